@@ -1,0 +1,1 @@
+//! Runs on every node: executes phases there

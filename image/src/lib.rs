@@ -1,0 +1,1 @@
+//! The cluster image: blobs, index, the self-extracting file, safe unpack

@@ -1,0 +1,1 @@
+//! What an operation consists of, and its coordinator

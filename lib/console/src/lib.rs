@@ -1,0 +1,1 @@
+//! Terminal, plain and JSON output, progress and exit codes: the only crate that prints

@@ -1,0 +1,1 @@
+//! The machine: facts, commands, users, mounts, atomic files, the host-change journal

@@ -1,0 +1,1 @@
+//! Registries, image layouts and credentials: the only HTTP client

@@ -1,0 +1,1 @@
+//! Sessions between the coordinator and agents

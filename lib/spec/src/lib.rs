@@ -1,0 +1,112 @@
+//! Persistent, versioned types that cross processes.
+//!
+//! In: what the installer decided from the manifest, the flags and the host.
+//! Out: [`ClusterSpec`], which is stored in the state directory, and
+//! [`Phase`], the payload that an agent executes. Both carry a version, and a
+//! reader refuses a newer one. Neither holds secrets.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Version of the types of this crate.
+pub const VERSION: u32 = 1;
+
+/// Where a node keeps everything, unless `--state-dir` says otherwise.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/gravity";
+
+/// Name by which the cluster's registry and API are known on every node.
+pub const LEADER_NAME: &str = "leader.telekube.local";
+
+/// Link-local address that every node has on `lo` and that
+/// [`LEADER_NAME`] stands for.
+pub const LEADER_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 20, 10));
+
+/// Port of the cluster registry.
+pub const REGISTRY_PORT: u16 = 5000;
+
+/// Port of the Kubernetes API.
+pub const API_PORT: u16 = 6443;
+
+/// What is known of a cluster; the same on all of its nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterSpec {
+    /// [`VERSION`] of the writer.
+    pub version: u32,
+    /// Identity of the cluster.
+    pub id: Uuid,
+    /// Name, a DNS label.
+    pub name: String,
+    /// Name and version of the cluster image.
+    pub image: ImageRef,
+    /// Chosen flavor, where the image has flavors.
+    pub flavor: Option<String>,
+    /// User and group of the services.
+    pub service_user: ServiceUser,
+    /// Addresses of pods, CIDR notation.
+    pub pod_cidrs: Vec<String>,
+    /// Addresses of services, CIDR notation.
+    pub service_cidrs: Vec<String>,
+    /// UDP port of the overlay network.
+    pub vxlan_port: u16,
+    /// DNS domain of services.
+    pub domain: String,
+    /// All nodes.
+    pub nodes: Vec<NodeSpec>,
+}
+
+/// Name and version of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageRef {
+    /// Name of the cluster image.
+    pub name: String,
+    /// Its semantic version.
+    pub version: String,
+    /// Digest of its manifest blob, `sha256:...`.
+    pub digest: String,
+}
+
+/// The user that services run as.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceUser {
+    /// Name on the host.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// What Kubernetes services a node runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Control plane and workloads.
+    Master,
+    /// Workloads only.
+    Worker,
+}
+
+/// One node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    /// Identity of the node.
+    pub id: Uuid,
+    /// Host name, which is also the Kubernetes node name.
+    pub hostname: String,
+    /// Addresses by which other nodes reach it; the first is advertised.
+    pub advertise_addresses: Vec<IpAddr>,
+    /// Profile of the manifest.
+    pub profile: String,
+    /// Master or worker.
+    pub role: Role,
+    /// Part of the pod network that belongs to this node, CIDR notation.
+    pub pod_cidrs: Vec<String>,
+    /// Kubernetes labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where the node keeps everything.
+    pub state_dir: PathBuf,
+}

@@ -1,0 +1,1 @@
+//! The Image Manifest: types, units, validation, diagnostics

@@ -1,0 +1,1 @@
+//! Requirements times host facts gives a report

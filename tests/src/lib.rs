@@ -1,0 +1,1 @@
+//! End to end: test nodes, sample images, benchmarks.
