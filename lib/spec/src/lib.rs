@@ -2,8 +2,11 @@
 //!
 //! In: what the installer decided from the manifest, the flags and the host.
 //! Out: [`ClusterSpec`], which is stored in the state directory, and
-//! [`Phase`], the payload that an agent executes. Both carry a version, and a
+//! [`phase::PhaseSpec`], the payload that an agent executes. Both carry a version, and a
 //! reader refuses a newer one. Neither holds secrets.
+
+pub mod layout;
+pub mod phase;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -109,4 +112,15 @@ pub struct NodeSpec {
     pub labels: BTreeMap<String, String>,
     /// Where the node keeps everything.
     pub state_dir: PathBuf,
+}
+
+/// An image that the cluster registry serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegistryImage {
+    /// Repository in the registry, such as `gravitational/debian-tall`.
+    pub repository: String,
+    /// Tag, where it has one.
+    pub tag: Option<String>,
+    /// Digest of its manifest.
+    pub digest: String,
 }

@@ -1,0 +1,225 @@
+//! Payloads of phases: what an agent is told to do, complete and typed.
+//!
+//! In: the installer's plan. Out: an agent executes them with nothing else to
+//! go by than the cluster image. Payloads hold no secrets and no shell.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{RegistryImage, ServiceUser};
+
+/// What one leaf phase of a plan does on its node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PhaseSpec {
+    /// Creates the service user and the state directory's layout.
+    Bootstrap(Bootstrap),
+    /// Creates the volumes of the node's profile.
+    Volumes(Volumes),
+    /// Puts the `gravity` program and its links on the node.
+    Program(Program),
+    /// Unpacks the planet's root filesystem.
+    Rootfs(Rootfs),
+    /// Copies container images into the node's blob store and declares them to
+    /// the node's registry.
+    Images(Images),
+    /// Unpacks the cluster resources for hooks.
+    Resources(Resources),
+    /// Makes certificates, keys and kubeconfigs.
+    Secrets(Secrets),
+    /// Starts the planet and waits for some of its services.
+    Planet(Planet),
+    /// Makes the Kubernetes node object as planned.
+    Node(Node),
+    /// Applies Kubernetes objects.
+    Apply(Apply),
+    /// Waits until every service and the node are ready.
+    Health(Health),
+    /// Runs a hook as a Job.
+    Hook(Hook),
+    /// Stores what is known of the cluster on the node.
+    Complete(Complete),
+}
+
+/// See [`PhaseSpec::Bootstrap`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bootstrap {
+    /// The user to find or create.
+    pub user: ServiceUser,
+}
+
+/// See [`PhaseSpec::Volumes`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volumes {
+    /// Volumes of the profile.
+    pub volumes: Vec<Volume>,
+}
+
+/// A directory of the host that the application asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Path on the host.
+    pub path: PathBuf,
+    /// Path inside the planet, where it is mounted.
+    pub target: Option<PathBuf>,
+    /// Owner; the service user where none is given.
+    pub uid: u32,
+    /// Group; the service group where none is given.
+    pub gid: u32,
+    /// Permission bits; 0755 where none are given.
+    pub mode: u32,
+    /// Whether a missing directory is made.
+    pub create: bool,
+}
+
+/// See [`PhaseSpec::Program`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Program {
+    /// The cluster image file on the node.
+    pub image: PathBuf,
+    /// Links made in `/usr/local/bin`: names of commands.
+    pub links: Vec<String>,
+}
+
+/// See [`PhaseSpec::Rootfs`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rootfs {
+    /// The cluster image file on the node.
+    pub image: PathBuf,
+    /// Digests of the layers, lowest first.
+    pub layers: Vec<String>,
+    /// Directory that is made of them.
+    pub target: PathBuf,
+}
+
+/// See [`PhaseSpec::Images`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Images {
+    /// The cluster image file on the node.
+    pub image: PathBuf,
+    /// What the registry serves.
+    pub images: Vec<RegistryImage>,
+}
+
+/// See [`PhaseSpec::Resources`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// The cluster image file on the node.
+    pub image: PathBuf,
+    /// Digest of the tar of resources.
+    pub digest: String,
+    /// Id that `runAsUser: -1` becomes.
+    pub service_uid: u32,
+}
+
+/// See [`PhaseSpec::Secrets`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secrets {
+    /// Who reads the services' secrets.
+    pub user: ServiceUser,
+    /// Certificate authorities by name, with their common names.
+    pub authorities: BTreeMap<String, String>,
+    /// Certificates to issue.
+    pub certificates: Vec<Certificate>,
+    /// Kubeconfigs to write.
+    pub kubeconfigs: Vec<Kubeconfig>,
+}
+
+/// A certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// File name without `.crt` and `.key`.
+    pub name: String,
+    /// Name of the authority that signs it.
+    pub authority: String,
+    /// Common name: the user in Kubernetes.
+    pub common_name: String,
+    /// Organizations: the groups in Kubernetes.
+    pub organizations: Vec<String>,
+    /// DNS names it is valid for.
+    pub dns_names: Vec<String>,
+    /// Addresses it is valid for.
+    pub ip_addresses: Vec<IpAddr>,
+    /// Whether it identifies a server.
+    pub server: bool,
+    /// Whether it identifies a client.
+    pub client: bool,
+    /// Whether root alone may read the key; otherwise the service user.
+    pub root_only: bool,
+}
+
+/// A kubeconfig that carries its client certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kubeconfig {
+    /// File name without `.kubeconfig`.
+    pub name: String,
+    /// User in Kubernetes.
+    pub common_name: String,
+    /// Groups in Kubernetes.
+    pub organizations: Vec<String>,
+    /// URL of the API.
+    pub server: String,
+    /// Whether root alone may read it; otherwise the service user.
+    pub root_only: bool,
+}
+
+/// See [`PhaseSpec::Planet`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Planet {
+    /// A `planet::config::PlanetConfig`.
+    pub config: serde_json::Value,
+    /// Services that are waited for.
+    pub wait_for: Vec<String>,
+}
+
+/// See [`PhaseSpec::Node`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Name in Kubernetes.
+    pub name: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its part of the pod network.
+    pub pod_cidrs: Vec<String>,
+}
+
+/// See [`PhaseSpec::Apply`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    /// Kubernetes objects.
+    pub objects: Vec<serde_json::Value>,
+}
+
+/// See [`PhaseSpec::Health`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// Name of the node in Kubernetes.
+    pub node: String,
+}
+
+/// See [`PhaseSpec::Hook`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hook {
+    /// Name of the hook, such as `postInstall`.
+    pub hook: String,
+    /// The Job, YAML.
+    pub job: String,
+    /// Environment of every container.
+    pub env: BTreeMap<String, String>,
+    /// Directory in the planet that the resources are in.
+    pub resources: PathBuf,
+    /// Id that `runAsUser: -1` becomes.
+    pub service_uid: u32,
+}
+
+/// See [`PhaseSpec::Complete`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Complete {
+    /// What is known of the cluster.
+    pub cluster: crate::ClusterSpec,
+    /// The resolved manifest, YAML or JSON.
+    pub manifest: String,
+}
