@@ -1,0 +1,110 @@
+//! Kubernetes objects that every cluster has.
+//!
+//! In: the cluster. Out: objects, applied once the API is up. Pure.
+
+use serde_json::{Value, json};
+
+use crate::secrets::{COREDNS, FLANNEL, KUBELET_CLIENT};
+use crate::services::Context;
+
+/// Offset of the DNS service's address in the service network, as kubeadm and
+/// others have it: the tenth.
+const DNS_OFFSET: u32 = 10;
+
+/// Rights of our own services.
+pub(crate) fn rbac() -> Vec<Value> {
+    let role = |name: &str, rules: Value| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRole",
+            "metadata": { "name": name },
+            "rules": rules,
+        })
+    };
+    let binding = |name: &str, role: &str, user: &str| {
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "ClusterRoleBinding",
+            "metadata": { "name": name },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role,
+            },
+            "subjects": [
+                { "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user },
+            ],
+        })
+    };
+    vec![
+        binding("gravity:kubelet-api", "system:kubelet-api-admin", KUBELET_CLIENT),
+        role(
+            "gravity:coredns",
+            json!([
+                { "apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"] },
+                { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] },
+            ]),
+        ),
+        binding("gravity:coredns", "gravity:coredns", COREDNS),
+        role(
+            "gravity:flannel",
+            json!([
+                { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
+                { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
+            ]),
+        ),
+        binding("gravity:flannel", "gravity:flannel", FLANNEL),
+    ]
+}
+
+/// The `kube-dns` Service, for what looks for it by name. Pods use the
+/// link-local address, which needs no Service.
+pub(crate) fn dns(context: &Context<'_>) -> Vec<Value> {
+    let port = crate::services::dns_service_port();
+    let address = context.address();
+    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    vec![
+        json!({
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {
+                "name": "kube-dns",
+                "namespace": "kube-system",
+                "labels": { "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS" },
+            },
+            "spec": {
+                "clusterIP": crate::network::nth_address(context.service_cidr(), DNS_OFFSET),
+                "ports": [
+                    { "name": "dns", "port": 53, "targetPort": port, "protocol": "UDP" },
+                    { "name": "dns-tcp", "port": 53, "targetPort": port, "protocol": "TCP" },
+                ],
+            },
+        }),
+        json!({
+            "apiVersion": "discovery.k8s.io/v1",
+            "kind": "EndpointSlice",
+            "metadata": {
+                "name": "kube-dns-nodes",
+                "namespace": "kube-system",
+                "labels": {
+                    "kubernetes.io/service-name": "kube-dns",
+                    "endpointslice.kubernetes.io/managed-by": "gravity",
+                },
+            },
+            "addressType": family,
+            "ports": [
+                { "name": "dns", "port": port, "protocol": "UDP" },
+                { "name": "dns-tcp", "port": port, "protocol": "TCP" },
+            ],
+            "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+        }),
+    ]
+}
+
+/// What hooks and people may want to know of the cluster.
+pub(crate) fn cluster_info(context: &Context<'_>) -> Vec<Value> {
+    vec![json!({
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": { "name": "cluster-info", "namespace": "kube-system" },
+        "data": crate::install::cluster_environment(context.cluster),
+    })]
+}

@@ -1,0 +1,190 @@
+//! Runs an operation: keeps its plan and journal, has agents execute it.
+//!
+//! In: a plan. Out: phases executed by the node's agent over its local socket,
+//! each recorded before and after. At most one operation runs at a time; who
+//! is killed leaves a journal from which [`resume`] goes on.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event::Sink;
+use operation::{Engine, Journal, Plan, PlanState};
+use spec::layout::Layout;
+
+/// How long an agent may take to listen after it was started.
+const AGENT_START: Duration = Duration::from_secs(10);
+
+/// Why an operation could not be run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Another process runs one.
+    #[error(transparent)]
+    Locked(#[from] host::lock::LockError),
+    /// There is none.
+    #[error("no operation was found below {0}; start one with `gravity install`")]
+    NoOperation(PathBuf),
+    /// Its files can't be read or written.
+    #[error("{what} {path}")]
+    Files {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+    /// The plan is not one.
+    #[error("read the plan at {path}")]
+    Plan {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// The journal is damaged.
+    #[error("open the operation's journal")]
+    Journal(#[source] operation::JournalError),
+    /// The agent doesn't start.
+    #[error("start the agent; see {log}")]
+    StartAgent {
+        /// Its output.
+        log: PathBuf,
+        /// What went wrong.
+        source: std::io::Error,
+    },
+    /// The agent doesn't answer.
+    #[error("the agent did not answer within {} s; see {log}", AGENT_START.as_secs())]
+    AgentSilent {
+        /// Its output.
+        log: PathBuf,
+        /// What the last try met.
+        source: rpc::Error,
+    },
+    /// A phase failed.
+    #[error(transparent)]
+    Phase(#[from] operation::RunError),
+}
+
+/// An operation on disk.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    /// Where it is kept.
+    pub directory: PathBuf,
+    /// Its plan.
+    pub plan: Plan,
+}
+
+impl Operation {
+    /// Writes a new operation.
+    ///
+    /// # Errors
+    /// When the files can't be written.
+    pub fn create(layout: &Layout, plan: Plan) -> Result<Self, Error> {
+        let directory = layout.operations().join(&plan.operation_id);
+        let path = directory.join("plan.json");
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| Error::Files { what: "create", path: directory.clone(), source })?;
+        let json = serde_json::to_vec_pretty(&plan)
+            .map_err(|source| Error::Plan { path: path.clone(), source })?;
+        host::atomic::write(&path, &json, 0o600)
+            .map_err(|source| Error::Files { what: "write", path, source: std::io::Error::other(source) })?;
+        Ok(Self { directory, plan })
+    }
+
+    /// The last operation of the node: the youngest plan.
+    ///
+    /// # Errors
+    /// When there is none or it can't be read.
+    pub fn last(layout: &Layout) -> Result<Self, Error> {
+        let none = || Error::NoOperation(layout.operations());
+        let newest = std::fs::read_dir(layout.operations())
+            .map_err(|_| none())?
+            .filter_map(|entry| {
+                let directory = entry.ok()?.path();
+                let modified = directory.join("plan.json").metadata().ok()?.modified().ok()?;
+                Some((modified, directory))
+            })
+            .max()
+            .ok_or_else(none)?;
+        Self::read(newest.1)
+    }
+
+    fn read(directory: PathBuf) -> Result<Self, Error> {
+        let path = directory.join("plan.json");
+        let json = std::fs::read(&path)
+            .map_err(|source| Error::Files { what: "read", path: path.clone(), source })?;
+        let plan =
+            serde_json::from_slice(&json).map_err(|source| Error::Plan { path, source })?;
+        Ok(Self { directory, plan })
+    }
+
+    /// How far it is, from its journal. Reads only.
+    ///
+    /// # Errors
+    /// When the journal is damaged.
+    pub fn state(&self) -> Result<PlanState, Error> {
+        let records = Journal::read(&self.journal()).map_err(Error::Journal)?;
+        Ok(operation::replay(&self.plan, &records))
+    }
+
+    fn journal(&self) -> PathBuf {
+        self.directory.join("journal")
+    }
+
+    /// Log of the operation, with the output of hooks.
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("operation.log")
+    }
+}
+
+/// Executes what is left of an operation. `agent` is the command of the agent,
+/// which gets the socket and the state directory.
+///
+/// # Errors
+/// When another operation runs, the agent can't be had or a phase fails.
+pub async fn run(layout: &Layout, operation: &Operation, sink: Arc<dyn Sink>) -> Result<(), Error> {
+    let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
+    let mut journal = Journal::open(&operation.journal()).map_err(Error::Journal)?;
+    let log = operation.directory.join("agent.log");
+    let agent = agent(layout, &operation.plan.operation_id, &log).await?;
+    let engine = Engine::default();
+    let result = engine.run(&operation.plan, &mut journal, &agent, sink).await;
+    agent.shutdown().await;
+    Ok(result?)
+}
+
+/// Connects to the node's agent; starts it where none listens. An agent of a
+/// coordinator that was killed is met again here, with what it runs.
+async fn agent(layout: &Layout, operation: &str, log: &Path) -> Result<rpc::Connection, Error> {
+    let socket = layout.agent_socket();
+    if let Ok(connection) = rpc::Connection::open(&socket, operation).await {
+        return Ok(connection);
+    }
+    let start = |source| Error::StartAgent { log: log.to_owned(), source };
+    let output = std::fs::File::options().create(true).append(true).open(log).map_err(start)?;
+    let errors = output.try_clone().map_err(start)?;
+    // Not waited for: it outlives this process when that is killed.
+    Command::new("/proc/self/exe")
+        .args(["agent", "run", "--state-dir"])
+        .arg(layout.state_dir())
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .current_dir("/")
+        .spawn()
+        .map_err(start)?;
+    let deadline = Instant::now() + AGENT_START;
+    loop {
+        match rpc::Connection::open(&socket, operation).await {
+            Ok(connection) => return Ok(connection),
+            Err(source) if Instant::now() > deadline => {
+                return Err(Error::AgentSilent { log: log.to_owned(), source });
+            }
+            // The socket appears some milliseconds after the start.
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The planet's services, one file each.
+//!
+//! In: a [`Context`], what is known of the cluster, the node and its host. Out:
+//! a [`Definition`] a service: how it is started and which files it reads.
+//! Pure: the same context gives the same definitions.
+
+mod containerd;
+mod coredns;
+mod etcd;
+mod flannel;
+mod kube_apiserver;
+mod kube_controller_manager;
+mod kube_proxy;
+mod kube_scheduler;
+mod kubelet;
+mod registry;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use planet::config::{File, Mount, Probe, Service};
+use spec::layout::{Layout, PLANET_SECRETS};
+use spec::{ClusterSpec, NodeSpec};
+
+/// Directory of the services' configuration files.
+pub(crate) const CONFIG: &str = "/etc/planet";
+
+/// All services of a master.
+pub(crate) const MASTER: &[fn(&Context<'_>) -> Definition] = &[
+    etcd::define,
+    kube_apiserver::define,
+    kube_controller_manager::define,
+    kube_scheduler::define,
+    containerd::define,
+    kubelet::define,
+    kube_proxy::define,
+    flannel::define,
+    coredns::define,
+    registry::define,
+];
+
+/// What the host is like, as far as services depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostTraits {
+    /// Whether root may lower a process's OOM score (CAP_SYS_RESOURCE).
+    pub can_lower_oom_score: bool,
+    /// The host's `/etc/resolv.conf`: where names outside the cluster are
+    /// looked up.
+    pub resolv_conf: String,
+}
+
+/// What definitions are made from.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub(crate) cluster: &'a ClusterSpec,
+    pub(crate) node: &'a NodeSpec,
+    pub(crate) host: &'a HostTraits,
+}
+
+/// A service with all that belongs to it.
+#[derive(Debug)]
+pub(crate) struct Definition {
+    pub(crate) service: Service,
+    pub(crate) files: Vec<File>,
+    pub(crate) mounts: Vec<Mount>,
+}
+
+impl Context<'_> {
+    /// The address that other nodes reach this one by.
+    pub(crate) fn address(&self) -> IpAddr {
+        self.node.advertise_addresses.first().copied().unwrap_or(spec::LEADER_ADDRESS)
+    }
+
+    /// First CIDR of the pod network.
+    pub(crate) fn pod_cidr(&self) -> &str {
+        self.cluster.pod_cidrs.first().map_or("", String::as_str)
+    }
+
+    /// First CIDR of services.
+    pub(crate) fn service_cidr(&self) -> &str {
+        self.cluster.service_cidrs.first().map_or("", String::as_str)
+    }
+
+    /// URL of the API for every client on the node.
+    pub(crate) fn api_url(&self) -> String {
+        crate::api_url()
+    }
+
+    /// A service that runs as the service user.
+    pub(crate) fn unprivileged(&self, name: &str, command: Vec<String>, ready: Probe) -> Service {
+        let user = &self.cluster.service_user;
+        Service { uid: user.uid, gid: user.gid, ..self.privileged(name, command, ready) }
+    }
+
+    /// A service that runs as root.
+    pub(crate) fn privileged(&self, name: &str, command: Vec<String>, ready: Probe) -> Service {
+        Service {
+            name: name.into(),
+            command,
+            env: std::collections::BTreeMap::new(),
+            uid: 0,
+            gid: 0,
+            capabilities: Vec::new(),
+            requires: Vec::new(),
+            readiness: ready,
+            directories: Vec::new(),
+            cpu_weight: None,
+            post_start: Vec::new(),
+            oneshot: false,
+            stop_timeout_seconds: 10,
+        }
+    }
+
+    /// A configuration file that everyone may read: secrets are elsewhere.
+    pub(crate) fn file(&self, name: &str, content: String) -> File {
+        File { path: PathBuf::from(CONFIG).join(name), content, mode: 0o644, uid: 0, gid: 0 }
+    }
+
+    /// Data of a service, kept on the host, seen at `target`.
+    pub(crate) fn data(&self, name: &str, target: &str) -> Mount {
+        Mount {
+            source: Layout::new(&self.node.state_dir).service(name),
+            target: target.into(),
+            read_only: false,
+            recursive: false,
+        }
+    }
+}
+
+/// Path of a secret inside.
+pub(crate) fn secret(file: &str) -> String {
+    format!("{PLANET_SECRETS}/{file}")
+}
+
+/// Path of a configuration file inside.
+pub(crate) fn config(file: &str) -> String {
+    format!("{CONFIG}/{file}")
+}
+
+/// A program of the base image.
+pub(crate) fn program(name: &str) -> String {
+    format!("/usr/local/bin/{name}")
+}
+
+/// `--key=value` arguments after the program.
+pub(crate) fn command(name: &str, arguments: &[(&str, String)]) -> Vec<String> {
+    let mut command = vec![program(name)];
+    command.extend(arguments.iter().map(|(key, value)| format!("--{key}={value}")));
+    command
+}
+
+/// Port of CoreDNS on the advertise address.
+pub(crate) fn dns_service_port() -> u16 {
+    coredns::SERVICE_PORT
+}

@@ -1,0 +1,119 @@
+//! The container runtime.
+
+use planet::config::{Mount, Probe};
+
+use super::{Context, Definition, config, program, secret};
+
+/// Image of the process that holds a pod's namespaces; it lies in the base
+/// image, so that no pod waits for the registry.
+const PAUSE: &str = "leader.telekube.local:5000/pause:1";
+const PAUSE_ARCHIVE: &str = "/usr/local/share/planet/pause.tar";
+const SOCKET: &str = "/run/containerd/containerd.sock";
+const DATA: &str = "/var/lib/containerd";
+
+pub(crate) fn define(context: &Context<'_>) -> Definition {
+    let command = vec![program("containerd"), "--config".into(), config("containerd.toml")];
+    let ready = Probe::Unix { path: SOCKET.into() };
+    let mut service = context.privileged("containerd", command, ready);
+    service.post_start = vec![
+        [&program("ctr"), "--namespace", "k8s.io", "images", "import", "--local", PAUSE_ARCHIVE]
+            .map(String::from)
+            .into(),
+    ];
+    // The shims outlive it: pods don't notice a restart.
+    service.stop_timeout_seconds = 10;
+    let mut registry = context.file("", hosts());
+    registry.path = "/etc/containerd/certs.d/_default/hosts.toml".into();
+    let mut network = context.file("", network(context));
+    network.path = "/etc/cni/net.d/10-planet.conflist".into();
+    Definition {
+        service,
+        files: vec![
+            context.file("containerd.toml", settings(!context.host.can_lower_oom_score)),
+            registry,
+            network,
+        ],
+        mounts: vec![Mount { recursive: true, ..context.data("containerd", DATA) }],
+    }
+}
+
+fn settings(restrict_oom_score: bool) -> String {
+    format!(
+        r#"version = 3
+root = "{DATA}"
+state = "/run/containerd"
+
+[grpc]
+address = "{SOCKET}"
+
+[plugins."io.containerd.cri.v1.images"]
+snapshotter = "overlayfs"
+[plugins."io.containerd.cri.v1.images".pinned_images]
+sandbox = "{PAUSE}"
+[plugins."io.containerd.cri.v1.images".registry]
+config_path = "/etc/containerd/certs.d"
+
+[plugins."io.containerd.cri.v1.runtime"]
+restrict_oom_score_adj = {restrict_oom_score}
+[plugins."io.containerd.cri.v1.runtime".cni]
+bin_dirs = ["/opt/cni/bin"]
+conf_dir = "/etc/cni/net.d"
+[plugins."io.containerd.cri.v1.runtime".containerd]
+default_runtime_name = "runc"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+runtime_type = "io.containerd.runc.v2"
+[plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+SystemdCgroup = false
+"#
+    )
+}
+
+/// Every image comes from the cluster's registry, whatever registry its name
+/// says: nodes have no other.
+fn hosts() -> String {
+    let url = format!("https://{}:{}", spec::LEADER_NAME, spec::REGISTRY_PORT);
+    format!(
+        r#"server = "{url}"
+
+[host."{url}"]
+capabilities = ["pull", "resolve"]
+ca = "{}"
+client = [["{}", "{}"]]
+"#,
+        secret("registry-ca.crt"),
+        secret("registry-client.crt"),
+        secret("registry-client.key"),
+    )
+}
+
+/// The bridge that pods are on. The node's part of the pod network is known
+/// before anything starts, so the runtime is ready at once.
+fn network(context: &Context<'_>) -> String {
+    let ranges: Vec<_> = context
+        .node
+        .pod_cidrs
+        .iter()
+        .map(|cidr| serde_json::json!([{ "subnet": cidr }]))
+        .collect();
+    let conflist = serde_json::json!({
+        "cniVersion": "1.0.0",
+        "name": "planet",
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": "cni0",
+                "isGateway": true,
+                "isDefaultGateway": true,
+                "ipMasq": false,
+                "hairpinMode": true,
+                "ipam": { "type": "host-local", "ranges": ranges },
+            },
+            {
+                "type": "portmap",
+                "backend": "nftables",
+                "capabilities": { "portMappings": true },
+            },
+        ],
+    });
+    format!("{conflist:#}\n")
+}

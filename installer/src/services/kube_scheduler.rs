@@ -1,0 +1,26 @@
+//! The Kubernetes scheduler.
+
+use planet::config::Probe;
+
+use super::{Context, Definition, command, secret};
+
+pub(crate) fn define(context: &Context<'_>) -> Definition {
+    let kubeconfig = secret("scheduler.kubeconfig");
+    let command = command(
+        "kube-scheduler",
+        &[
+            ("bind-address", "127.0.0.1".into()),
+            ("kubeconfig", kubeconfig.clone()),
+            ("authentication-kubeconfig", kubeconfig.clone()),
+            ("authorization-kubeconfig", kubeconfig),
+            // One master has nobody to wait for.
+            ("leader-elect", "false".into()),
+            ("profiling", "false".into()),
+            ("v", "1".into()),
+        ],
+    );
+    let ready = Probe::Http { url: "https://127.0.0.1:10259/healthz".into() };
+    let mut service = context.unprivileged("kube-scheduler", command, ready);
+    service.requires = vec!["kube-apiserver".into()];
+    Definition { service, files: Vec::new(), mounts: Vec::new() }
+}

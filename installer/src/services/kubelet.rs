@@ -1,0 +1,63 @@
+//! The Kubernetes node agent.
+
+use planet::config::{Mount, Probe};
+
+use super::{CONFIG, Context, Definition, command, config, secret};
+
+const DATA: &str = "/var/lib/kubelet";
+
+pub(crate) fn define(context: &Context<'_>) -> Definition {
+    let command = command(
+        "kubelet",
+        &[
+            ("config", config("kubelet.yaml")),
+            ("kubeconfig", secret("kubelet.kubeconfig")),
+            ("hostname-override", context.node.hostname.clone()),
+            ("node-ip", context.address().to_string()),
+            ("v", "1".into()),
+        ],
+    );
+    let ready = Probe::Http { url: "http://127.0.0.1:10248/healthz".into() };
+    let mut service = context.privileged("kubelet", command, ready);
+    service.requires = vec!["containerd".into(), "kube-apiserver".into()];
+    let upstream = context.file("resolv.conf", context.host.resolv_conf.clone());
+    Definition {
+        service,
+        files: vec![context.file("kubelet.yaml", settings(context)), upstream],
+        mounts: vec![Mount { recursive: true, ..context.data("kubelet", DATA) }],
+    }
+}
+
+fn settings(context: &Context<'_>) -> String {
+    let oom_score = if context.host.can_lower_oom_score { -999 } else { 0 };
+    let settings = serde_json::json!({
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": { "enabled": false },
+            "webhook": { "enabled": true },
+            "x509": { "clientCAFile": secret("kubernetes-ca.crt") },
+        },
+        "authorization": { "mode": "Webhook" },
+        "tlsCertFile": secret("kubelet.crt"),
+        "tlsPrivateKeyFile": secret("kubelet.key"),
+        "address": context.address().to_string(),
+        "readOnlyPort": 0,
+        "containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
+        // The planet has a cgroup tree of its own, which no systemd manages.
+        "cgroupDriver": "cgroupfs",
+        "enforceNodeAllocatable": [],
+        // Hosts with cgroup v1 are supported as long as Kubernetes runs there.
+        "failCgroupV1": false,
+        "failSwapOn": false,
+        "clusterDNS": [spec::LEADER_ADDRESS.to_string()],
+        "clusterDomain": context.cluster.domain,
+        "resolvConf": format!("{CONFIG}/resolv.conf"),
+        "hairpinMode": "hairpin-veth",
+        "serializeImagePulls": false,
+        "oomScoreAdj": oom_score,
+        "containerLogMaxSize": "20Mi",
+        "containerLogMaxFiles": 3,
+    });
+    format!("{settings:#}\n")
+}
