@@ -2,10 +2,10 @@ module gravity.local/planet/flannel
 
 go 1.26.0
 
-tool (
-	github.com/flannel-io/flannel
-	github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud/common
-)
+tool github.com/flannel-io/flannel
+
+// Higher than flannel asks for: the version that it names is no longer served.
+require github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud/common v1.3.210 // indirect
 
 require (
 	github.com/Microsoft/go-winio v0.6.2 // indirect
@@ -52,7 +52,6 @@ require (
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/sirupsen/logrus v1.9.3 // indirect
 	github.com/spf13/pflag v1.0.10 // indirect
-	github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud/common v1.3.210 // indirect
 	github.com/tencentcloud/tencentcloud-sdk-go/tencentcloud/vpc v1.3.75 // indirect
 	github.com/vishvananda/netlink v1.3.1 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect

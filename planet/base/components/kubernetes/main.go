@@ -52,7 +52,7 @@ func main() {
 // runKubectl prints errors the way kubectl does. The verbosity is read before
 // the command is built, as kubectl looks for plugins while it is built.
 func runKubectl() {
-	_ = logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
+	_, _ = logs.GlogSetter(kubectl.GetLogVerbosity(os.Args))
 	if err := cli.RunNoErrOutput(kubectl.NewDefaultKubectlCommand()); err != nil {
 		kubectlutil.CheckErr(err)
 	}
