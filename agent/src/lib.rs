@@ -1,1 +1,133 @@
-//! Runs on every node: executes phases there
+//! Runs on every node: executes phases there.
+//!
+//! In: [`operation::Phase`]s whose payloads are [`spec::phase::PhaseSpec`].
+//! Out: a node changed as they say, with every change to the host in its
+//! journal first. A phase can be executed again at any time, after any end:
+//! what is done already is found and left.
+
+mod daemon;
+pub mod leave;
+mod node;
+mod phases;
+mod residue;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use event::Sink;
+use operation::{Executor, Journal, Phase, PhaseError, State};
+use spec::layout::Layout;
+use spec::phase::PhaseSpec;
+
+pub use node::Node;
+
+/// How long an agent lives with nothing to do.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Serves the node's agent socket until nothing is left to do.
+///
+/// # Errors
+/// When the socket can't be made.
+pub async fn serve(state_dir: &Path) -> Result<(), rpc::Error> {
+    let layout = Layout::new(state_dir);
+    let socket = layout.agent_socket();
+    let operations: Mutex<HashMap<String, Arc<Agent>>> = Mutex::default();
+    let open = move |id: &str| {
+        let mut operations = operations.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(agent) = operations.get(id) {
+            return Ok(agent.clone() as Arc<dyn Executor>);
+        }
+        let agent = Arc::new(Agent::open(&layout, id)?);
+        operations.insert(id.to_owned(), agent.clone());
+        Ok(agent as Arc<dyn Executor>)
+    };
+    rpc::serve(&socket, IDLE, Arc::new(open)).await
+}
+
+/// Executes the phases of one operation on this node.
+struct Agent {
+    node: Arc<Node>,
+    journal: tokio::sync::Mutex<Journal>,
+    /// One lock a phase: who asks for a running phase waits for its end.
+    phases: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl Agent {
+    fn open(layout: &Layout, operation: &str) -> Result<Self, PhaseError> {
+        // The identity becomes part of a path.
+        if !operation.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            return Err(PhaseError::lasting(format!("`{operation}` is no operation id")));
+        }
+        let directory = layout.operations().join(operation);
+        let journal = Journal::open(&directory.join("agent-journal"))
+            .map_err(|error| PhaseError::lasting(text(&error)))?;
+        Ok(Self {
+            node: Arc::new(Node::open(layout.clone())?),
+            journal: tokio::sync::Mutex::new(journal),
+            phases: Mutex::default(),
+        })
+    }
+
+    fn lock(&self, phase: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);
+        phases.entry(phase.to_owned()).or_default().clone()
+    }
+
+    async fn record(&self, phase: &Phase, state: State, error: Option<String>) -> Result<(), PhaseError> {
+        let mut journal = self.journal.lock().await;
+        journal
+            .append(&phase.id, state, error)
+            .map_err(|error| PhaseError::lasting(text(&error)))?;
+        Ok(())
+    }
+
+    async fn last_state(&self, phase: &Phase) -> Option<State> {
+        self.journal.lock().await.last_state(&phase.id)
+    }
+}
+
+#[async_trait::async_trait]
+impl Executor for Agent {
+    async fn execute(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        let lock = self.lock(&phase.id);
+        let _running = lock.lock().await;
+        if self.last_state(phase).await == Some(State::Completed) {
+            return Ok(());
+        }
+        let spec = read(phase)?;
+        self.record(phase, State::InProgress, None).await?;
+        match phases::execute(&self.node, spec, sink).await {
+            Ok(()) => self.record(phase, State::Completed, None).await,
+            Err(error) => {
+                self.record(phase, State::Failed, Some(error.message.clone())).await?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn undo(&self, phase: &Phase, _: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        Err(PhaseError::lasting(format!(
+            "phase {} can't be undone alone yet; `gravity leave --force` undoes all",
+            phase.id
+        )))
+    }
+}
+
+fn read(phase: &Phase) -> Result<PhaseSpec, PhaseError> {
+    serde_json::from_value(phase.payload.clone())
+        .map_err(|error| PhaseError::lasting(format!("read the payload of {}: {error}", phase.id)))
+}
+
+/// An error with its causes on one line.
+pub(crate) fn text(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

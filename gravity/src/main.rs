@@ -1,1 +1,28 @@
-fn main() {}
+//! The `gravity` program: installs and operates clusters.
+//!
+//! In: a command line. Out: an exit code of [`console::ExitCode`]. Called as
+//! `kubectl` or `helm` it runs that program inside the planet. What must be
+//! single-threaded, the planet's own commands, runs before anything else.
+
+mod cli;
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use console::Console;
+
+fn main() -> ExitCode {
+    if let Some(code) = commands::planet::before_threads() {
+        return code;
+    }
+    let cli = cli::Cli::parse();
+    let console = Console::new(cli.global.output.into());
+    match commands::run(cli, &console) {
+        Ok(code) => code.into(),
+        Err(error) => {
+            console.error(error.as_ref());
+            commands::exit_code(&error).into()
+        }
+    }
+}

@@ -3,13 +3,12 @@
 //! In: options of the user, the cluster image, facts of the host. Out: a
 //! [`spec::ClusterSpec`], an [`operation::Plan`] whose payloads are
 //! [`spec::phase::PhaseSpec`], and a coordinator that has agents execute it.
-//! Making specs, plans and configurations is pure; only [`coordinator`] and
-//! [`leave`] touch the machine.
+//! Making specs, plans and configurations is pure; only [`coordinator`] touches
+//! the machine.
 
 mod addons;
 pub mod coordinator;
 pub mod install;
-pub mod leave;
 pub mod network;
 mod planet_config;
 mod secrets;

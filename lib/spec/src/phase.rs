@@ -205,6 +205,8 @@ pub struct Health {
 pub struct Hook {
     /// Name of the hook, such as `postInstall`.
     pub hook: String,
+    /// Identity of the operation that runs it.
+    pub operation: String,
     /// The Job, YAML.
     pub job: String,
     /// Environment of every container.

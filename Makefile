@@ -1,0 +1,42 @@
+# What a person types. Everything real happens in the programs that it calls.
+SHELL := /bin/bash
+CARGO ?= cargo
+BIN := target/x86_64-unknown-linux-gnu/release
+
+.PHONY: demo demo-clean test unit e2e vm lint base binaries bench setup help
+
+help: ## this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: ## install what building and testing needs (Debian and Ubuntu)
+	@./tests/setup.sh
+
+binaries: ## compile gravity, tele and the test tools
+	$(CARGO) build --release -p gravity -p tele -p gravity-planet-init -p gravity-planet-base -p gravity-tests
+
+base: setup binaries ## build Kubernetes and all other components into the local Hub, once
+	$(BIN)/make-base --gravity $(BIN)/gravity
+
+demo: base ## build a sample cluster image and install it into a throwaway node
+	$(BIN)/testnode demo
+
+demo-clean: ## remove the demo's node
+	$(BIN)/testnode delete demo
+
+lint: ## formatting, clippy
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+unit: ## tests that need neither root nor a base image
+	$(CARGO) test --workspace
+
+e2e: base ## tests on nodes in namespaces; needs root
+	$(BIN)/testnode e2e
+
+vm: base ## the same image in a virtual machine with systemd; needs root
+	$(BIN)/testnode vm-smoke
+
+test: setup lint unit e2e ## everything that must pass
+
+bench: base ## ratios against peers, measured in one run
+	$(BIN)/testnode bench

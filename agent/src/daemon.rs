@@ -1,0 +1,123 @@
+//! The planet as the host's daemon: `gravity.service` under systemd, a process
+//! of its own elsewhere.
+//!
+//! In: the node's layout with a planet configuration. Out: a running or a
+//! stopped planet. Without systemd nothing starts it at boot.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use host::command::Cmd;
+use operation::PhaseError;
+use spec::layout::Layout;
+
+use crate::Node;
+use crate::node::{file, lasting};
+
+/// Name of the unit; the page calls it the gravity daemon.
+pub(crate) const UNIT: &str = "gravity.service";
+const UNIT_DIRECTORY: &str = "/etc/systemd/system";
+/// Services have their own time limits; this one is for all of them.
+const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// Starts the planet unless it runs.
+pub(crate) fn start(node: &Node) -> Result<(), PhaseError> {
+    match host::facts::has_systemd() {
+        true => start_unit(node),
+        false => start_process(node.layout()),
+    }
+}
+
+fn unit(layout: &Layout) -> String {
+    let gravity = layout.gravity();
+    let config = layout.planet_config();
+    format!(
+        "[Unit]
+Description=Gravity: the container of Kubernetes services
+After=network-online.target local-fs.target
+Wants=network-online.target
+
+[Service]
+Type=exec
+ExecStart={} planet run --config {}
+Restart=always
+RestartSec=5
+# Pods and services live in cgroups of the planet's own below this one.
+Delegate=yes
+KillMode=mixed
+TimeoutStopSec={}
+LimitNOFILE=1048576
+TasksMax=infinity
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+",
+        gravity.display(),
+        config.display(),
+        STOP_TIMEOUT.as_secs(),
+    )
+}
+
+fn start_unit(node: &Node) -> Result<(), PhaseError> {
+    let path = PathBuf::from(UNIT_DIRECTORY).join(UNIT);
+    node.changes()
+        .install_unit(&path, unit(node.layout()).as_bytes())
+        .map_err(|error| lasting(&error))?;
+    systemctl(&["daemon-reload"])?;
+    systemctl(&["enable", UNIT])?;
+    systemctl(&["start", UNIT])
+}
+
+fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
+    Cmd::new("systemctl").args(arguments).run().map_err(|error| lasting(&error))?;
+    Ok(())
+}
+
+fn start_process(layout: &Layout) -> Result<(), PhaseError> {
+    if planet::container::running(&layout.planet_config()).is_some() {
+        return Ok(());
+    }
+    let log = layout.logs().join("planet.log");
+    let failed = |error: std::io::Error| file("start the planet; see", &log, &error);
+    let output = std::fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
+    let errors = output.try_clone().map_err(failed)?;
+    // Not waited for: it is the daemon, and makes a session of its own.
+    Command::new(layout.gravity())
+        .args(["planet", "run", "--config"])
+        .arg(layout.planet_config())
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .current_dir("/")
+        .spawn()
+        .map_err(failed)?;
+    Ok(())
+}
+
+/// Stops the planet and waits for its end. Stopping a stopped one is fine.
+pub(crate) fn stop(layout: &Layout) -> Result<(), PhaseError> {
+    if host::facts::has_systemd() && Path::new(UNIT_DIRECTORY).join(UNIT).exists() {
+        return systemctl(&["disable", "--now", UNIT]);
+    }
+    let Some(process) = planet::container::running(&layout.planet_config()) else {
+        return Ok(());
+    };
+    process.terminate();
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    while process.alive() {
+        if Instant::now() > deadline {
+            process.kill();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Root filesystem of the configured planet, where one is unpacked.
+pub(crate) fn rootfs(layout: &Layout) -> Option<PathBuf> {
+    let json = std::fs::read(layout.planet_config()).ok()?;
+    let config: planet::config::PlanetConfig = serde_json::from_slice(&json).ok()?;
+    config.rootfs.exists().then_some(config.rootfs)
+}

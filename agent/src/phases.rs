@@ -1,0 +1,62 @@
+//! What an agent can do, one file a phase.
+//!
+//! In: a payload. Out: the node changed as it says, or an error that says what
+//! was met. All are idempotent.
+
+mod apply;
+mod bootstrap;
+mod complete;
+mod health;
+mod hook;
+mod images;
+mod kubernetes_node;
+mod planet;
+mod program;
+mod resources;
+mod rootfs;
+mod secrets;
+mod volumes;
+
+use std::sync::Arc;
+
+use event::Sink;
+use operation::PhaseError;
+use spec::phase::PhaseSpec;
+
+use crate::Node;
+
+/// Executes one phase.
+pub(crate) async fn execute(
+    node: &Arc<Node>,
+    phase: PhaseSpec,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    match phase {
+        PhaseSpec::Bootstrap(phase) => blocking(node, sink, move |n, _| bootstrap::execute(n, &phase)).await,
+        PhaseSpec::Volumes(phase) => blocking(node, sink, move |n, _| volumes::execute(n, &phase)).await,
+        PhaseSpec::Program(phase) => blocking(node, sink, move |n, _| program::execute(n, &phase)).await,
+        PhaseSpec::Rootfs(phase) => blocking(node, sink, move |n, s| rootfs::execute(n, &phase, s)).await,
+        PhaseSpec::Images(phase) => blocking(node, sink, move |n, s| images::execute(n, &phase, s)).await,
+        PhaseSpec::Resources(phase) => {
+            blocking(node, sink, move |n, s| resources::execute(n, &phase, s)).await
+        }
+        PhaseSpec::Secrets(phase) => blocking(node, sink, move |n, _| secrets::execute(n, &phase)).await,
+        PhaseSpec::Planet(phase) => planet::execute(node, phase, sink).await,
+        PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,
+        PhaseSpec::Apply(phase) => apply::execute(node, phase).await,
+        PhaseSpec::Health(phase) => health::execute(node, phase, sink).await,
+        PhaseSpec::Hook(phase) => hook::execute(node, phase, sink).await,
+        PhaseSpec::Complete(phase) => blocking(node, sink, move |n, _| complete::execute(n, &phase)).await,
+    }
+}
+
+/// Runs work with files on a thread that may block.
+async fn blocking<F>(node: &Arc<Node>, sink: Arc<dyn Sink>, work: F) -> Result<(), PhaseError>
+where
+    F: FnOnce(&Node, &dyn Sink) -> Result<(), PhaseError> + Send + 'static,
+{
+    let node = node.clone();
+    tokio::task::spawn_blocking(move || work(&node, &*sink))
+        .await
+        .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))?
+}

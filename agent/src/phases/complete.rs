@@ -1,0 +1,16 @@
+//! Stores what is known of the cluster: from then on the node has one.
+
+use operation::PhaseError;
+use spec::phase::Complete;
+
+use crate::Node;
+use crate::node::lasting;
+
+pub(crate) fn execute(node: &Node, phase: &Complete) -> Result<(), PhaseError> {
+    let layout = node.layout();
+    host::atomic::write(&layout.manifest(), phase.manifest.as_bytes(), 0o644)
+        .map_err(|error| lasting(&error))?;
+    let cluster = serde_json::to_vec_pretty(&phase.cluster).map_err(|error| lasting(&error))?;
+    // Last: its presence says that there is a cluster.
+    host::atomic::write(&layout.cluster(), &cluster, 0o644).map_err(|error| lasting(&error))
+}

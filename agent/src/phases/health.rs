@@ -1,0 +1,26 @@
+//! Waits until every service and the node are ready.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use event::Sink;
+use operation::PhaseError;
+use spec::phase::Health;
+
+use crate::Node;
+use crate::node::transient;
+
+/// Slow machines under load take minutes.
+const DEADLINE: Duration = Duration::from_secs(600);
+
+pub(crate) async fn execute(
+    node: &Node,
+    phase: Health,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    node.planet().wait_ready(&[], DEADLINE).await.map_err(|error| transient(&error))?;
+    let client = node.kubernetes().await?;
+    client.wait_node_ready(&phase.node, DEADLINE).await.map_err(|error| transient(&error))?;
+    sink.info(&format!("Node {} is ready", phase.node));
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! Fills the node's registry: blobs by digest, linked into the registry's
+//! storage, where nothing is copied a second time.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use event::{Event, Sink, Unit};
+use image::cluster::ClusterImage;
+use image::file::Image;
+use operation::PhaseError;
+use spec::RegistryImage;
+use spec::phase::Images;
+
+use crate::Node;
+use crate::node::{file, lasting};
+
+const TASK: &str = "container images";
+
+pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
+    let cluster = ClusterImage::open(&image).map_err(|error| lasting(&error))?;
+    let mut contents = Vec::new();
+    for entry in &phase.images {
+        let blobs = cluster.blobs_of(&entry.digest).map_err(|error| lasting(&error))?;
+        contents.push((entry, blobs));
+    }
+    let mut all: Vec<_> = contents.iter().flat_map(|(_, blobs)| blobs).collect();
+    all.sort_by(|a, b| a.digest.cmp(&b.digest));
+    all.dedup_by(|a, b| a.digest == b.digest);
+    let total: u64 = all.iter().map(|blob| blob.size).sum();
+    let mut done = 0;
+    for blob in all {
+        let target = node.layout().blob(&blob.digest);
+        // Blobs come there whole, under their digest.
+        if !target.exists() {
+            image.extract(&blob.digest, &target).map_err(|error| lasting(&error))?;
+        }
+        done += blob.size;
+        sink.emit(Event::Progress {
+            task: TASK.into(),
+            done,
+            total: Some(total),
+            unit: Unit::Bytes,
+        });
+    }
+    let storage = Storage::new(node);
+    for (entry, blobs) in contents {
+        storage.declare(node, entry, blobs.iter().map(|blob| blob.digest.as_str()))?;
+    }
+    Ok(())
+}
+
+/// The storage of the distribution registry, filesystem driver, version 2.
+struct Storage(PathBuf);
+
+impl Storage {
+    fn new(node: &Node) -> Self {
+        Self(node.layout().service("registry").join("docker/registry/v2"))
+    }
+
+    fn declare<'a>(
+        &self,
+        node: &Node,
+        image: &RegistryImage,
+        blobs: impl Iterator<Item = &'a str>,
+    ) -> Result<(), PhaseError> {
+        let repository = self.0.join("repositories").join(&image.repository);
+        for digest in blobs {
+            let path = digest.replacen(':', "/", 1);
+            let hex = path.rsplit('/').next().unwrap_or_default();
+            let data = self.0.join("blobs/sha256").join(hex.get(..2).unwrap_or_default()).join(hex).join("data");
+            hard_link(&node.layout().blob(digest), &data)?;
+            link(&repository.join("_layers").join(&path).join("link"), digest)?;
+        }
+        let manifests = repository.join("_manifests");
+        let path = image.digest.replacen(':', "/", 1);
+        link(&manifests.join("revisions").join(&path).join("link"), &image.digest)?;
+        if let Some(tag) = &image.tag {
+            let tag = manifests.join("tags").join(tag);
+            link(&tag.join("index").join(&path).join("link"), &image.digest)?;
+            link(&tag.join("current/link"), &image.digest)?;
+        }
+        Ok(())
+    }
+}
+
+fn hard_link(from: &Path, to: &Path) -> Result<(), PhaseError> {
+    parents(to)?;
+    match std::fs::hard_link(from, to) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(file("link", to, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// A file of the registry that names a digest.
+fn link(path: &Path, digest: &str) -> Result<(), PhaseError> {
+    parents(path)?;
+    host::atomic::write(path, digest.as_bytes(), 0o644).map_err(|error| lasting(&error))
+}
+
+fn parents(path: &Path) -> Result<(), PhaseError> {
+    let parent = path.parent().unwrap_or(path);
+    std::fs::create_dir_all(parent).map_err(|error| file("create", parent, &error))
+}

@@ -1,0 +1,80 @@
+//! Unpacks the cluster resources that hooks see, a directory a digest.
+
+use std::path::Path;
+
+use event::Sink;
+use image::file::Image;
+use operation::PhaseError;
+use spec::phase::Resources;
+
+use crate::Node;
+use crate::node::{file, lasting};
+
+/// Largest resource that is looked through for `runAsUser: -1`, in bytes.
+const MAX_RESOURCE: u64 = 16 << 20;
+
+pub(crate) fn execute(node: &Node, phase: &Resources, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let target = node.layout().resources(&phase.digest);
+    if target.exists() {
+        return Ok(());
+    }
+    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
+    let partial = target.with_extension("partial");
+    remove(&partial)?;
+    image::unpack::layers(&image, std::slice::from_ref(&phase.digest), &partial, sink)
+        .map_err(|error| lasting(&error))?;
+    translate(&partial, phase.service_uid, sink)?;
+    std::fs::rename(&partial, &target).map_err(|error| file("rename", &target, &error))
+}
+
+fn remove(path: &Path) -> Result<(), PhaseError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(file("remove", path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Replaces `runAsUser: -1` in YAML files; charts are templates, not YAML, and
+/// are left alone (page, "Service User").
+fn translate(directory: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseError> {
+    if directory.join("Chart.yaml").exists() {
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(directory).map_err(|error| file("read", directory, &error))?;
+    for entry in entries {
+        let entry = entry.map_err(|error| file("read", directory, &error))?;
+        let path = entry.path();
+        let kind = entry.file_type().map_err(|error| file("read", &path, &error))?;
+        if kind.is_dir() {
+            translate(&path, uid, sink)?;
+        } else if kind.is_file() && is_yaml(&path) {
+            translate_file(&path, uid, sink)?;
+        }
+    }
+    Ok(())
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
+fn translate_file(path: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let metadata = path.metadata().map_err(|error| file("read", path, &error))?;
+    if metadata.len() > MAX_RESOURCE {
+        sink.warning(&format!("{} is too large to look for runAsUser: -1 in", path.display()));
+        return Ok(());
+    }
+    let bytes = std::fs::read(path).map_err(|error| file("read", path, &error))?;
+    let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
+    match manifest::service_user::translate(&text, uid) {
+        Ok(Some(translated)) => {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777;
+            host::atomic::write(path, translated.as_bytes(), mode).map_err(|error| lasting(&error))
+        }
+        Ok(None) => Ok(()),
+        // What isn't YAML has nothing to translate.
+        Err(_) => Ok(()),
+    }
+}

@@ -1,0 +1,178 @@
+//! Makes certificates, keys and kubeconfigs.
+//!
+//! What exists is kept: a phase that is executed again leaves running services
+//! with keys that still fit.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::chown;
+use std::path::Path;
+use std::time::Duration;
+
+use operation::PhaseError;
+use pki::{Authority, Leaf};
+use spec::ServiceUser;
+use spec::phase::{Certificate, Kubeconfig, Secrets};
+
+use crate::Node;
+use crate::node::{file, lasting};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Authorities are replaced by hand, with bundles: ten years.
+const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
+/// Leaf certificates: one year.
+const LEAF_LIFE: Duration = DAY.saturating_mul(365);
+/// Bytes of the key that encrypts Kubernetes secrets at rest.
+const ENCRYPTION_KEY: usize = 32;
+
+pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
+    let directory = node.layout().planet_secrets();
+    let mut authorities = BTreeMap::new();
+    for (name, common_name) in &phase.authorities {
+        let authority = match directory.join(format!("{name}.key")).exists() {
+            true => Authority::load(&directory, name).map_err(|error| lasting(&error))?,
+            false => {
+                let made = Authority::generate(common_name, AUTHORITY_LIFE).map_err(|error| lasting(&error))?;
+                made.save(&directory, name).map_err(|error| lasting(&error))?;
+                made
+            }
+        };
+        authorities.insert(name.as_str(), authority);
+    }
+    // The controller manager signs certificates with it.
+    give(&directory.join("kubernetes-ca.key"), &phase.user)?;
+    let authority = |name: &str| {
+        authorities
+            .get(name)
+            .ok_or_else(|| PhaseError::lasting(format!("the plan names no authority {name}")))
+    };
+    for certificate in &phase.certificates {
+        issue(&directory, authority(&certificate.authority)?, certificate, &phase.user)?;
+    }
+    for kubeconfig in &phase.kubeconfigs {
+        write_kubeconfig(&directory, authority("kubernetes-ca")?, kubeconfig, &phase.user)?;
+    }
+    service_account(&directory, &phase.user)?;
+    encryption(&directory, &phase.user)
+}
+
+fn issue(
+    directory: &Path,
+    authority: &Authority,
+    certificate: &Certificate,
+    user: &ServiceUser,
+) -> Result<(), PhaseError> {
+    let key = directory.join(format!("{}.key", certificate.name));
+    if key.exists() {
+        return Ok(());
+    }
+    let issued = authority
+        .issue(&Leaf {
+            common_name: certificate.common_name.clone(),
+            organizations: certificate.organizations.clone(),
+            dns_names: certificate.dns_names.clone(),
+            ip_addresses: certificate.ip_addresses.clone(),
+            server: certificate.server,
+            client: certificate.client,
+            valid_for: LEAF_LIFE,
+        })
+        .map_err(|error| lasting(&error))?;
+    let path = directory.join(format!("{}.crt", certificate.name));
+    host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644)
+        .map_err(|error| lasting(&error))?;
+    // The key last: its presence says that both are there.
+    secret(&key, issued.key_pem.as_bytes(), (!certificate.root_only).then_some(user))
+}
+
+fn write_kubeconfig(
+    directory: &Path,
+    authority: &Authority,
+    kubeconfig: &Kubeconfig,
+    user: &ServiceUser,
+) -> Result<(), PhaseError> {
+    let path = directory.join(format!("{}.kubeconfig", kubeconfig.name));
+    if path.exists() {
+        return Ok(());
+    }
+    let issued = authority
+        .issue(&Leaf {
+            common_name: kubeconfig.common_name.clone(),
+            organizations: kubeconfig.organizations.clone(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            server: false,
+            client: true,
+            valid_for: LEAF_LIFE,
+        })
+        .map_err(|error| lasting(&error))?;
+    let base64 = |pem: &str| pki::base64(pem.as_bytes());
+    // JSON is YAML.
+    let content = serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{
+            "name": "planet",
+            "cluster": {
+                "server": kubeconfig.server,
+                "certificate-authority-data": base64(authority.certificate_pem()),
+            },
+        }],
+        "users": [{
+            "name": kubeconfig.common_name,
+            "user": {
+                "client-certificate-data": base64(&issued.certificate_pem),
+                "client-key-data": base64(&issued.key_pem),
+            },
+        }],
+        "contexts": [{
+            "name": "planet",
+            "context": { "cluster": "planet", "user": kubeconfig.common_name },
+        }],
+        "current-context": "planet",
+    });
+    let content = format!("{content:#}\n");
+    secret(&path, content.as_bytes(), (!kubeconfig.root_only).then_some(user))
+}
+
+/// The key that signs tokens of service accounts.
+fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
+    let key = directory.join("service-account.key");
+    if key.exists() {
+        return Ok(());
+    }
+    let pair = pki::key_pair().map_err(|error| lasting(&error))?;
+    let public = directory.join("service-account.pub");
+    host::atomic::write(&public, pair.public_pem.as_bytes(), 0o644)
+        .map_err(|error| lasting(&error))?;
+    secret(&key, pair.key_pem.as_bytes(), Some(user))
+}
+
+/// The key with which Kubernetes encrypts Secrets in etcd.
+fn encryption(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
+    let path = directory.join("encryption.yaml");
+    if path.exists() {
+        return Ok(());
+    }
+    let key = pki::random(ENCRYPTION_KEY).map_err(|error| lasting(&error))?;
+    let content = serde_json::json!({
+        "apiVersion": "apiserver.config.k8s.io/v1",
+        "kind": "EncryptionConfiguration",
+        "resources": [{
+            "resources": ["secrets"],
+            "providers": [
+                { "secretbox": { "keys": [{ "name": "1", "secret": pki::base64(&key) }] } },
+                { "identity": {} },
+            ],
+        }],
+    });
+    secret(&path, format!("{content:#}\n").as_bytes(), Some(user))
+}
+
+/// Writes a file that one user may read: `owner`, or root where there is none.
+fn secret(path: &Path, content: &[u8], owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
+    host::atomic::write(path, content, 0o600).map_err(|error| lasting(&error))?;
+    owner.map_or(Ok(()), |user| give(path, user))
+}
+
+fn give(path: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
+    chown(path, Some(user.uid), Some(user.gid)).map_err(|error| file("give away", path, &error))
+}

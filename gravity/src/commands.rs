@@ -1,0 +1,106 @@
+//! The commands, one file each.
+//!
+//! In: parsed arguments and a console. Out: an exit code or an error, which
+//! `main` prints once.
+
+mod agent;
+mod check;
+mod completion;
+mod exec;
+mod install;
+mod leave;
+mod plan;
+pub(crate) mod planet;
+mod resume;
+mod status;
+mod verify;
+mod version;
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use console::{Console, ExitCode};
+use image::file::Image;
+use spec::layout::Layout;
+
+use crate::cli::{Cli, Command, Global};
+
+/// What commands have in common.
+pub(crate) struct Session {
+    pub(crate) global: Global,
+    pub(crate) layout: Layout,
+    pub(crate) console: Arc<Console>,
+}
+
+impl Session {
+    /// The cluster image: of `--image`, or the one this program carries.
+    pub(crate) fn image(&self) -> Result<Image> {
+        match &self.global.image {
+            Some(path) => Image::open(path),
+            None => Image::open_self(),
+        }
+        .context("open the cluster image")
+    }
+
+    /// Path of that image, absolute: the agent opens it, too.
+    pub(crate) fn image_path(&self) -> Result<std::path::PathBuf> {
+        let path = match &self.global.image {
+            Some(path) => path.clone(),
+            None => std::env::current_exe().context("find this program")?,
+        };
+        path.canonicalize().with_context(|| format!("find {}", path.display()))
+    }
+}
+
+/// Runs a command.
+pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
+    let session =
+        Session { layout: Layout::new(&cli.global.state_dir), global: cli.global, console };
+    match cli.command {
+        Command::Install(arguments) => block_on(install::run(&session, &arguments)),
+        Command::Check(arguments) => check::run(&session, &arguments),
+        Command::Resume => block_on(resume::run(&session)),
+        Command::Plan => plan::run(&session),
+        Command::Status => block_on(status::run(&session)),
+        Command::Leave(arguments) => leave::run(&session, &arguments),
+        Command::Exec(arguments) => exec::run(&session, &arguments.command),
+        Command::Shell => exec::run(&session, &["/bin/bash".into(), "--login".into()]),
+        Command::Verify => verify::run(&session),
+        Command::Version => version::run(&session),
+        Command::Completion { shell } => completion::completion(&session, shell),
+        Command::Man { directory } => completion::man(&directory),
+        Command::Agent(arguments) => block_on(agent::run(&session, &arguments)),
+        Command::Planet(_) => bail!("the planet's commands run before any other"),
+    }
+}
+
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Runtime::new().context("start the runtime")?.block_on(future)
+}
+
+/// Refuses everyone but root.
+pub(crate) fn require_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("this command changes the node and must be run as root; try it with sudo");
+    }
+    Ok(())
+}
+
+/// The exit code that fits an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    for cause in error.chain() {
+        if cause.is::<host::lock::LockError>() {
+            return ExitCode::Busy;
+        }
+        if cause.is::<install::RequirementsNotMet>() {
+            return ExitCode::Preflight;
+        }
+        if cause.is::<install::Interrupted>() {
+            return ExitCode::Resumable;
+        }
+        if cause.downcast_ref::<image::Error>().is_some_and(image::Error::is_damage) {
+            return ExitCode::DamagedImage;
+        }
+    }
+    ExitCode::Failed
+}

@@ -1,0 +1,87 @@
+//! Commands of the planet: the container's daemon and supervisor, and programs
+//! inside. They must run before this process has a second thread.
+
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+use spec::layout::Layout;
+
+/// Name of the node's pointer to its state directory, for `kubectl` and `helm`,
+/// which take no options of ours.
+const CLIENTS: &[&str] = &["kubectl", "helm"];
+
+/// Runs what must be single-threaded, where the command line asks for it.
+pub(crate) fn before_threads() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next()?;
+    let name = Path::new(&name).file_name()?.to_str()?.to_owned();
+    if CLIENTS.contains(&name.as_str()) {
+        return Some(report(client(&name)));
+    }
+    let arguments: Vec<_> = arguments.filter_map(|argument| argument.into_string().ok()).collect();
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["planet", "run", "--config", config] => {
+            Some(report(planet::container::run(Path::new(config)).context("run the planet")))
+        }
+        ["planet", "supervise"] => {
+            Some(report(planet::supervisor::run().context("supervise the planet's services")))
+        }
+        _ => None,
+    }
+}
+
+fn report(result: Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            console::Console::new(console::Format::Plain).error(error.as_ref());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Becomes the client program of the planet's root filesystem. It runs on the
+/// host, where the user's files are; programs of the planet are static.
+fn client(name: &str) -> Result<()> {
+    let layout = Layout::new(state_dir()?);
+    let rootfs = config(&layout)?.rootfs;
+    let program = rootfs.join("usr/local/bin").join(name);
+    let mut command = Command::new(program);
+    command.arg0(name).args(std::env::args_os().skip(1));
+    if std::env::var_os("KUBECONFIG").is_none() {
+        command.env("KUBECONFIG", layout.admin_kubeconfig());
+    }
+    Err(command.exec()).with_context(|| format!("run {name}"))
+}
+
+/// The state directory that this program is installed in: `<it>/bin/gravity`.
+fn state_dir() -> Result<std::path::PathBuf> {
+    let program = std::env::current_exe().context("find this program")?;
+    let parent = program.parent().and_then(Path::parent);
+    parent.map(Path::to_owned).context("find the state directory of this program")
+}
+
+fn config(layout: &Layout) -> Result<planet::config::PlanetConfig> {
+    let path = layout.planet_config();
+    let json = match std::fs::read(&path) {
+        Ok(json) => json,
+        Err(_) => bail!("there is no planet on this node; `gravity install` makes one"),
+    };
+    serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))
+}
+
+/// Becomes `command` inside the running planet.
+pub(crate) fn enter(layout: &Layout, command: &[String]) -> Result<console::ExitCode> {
+    config(layout)?;
+    let Some(process) = planet::container::running(&layout.planet_config()) else {
+        bail!("the planet does not run; see `gravity status`");
+    };
+    let env = [
+        ("KUBECONFIG", format!("{}/admin.kubeconfig", spec::layout::PLANET_SECRETS)),
+        ("TERM", std::env::var("TERM").unwrap_or_else(|_| "dumb".into())),
+    ];
+    planet::enter::exec(&process, command, &env).context("enter the planet")?;
+    Ok(console::ExitCode::Ok)
+}

@@ -1,0 +1,255 @@
+//! `gravity status`: the cluster, its nodes and services, from real probes.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use console::ExitCode;
+use installer::coordinator::Operation;
+use serde::Serialize;
+use spec::ClusterSpec;
+
+use super::Session;
+
+/// How long a part may take to answer before it counts as down.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What `gravity status --output json` prints.
+#[derive(Debug, Serialize)]
+struct Report {
+    cluster: Cluster,
+    nodes: Vec<Node>,
+    endpoints: Vec<Endpoint>,
+    operation: Option<Progress>,
+}
+
+#[derive(Debug, Serialize)]
+struct Cluster {
+    name: String,
+    /// `active`, `degraded` or `installing`.
+    state: &'static str,
+    /// Why it is degraded, a reason a line.
+    reasons: Vec<String>,
+    image: String,
+    version: String,
+    flavor: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Node {
+    hostname: String,
+    address: String,
+    role: spec::Role,
+    profile: String,
+    kubernetes: &'static str,
+    services: Vec<planet::client::ServiceStatus>,
+}
+
+/// One URL at which the application can be reached.
+#[derive(Debug, Serialize)]
+pub(crate) struct Endpoint {
+    name: String,
+    description: String,
+    urls: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Progress {
+    id: String,
+    kind: String,
+    state: String,
+}
+
+pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
+    let report = report(session).await?;
+    match session.console.is_json() {
+        true => session.console.print_json(&report)?,
+        false => session.console.print(&text(&report)),
+    }
+    Ok(if report.cluster.state == "degraded" { ExitCode::Degraded } else { ExitCode::Ok })
+}
+
+fn cluster(session: &Session) -> Result<ClusterSpec> {
+    let path = session.layout.cluster();
+    let Ok(json) = std::fs::read(&path) else {
+        match Operation::last(&session.layout) {
+            Ok(_) => bail!("the install has not ended; see `gravity plan`, go on with `gravity resume`"),
+            Err(_) => bail!("there is no cluster on this node; `gravity install` makes one"),
+        }
+    };
+    serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))
+}
+
+async fn report(session: &Session) -> Result<Report> {
+    let spec = cluster(session)?;
+    let mut reasons = Vec::new();
+    let services = services(session, &mut reasons).await;
+    let client = tokio::time::timeout(PATIENCE, cluster::Client::connect(&session.layout.admin_kubeconfig()))
+        .await
+        .map_err(anyhow::Error::from)
+        .and_then(|client| client.map_err(anyhow::Error::from));
+    let ready = match &client {
+        Ok(client) => kubernetes(client, &mut reasons).await,
+        Err(error) => {
+            reasons.push(format!("the Kubernetes API does not answer: {error:#}"));
+            Vec::new()
+        }
+    };
+    let endpoints = match &client {
+        Ok(client) => endpoints(session, client, &spec).await?,
+        Err(_) => Vec::new(),
+    };
+    let nodes = spec.nodes.iter().map(|node| {
+        let state = ready.iter().find(|(name, _)| *name == node.hostname).map(|(_, ready)| *ready);
+        let kubernetes = match state {
+            Some(true) => "ready",
+            Some(false) => "not ready",
+            None => "unknown",
+        };
+        if kubernetes != "ready" {
+            reasons.push(format!("node {} is {kubernetes} in Kubernetes", node.hostname));
+        }
+        Node {
+            hostname: node.hostname.clone(),
+            address: node.advertise_addresses.first().map(ToString::to_string).unwrap_or_default(),
+            role: node.role,
+            profile: node.profile.clone(),
+            kubernetes,
+            services: services.clone(),
+        }
+    });
+    let nodes = nodes.collect();
+    let operation = Operation::last(&session.layout).ok();
+    let operation = operation.map(|operation| -> Result<_> {
+        Ok(Progress {
+            state: operation.state()?.overall().to_string(),
+            id: operation.plan.operation_id,
+            kind: operation.plan.kind,
+        })
+    });
+    Ok(Report {
+        cluster: Cluster {
+            name: spec.name,
+            state: if reasons.is_empty() { "active" } else { "degraded" },
+            reasons,
+            image: spec.image.name,
+            version: spec.image.version,
+            flavor: spec.flavor,
+        },
+        nodes,
+        endpoints,
+        operation: operation.transpose()?,
+    })
+}
+
+async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<planet::client::ServiceStatus> {
+    let socket = session.layout.planet_run().join("planet.sock");
+    let client = planet::client::Client::new(&socket);
+    match tokio::time::timeout(PATIENCE, client.status()).await {
+        Ok(Ok(status)) => {
+            let down = status.services.iter().filter(|service| !service.is_ready());
+            reasons.extend(down.map(|service| {
+                let error = service.last_error.as_deref().unwrap_or("no reason is known");
+                format!("service {} is {}: {error}", service.name, service.state)
+            }));
+            status.services
+        }
+        Ok(Err(error)) => {
+            reasons.push(format!("the planet does not run: {error}"));
+            Vec::new()
+        }
+        Err(_) => {
+            reasons.push("the planet's supervisor does not answer".into());
+            Vec::new()
+        }
+    }
+}
+
+async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<(String, bool)> {
+    match tokio::time::timeout(PATIENCE, client.nodes()).await {
+        Ok(Ok(nodes)) => nodes,
+        Ok(Err(error)) => {
+            reasons.push(format!("the Kubernetes API does not answer: {error}"));
+            Vec::new()
+        }
+        Err(_) => {
+            reasons.push("the Kubernetes API does not answer in time".into());
+            Vec::new()
+        }
+    }
+}
+
+/// The endpoints that the manifest shows to the user.
+pub(crate) async fn endpoints(
+    session: &Session,
+    client: &cluster::Client,
+    spec: &ClusterSpec,
+) -> Result<Vec<Endpoint>> {
+    let path = session.layout.manifest();
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let manifest = manifest::parse(&text, &path.display().to_string())
+        .map_err(|errors| anyhow::anyhow!("{}", errors.first().map(ToString::to_string).unwrap_or_default()))?;
+    let address = spec.nodes.first().and_then(|node| node.advertise_addresses.first());
+    let Some(address) = address else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for endpoint in manifest.endpoints.iter().filter(|endpoint| !endpoint.hidden) {
+        let urls = client
+            .endpoints(&endpoint.selector, endpoint.service_name.as_deref(), endpoint.protocol.as_deref(), *address)
+            .await
+            .unwrap_or_default();
+        found.push(Endpoint {
+            name: endpoint.name.clone(),
+            description: endpoint.description.clone().unwrap_or_default(),
+            urls,
+        });
+    }
+    Ok(found)
+}
+
+fn text(report: &Report) -> String {
+    let cluster = &report.cluster;
+    let mut lines = vec![
+        format!("Cluster name:    {}", cluster.name),
+        format!("Cluster status:  {}", cluster.state),
+    ];
+    lines.extend(cluster.reasons.iter().map(|reason| format!("                 {reason}")));
+    lines.push(format!("Cluster image:   {} {}", cluster.image, cluster.version));
+    if let Some(flavor) = &cluster.flavor {
+        lines.push(format!("Flavor:          {flavor}"));
+    }
+    if let Some(operation) = &report.operation {
+        lines.push(format!("Last operation:  {} ({}), {}", operation.kind, operation.id, operation.state));
+    }
+    lines.push("Cluster nodes:".into());
+    for node in &report.nodes {
+        lines.push(format!("  * {} / {} / {}", node.hostname, node.address, node.profile));
+        lines.push(format!("      Kubernetes:  {}", node.kubernetes));
+        for service in &node.services {
+            lines.push(format!(
+                "      {:<24} {:<9} {} restarts",
+                service.name, service.state, service.restarts
+            ));
+        }
+    }
+    lines.extend(endpoints_text(&report.endpoints));
+    lines.join("\n")
+}
+
+/// Endpoints as lines.
+pub(crate) fn endpoints_text(endpoints: &[Endpoint]) -> Vec<String> {
+    let mut lines = Vec::new();
+    if !endpoints.is_empty() {
+        lines.push("Cluster endpoints:".into());
+    }
+    for endpoint in endpoints {
+        let description = match endpoint.description.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", endpoint.description),
+        };
+        lines.push(format!("  * {}{description}", endpoint.name));
+        if endpoint.urls.is_empty() {
+            lines.push("      - not reachable from outside: its service has no node port".into());
+        }
+        lines.extend(endpoint.urls.iter().map(|url| format!("      - {url}")));
+    }
+    lines
+}

@@ -1,0 +1,19 @@
+//! `gravity verify`: checks every byte of a cluster image.
+
+use anyhow::{Context, Result};
+use console::ExitCode;
+
+use super::Session;
+
+pub(crate) fn run(session: &Session) -> Result<ExitCode> {
+    let image = session.image()?;
+    let damages = image.verify(&*session.console).context("verify the cluster image")?;
+    for damage in &damages {
+        session.console.error_text(&damage.to_string());
+    }
+    if damages.is_empty() {
+        session.console.print("the image is whole");
+        return Ok(ExitCode::Ok);
+    }
+    Ok(ExitCode::DamagedImage)
+}
