@@ -1,1 +1,17 @@
-//! Everything that speaks Kubernetes
+//! Everything that speaks Kubernetes.
+//!
+//! In: a kubeconfig, objects, hooks. Out: a [`Client`] that applies, waits and
+//! asks, with transient failures retried until a deadline; [`hooks`] run as
+//! Jobs. Every wait is a watch where the API has one, and every wait ends.
+
+mod apply;
+mod client;
+mod endpoints;
+pub mod hooks;
+mod node;
+mod status;
+
+pub use apply::documents;
+pub use client::{Client, Error};
+pub use endpoints::Endpoint;
+pub use status::{NodeStatus, PodProblem, Status};

@@ -1,0 +1,574 @@
+//! The Job of a hook: a pure function.
+//!
+//! In: a [`HookRun`]. Out: the Job that is created. What the vendor wrote wins
+//! over every default; containers and init containers are treated alike.
+
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, HostPathVolumeSource, PodSecurityContext, PodSpec, Toleration, Volume,
+    VolumeMount,
+};
+use serde_json::Value;
+
+use super::{DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, OPERATION_LABEL, SERVICE_ACCOUNT};
+
+/// Longest Job that is read, in bytes: what fits into etcd.
+const MAX_JOB: usize = 1 << 20;
+
+/// How long a Job may run that doesn't say it itself, in seconds: 20 minutes,
+/// as the original.
+pub(super) const DEADLINE_SECONDS: i64 = 1200;
+
+/// Longest name of a Job: it becomes a label's value.
+const MAX_NAME: usize = 63;
+
+/// Where containers see the cluster resources.
+const RESOURCES: &str = "/var/lib/gravity/resources";
+
+/// Programs that every container sees, at the paths that the planet has them.
+const PROGRAMS: [(&str, &str); 2] = [
+    ("gravity-kubectl", "/usr/local/bin/kubectl"),
+    ("gravity-helm", "/usr/local/bin/helm"),
+];
+
+const RESOURCES_VOLUME: &str = "gravity-resources";
+
+/// Why a text isn't a hook's Job.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum JobError {
+    /// It is too long.
+    #[error("hook {hook}: the job has {size} bytes, more than {MAX_JOB}")]
+    TooLong {
+        /// The hook.
+        hook: String,
+        /// Its size in bytes.
+        size: usize,
+    },
+    /// It is no YAML, or no Job.
+    #[error("hook {hook}: not a batch/v1 Job{}: {message}", position(*line, *column))]
+    Invalid {
+        /// The hook.
+        hook: String,
+        /// Line, from 1; 0 if unknown.
+        line: u64,
+        /// Column, from 1.
+        column: u64,
+        /// What is wrong.
+        message: String,
+    },
+    /// It holds fields that a Job doesn't have.
+    #[error("hook {hook}: a batch/v1 Job has no field {fields}")]
+    UnknownFields {
+        /// The hook.
+        hook: String,
+        /// Paths of the fields.
+        fields: String,
+    },
+    /// It uses a name of ours.
+    #[error("hook {hook}: the volume name \"{volume}\" is reserved; rename it")]
+    Reserved {
+        /// The hook.
+        hook: String,
+        /// The volume.
+        volume: String,
+    },
+}
+
+fn position(line: u64, column: u64) -> String {
+    match line {
+        0 => String::new(),
+        _ => format!(", line {line}, column {column}"),
+    }
+}
+
+/// The Job that a hook is run as.
+///
+/// # Errors
+/// When the text isn't a Job, has fields that Jobs don't have, or uses one of
+/// our volume names.
+pub fn job(hook: &HookRun) -> Result<Job, JobError> {
+    let mut job = parse(hook)?;
+    let suffix = suffix(hook);
+    let metadata = &mut job.metadata;
+    let base = metadata.name.take().or(metadata.generate_name.take());
+    let base = base.unwrap_or_else(|| hook.name.to_lowercase());
+    metadata.name = Some(unique_name(&base, &suffix));
+    metadata
+        .namespace
+        .get_or_insert_with(|| DEFAULT_NAMESPACE.into());
+    // Left from an export of an existing object, these make creation fail.
+    metadata.resource_version = None;
+    metadata.uid = None;
+    job.status = None;
+
+    let labels = [
+        (OPERATION_LABEL, hook.operation_id.clone()),
+        (HOOK_LABEL, hook.name.clone()),
+    ];
+    for (key, value) in &labels {
+        let own = job.metadata.labels.get_or_insert_default();
+        own.insert((*key).into(), value.clone());
+    }
+    let spec = job.spec.get_or_insert_default();
+    spec.active_deadline_seconds.get_or_insert(DEADLINE_SECONDS);
+    let template = spec.template.metadata.get_or_insert_default();
+    for (key, value) in labels {
+        template
+            .labels
+            .get_or_insert_default()
+            .insert(key.into(), value);
+    }
+    complete_pod(hook, spec)?;
+    Ok(job)
+}
+
+fn parse(hook: &HookRun) -> Result<Job, JobError> {
+    let name = || hook.name.clone();
+    let text = &hook.job_yaml;
+    if text.len() > MAX_JOB {
+        return Err(JobError::TooLong {
+            hook: name(),
+            size: text.len(),
+        });
+    }
+    let invalid = |error: &serde_saphyr::Error| {
+        let location = error.location();
+        JobError::Invalid {
+            hook: name(),
+            line: location.map_or(0, |l| l.line()),
+            column: location.map_or(0, |l| l.column()),
+            message: first_line(error),
+        }
+    };
+    let written: Value = serde_saphyr::from_str(text).map_err(|error| invalid(&error))?;
+    let missing = |message: &str| JobError::Invalid {
+        hook: name(),
+        line: 0,
+        column: 0,
+        message: message.into(),
+    };
+    if written["kind"].as_str() != Some("Job") {
+        let kind = written["kind"].as_str().unwrap_or_default();
+        return Err(missing(&format!("its kind is \"{kind}\"")));
+    }
+    let job: Job = serde_saphyr::from_str(text).map_err(|error| invalid(&error))?;
+    let containers = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.spec.as_ref());
+    if containers.is_none_or(|spec| spec.containers.is_empty()) {
+        return Err(missing("spec.template.spec.containers is empty"));
+    }
+    let understood = serde_json::to_value(&job).map_err(|error| missing(&error.to_string()))?;
+    let mut unknown = Vec::new();
+    unknown_fields(&written, &understood, "", &mut unknown);
+    match unknown.is_empty() {
+        true => Ok(job),
+        false => Err(JobError::UnknownFields {
+            hook: name(),
+            fields: unknown.join(", "),
+        }),
+    }
+}
+
+/// The message without the excerpt of the text that follows it, and without the
+/// position, which is told apart.
+fn first_line(error: &serde_saphyr::Error) -> String {
+    let text = error.without_snippet().to_string();
+    let line = text.lines().next().unwrap_or_default();
+    let message = line.strip_prefix("error: ").unwrap_or(line);
+    let message = message.strip_prefix("line ").map_or(message, |rest| {
+        rest.split_once(": ")
+            .map_or(message, |(_, message)| message)
+    });
+    message
+        .split(" at line ")
+        .next()
+        .unwrap_or(message)
+        .to_owned()
+}
+
+/// Paths of what was written but isn't part of what was understood. Without
+/// this a misspelt field would be ignored.
+fn unknown_fields(written: &Value, understood: &Value, path: &str, unknown: &mut Vec<String>) {
+    match (written, understood) {
+        (Value::Object(written), Value::Object(understood)) => {
+            for (key, value) in written {
+                let path = match path {
+                    "" => key.clone(),
+                    _ => format!("{path}.{key}"),
+                };
+                match understood.get(key) {
+                    Some(other) => unknown_fields(value, other, &path, unknown),
+                    None if is_empty(value) => {}
+                    None => unknown.push(path),
+                }
+            }
+        }
+        (Value::Array(written), Value::Array(understood)) => {
+            for (index, (one, other)) in written.iter().zip(understood).enumerate() {
+                unknown_fields(one, other, &format!("{path}[{index}]"), unknown);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// Absent and empty are the same in Kubernetes' API.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        _ => false,
+    }
+}
+
+/// Six hex digits of operation and hook.
+fn suffix(hook: &HookRun) -> String {
+    let input = format!("{}\n{}", hook.operation_id, hook.name);
+    let digest = ring::digest::digest(&ring::digest::SHA256, input.as_bytes());
+    digest
+        .as_ref()
+        .iter()
+        .take(3)
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn unique_name(base: &str, suffix: &str) -> String {
+    let room = MAX_NAME - suffix.len() - 1;
+    let base: String = base.chars().take(room).collect();
+    format!("{}-{suffix}", base.trim_end_matches(['-', '.']))
+}
+
+fn complete_pod(hook: &HookRun, spec: &mut JobSpec) -> Result<(), JobError> {
+    let pod = spec.template.spec.get_or_insert_default();
+    // A pod without a restart policy would be refused by the API server.
+    pod.restart_policy.get_or_insert_with(|| "OnFailure".into());
+    if pod.service_account_name.is_none() && pod.service_account.is_none() {
+        pod.service_account_name = Some(SERVICE_ACCOUNT.into());
+    }
+    let security = pod
+        .security_context
+        .get_or_insert_with(|| PodSecurityContext {
+            run_as_user: Some(0),
+            run_as_non_root: Some(false),
+            fs_group: Some(0),
+            ..PodSecurityContext::default()
+        });
+    translate(&mut security.run_as_user, hook);
+    let everything = Toleration {
+        operator: Some("Exists".into()),
+        ..Toleration::default()
+    };
+    let tolerations = pod.tolerations.get_or_insert_default();
+    if !tolerations.contains(&everything) {
+        tolerations.push(everything);
+    }
+    add_volumes(hook, pod)?;
+    let init = pod.init_containers.iter_mut().flatten();
+    for container in init.chain(&mut pod.containers) {
+        complete_container(hook, container);
+    }
+    Ok(())
+}
+
+fn translate(user: &mut Option<i64>, hook: &HookRun) {
+    if *user == Some(-1) {
+        *user = Some(hook.service_user_uid.into());
+    }
+}
+
+fn add_volumes(hook: &HookRun, pod: &mut PodSpec) -> Result<(), JobError> {
+    let volumes = pod.volumes.get_or_insert_default();
+    let resources = hook.resources_host_path.to_string_lossy().into_owned();
+    let mut ours = vec![(RESOURCES_VOLUME, resources, "Directory")];
+    ours.extend(PROGRAMS.map(|(name, path)| (name, path.to_owned(), "File")));
+    for (name, path, kind) in ours {
+        if volumes.iter().any(|volume| volume.name == name) {
+            return Err(JobError::Reserved {
+                hook: hook.name.clone(),
+                volume: name.into(),
+            });
+        }
+        volumes.push(Volume {
+            name: name.into(),
+            host_path: Some(HostPathVolumeSource {
+                path,
+                type_: Some(kind.into()),
+            }),
+            ..Volume::default()
+        });
+    }
+    Ok(())
+}
+
+fn complete_container(hook: &HookRun, container: &mut Container) {
+    container
+        .image_pull_policy
+        .get_or_insert_with(|| "IfNotPresent".into());
+    if let Some(security) = &mut container.security_context {
+        translate(&mut security.run_as_user, hook);
+    }
+    let own = container.env.take().unwrap_or_default();
+    let mut env = hook.env.clone();
+    env.entry("GRAVITY_SERVICE_USER".into())
+        .or_insert(hook.service_user_uid.to_string());
+    env.retain(|name, _| own.iter().all(|var| var.name != *name));
+    // Ours come first, so that the container's own can refer to them.
+    let ours = env.into_iter().map(|(name, value)| EnvVar {
+        name,
+        value: Some(value),
+        ..EnvVar::default()
+    });
+    container.env = Some(ours.chain(own).collect());
+
+    let mounts = container.volume_mounts.get_or_insert_default();
+    let ours = std::iter::once((RESOURCES_VOLUME, RESOURCES)).chain(PROGRAMS);
+    for (name, path) in ours {
+        // Where the container mounts something of its own, it wants that.
+        if mounts
+            .iter()
+            .any(|mount| mount.mount_path.trim_end_matches('/') == path)
+        {
+            continue;
+        }
+        mounts.push(VolumeMount {
+            name: name.into(),
+            mount_path: path.into(),
+            read_only: Some(true),
+            ..VolumeMount::default()
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    const PAGE: &str = "\
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: db-seed
+  namespace: default
+spec:
+  template:
+    spec:
+      restartPolicy: OnFailure
+      containers:
+        - name: dbseed
+          image: installer-hooks:latest
+";
+
+    fn hook(text: &str) -> HookRun {
+        HookRun {
+            name: "install".into(),
+            job_yaml: text.into(),
+            env: BTreeMap::from([("GRAVITY_CLUSTER_NAME".into(), "demo".into())]),
+            resources_host_path: "/var/lib/gravity/resources/ab".into(),
+            service_user_uid: 980,
+            operation_id: "5f6a".into(),
+        }
+    }
+
+    fn built(text: &str) -> Value {
+        serde_json::to_value(job(&hook(text)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn a_plain_job_gets_all_that_hooks_have() {
+        let job = built(PAGE);
+        let name = job["metadata"]["name"].as_str().unwrap();
+        assert!(
+            name.starts_with("db-seed-") && name.len() == "db-seed-".len() + 6,
+            "{name}"
+        );
+        assert_eq!(job["metadata"]["namespace"], "default");
+        assert_eq!(
+            job["metadata"]["labels"]["gravitational.io/operation"],
+            "5f6a"
+        );
+        assert_eq!(
+            job["metadata"]["labels"]["gravitational.io/hook"],
+            "install"
+        );
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 1200);
+        let pod = &job["spec"]["template"]["spec"];
+        assert_eq!(
+            pod,
+            &serde_json::json!({
+                "restartPolicy": "OnFailure",
+                "serviceAccountName": "gravity-hook",
+                "securityContext": { "runAsUser": 0, "runAsNonRoot": false, "fsGroup": 0 },
+                "tolerations": [{ "operator": "Exists" }],
+                "volumes": [
+                    { "name": "gravity-resources", "hostPath": {
+                        "path": "/var/lib/gravity/resources/ab", "type": "Directory" } },
+                    { "name": "gravity-kubectl", "hostPath": {
+                        "path": "/usr/local/bin/kubectl", "type": "File" } },
+                    { "name": "gravity-helm", "hostPath": {
+                        "path": "/usr/local/bin/helm", "type": "File" } },
+                ],
+                "containers": [{
+                    "name": "dbseed",
+                    "image": "installer-hooks:latest",
+                    "imagePullPolicy": "IfNotPresent",
+                    "env": [
+                        { "name": "GRAVITY_CLUSTER_NAME", "value": "demo" },
+                        { "name": "GRAVITY_SERVICE_USER", "value": "980" },
+                    ],
+                    "volumeMounts": [
+                        { "name": "gravity-resources", "readOnly": true,
+                          "mountPath": "/var/lib/gravity/resources" },
+                        { "name": "gravity-kubectl", "readOnly": true,
+                          "mountPath": "/usr/local/bin/kubectl" },
+                        { "name": "gravity-helm", "readOnly": true,
+                          "mountPath": "/usr/local/bin/helm" },
+                    ],
+                }],
+            })
+        );
+    }
+
+    #[test]
+    fn what_the_vendor_wrote_wins() {
+        let job = built(
+            "\
+kind: Job
+metadata: {name: x, labels: {app: mine}}
+spec:
+  activeDeadlineSeconds: 7
+  template:
+    metadata: {labels: {app: mine}}
+    spec:
+      restartPolicy: Never
+      serviceAccountName: own
+      securityContext: {runAsUser: -1}
+      tolerations: [{key: a, operator: Exists}]
+      volumes: [{name: data, emptyDir: {}}]
+      initContainers:
+      - name: init
+        image: i
+        imagePullPolicy: Always
+        securityContext: {runAsUser: -1, runAsGroup: 5}
+        env: [{name: GRAVITY_CLUSTER_NAME, value: other}]
+      containers:
+      - name: c
+        image: c
+        securityContext: {runAsUser: 7}
+        env: [{name: A, value: $(GRAVITY_CLUSTER_NAME)}]
+        volumeMounts: [{name: data, mountPath: /usr/local/bin/helm/}]
+",
+        );
+        assert_eq!(job["metadata"]["namespace"], "kube-system");
+        assert_eq!(job["metadata"]["labels"]["app"], "mine");
+        let template = &job["spec"]["template"];
+        assert_eq!(template["metadata"]["labels"]["app"], "mine");
+        assert_eq!(
+            template["metadata"]["labels"]["gravitational.io/hook"],
+            "install"
+        );
+        assert_eq!(job["spec"]["activeDeadlineSeconds"], 7);
+        let pod = &template["spec"];
+        assert_eq!(pod["restartPolicy"], "Never");
+        assert_eq!(pod["serviceAccountName"], "own");
+        assert_eq!(
+            pod["securityContext"],
+            serde_json::json!({ "runAsUser": 980 })
+        );
+        assert_eq!(pod["tolerations"].as_array().unwrap().len(), 2);
+        assert_eq!(pod["volumes"][0]["name"], "data");
+        assert_eq!(pod["volumes"].as_array().unwrap().len(), 4);
+        let init = &pod["initContainers"][0];
+        assert_eq!(init["imagePullPolicy"], "Always");
+        assert_eq!(init["securityContext"]["runAsUser"], 980);
+        assert_eq!(init["securityContext"]["runAsGroup"], 5);
+        assert_eq!(init["env"][0]["value"], "980");
+        assert_eq!(init["env"][1]["value"], "other");
+        assert_eq!(init["volumeMounts"].as_array().unwrap().len(), 3);
+        let container = &pod["containers"][0];
+        assert_eq!(container["securityContext"]["runAsUser"], 7);
+        assert_eq!(container["env"][2]["name"], "A");
+        assert_eq!(container["volumeMounts"][0]["name"], "data");
+        assert_eq!(container["volumeMounts"].as_array().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn names_are_the_same_again_and_differ_between_operations() {
+        let first = hook(PAGE);
+        assert_eq!(job(&first).unwrap(), job(&first).unwrap());
+        let other = HookRun {
+            operation_id: "other".into(),
+            ..first.clone()
+        };
+        assert_ne!(suffix(&first), suffix(&other));
+        let other = HookRun {
+            name: "postInstall".into(),
+            ..first.clone()
+        };
+        assert_ne!(suffix(&first), suffix(&other));
+        let long = unique_name(&"a.".repeat(60), "abcdef");
+        assert!(
+            long.len() <= MAX_NAME && long.ends_with("a-abcdef"),
+            "{long}"
+        );
+        let nameless = PAGE.replace("name: db-seed", "generateName: seed-");
+        assert!(
+            built(&nameless)["metadata"]["name"]
+                .as_str()
+                .unwrap()
+                .starts_with("seed-")
+        );
+        let nameless = PAGE.replace("  name: db-seed\n", "");
+        assert!(
+            built(&nameless)["metadata"]["name"]
+                .as_str()
+                .unwrap()
+                .starts_with("install-")
+        );
+    }
+
+    fn refused(text: &str) -> String {
+        job(&hook(text)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_no_job_is_refused_with_its_place() {
+        let error = refused(&PAGE.replace("kind: Job", "kind: Pod"));
+        assert_eq!(
+            error,
+            "hook install: not a batch/v1 Job: its kind is \"Pod\""
+        );
+        let error = refused(&PAGE.replace("batch/v1", "batch/v2"));
+        assert!(
+            error.contains("line 1") && error.contains("batch/v2"),
+            "{error}"
+        );
+        let error = refused("kind: Job\nspec: [");
+        assert!(error.contains("not a batch/v1 Job, line"), "{error}");
+        let error = refused(&PAGE.replace("image: installer-hooks:latest", "image: [7]"));
+        assert!(error.contains("line 12"), "{error}");
+        let error = refused("kind: Job\nmetadata: {name: x}");
+        assert!(error.contains("containers is empty"), "{error}");
+        assert!(refused("").contains("not a batch/v1 Job"));
+        assert!(refused(&" ".repeat(MAX_JOB + 1)).contains("more than"));
+    }
+
+    #[test]
+    fn misspelt_fields_and_reserved_names_are_refused() {
+        let error = refused(&PAGE.replace("image:", "imagePolicy: x\n          image:"));
+        assert_eq!(
+            error,
+            "hook install: a batch/v1 Job has no field spec.template.spec.containers[0].imagePolicy"
+        );
+        let text = PAGE.replace(
+            "      containers:",
+            "      volumes: [{name: gravity-helm}]\n      containers:",
+        );
+        assert!(refused(&text).contains("\"gravity-helm\" is reserved"));
+    }
+}

@@ -1,0 +1,48 @@
+//! Hooks: a vendor's Jobs that run at points of a cluster's life.
+//!
+//! In: a [`HookRun`], which is a Job as the vendor wrote it and what the
+//! operation knows. Out: the Job has run to its end in the cluster, or an error
+//! says why not, with the last lines of its pods. The Job's name is determined
+//! by operation and hook, so a resumed operation finds its Job again.
+
+mod access;
+mod job;
+mod logs;
+mod observe;
+mod run;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+pub use job::{JobError, job};
+pub use run::{HookError, run};
+
+/// Namespace of hooks that don't say one, as in Gravity from its beginning.
+pub const DEFAULT_NAMESPACE: &str = "kube-system";
+
+/// Service account that hooks run as, unless their Job names another. It may do
+/// everything, and lives as long as the operation.
+pub const SERVICE_ACCOUNT: &str = "gravity-hook";
+
+/// Label with the identity of the operation that made an object.
+pub const OPERATION_LABEL: &str = "gravitational.io/operation";
+
+/// Label with the name of the hook that a Job is.
+pub const HOOK_LABEL: &str = "gravitational.io/hook";
+
+/// One run of a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookRun {
+    /// Name of the hook, such as `postInstall`.
+    pub name: String,
+    /// The vendor's Job, YAML or JSON.
+    pub job_yaml: String,
+    /// Environment that every container gets, unless the Job sets it.
+    pub env: BTreeMap<String, String>,
+    /// Directory with the cluster resources, as the kubelet sees it.
+    pub resources_host_path: PathBuf,
+    /// User id of the services: `GRAVITY_SERVICE_USER`, and what `-1` means.
+    pub service_user_uid: u32,
+    /// Identity of the operation: letters, digits and dashes.
+    pub operation_id: String,
+}

@@ -1,0 +1,248 @@
+//! Node objects.
+//!
+//! In: a node's name, labels and part of the pod network. Out: the object
+//! exists before the kubelet registers, so that the pod network is known from
+//! the first pod; and a wait until the node is ready.
+
+use std::collections::BTreeMap;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use kube::Api;
+use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::client::{Client, DEADLINE, Error, is_conflict, request, retry};
+
+impl Client {
+    /// Makes the node's object, or brings labels and pod network of the
+    /// existing one up to date. Labels of others stay.
+    ///
+    /// # Errors
+    /// When the API refuses it, or the node has another pod network.
+    pub async fn ensure_node(
+        &self,
+        name: &str,
+        labels: &BTreeMap<String, String>,
+        pod_cidrs: &[String],
+    ) -> Result<(), Error> {
+        let api: Api<Node> = Api::all(self.0.clone());
+        let what = format!("creating node {name}");
+        let node = planned(name, labels, pod_cidrs);
+        let params = PostParams::default();
+        let created = retry(&what, DEADLINE, || async {
+            match api.create(&params, &node).await {
+                Ok(_) => Ok(true),
+                Err(error) if is_conflict(&error) => Ok(false),
+                Err(error) => Err(error),
+            }
+        });
+        if created.await? {
+            return Ok(());
+        }
+        let what = format!("updating node {name}");
+        let existing = retry(&what, DEADLINE, || api.get(name)).await?;
+        let Some(patch) = difference(name, &existing, labels, pod_cidrs)? else {
+            return Ok(());
+        };
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        retry(&what, DEADLINE, || async {
+            api.patch(name, &params, &patch).await
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Waits until the node's Ready condition is true.
+    ///
+    /// # Errors
+    /// When it isn't within `deadline`, with what the condition says; or when
+    /// the API refuses us.
+    pub async fn wait_node_ready(&self, name: &str, deadline: Duration) -> Result<(), Error> {
+        let api: Api<Node> = Api::all(self.0.clone());
+        let mut state = "there is no such node".to_owned();
+        let waiting = async {
+            let mut changes = pin!(watcher::watch_object(api, name).default_backoff());
+            while let Some(change) = changes.next().await {
+                match change {
+                    Ok(Some(node)) => match readiness(&node) {
+                        Ok(()) => return Ok(()),
+                        Err(reason) => state = reason,
+                    },
+                    Ok(None) => state = "there is no such node".into(),
+                    Err(error) => {
+                        if let Some(error) = refusal(error) {
+                            return Err(request(&format!("watching node {name}"), error));
+                        }
+                        state = "the API doesn't answer".into();
+                    }
+                }
+            }
+            Ok(())
+        };
+        match timeout(deadline, waiting).await {
+            Ok(result) => result,
+            Err(_) => {
+                let seconds = deadline.as_secs();
+                Err(Error::NotReady {
+                    name: name.into(),
+                    seconds,
+                    state,
+                })
+            }
+        }
+    }
+}
+
+/// The error within a watcher's, if watching again won't help.
+pub(crate) fn refusal(error: watcher::Error) -> Option<kube::Error> {
+    match error {
+        watcher::Error::InitialListFailed(error)
+        | watcher::Error::WatchStartFailed(error)
+        | watcher::Error::WatchFailed(error) => match &error {
+            kube::Error::Api(status) if matches!(status.code, 401 | 403) => Some(error),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+fn planned(name: &str, labels: &BTreeMap<String, String>, pod_cidrs: &[String]) -> Node {
+    Node {
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            labels: Some(labels.clone()),
+            ..ObjectMeta::default()
+        },
+        spec: Some(NodeSpec {
+            pod_cidr: pod_cidrs.first().cloned(),
+            pod_cidrs: (!pod_cidrs.is_empty()).then(|| pod_cidrs.to_vec()),
+            ..NodeSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// What has to change in an existing node; `None` if nothing.
+fn difference(
+    name: &str,
+    existing: &Node,
+    labels: &BTreeMap<String, String>,
+    pod_cidrs: &[String],
+) -> Result<Option<Value>, Error> {
+    let mut patch = json!({});
+    let has = existing.metadata.labels.clone().unwrap_or_default();
+    let missing: BTreeMap<_, _> = labels
+        .iter()
+        .filter(|(key, value)| has.get(*key) != Some(value))
+        .collect();
+    if !missing.is_empty() {
+        patch["metadata"] = json!({ "labels": missing });
+    }
+    let spec = existing.spec.as_ref();
+    let actual = spec
+        .and_then(|spec| spec.pod_cidrs.clone())
+        .unwrap_or_default();
+    if actual.is_empty() && !pod_cidrs.is_empty() {
+        patch["spec"] = json!({ "podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs });
+    } else if actual != pod_cidrs {
+        let (name, wanted) = (name.into(), pod_cidrs.to_vec());
+        return Err(Error::PodNetwork {
+            name,
+            actual,
+            wanted,
+        });
+    }
+    Ok(patch
+        .as_object()
+        .is_some_and(|fields| !fields.is_empty())
+        .then_some(patch))
+}
+
+/// Whether the node is ready, and why not.
+pub(crate) fn readiness(node: &Node) -> Result<(), String> {
+    let conditions = node
+        .status
+        .as_ref()
+        .and_then(|status| status.conditions.as_deref());
+    let ready = conditions
+        .unwrap_or_default()
+        .iter()
+        .find(|c| c.type_ == "Ready");
+    match ready {
+        Some(condition) if condition.status == "True" => Ok(()),
+        Some(condition) => {
+            let reason = condition.reason.as_deref().unwrap_or("unknown reason");
+            match condition
+                .message
+                .as_deref()
+                .filter(|message| !message.is_empty())
+            {
+                Some(message) => Err(format!("{reason}: {message}")),
+                None => Err(reason.into()),
+            }
+        }
+        None => Err("the kubelet has not registered".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(text: &str) -> BTreeMap<String, String> {
+        BTreeMap::from([("role".to_owned(), text.to_owned())])
+    }
+
+    #[test]
+    fn existing_nodes_are_changed_only_where_they_differ() {
+        let cidrs = ["10.244.0.0/24".to_owned()];
+        let node = planned("n", &labels("a"), &cidrs);
+        assert_eq!(
+            node.spec.as_ref().unwrap().pod_cidr.as_deref(),
+            Some("10.244.0.0/24")
+        );
+        assert_eq!(difference("n", &node, &labels("a"), &cidrs).unwrap(), None);
+        assert_eq!(
+            difference("n", &node, &labels("b"), &cidrs).unwrap(),
+            Some(json!({ "metadata": { "labels": { "role": "b" } } }))
+        );
+        let bare = planned("n", &labels("a"), &[]);
+        assert_eq!(
+            difference("n", &bare, &labels("a"), &cidrs).unwrap(),
+            Some(json!({ "spec": { "podCIDR": cidrs[0], "podCIDRs": cidrs } }))
+        );
+        let error = difference("n", &node, &labels("a"), &["10.0.0.0/24".into()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "node n exists with pod network [\"10.244.0.0/24\"] instead of [\"10.0.0.0/24\"]"
+        );
+    }
+
+    #[test]
+    fn nodes_tell_why_they_are_not_ready() {
+        let node = |conditions: Value| -> Node {
+            serde_json::from_value(json!({ "status": { "conditions": conditions } })).unwrap()
+        };
+        assert_eq!(
+            readiness(&node(json!([{"type": "Ready", "status": "True"}]))),
+            Ok(())
+        );
+        let waiting = json!([
+            {"type": "DiskPressure", "status": "True"},
+            {"type": "Ready", "status": "False", "reason": "KubeletNotReady", "message": "no CNI"},
+        ]);
+        assert_eq!(
+            readiness(&node(waiting)),
+            Err("KubeletNotReady: no CNI".into())
+        );
+        assert_eq!(
+            readiness(&Node::default()),
+            Err("the kubelet has not registered".into())
+        );
+    }
+}
