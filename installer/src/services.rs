@@ -108,6 +108,7 @@ impl Context<'_> {
             post_start: Vec::new(),
             oneshot: false,
             stop_timeout_seconds: 10,
+            keep_children: false,
         }
     }
 

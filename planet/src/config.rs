@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::address::Cidr;
+
 /// Version of this schema. A base image declares which ones it fits.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -38,6 +40,97 @@ pub struct PlanetConfig {
     pub sysctls: BTreeMap<String, String>,
     /// Services, in any order: `requires` orders them.
     pub services: Vec<Service>,
+}
+
+impl PlanetConfig {
+    /// Checks what would otherwise fail halfway, or for ever.
+    ///
+    /// # Errors
+    /// A text that names the first contradiction.
+    pub fn check(&self) -> Result<(), String> {
+        if self.version != SCHEMA_VERSION {
+            return Err(format!(
+                "version {} where this program knows {SCHEMA_VERSION}",
+                self.version
+            ));
+        }
+        for path in [&self.rootfs, &self.overlay] {
+            let bytes = path.as_os_str().as_encoded_bytes();
+            // They would need escapes in the options of an overlay.
+            if !path.is_absolute() || bytes.iter().any(|byte| b",:\\".contains(byte)) {
+                return Err(format!(
+                    "{} must be absolute, without comma, colon and backslash",
+                    path.display()
+                ));
+            }
+        }
+        for mount in &self.mounts {
+            if !mount.source.is_absolute() || !mount.target.is_absolute() {
+                return Err(format!(
+                    "mount at {}: paths must be absolute",
+                    mount.target.display()
+                ));
+            }
+        }
+        for address in &self.link_local_addresses {
+            address.parse::<Cidr>()?;
+        }
+        self.services.iter().try_for_each(Service::check)?;
+        self.check_order()
+    }
+
+    /// The addresses of `lo`, those that are well-formed.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = Cidr> {
+        self.link_local_addresses
+            .iter()
+            .filter_map(|address| address.parse().ok())
+    }
+
+    /// Every required service exists and none waits for itself.
+    fn check_order(&self) -> Result<(), String> {
+        let mut waiting = BTreeMap::new();
+        for service in &self.services {
+            if waiting
+                .insert(service.name.as_str(), service.requires.as_slice())
+                .is_some()
+            {
+                return Err(format!("service {} is there twice", service.name));
+            }
+        }
+        for service in &self.services {
+            if let Some(missing) = service
+                .requires
+                .iter()
+                .find(|name| !waiting.contains_key(name.as_str()))
+            {
+                return Err(format!(
+                    "service {} requires {missing}, which does not exist",
+                    service.name
+                ));
+            }
+        }
+        while !waiting.is_empty() {
+            let before = waiting.len();
+            let free: Vec<_> = waiting
+                .iter()
+                .filter(|(_, requires)| {
+                    !requires
+                        .iter()
+                        .any(|name| waiting.contains_key(name.as_str()))
+                })
+                .map(|(name, _)| *name)
+                .collect();
+            waiting.retain(|name, _| !free.contains(name));
+            if waiting.len() == before {
+                let names: Vec<_> = waiting.into_keys().collect();
+                return Err(format!(
+                    "services wait for each other: {}",
+                    names.join(", ")
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One bind mount from the host.
@@ -120,6 +213,51 @@ pub struct Service {
     pub oneshot: bool,
     /// How long it may take to stop before its cgroup is killed, in seconds.
     pub stop_timeout_seconds: u64,
+    /// Whether processes that it started outlive its restart, as containerd's
+    /// shims do, and with them the pods. They end when the planet stops.
+    #[serde(default)]
+    pub keep_children: bool,
+}
+
+impl Service {
+    fn check(&self) -> Result<(), String> {
+        let name = &self.name;
+        // It becomes part of paths: of the log, the state, the cgroup.
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(plain) {
+            return Err(format!(
+                "service name {name:?}: letters, digits, - and _ only, at most 64"
+            ));
+        }
+        if !self
+            .command
+            .first()
+            .is_some_and(|program| program.starts_with('/'))
+        {
+            return Err(format!(
+                "service {name}: the program must be an absolute path"
+            ));
+        }
+        if self.post_start.iter().any(Vec::is_empty) {
+            return Err(format!("service {name}: an empty command in post_start"));
+        }
+        if let Some(unknown) = self
+            .capabilities
+            .iter()
+            .find(|name| crate::sys::capability(name).is_none())
+        {
+            return Err(format!("service {name}: unknown capability {unknown}"));
+        }
+        match &self.readiness {
+            Probe::Exec { command } if command.is_empty() => {
+                Err(format!("service {name}: an empty command as readiness"))
+            }
+            Probe::Http { url } => crate::supervisor::probe::Url::parse(url)
+                .map(drop)
+                .map_err(|reason| format!("service {name}: readiness {url:?}: {reason}")),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// How readiness is found out.

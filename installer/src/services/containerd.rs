@@ -22,6 +22,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     ];
     // The shims outlive it: pods don't notice a restart.
     service.stop_timeout_seconds = 10;
+    service.keep_children = true;
     let mut registry = context.file("", hosts());
     registry.path = "/etc/containerd/certs.d/_default/hosts.toml".into();
     let mut network = context.file("", network(context));

@@ -1,0 +1,484 @@
+//! The container: namespaces, root filesystem, control groups.
+//!
+//! In: the file of a [`PlanetConfig`]. Out: a container whose PID 1 keeps the
+//! supervisor running, until SIGTERM; nothing of it is left then but the
+//! writable layer. Always holds: one container at a time (a lock); mounts made
+//! inside are never seen by the host; when this process dies and is started
+//! again, it takes over the container that runs.
+//!
+//! It forks, so it belongs into a process with one thread.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{Flock, FlockArg, OFlag};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, pivot_root};
+
+use crate::cgroup::{self, Group};
+use crate::config::{Mount, PlanetConfig};
+use crate::error::{Context, Error, Result};
+use crate::process::ProcessId;
+use crate::sys::{self, Fork};
+use crate::{address, files};
+
+/// Where the configuration lies inside.
+pub const CONFIG: &str = "/run/planet/config.json";
+/// Name of the control group.
+const GROUP: &str = "gravity";
+/// PID 1 inside.
+const INIT: &str = "/usr/local/bin/planet-init";
+/// Command of the supervisor inside.
+const SUPERVISOR: &[&str] = &["/opt/gravity/bin/gravity", "planet", "supervise"];
+/// Where the host's root hangs until all is mounted.
+const OLD_ROOT: &str = "/run/host";
+
+/// Runs the container of the configuration file until it ends.
+///
+/// # Errors
+/// When the configuration or the machine does not allow it, when a container
+/// runs already, or when it ended without being told to.
+pub fn run(config: &Path) -> Result<()> {
+    let supervisor: Vec<_> = SUPERVISOR.iter().map(|word| (*word).to_owned()).collect();
+    run_with(config, &supervisor)
+}
+
+/// [`run`] with another supervisor, a command inside.
+///
+/// # Errors
+/// See [`run`].
+pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
+    let config = load(path)?;
+    let state = State::of(&config);
+    fs::create_dir_all(&state.directory).at("create", &state.directory)?;
+    let _lock = state.lock()?;
+    let signals = block_signals()?;
+
+    let process = match state.running() {
+        Some(process) => {
+            tracing::info!(pid = process.pid, "taking over the planet that runs");
+            process
+        }
+        None => start(&config, &state, supervisor)?,
+    };
+    let ended = wait(process, &signals);
+    let cleaned = clean(&config, &state);
+    ended.and(cleaned)
+}
+
+/// Host process id of the running container's PID 1.
+///
+/// # Errors
+/// When none runs.
+pub fn running(config: &Path) -> Result<i32> {
+    let config = load(config)?;
+    let state = State::of(&config);
+    let process = state.running().ok_or_else(|| {
+        Error::NotRunning(format!("no process as in {}", state.pid_file().display()))
+    })?;
+    Ok(process.pid)
+}
+
+/// Reads and checks a configuration.
+///
+/// # Errors
+/// When it can't be read, is of another version, or contradicts itself.
+pub fn load(path: &Path) -> Result<PlanetConfig> {
+    let config: PlanetConfig = files::read_json(path)?;
+    config.check().map_err(|reason| Error::Config {
+        path: path.to_owned(),
+        reason,
+    })?;
+    Ok(config)
+}
+
+/// What is written down beside the writable layer.
+struct State {
+    directory: PathBuf,
+}
+
+impl State {
+    fn of(config: &PlanetConfig) -> Self {
+        let parent = config.overlay.parent().unwrap_or(&config.overlay);
+        Self {
+            directory: parent.to_owned(),
+        }
+    }
+
+    fn pid_file(&self) -> PathBuf {
+        self.directory.join("planet.pid")
+    }
+
+    fn lock(&self) -> Result<Flock<File>> {
+        let path = self.directory.join("planet.lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .at("open", &path)?;
+        Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| Error::Running(path))
+    }
+
+    fn running(&self) -> Option<ProcessId> {
+        let process: ProcessId = files::read_json(&self.pid_file()).ok()?;
+        process.open().map(|_| process)
+    }
+}
+
+fn block_signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        set.add(signal);
+    }
+    set.thread_block().on("block signals")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).on("open signals")
+}
+
+fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<ProcessId> {
+    let group = Group::container(GROUP)?;
+    // With the last container ended all its processes did: who is in here has
+    // nothing to do with it.
+    let strangers = group.processes();
+    if !strangers.is_empty() {
+        return Err(Error::Cgroup(format!(
+            "the group {GROUP} has processes {strangers:?} that are not of this planet; end them first"
+        )));
+    }
+    group.destroy()?;
+    group.create()?;
+
+    let (mut error, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
+        .map(|(reader, writer)| (File::from(reader), File::from(writer)))
+        .on("make a pipe")?;
+    // The namespace of children: this process stays in the host's.
+    unshare(CloneFlags::CLONE_NEWPID).on("make a PID namespace")?;
+    let pid = match sys::fork().on("fork")? {
+        Fork::Parent(pid) => pid,
+        Fork::Child => {
+            drop(error);
+            let reason = become_container(config, &group, supervisor);
+            let mut writer = writer;
+            drop(write!(writer, "{reason}"));
+            std::process::exit(1);
+        }
+    };
+    drop(writer);
+    // It ends with the exec, or after the reason why there was none.
+    let mut reason = String::new();
+    error
+        .read_to_string(&mut reason)
+        .on("read from the container")?;
+    if !reason.is_empty() {
+        let _ = waitpid(pid, None);
+        drop(group.destroy());
+        return Err(Error::Start(reason));
+    }
+    let process =
+        ProcessId::of(pid.as_raw()).ok_or_else(|| Error::Start(format!("{INIT} ended at once")))?;
+    files::write_json(&state.pid_file(), &process)?;
+    Ok(process)
+}
+
+/// Waits until the container ends, and passes SIGTERM on.
+fn wait(process: ProcessId, signals: &SignalFd) -> Result<()> {
+    let Some(pidfd) = process.open() else {
+        return Err(Error::Ended("at once".into()));
+    };
+    let mut told = false;
+    loop {
+        let mut ready = [
+            PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut ready, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            result => result.on("wait for the planet")?,
+        };
+        let [ended, signalled] = ready.map(|fd| fd.any().unwrap_or_default());
+        if signalled && let Ok(Some(signal)) = signals.read_signal() {
+            if signal.ssi_signo != Signal::SIGCHLD as u32 {
+                told = true;
+                // If it ended meanwhile, the other descriptor says so.
+                drop(sys::pidfd_signal(pidfd.as_fd(), Signal::SIGTERM));
+            }
+        }
+        if ended {
+            break;
+        }
+    }
+    let pid = Pid::from_raw(process.pid);
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+        Ok(WaitStatus::Exited(_, code)) => Err(Error::Ended(format!("exit code {code}"))),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Err(Error::Ended(signal.to_string())),
+        // Taken over from another process: nobody tells us how it ended.
+        _ if told => Ok(()),
+        _ => Err(Error::Ended("how is not known".into())),
+    }
+}
+
+/// Removes what outlives the container's processes.
+fn clean(config: &PlanetConfig, state: &State) -> Result<()> {
+    // The supervisor does it at an orderly end.
+    for cidr in config.addresses() {
+        address::remove(cidr).on("remove an address from lo")?;
+    }
+    let pid_file = state.pid_file();
+    drop(fs::remove_file(pid_file));
+    Group::container(GROUP)?.destroy()
+}
+
+/// In the new process: everything up to the program. Comes back only with the
+/// reason why it failed.
+fn become_container(config: &PlanetConfig, group: &Group, supervisor: &[String]) -> Error {
+    match prepare(config, group).and_then(|()| execute(supervisor)) {
+        Err(error) => error,
+        Ok(never) => match never {},
+    }
+}
+
+fn prepare(config: &PlanetConfig, group: &Group) -> Result<()> {
+    group.join()?;
+    unshare(
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWUTS
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWCGROUP,
+    )
+    .on("make namespaces")?;
+    // First of all: nothing from here on reaches the host.
+    propagation("/", MsFlags::MS_PRIVATE | MsFlags::MS_REC)?;
+    nix::unistd::sethostname(&config.hostname).on("set the host name")?;
+    let hierarchies = cgroup::hierarchies()?;
+    let sources = open_sources(&config.mounts)?;
+    let devices = open_path(Path::new("/dev"))?;
+    change_root(config)?;
+
+    let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    file_system("proc", "/proc", plain, "")?;
+    file_system("sysfs", "/sys", plain, "")?;
+    mount_cgroups(&hierarchies)?;
+    mount_devices(&devices)?;
+    for (source, target) in sources.iter().zip(&config.mounts) {
+        bind(source, target)?;
+    }
+    umount2(OLD_ROOT, MntFlags::MNT_DETACH).at("unmount", OLD_ROOT)?;
+    fs::remove_dir(OLD_ROOT).at("remove", OLD_ROOT)?;
+    // Peers of nobody outside: pods see what is mounted for them.
+    propagation("/", MsFlags::MS_SHARED | MsFlags::MS_REC)?;
+    cgroup::enter_leaf()?;
+
+    for file in &config.files {
+        files::write(
+            &file.path,
+            file.content.as_bytes(),
+            file.mode,
+            file.uid,
+            file.gid,
+        )?;
+    }
+    files::write_json(Path::new(CONFIG), config)
+}
+
+/// Makes the overlay the root; the old one is at [`OLD_ROOT`] afterwards.
+fn change_root(config: &PlanetConfig) -> Result<()> {
+    let [upper, work, root] = ["upper", "work", "root"].map(|name| config.overlay.join(name));
+    for directory in [&upper, &work, &root] {
+        fs::create_dir_all(directory).at("create", directory)?;
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        config.rootfs.display(),
+        upper.display(),
+        work.display()
+    );
+    mount(
+        Some("overlay"),
+        &root,
+        Some("overlay"),
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .at("mount the root filesystem at", &root)?;
+    let run = root.join("run");
+    if !fs::symlink_metadata(&run).is_ok_and(|metadata| metadata.is_dir()) {
+        return Err(Error::Start(format!(
+            "{} has no directory /run",
+            config.rootfs.display()
+        )));
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("tmpfs"), &run, Some("tmpfs"), flags, Some("mode=755")).at("mount", &run)?;
+    let old = root.join(OLD_ROOT.trim_start_matches('/'));
+    fs::create_dir(&old).at("create", &old)?;
+    pivot_root(&root, &old).at("change the root to", &root)?;
+    std::env::set_current_dir("/").at("change to", "/")
+}
+
+/// Mounts each hierarchy where the host has it; the cgroup namespace makes the
+/// container's group the top.
+fn mount_cgroups(hierarchies: &[cgroup::Hierarchy]) -> Result<()> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    let top = Path::new("/sys/fs/cgroup");
+    if let [unified] = hierarchies
+        && unified.is_v2()
+    {
+        return file_system("cgroup2", "/sys/fs/cgroup", flags, "");
+    }
+    file_system("tmpfs", "/sys/fs/cgroup", flags, "mode=755")?;
+    for hierarchy in hierarchies {
+        if hierarchy.is_v2() {
+            file_system("cgroup2", top.join("unified"), flags, "")?;
+            continue;
+        }
+        let options = hierarchy.controllers.join(",");
+        match options.strip_prefix("name=") {
+            Some(name) => file_system("cgroup", top.join(name), flags, &format!("none,{options}"))?,
+            None => file_system("cgroup", top.join(&options), flags, &options)?,
+        }
+        if hierarchy.controllers.len() > 1 {
+            for controller in &hierarchy.controllers {
+                let link = top.join(controller);
+                std::os::unix::fs::symlink(&options, &link).at("link", &link)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The host's devices, with terminals and shared memory of our own.
+fn mount_devices(devices: &OwnedFd) -> Result<()> {
+    bind_from(devices, Path::new("/dev"), true)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    let own = [
+        (
+            "devpts",
+            "/dev/pts",
+            flags,
+            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        (
+            "tmpfs",
+            "/dev/shm",
+            MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
+            "mode=1777",
+        ),
+        ("mqueue", "/dev/mqueue", flags | MsFlags::MS_NODEV, ""),
+    ];
+    for (kind, target, flags, options) in own {
+        // Not made when missing: the directory is the host's.
+        if Path::new(target).is_dir() {
+            file_system(kind, target, flags, options)?;
+        }
+    }
+    Ok(())
+}
+
+fn file_system(kind: &str, target: impl AsRef<Path>, flags: MsFlags, options: &str) -> Result<()> {
+    let target = target.as_ref();
+    fs::create_dir_all(target).at("create", target)?;
+    mount(Some(kind), target, Some(kind), flags, Some(options)).at("mount", target)
+}
+
+fn propagation(target: &str, flags: MsFlags) -> Result<()> {
+    mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+        .at("change the propagation of", target)
+}
+
+/// Opens the sources while the host's paths mean what the host means by them.
+fn open_sources(mounts: &[Mount]) -> Result<Vec<OwnedFd>> {
+    mounts
+        .iter()
+        .map(|mount| open_path(&mount.source))
+        .collect()
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    nix::fcntl::open(path, flags, nix::sys::stat::Mode::empty()).at("open", path)
+}
+
+fn bind(source: &OwnedFd, mount: &Mount) -> Result<()> {
+    let target = &mount.target;
+    let metadata = File::from(source.try_clone().at("open", target)?).metadata();
+    if metadata.at("look at", &mount.source)?.is_dir() {
+        fs::create_dir_all(target).at("create", target)?;
+    } else if !target.exists() {
+        let parent = target.parent().unwrap_or(target);
+        fs::create_dir_all(parent).at("create", parent)?;
+        File::create(target).at("create", target)?;
+    }
+    bind_from(source, target, mount.recursive)?;
+    if mount.read_only {
+        let flags =
+            MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept_flags(target)?;
+        nix::mount::mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
+            .at("make read-only", target)?;
+    }
+    Ok(())
+}
+
+fn bind_from(source: &OwnedFd, target: &Path, recursive: bool) -> Result<()> {
+    let path = format!("/proc/self/fd/{}", source.as_raw_fd());
+    let deep = if recursive {
+        MsFlags::MS_REC
+    } else {
+        MsFlags::empty()
+    };
+    mount(
+        Some(path.as_str()),
+        target,
+        None::<&str>,
+        MsFlags::MS_BIND | deep,
+        None::<&str>,
+    )
+    .at("mount", target)
+}
+
+/// Flags of a mount that a remount would drop if they were not said again.
+fn kept_flags(target: &Path) -> Result<MsFlags> {
+    let has = statvfs(target).at("look at", target)?.flags();
+    let pairs = [
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ];
+    Ok(pairs
+        .into_iter()
+        .filter(|(flag, _)| has.contains(*flag))
+        .fold(MsFlags::empty(), |flags, (_, flag)| flags | flag))
+}
+
+fn execute(supervisor: &[String]) -> Result<std::convert::Infallible> {
+    let null = File::open("/dev/null").at("open", "/dev/null")?;
+    nix::unistd::dup2_stdin(&null).on("close the standard input")?;
+    sys::close_on_exec().on("close descriptors")?;
+    SigSet::empty().thread_set_mask().on("unblock signals")?;
+    let program = CString::from(c"/usr/local/bin/planet-init");
+    let mut arguments = vec![program.clone()];
+    for word in supervisor {
+        let word = CString::new(word.as_bytes())
+            .map_err(|_| Error::Start("a NUL byte in the supervisor's command".into()))?;
+        arguments.push(word);
+    }
+    let environment = [
+        CString::from(c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        CString::from(c"HOME=/root"),
+        CString::from(c"container=planet"),
+    ];
+    debug_assert_eq!(program.as_bytes(), std::ffi::OsStr::new(INIT).as_bytes());
+    nix::unistd::execve(&program, &arguments, &environment).at("execute", INIT)
+}

@@ -1,0 +1,547 @@
+//! One service: started, watched, started again, stopped.
+//!
+//! In: a [`Service`] and, from an earlier supervisor, the process that runs
+//! already. Out: its status on the board, its process in a control group of its
+//! own, its identity in a state file. Always holds: at most one process of the
+//! service; what an ended service left in its group is killed before the next
+//! start, unless its children are to be kept.
+
+use std::collections::hash_map::RandomState;
+use std::fs;
+use std::hash::{BuildHasher, Hasher};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::board::Board;
+use super::{STATES, logs, probe};
+use crate::cgroup::{Group, Hierarchy};
+use crate::client::State;
+use crate::config::Service;
+use crate::error::{Context, Error, Result};
+use crate::files;
+use crate::process::ProcessId;
+use crate::sys::{self, Identity};
+
+/// Where services look for programs.
+pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// First wait before a service is started again; doubles each time.
+const BACKOFF_MIN: Duration = Duration::from_millis(200);
+/// Longest wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A service that lived so long was well: the wait starts over.
+const WELL: Duration = Duration::from_secs(60);
+/// First and longest wait between two probes.
+const PROBE_MIN: Duration = Duration::from_millis(20);
+const PROBE_MAX: Duration = Duration::from_millis(250);
+/// Why a probe fails is told after so long: before, it is only starting.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a command after the start may take.
+const POST_START: Duration = Duration::from_mins(2);
+/// How long pods may take to end when the planet stops, before they are killed.
+const POD_STOP: Duration = Duration::from_secs(10);
+/// How long processes may take to go away once killed.
+const KILL: Duration = Duration::from_secs(10);
+
+/// What a running unit can be told.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Stop and start again; answered when it is no longer ready.
+    Restart(oneshot::Sender<()>),
+}
+
+/// A service and what belongs to it.
+pub(super) struct Unit {
+    service: Service,
+    dependents: Vec<String>,
+    group: Group,
+    pods: Group,
+    board: Board,
+}
+
+/// What the next supervisor has to know.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Saved {
+    /// The process, while one runs.
+    process: Option<ProcessId>,
+    /// How often it was started again.
+    restarts: u32,
+    /// When it was started, in seconds since 1970.
+    since: u64,
+    /// Whether it has become ready.
+    ready: bool,
+    /// Whether a oneshot service is done.
+    done: bool,
+}
+
+/// A process of the service.
+struct Running {
+    process: ProcessId,
+    pidfd: AsyncFd<OwnedFd>,
+    since: Instant,
+    /// Whether it was ready already when it was taken over.
+    ready: bool,
+}
+
+/// Why a running service is no longer watched.
+enum Event {
+    Ended(Result<(), String>),
+    Restart,
+    Stop,
+}
+
+impl Unit {
+    pub(super) fn new(
+        service: Service,
+        dependents: Vec<String>,
+        hierarchies: &[Hierarchy],
+        board: Board,
+    ) -> Self {
+        let group = Group::service(hierarchies, &service.name);
+        Self {
+            service,
+            dependents,
+            group,
+            pods: Group::pods(hierarchies),
+            board,
+        }
+    }
+
+    /// Keeps the service running until it is told to stop.
+    pub(super) async fn keep(
+        self,
+        mut commands: mpsc::Receiver<Command>,
+        mut stopping: watch::Receiver<bool>,
+    ) {
+        let mut saved: Saved = files::read_json(&self.state_file()).unwrap_or_default();
+        let mut backoff = BACKOFF_MIN;
+        let mut adopted = self.adopt(&saved);
+        if !saved.done
+            && adopted.is_none()
+            && !self.wait_required(&mut commands, &mut stopping).await
+        {
+            return self
+                .board
+                .change(&self.service.name, |status| status.state = State::Stopped);
+        }
+        loop {
+            let running = match adopted.take() {
+                Some(running) => Ok(running),
+                None if saved.done => {
+                    self.set(State::Ready, None, saved.restarts, None);
+                    if !self.wait_command(&mut commands, &mut stopping).await {
+                        break;
+                    }
+                    saved.done = false;
+                    continue;
+                }
+                None => self.start(&mut saved).await,
+            };
+            let failure = match running {
+                Err(error) => {
+                    saved.process = None;
+                    error.to_string()
+                }
+                Ok(running) => {
+                    let event = self
+                        .watch(&running, &mut saved, &mut commands, &mut stopping)
+                        .await;
+                    let uptime = running.since.elapsed();
+                    if uptime > WELL {
+                        backoff = BACKOFF_MIN;
+                    }
+                    match event {
+                        Event::Stop => {
+                            self.board.wait(&self.dependents, State::Stopped).await;
+                            self.terminate(running, true).await;
+                            break;
+                        }
+                        Event::Restart => {
+                            self.terminate(running, false).await;
+                            saved.restarts += 1;
+                            continue;
+                        }
+                        Event::Ended(Ok(())) if self.service.oneshot => {
+                            saved = Saved {
+                                process: None,
+                                done: true,
+                                ..saved
+                            };
+                            self.save(&saved);
+                            continue;
+                        }
+                        Event::Ended(how) => self.describe(how),
+                    }
+                }
+            };
+            saved.restarts += 1;
+            self.set(State::Failed, None, saved.restarts, Some(failure));
+            let wait = jitter(backoff);
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            let stop = tokio::select! {
+                () = sleep(wait) => false,
+                Some(Command::Restart(accepted)) = commands.recv() => {
+                    let _ = accepted.send(());
+                    false
+                }
+                _ = stopping.wait_for(|stop| *stop) => true,
+            };
+            if stop {
+                self.board.wait(&self.dependents, State::Stopped).await;
+                self.end_group(true).await;
+                break;
+            }
+        }
+        saved.process = None;
+        self.save(&saved);
+        self.set(State::Stopped, None, saved.restarts, None);
+    }
+
+    /// Waits for the services that this one requires. False when it is to stop.
+    async fn wait_required(
+        &self,
+        commands: &mut mpsc::Receiver<Command>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> bool {
+        loop {
+            tokio::select! {
+                () = self.board.wait(&self.service.requires, State::Ready) => return true,
+                _ = stopping.wait_for(|stop| *stop) => return false,
+                Some(Command::Restart(accepted)) = commands.recv() => {
+                    let _ = accepted.send(());
+                }
+            }
+        }
+    }
+
+    /// Waits to be started again. False when it is to stop.
+    async fn wait_command(
+        &self,
+        commands: &mut mpsc::Receiver<Command>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> bool {
+        tokio::select! {
+            Some(Command::Restart(accepted)) = commands.recv() => {
+                self.set(State::Starting, None, 0, None);
+                let _ = accepted.send(());
+                true
+            }
+            _ = stopping.wait_for(|stop| *stop) => false,
+        }
+    }
+
+    /// Takes over the process of an earlier supervisor.
+    fn adopt(&self, saved: &Saved) -> Option<Running> {
+        let process = saved.process?;
+        let pidfd = AsyncFd::register(process.open()?).ok()?;
+        tracing::info!(service = self.service.name, pid = process.pid, "taken over");
+        Some(Running {
+            process,
+            pidfd,
+            since: Instant::now(),
+            ready: saved.ready,
+        })
+    }
+
+    async fn start(&self, saved: &mut Saved) -> Result<Running> {
+        let service = &self.service;
+        self.set(State::Starting, None, saved.restarts, None);
+        self.end_group(false).await;
+        self.group.create()?;
+        if let Some(weight) = service.cpu_weight {
+            self.group.set_cpu_weight(weight)?;
+        }
+        for directory in &service.directories {
+            fs::create_dir_all(directory).at("create", directory)?;
+            chown(directory, Some(service.uid), Some(service.gid))
+                .at("change the owner of", directory)?;
+        }
+        let process = self.spawn()?;
+        *saved = Saved {
+            process: Some(process),
+            restarts: saved.restarts,
+            since: super::board::now(),
+            ready: false,
+            done: false,
+        };
+        self.save(saved);
+        let pidfd = process
+            .open()
+            .ok_or_else(|| Error::Start(self.describe(Err("ended at once".into()))))?;
+        let pidfd = AsyncFd::register(pidfd).on("watch a process")?;
+        self.set(State::Starting, Some(process.pid), saved.restarts, None);
+        Ok(Running {
+            process,
+            pidfd,
+            since: Instant::now(),
+            ready: false,
+        })
+    }
+
+    fn spawn(&self) -> Result<ProcessId> {
+        let service = &self.service;
+        let log = logs::open(&service.name)?;
+        let program = &service.command[0];
+        let mut command = std::process::Command::new(program);
+        command
+            .args(&service.command[1..])
+            .env_clear()
+            .env("PATH", PATH)
+            .env("HOME", if service.uid == 0 { "/root" } else { "/" })
+            .envs(&service.env)
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().at("open", logs::path(&service.name))?)
+            .stderr(log);
+        let capabilities = service
+            .capabilities
+            .iter()
+            .filter_map(|name| sys::capability(name))
+            .collect();
+        let identity = Identity {
+            cgroups: self.group.open()?,
+            uid: service.uid,
+            gid: service.gid,
+            capabilities,
+        };
+        sys::become_on_exec(&mut command, identity);
+        let child = command.spawn().at("execute", program)?;
+        // It is reaped by `ended`, through its id: until then the id is its own.
+        let pid = child.id().cast_signed();
+        ProcessId::of(pid).ok_or_else(|| {
+            let how = reap(pid).unwrap_or_else(|| Err("ended at once".into()));
+            Error::Start(self.describe(how))
+        })
+    }
+
+    /// Watches a process until something has to be done about it.
+    async fn watch(
+        &self,
+        running: &Running,
+        saved: &mut Saved,
+        commands: &mut mpsc::Receiver<Command>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> Event {
+        let pid = Some(running.process.pid);
+        let restarts = saved.restarts;
+        let oneshot = self.service.oneshot;
+        if running.ready {
+            self.set(State::Ready, pid, restarts, None);
+        } else {
+            self.set(State::Starting, pid, restarts, None);
+        }
+        let become_ready = async {
+            if !running.ready && !oneshot {
+                self.become_ready().await;
+                self.set(State::Ready, pid, restarts, None);
+                saved.ready = true;
+                self.save(saved);
+            }
+            std::future::pending::<std::convert::Infallible>().await
+        };
+        tokio::select! {
+            how = ended(running) => Event::Ended(how),
+            _ = stopping.wait_for(|stop| *stop) => Event::Stop,
+            Some(Command::Restart(accepted)) = commands.recv() => {
+                self.set(State::Starting, pid, restarts, None);
+                let _ = accepted.send(());
+                Event::Restart
+            }
+            never = become_ready => match never {},
+        }
+    }
+
+    /// Probes until the service is ready and its commands have run.
+    async fn become_ready(&self) {
+        let started = Instant::now();
+        let mut wait = PROBE_MIN;
+        loop {
+            let failure = match probe::attempt(&self.service.readiness).await {
+                Ok(()) => match self.post_start().await {
+                    Ok(()) => return,
+                    Err(failure) => failure,
+                },
+                Err(failure) => failure,
+            };
+            if started.elapsed() > PATIENCE {
+                self.board.change(&self.service.name, |status| {
+                    status.last_error = Some(failure)
+                });
+            }
+            sleep(wait).await;
+            wait = (wait * 2).min(PROBE_MAX);
+        }
+    }
+
+    async fn post_start(&self) -> Result<(), String> {
+        for command in &self.service.post_start {
+            let log = logs::open(&self.service.name).map_err(|error| error.to_string())?;
+            timeout(POST_START, probe::run(command, log.into()))
+                .await
+                .unwrap_or_else(|_| {
+                    Err(format!(
+                        "{} takes longer than {POST_START:?}",
+                        command.join(" ")
+                    ))
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Ends a process: SIGTERM, and SIGKILL for all that is left in time.
+    async fn terminate(&self, running: Running, all: bool) {
+        if all && self.service.keep_children {
+            self.end_pods().await;
+        }
+        let patience = Duration::from_secs(self.service.stop_timeout_seconds);
+        drop(sys::pidfd_signal(
+            running.pidfd.get_ref().as_fd(),
+            Signal::SIGTERM,
+        ));
+        if timeout(patience, ended(&running)).await.is_err() {
+            tracing::warn!(service = self.service.name, "killed after {patience:?}");
+            drop(sys::pidfd_signal(
+                running.pidfd.get_ref().as_fd(),
+                Signal::SIGKILL,
+            ));
+            drop(timeout(KILL, ended(&running)).await);
+        }
+        self.end_group(all).await;
+    }
+
+    /// Kills what is left in the group; children that are to be kept only when
+    /// `all` ends.
+    async fn end_group(&self, all: bool) {
+        let until = Instant::now() + KILL;
+        if self.service.keep_children && !all {
+            for pid in self.group.processes() {
+                if self.is_main(pid) {
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                }
+            }
+            while self
+                .group
+                .processes()
+                .into_iter()
+                .any(|pid| self.is_main(pid))
+            {
+                if Instant::now() > until {
+                    break;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            return;
+        }
+        while !self.group.kill() {
+            if Instant::now() > until {
+                let left = self.group.processes();
+                self.board.warn(format!(
+                    "{}: processes {left:?} do not end",
+                    self.service.name
+                ));
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Whether a process is one of the service's program itself.
+    fn is_main(&self, pid: i32) -> bool {
+        let name = |path: &Path| path.file_name().map(ToOwned::to_owned);
+        let executable = fs::read_link(format!("/proc/{pid}/exe")).ok();
+        let program = fs::canonicalize(&self.service.command[0]).ok();
+        executable.is_some_and(|path| name(&path) == program.as_deref().and_then(name))
+    }
+
+    /// Ends pods in order before what holds them.
+    async fn end_pods(&self) {
+        self.pods.signal(Signal::SIGTERM);
+        let until = Instant::now() + POD_STOP;
+        while !self.pods.is_empty() && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+        }
+        let until = Instant::now() + KILL;
+        while !self.pods.kill() && Instant::now() < until {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// How it ended, with what it said last.
+    fn describe(&self, how: Result<(), String>) -> String {
+        let how = how.err().unwrap_or_else(|| "ended with exit code 0".into());
+        match logs::last_line(&logs::path(&self.service.name)) {
+            Some(line) => format!("{how}; last words: {line}"),
+            None => how,
+        }
+    }
+
+    fn set(&self, state: State, pid: Option<i32>, restarts: u32, error: Option<String>) {
+        self.board.change(&self.service.name, |status| {
+            status.state = state;
+            status.pid = pid;
+            status.restarts = restarts;
+            // Why it ended the last time stays until it is well again.
+            if error.is_some() || matches!(state, State::Ready | State::Stopped) {
+                status.last_error = error;
+            }
+        });
+    }
+
+    fn state_file(&self) -> PathBuf {
+        Path::new(STATES).join(format!("{}.json", self.service.name))
+    }
+
+    fn save(&self, saved: &Saved) {
+        if let Err(error) = files::write_json(&self.state_file(), saved) {
+            self.board.warn(error.to_string());
+        }
+    }
+}
+
+/// Waits until a process has ended, and reaps it if it is ours.
+async fn ended(running: &Running) -> Result<(), String> {
+    // An error means that the runtime ends, and with it the wait.
+    drop(running.pidfd.readable().await);
+    reap(running.process.pid).unwrap_or_else(|| Err("ended; how is not known".into()))
+}
+
+/// Reaps a child; `None` when it is not ours.
+fn reap(pid: i32) -> Option<Result<(), String>> {
+    match waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, 0)) => Some(Ok(())),
+        Ok(WaitStatus::Exited(_, code)) => Some(Err(format!("exit code {code}"))),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Some(Err(format!("ended by {signal}"))),
+        _ => None,
+    }
+}
+
+/// Up to a quarter more or less, so that services do not start all at once.
+fn jitter(wait: Duration) -> Duration {
+    // The standard library's random keys are random enough.
+    let random = RandomState::new().build_hasher().finish() % 512;
+    wait.mul_f64(0.75 + f64::from(u32::try_from(random).unwrap_or_default()) / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn jitter_stays_within_a_quarter() {
+        let wait = Duration::from_secs(1);
+        for _ in 0..100 {
+            let jittered = jitter(wait);
+            assert!(jittered >= wait.mul_f64(0.75) && jittered <= wait.mul_f64(1.25));
+        }
+    }
+}

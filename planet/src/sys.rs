@@ -1,0 +1,244 @@
+//! The calls to the kernel that have no safe form elsewhere.
+//!
+//! In: plain values. Out: owned descriptors and results. Always holds: what
+//! runs between `fork` and `exec` of a service is async-signal-safe, so it may
+//! be used while other threads exist; [`fork`] itself is only for processes
+//! with one thread.
+#![expect(
+    unsafe_code,
+    reason = "fork, pidfd, capabilities and pre_exec have no safe form"
+)]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use nix::sys::signal::{SigHandler, Signal};
+use nix::unistd::Pid;
+
+/// Which side of a [`fork`] this is.
+#[derive(Debug)]
+pub(crate) enum Fork {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's id.
+    Parent(Pid),
+}
+
+/// Makes a child that goes on with this program.
+///
+/// # Errors
+/// When other threads exist (the child could deadlock on a lock that they
+/// hold), or the kernel refuses.
+pub(crate) fn fork() -> io::Result<Fork> {
+    let threads = std::fs::read_dir("/proc/self/task")?.count();
+    if threads != 1 {
+        return Err(io::Error::other(format!(
+            "{threads} threads exist, fork needs one"
+        )));
+    }
+    // SAFETY: this is the only thread, so the child has all locks in order.
+    match unsafe { libc::fork() } {
+        0 => Ok(Fork::Child),
+        pid if pid > 0 => Ok(Fork::Parent(Pid::from_raw(pid))),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Opens a process, so that it can't be mistaken for a later one with its id.
+pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
+    // SAFETY: plain call without pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Sends a signal to an open process.
+pub(crate) fn pidfd_signal(process: BorrowedFd<'_>, signal: Signal) -> io::Result<()> {
+    // SAFETY: the descriptor is open; null means ordinary signal information.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            process.as_raw_fd(),
+            signal as i32,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Ignores a signal, or lets it have its default effect.
+pub(crate) fn handle(signal: Signal, handler: SigHandler) {
+    debug_assert!(matches!(handler, SigHandler::SigIgn | SigHandler::SigDfl));
+    // SAFETY: no handler of ours is installed, so none can do what a handler
+    // may not. It only fails for signals that don't exist.
+    let _ = unsafe { nix::sys::signal::signal(signal, handler) };
+}
+
+/// Closes all descriptors but the standard three at the next exec.
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    // SAFETY: only sets a flag on descriptors; none is closed now.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            u32::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// What a process becomes before it executes its program.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    /// Open `cgroup.procs` files of the cgroups that it joins.
+    pub(crate) cgroups: Vec<File>,
+    /// User id.
+    pub(crate) uid: u32,
+    /// Group id; supplementary groups are dropped.
+    pub(crate) gid: u32,
+    /// Numbers of the capabilities that a user other than root keeps.
+    pub(crate) capabilities: Vec<u8>,
+}
+
+/// Makes `command` start as `identity`, in a session of its own.
+pub(crate) fn become_on_exec(command: &mut Command, identity: Identity) {
+    let become_it = move || {
+        for cgroup in &identity.cgroups {
+            // SAFETY: the file is open, the buffer is one byte of a constant.
+            check(unsafe { libc::write(cgroup.as_raw_fd(), c"0".as_ptr().cast(), 1) as i64 })?;
+        }
+        drop_rights(&identity)
+    };
+    // SAFETY: the closure only makes system calls on memory that exists before
+    // the fork: no allocation, no lock. `check` builds errors from errno alone.
+    unsafe { command.pre_exec(become_it) };
+}
+
+fn drop_rights(identity: &Identity) -> io::Result<()> {
+    // SAFETY: plain calls; the pointers are to locals that outlive them or null
+    // with length 0. The raw calls change this thread alone, the only one
+    // after a fork.
+    unsafe {
+        check(libc::setsid().into())?;
+        check(libc::syscall(
+            libc::SYS_setgroups,
+            0,
+            std::ptr::null::<libc::gid_t>(),
+        ))?;
+        let keep = identity.uid != 0 && !identity.capabilities.is_empty();
+        if keep {
+            check(libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0).into())?;
+        }
+        let (uid, gid) = (identity.uid, identity.gid);
+        check(libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
+        check(libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
+        if uid == 0 {
+            return Ok(());
+        }
+        if keep {
+            set_capabilities(&identity.capabilities)?;
+        }
+        check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0).into())?;
+    }
+    Ok(())
+}
+
+#[repr(C)]
+struct CapabilityHeader {
+    version: u32,
+    pid: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CapabilityData {
+    effective: u32,
+    permitted: u32,
+    inheritable: u32,
+}
+
+/// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 capabilities.
+const CAPABILITY_VERSION: u32 = 0x2008_0522;
+
+fn set_capabilities(capabilities: &[u8]) -> io::Result<()> {
+    let header = CapabilityHeader {
+        version: CAPABILITY_VERSION,
+        pid: 0,
+    };
+    let mut data = [CapabilityData {
+        effective: 0,
+        permitted: 0,
+        inheritable: 0,
+    }; 2];
+    for &capability in capabilities {
+        let word = &mut data[usize::from(capability / 32) & 1];
+        let bit = 1 << (capability % 32);
+        word.effective |= bit;
+        word.permitted |= bit;
+        word.inheritable |= bit;
+    }
+    // SAFETY: header and data have the layout of the kernel's interface,
+    // version 3, and outlive the calls.
+    unsafe {
+        check(libc::syscall(
+            libc::SYS_capset,
+            &raw const header,
+            data.as_ptr(),
+        ))?;
+        for &capability in capabilities {
+            let capability = libc::c_ulong::from(capability);
+            check(
+                libc::prctl(
+                    libc::PR_CAP_AMBIENT,
+                    libc::PR_CAP_AMBIENT_RAISE,
+                    capability,
+                    0,
+                    0,
+                )
+                .into(),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+fn check(result: i64) -> io::Result<()> {
+    if result >= 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Number of a capability by name, of those that services use.
+pub(crate) fn capability(name: &str) -> Option<u8> {
+    Some(match name {
+        "CAP_CHOWN" => 0,
+        "CAP_DAC_OVERRIDE" => 1,
+        "CAP_DAC_READ_SEARCH" => 2,
+        "CAP_KILL" => 5,
+        "CAP_NET_BIND_SERVICE" => 10,
+        "CAP_NET_ADMIN" => 12,
+        "CAP_NET_RAW" => 13,
+        "CAP_SYS_NICE" => 23,
+        "CAP_SYS_RESOURCE" => 24,
+        _ => return None,
+    })
+}
