@@ -1,0 +1,413 @@
+//! Round trips, and every kind of damage.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use event::Discard;
+
+use super::format::{FOOTER, Index};
+use super::*;
+use crate::digest::sha256;
+use crate::encode::Cache;
+use crate::{Chunks, Error};
+
+/// Bytes that compress a little and repeat nowhere exactly.
+fn noise(length: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed | 1;
+    (0..length)
+        .map(|i| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            if i % 3 == 0 { b'x' } else { state as u8 }
+        })
+        .collect()
+}
+
+fn put(path: &Path, bytes: &[u8]) {
+    std::fs::File::create(path)
+        .unwrap()
+        .write_all(bytes)
+        .unwrap();
+}
+
+struct Sample {
+    dir: tempfile::TempDir,
+    path: PathBuf,
+    root: String,
+    raw: Vec<u8>,
+    tar: Vec<u8>,
+}
+
+fn build(dir: &Path, name: &str, raw: &[u8], tar: &[u8]) -> (PathBuf, String) {
+    let elf = dir.join("elf");
+    put(&elf, &noise(10_000, 3));
+    put(&dir.join("raw"), raw);
+    put(&dir.join("tar"), tar);
+    let path = dir.join(name);
+    let cache = Cache::open(dir.join("cache")).unwrap();
+    let mut writer = Writer::create(&path, &elf).unwrap().with_cache(cache);
+    let root = writer
+        .add_blob_bytes(b"{\"root\":true}", "application/json")
+        .unwrap();
+    for _ in 0..2 {
+        // The second time they are there already.
+        writer
+            .add_blob_file(&dir.join("raw"), &sha256(raw), "a/raw", Encoding::Raw)
+            .unwrap();
+        writer
+            .add_blob_file(
+                &dir.join("tar"),
+                &sha256(tar),
+                "a/tar",
+                Encoding::ZstdFrames,
+            )
+            .unwrap();
+    }
+    writer.add_blob_bytes(b"", "a/empty").unwrap();
+    let length = writer.finish(&root, "linux/amd64").unwrap();
+    assert_eq!(length, std::fs::metadata(&path).unwrap().len());
+    (path, root)
+}
+
+fn sample(raw: usize, tar: usize) -> Sample {
+    let dir = tempfile::tempdir().unwrap();
+    let (raw, tar) = (noise(raw, 1), noise(tar, 2));
+    let (path, root) = build(dir.path(), "image", &raw, &tar);
+    Sample {
+        dir,
+        path,
+        root,
+        raw,
+        tar,
+    }
+}
+
+#[test]
+fn what_was_written_is_read() {
+    let s = sample(3_000_001, 2_500_000);
+    let image = Image::open(&s.path).unwrap();
+    assert_eq!(image.root(), s.root);
+    assert_eq!(image.platform(), "linux/amd64");
+    assert_eq!(image.blobs().len(), 4);
+    assert!(image.blobs().all(|blob| blob.offset % 4096 == 0));
+    let stored = image.blob(&sha256(&s.tar)).unwrap();
+    assert_eq!(stored.frames.len(), 3);
+    assert!(stored.length < stored.size);
+    assert_eq!(
+        image.read_blob_bytes(&s.root, 100).unwrap(),
+        b"{\"root\":true}"
+    );
+    for content in [&s.raw, &s.tar, &Vec::new()] {
+        let digest = sha256(content);
+        let mut bytes = Vec::new();
+        image
+            .reader(&digest)
+            .unwrap()
+            .read_to_end(&mut bytes)
+            .unwrap();
+        assert_eq!(&bytes, content);
+        let dest = s.dir.path().join("out");
+        image.extract(&digest, &dest).unwrap();
+        assert_eq!(&std::fs::read(&dest).unwrap(), content);
+    }
+    let dest = s.dir.path().join("gravity");
+    image.extract_elf(&dest).unwrap();
+    assert_eq!(std::fs::read(&dest).unwrap(), noise(10_000, 3));
+    for path in [&dest, &s.path] {
+        assert_eq!(
+            std::fs::metadata(path).unwrap().permissions().mode() & 0o7777,
+            0o755
+        );
+    }
+    assert_eq!(image.verify(&Discard).unwrap(), []);
+    // Stopping in the middle must not hang.
+    let mut reader = image.reader(&sha256(&s.raw)).unwrap();
+    assert!(reader.next_chunk().unwrap().is_some());
+    drop(reader);
+    assert!(matches!(
+        image.read_blob_bytes(&sha256(&s.raw), 9),
+        Err(Error::TooLarge { .. })
+    ));
+    assert!(matches!(
+        image.reader(&sha256(b"?")),
+        Err(Error::MissingBlob { .. })
+    ));
+}
+
+#[test]
+fn the_same_inputs_give_the_same_bytes() {
+    let s = sample(70_000, 1_200_000);
+    let cold = std::fs::read(&s.path).unwrap();
+    let (warm, _) = build(s.dir.path(), "warm", &s.raw, &s.tar);
+    assert_eq!(std::fs::read(warm).unwrap(), cold);
+    std::fs::remove_dir_all(s.dir.path().join("cache")).unwrap();
+    let (again, _) = build(s.dir.path(), "again", &s.raw, &s.tar);
+    assert_eq!(std::fs::read(again).unwrap(), cold);
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_wrong_digest_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    put(&at("elf"), b"elf");
+    put(&at("blob"), b"blob");
+    let before = names(dir.path());
+    let wrong = sha256(b"other");
+    let mut writer = Writer::create(at("image"), &at("elf")).unwrap();
+    writer
+        .add_blob_file(&at("blob"), &wrong, "a/b", Encoding::Raw)
+        .unwrap();
+    let error = writer.finish(&wrong, "linux/amd64").unwrap_err();
+    assert!(matches!(error, Error::WrongDigest { .. }), "{error}");
+    assert_eq!(names(dir.path()), before);
+
+    let mut writer = Writer::create(at("image"), &at("elf")).unwrap();
+    assert!(
+        writer
+            .add_blob_file(&at("blob"), "sha256:../x", "a/b", Encoding::Raw)
+            .is_err()
+    );
+    assert!(
+        writer
+            .add_blob_file(&at("none"), &wrong, "a/b", Encoding::Raw)
+            .is_err()
+    );
+    writer.add_blob_bytes(b"x", "a/b").unwrap();
+    drop(writer);
+    assert_eq!(names(dir.path()), before);
+
+    // A root that is not there is never written.
+    let writer = Writer::create(at("image"), &at("elf")).unwrap();
+    assert!(matches!(
+        writer.finish(&wrong, "linux/amd64"),
+        Err(Error::Document { .. })
+    ));
+    assert_eq!(names(dir.path()), before);
+
+    let cache = Cache::open(at("cache")).unwrap();
+    let error = cache.encode(&at("blob"), &wrong).unwrap_err();
+    assert!(matches!(error, Error::WrongDigest { .. }), "{error}");
+    assert_eq!(names(&at("cache")), Vec::<String>::new());
+}
+
+#[test]
+fn a_rotten_cache_is_found() {
+    let s = sample(1000, 1_500_000);
+    let cache = s.dir.path().join("cache");
+    let frames = names(&cache)
+        .into_iter()
+        .find(|name| name.ends_with(".frames"))
+        .unwrap();
+    let file = std::fs::File::options()
+        .write(true)
+        .open(cache.join(frames))
+        .unwrap();
+    file.write_all_at(b"!!!!", 777).unwrap();
+    let cache = Cache::open(cache).unwrap();
+    let mut writer = Writer::create(s.dir.path().join("new"), &s.dir.path().join("elf"))
+        .unwrap()
+        .with_cache(cache);
+    let digest = sha256(&s.tar);
+    writer
+        .add_blob_file(
+            &s.dir.path().join("tar"),
+            &digest,
+            "a/b",
+            Encoding::ZstdFrames,
+        )
+        .unwrap();
+    let error = writer
+        .finish(&digest, "linux/amd64")
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("frame 0"), "{error}");
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_told_apart() {
+    let s = sample(50_000, 50_000);
+    let whole = std::fs::read(&s.path).unwrap();
+    let length = whole.len();
+    let path = s.dir.path().join("broken");
+    let open = |bytes: &[u8]| {
+        put(&path, bytes);
+        Image::open(&path).unwrap_err()
+    };
+    for cut in [
+        1,
+        FOOTER - 1,
+        FOOTER,
+        FOOTER + 1,
+        length / 2,
+        length - 12_288 - 4096,
+    ] {
+        let error = open(&whole[..length - cut]);
+        assert!(matches!(error, Error::Truncated { .. }), "{cut}: {error}");
+        assert!(error.to_string().contains("copy the file again"), "{error}");
+    }
+    for extra in [1usize, 127, 128, 129, 5000, 3 << 20] {
+        let mut bytes = whole.clone();
+        bytes.resize(length + extra, b'\n');
+        match open(&bytes) {
+            Error::Appended { extra: told, .. } => assert_eq!(told, extra as u64),
+            error => panic!("{extra}: {error}"),
+        }
+    }
+    let mut bytes = whole.clone();
+    bytes.drain(20_000..21_000);
+    assert!(matches!(
+        open(&bytes),
+        Error::Truncated {
+            expected: Some(_),
+            ..
+        }
+    ));
+    let mut bytes = whole.clone();
+    bytes.splice(20_000..20_000, [0; 10]);
+    assert!(matches!(open(&bytes), Error::Damaged { .. }));
+    for text in [b"".as_slice(), b"#!/bin/sh\n", &noise(100_000, 9)] {
+        assert!(matches!(open(text), Error::NotAnImage { .. }));
+    }
+    // A program that holds no image, and the same one cut.
+    let program = std::fs::read("/proc/self/exe").unwrap();
+    assert!(matches!(open(&program), Error::NotAnImage { .. }));
+    assert!(matches!(
+        open(&program[..program.len() / 2]),
+        Error::Truncated { .. }
+    ));
+    assert!(matches!(Image::open_self(), Err(Error::NotAnImage { .. })));
+    assert!(matches!(
+        Image::open(s.dir.path()),
+        Err(Error::NotAnImage { .. })
+    ));
+    assert!(matches!(
+        Image::open(s.dir.path().join("none")),
+        Err(Error::Io { .. })
+    ));
+
+    let mut later = whole.clone();
+    later[length - FOOTER + 16] = 2;
+    let sum = ring::digest::digest(&ring::digest::SHA256, &later[length - FOOTER..length - 32]);
+    later[length - 32..].copy_from_slice(sum.as_ref());
+    assert!(matches!(open(&later), Error::Version { version: 2, .. }));
+}
+
+#[test]
+fn every_flipped_byte_is_found() {
+    let s = sample(30_000, 1_100_000);
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&s.path)
+        .unwrap();
+    let length = file.metadata().unwrap().len();
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut offsets: Vec<u64> = (0..300)
+        .map(|_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 16) % length
+        })
+        .collect();
+    // And the places where it is easy to forget one.
+    offsets.extend([0, 9_999, 10_000, 12_287, 12_288, 12_315, 12_320, 16_383]);
+    offsets.extend(length - 200..length);
+    for offset in offsets {
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, offset).unwrap();
+        let flipped = byte[0] ^ (1 << (offset % 8));
+        file.write_all_at(&[flipped], offset).unwrap();
+        match Image::open(&s.path) {
+            Err(Error::Damaged { .. }) => {}
+            Err(error) => panic!("{offset}: {error}"),
+            Ok(image) => {
+                let damage = image.verify(&Discard).unwrap();
+                assert_eq!(damage.len(), 1, "{offset}: {damage:?}");
+                let range = damage[0].offset..damage[0].offset + damage[0].length;
+                assert!(range.contains(&offset), "{offset}: {}", damage[0]);
+                // Whoever reads the blob finds it too.
+                if let Some(blob) = image
+                    .blobs()
+                    .find(|b| (b.offset..b.offset + b.length).contains(&offset))
+                {
+                    let dest = s.dir.path().join("extracted");
+                    assert!(image.extract(&blob.digest, &dest).is_err(), "{offset}");
+                    assert!(!dest.exists());
+                }
+            }
+        }
+        file.write_all_at(&byte, offset).unwrap();
+    }
+    assert_eq!(Image::open(&s.path).unwrap().verify(&Discard).unwrap(), []);
+}
+
+#[test]
+fn an_impossible_index_is_refused() {
+    let s = sample(30_000, 1_100_000);
+    let image = Image::open(&s.path).unwrap();
+    let end = image.footer().index_offset;
+    let index = Index {
+        platform: image.platform().into(),
+        elf: image.elf().clone(),
+        root: image.root().into(),
+        blobs: image.blobs().cloned().collect(),
+    };
+    let parse = |index: &Index| Index::parse(&serde_json::to_vec(index).unwrap(), end);
+    assert_eq!(parse(&index).unwrap(), index);
+    let breakages: [(&str, fn(&mut Index)); 12] = [
+        ("overlap", |i| i.blobs[2].offset = i.blobs[1].offset),
+        ("huge length", |i| i.blobs[1].length = u64::MAX),
+        ("huge offset", |i| i.blobs[1].offset = u64::MAX - 4095),
+        ("size of a raw blob", |i| i.blobs[1].size += 1),
+        ("twice", |i| i.blobs[2].digest = i.blobs[1].digest.clone()),
+        ("no root", |i| i.root = sha256(b"none")),
+        ("digest", |i| i.blobs[1].digest = "sha256:x".into()),
+        ("huge frame", |i| i.blobs[2].frames[0].size = u32::MAX),
+        ("empty frame", |i| i.blobs[2].frames[0].length = 0),
+        ("frame hash", |i| i.blobs[2].frames[0].hash = String::new()),
+        ("missing frame", |i| drop(i.blobs[2].frames.pop())),
+        ("elf", |i| i.elf.size = u64::MAX),
+    ];
+    for (what, breakage) in breakages {
+        let mut broken = index.clone();
+        breakage(&mut broken);
+        assert!(parse(&broken).is_err(), "{what}");
+    }
+    let text = serde_json::to_string(&index)
+        .unwrap()
+        .replace("zstd-frames", "lz4");
+    let error = Index::parse(text.as_bytes(), end).unwrap_err();
+    assert!(
+        error.contains("lz4") && error.contains("not known"),
+        "{error}"
+    );
+    assert!(Index::parse(b"{}", end).is_err());
+}
+
+#[test]
+fn frames_that_say_something_else_than_the_digest_are_found() {
+    // A writer that lies: sound frames under another digest.
+    let s = sample(10, 1_100_000);
+    let mut blob = Image::open(&s.path)
+        .unwrap()
+        .blob(&sha256(&s.tar))
+        .unwrap()
+        .clone();
+    blob.digest = sha256(b"something else");
+    let file = std::sync::Arc::new(std::fs::File::open(&s.path).unwrap());
+    let mut reader = crate::BlobReader::new(&file, std::sync::Arc::new(blob));
+    let error = std::io::copy(&mut reader, &mut std::io::sink()).unwrap_err();
+    assert!(error.to_string().contains("expected"), "{error}");
+}

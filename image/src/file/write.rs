@@ -1,0 +1,371 @@
+//! Writing an image.
+//!
+//! In: the program and blobs with their digests. Out: a file that appears at
+//! its name whole or not at all, with the same bytes for the same inputs.
+//! What was copied is read back and hashed on a second thread meanwhile, so
+//! [`Writer::finish`] fails if any blob is not what its digest says.
+//!
+//! The file is not synced: a build that loses power is run again, and an image
+//! that was cut says so when it is opened.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+
+use super::format::{
+    Blob, Elf, Encoding, Footer, Frame, Index, MAX_INDEX, align, head_page, index_hash,
+};
+use crate::digest::{Hasher, check, sha256};
+use crate::encode::Cache;
+use crate::{Error, Result};
+
+/// A part that the second thread hashes.
+struct Job {
+    what: String,
+    offset: u64,
+    length: u64,
+    /// The digest it must have; the ELF's is not known before.
+    expected: Option<String>,
+    /// Or those of its frames.
+    frames: Vec<Frame>,
+}
+
+/// An image that is being written. Dropping it leaves nothing behind.
+#[derive(Debug)]
+pub struct Writer {
+    path: PathBuf,
+    temp: tempfile::NamedTempFile,
+    file: Arc<File>,
+    position: u64,
+    elf_size: u64,
+    blobs: Vec<Blob>,
+    seen: HashSet<String>,
+    cache: Option<Cache>,
+    jobs: Option<Sender<Job>>,
+    /// Gives the digest of the ELF.
+    hashing: Option<JoinHandle<Result<String>>>,
+}
+
+impl Writer {
+    /// Begins an image that will be at `path`, with the program at `elf`. A
+    /// file beside `path` holds it until [`Writer::finish`].
+    ///
+    /// # Errors
+    /// When either can't be opened.
+    pub fn create(path: impl Into<PathBuf>, elf: &Path) -> Result<Self> {
+        let path = path.into();
+        let parent = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let temp = tempfile::Builder::new()
+            .prefix(".partial-")
+            .tempfile_in(parent)
+            .map_err(Error::at("create a file in", parent))?;
+        let file = Arc::new(
+            temp.as_file()
+                .try_clone()
+                .map_err(Error::at("open", &path))?,
+        );
+        let (sender, receiver) = channel::<Job>();
+        let hashing = {
+            let file = Arc::clone(&file);
+            std::thread::spawn(move || {
+                let mut elf = String::new();
+                for job in receiver {
+                    let digest = hash(&file, &job)?;
+                    if job.expected.is_none() && job.frames.is_empty() {
+                        elf = digest;
+                    }
+                }
+                Ok(elf)
+            })
+        };
+        let mut writer = Self {
+            path,
+            temp,
+            file,
+            position: 0,
+            elf_size: 0,
+            blobs: Vec::new(),
+            seen: HashSet::new(),
+            cache: None,
+            jobs: Some(sender),
+            hashing: Some(hashing),
+        };
+        let source = File::open(elf).map_err(Error::at("open", elf))?;
+        writer.elf_size = writer.copy(&source, elf)?;
+        let length = writer.elf_size;
+        writer.check_later(Job {
+            what: elf.display().to_string(),
+            offset: 0,
+            length,
+            expected: None,
+            frames: Vec::new(),
+        });
+        writer.position = align(writer.position);
+        writer.put(&head_page(length))?;
+        Ok(writer)
+    }
+
+    /// Where blobs with [`Encoding::ZstdFrames`] are compressed. Needed before
+    /// the first such blob.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Cache) -> Self {
+        self.cache = Some(cache);
+        self
+    }
+
+    /// Adds the blob whose content is the file at `path`. One that is there
+    /// already is not added again.
+    ///
+    /// # Errors
+    /// When it can't be read, or is not what `digest` says: a raw blob's
+    /// digest is told by [`Writer::finish`] at the latest.
+    pub fn add_blob_file(
+        &mut self,
+        path: &Path,
+        digest: &str,
+        media_type: &str,
+        encoding: Encoding,
+    ) -> Result<()> {
+        check(digest)?;
+        if self.seen.contains(digest) {
+            return Ok(());
+        }
+        let (source, size, frames) = match encoding {
+            Encoding::Raw => {
+                let source = File::open(path).map_err(Error::at("open", path))?;
+                let size = source.metadata().map_err(Error::at("read", path))?.len();
+                (source, size, Vec::new())
+            }
+            Encoding::ZstdFrames => {
+                let cache = self.cache.as_ref().ok_or_else(|| Error::Document {
+                    what: format!("blob {digest}"),
+                    reason: "the writer has no cache to compress it in".into(),
+                })?;
+                let encoded = cache.encode(path, digest)?;
+                let path = &encoded.path;
+                let source = File::open(path).map_err(Error::at("open", path))?;
+                (source, encoded.size, encoded.frames)
+            }
+        };
+        let offset = align(self.position);
+        self.position = offset;
+        let length = self.copy(&source, path)?;
+        self.check_later(Job {
+            what: path.display().to_string(),
+            offset,
+            length,
+            expected: Some(digest.to_owned()),
+            frames: frames.clone(),
+        });
+        self.push(digest, size, media_type, encoding, offset, length, frames)
+    }
+
+    /// Adds a small blob; returns its digest.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn add_blob_bytes(&mut self, bytes: &[u8], media_type: &str) -> Result<String> {
+        let digest = sha256(bytes);
+        if !self.seen.contains(&digest) {
+            let offset = align(self.position);
+            self.position = offset;
+            self.put(bytes)?;
+            let size = bytes.len() as u64;
+            self.push(
+                &digest,
+                size,
+                media_type,
+                Encoding::Raw,
+                offset,
+                size,
+                Vec::new(),
+            )?;
+        }
+        Ok(digest)
+    }
+
+    /// Completes the image: index, footer, mode 0755, its name. Returns its
+    /// length in bytes.
+    ///
+    /// # Errors
+    /// [`Error::WrongDigest`] when a blob was not what was said.
+    pub fn finish(mut self, root: &str, platform: &str) -> Result<u64> {
+        drop(self.jobs.take());
+        let digest = match self.hashing.take().map(JoinHandle::join) {
+            Some(Ok(result)) => result?,
+            _ => {
+                let error = std::io::Error::other("the hashing thread ended early");
+                return Err(Error::io("write", &self.path, error));
+            }
+        };
+        let index = Index {
+            platform: platform.into(),
+            elf: Elf {
+                digest,
+                size: self.elf_size,
+            },
+            root: root.into(),
+            blobs: std::mem::take(&mut self.blobs),
+        };
+        let text = serde_json::to_vec(&index)
+            .map_err(|e| Error::io("write", &self.path, std::io::Error::other(e)))?;
+        if text.len() as u64 > MAX_INDEX {
+            let what = format!("the index of {}", self.path.display());
+            return Err(Error::TooLarge {
+                what,
+                size: text.len() as u64,
+                limit: MAX_INDEX,
+            });
+        }
+        let index_offset = align(self.position);
+        // What no reader would open is not written.
+        Index::parse(&text, index_offset).map_err(|reason| Error::Document {
+            what: format!("the index of {}", self.path.display()),
+            reason,
+        })?;
+        self.position = index_offset;
+        self.put(&text)?;
+        let footer = Footer {
+            index_offset,
+            index_length: text.len() as u64,
+            total: self.position + super::format::FOOTER as u64,
+            index_digest: index_hash(&text),
+        };
+        self.put(&footer.to_bytes())?;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        self.file
+            .set_permissions(mode)
+            .map_err(Error::at("set the mode of", &self.path))?;
+        let path = self.path;
+        self.temp
+            .persist(&path)
+            .map_err(|e| Error::io("write", &path, e.error))?;
+        Ok(footer.total)
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the fields of an index entry, once"
+    )]
+    fn push(
+        &mut self,
+        digest: &str,
+        size: u64,
+        media_type: &str,
+        encoding: Encoding,
+        offset: u64,
+        length: u64,
+        frames: Vec<Frame>,
+    ) -> Result<()> {
+        self.seen.insert(digest.into());
+        self.blobs.push(Blob {
+            digest: digest.into(),
+            size,
+            media_type: media_type.into(),
+            platform: None,
+            encoding,
+            offset,
+            length,
+            frames,
+        });
+        Ok(())
+    }
+
+    fn check_later(&self, job: Job) {
+        if let Some(jobs) = &self.jobs {
+            // It ends early only with an error, which `finish` returns.
+            let _ = jobs.send(job);
+        }
+    }
+
+    fn put(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file
+            .write_all_at(bytes, self.position)
+            .map_err(Error::at("write", &self.path))?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Copies all of `source` to the current position, inside the kernel.
+    fn copy(&mut self, source: &File, name: &Path) -> Result<u64> {
+        let (mut from, mut to) = (0, self.position);
+        loop {
+            // One gigabyte a call: the kernel limits a call to 2 GiB.
+            let copied = match rustix::fs::copy_file_range(
+                source,
+                Some(&mut from),
+                &self.file,
+                Some(&mut to),
+                1 << 30,
+            ) {
+                Ok(copied) => copied,
+                Err(
+                    rustix::io::Errno::XDEV
+                    | rustix::io::Errno::INVAL
+                    | rustix::io::Errno::NOSYS
+                    | rustix::io::Errno::OPNOTSUPP,
+                ) => self.copy_by_hand(source, name, &mut from, &mut to)?,
+                Err(error) => return Err(Error::io("copy", name, error.into())),
+            };
+            if copied == 0 {
+                break;
+            }
+        }
+        self.position = to;
+        Ok(from)
+    }
+
+    /// For filesystems between which the kernel can't copy.
+    fn copy_by_hand(
+        &self,
+        source: &File,
+        name: &Path,
+        from: &mut u64,
+        to: &mut u64,
+    ) -> Result<usize> {
+        let mut buffer = vec![0; 1 << 20];
+        let n = source
+            .read_at(&mut buffer, *from)
+            .map_err(Error::at("read", name))?;
+        self.file
+            .write_all_at(&buffer[..n], *to)
+            .map_err(Error::at("write", &self.path))?;
+        *from += n as u64;
+        *to += n as u64;
+        Ok(n)
+    }
+}
+
+/// Hashes what was written and compares. For frames no digest comes out.
+fn hash(file: &File, job: &Job) -> Result<String> {
+    let wrong = |what: String, expected: &str, actual: String| Error::WrongDigest {
+        what,
+        expected: expected.into(),
+        actual,
+    };
+    let range = |offset: u64, length: u64| {
+        Hasher::of_range(file, offset, length).map_err(Error::at("read back", Path::new(&job.what)))
+    };
+    if job.frames.is_empty() {
+        let actual = range(job.offset, job.length)?;
+        return match &job.expected {
+            Some(expected) if *expected != actual => Err(wrong(job.what.clone(), expected, actual)),
+            _ => Ok(actual),
+        };
+    }
+    for (number, frame) in job.frames.iter().enumerate() {
+        let actual = range(job.offset + frame.offset, u64::from(frame.length))?;
+        if actual != frame.hash {
+            let what = format!("frame {number} of the cached form of {}", job.what);
+            return Err(wrong(what, &frame.hash, actual));
+        }
+    }
+    Ok(String::new())
+}
