@@ -243,7 +243,7 @@ impl ClusterImage {
         if kind(manifest.artifact_type()) != Some(BASE_ARTIFACT) {
             return Err(invalid(&what, "is of another artifact type"));
         }
-        let config = document(&self.image, &manifest.config().digest().to_string(), &what)?;
+        let config = document(&self.image, manifest.config().digest().as_ref(), &what)?;
         let layer = |wanted: &str| {
             manifest
                 .layers()
@@ -358,3 +358,6 @@ fn document<T: DeserializeOwned>(image: &Image, digest: &str, what: &str) -> Res
     let bytes = image.read_blob_bytes(digest, MAX_DOCUMENT)?;
     serde_json::from_slice(&bytes).map_err(|e| invalid(what, e.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

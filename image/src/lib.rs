@@ -15,6 +15,8 @@ pub mod digest;
 pub mod encode;
 mod error;
 pub mod file;
+#[cfg(test)]
+mod measure;
 mod ordered;
 pub mod pack;
 mod tarstream;

@@ -366,7 +366,8 @@ fn an_impossible_index_is_refused() {
     };
     let parse = |index: &Index| Index::parse(&serde_json::to_vec(index).unwrap(), end);
     assert_eq!(parse(&index).unwrap(), index);
-    let breakages: [(&str, fn(&mut Index)); 12] = [
+    type Breakage = (&'static str, fn(&mut Index));
+    let breakages: [Breakage; 12] = [
         ("overlap", |i| i.blobs[2].offset = i.blobs[1].offset),
         ("huge length", |i| i.blobs[1].length = u64::MAX),
         ("huge offset", |i| i.blobs[1].offset = u64::MAX - 4095),

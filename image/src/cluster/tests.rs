@@ -1,0 +1,134 @@
+//! A cluster image is written and its parts are found again.
+
+use std::io::Write;
+
+use super::*;
+use crate::{Encoding, digest::sha256};
+
+fn put(dir: &std::path::Path, name: &str, bytes: &[u8]) -> std::path::PathBuf {
+    let path = dir.join(name);
+    std::fs::File::create(&path)
+        .unwrap()
+        .write_all(bytes)
+        .unwrap();
+    path
+}
+
+fn add(writer: &mut Writer, bytes: &[u8], media_type: &str) -> Descriptor {
+    let digest = writer.add_blob_bytes(bytes, media_type).unwrap();
+    descriptor(&digest, bytes.len() as u64, media_type).unwrap()
+}
+
+fn image_of(
+    writer: &mut Writer,
+    artifact: Option<&str>,
+    config: Descriptor,
+    layers: Vec<Descriptor>,
+) -> Descriptor {
+    let mut builder = ImageManifestBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageManifest)
+        .config(config)
+        .layers(layers);
+    if let Some(artifact) = artifact {
+        builder = builder.artifact_type(MediaType::from(artifact));
+    }
+    let manifest = builder.build().unwrap();
+    write_json(writer, &manifest, MediaType::ImageManifest.as_ref())
+        .unwrap()
+        .0
+}
+
+/// Writes a whole cluster; `change` may spoil its config.
+fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<ClusterImage> {
+    let path = dir.join("image");
+    let mut writer = Writer::create(&path, &put(dir, "elf", b"elf")).unwrap();
+    let rootfs = put(dir, "rootfs", b"rootfs");
+    let digest = sha256(b"rootfs");
+    writer
+        .add_blob_file(&rootfs, &digest, LAYER_TAR, Encoding::Raw)
+        .unwrap();
+    let rootfs = descriptor(&digest, 6, LAYER_TAR).unwrap();
+    let elf = add(&mut writer, b"elf", GRAVITY_ELF);
+    let base = BaseConfig {
+        version: "6.0.0".into(),
+        planet_config_version: 1,
+        product_versions: ">=6.0.0, <7.0.0".into(),
+        platform: "linux/amd64".into(),
+        components: vec![Component {
+            name: "etcd".into(),
+            version: "v3.6.8".into(),
+            license: Some("Apache-2.0".into()),
+        }],
+    };
+    let (base, _) = write_json(&mut writer, &base, BASE_CONFIG).unwrap();
+    let base = image_of(&mut writer, Some(BASE_ARTIFACT), base, vec![rootfs, elf]);
+    let config = add(&mut writer, b"{}", MediaType::ImageConfig.as_ref());
+    let layer = add(&mut writer, b"layer", MediaType::ImageLayerGzip.as_ref());
+    let app = image_of(&mut writer, None, config, vec![layer.clone(), layer]);
+    let manifest = add(&mut writer, b"kind: Cluster\n", MANIFEST_YAML);
+    let resources = add(&mut writer, b"tar", LAYER_TAR);
+    let mut config = ClusterConfig {
+        version: CONFIG_VERSION,
+        name: "telekube".into(),
+        image_version: "1.0.0".into(),
+        description: String::new(),
+        base: BaseReference {
+            reference: "gravity:6.0.0".into(),
+            digest: base.digest().to_string(),
+        },
+        planets: BTreeMap::new(),
+        images: vec![ApplicationImage {
+            reference: "leader.telekube.local:5000/app:1".into(),
+            source: "quay.io/app:1".into(),
+            digest: app.digest().to_string(),
+        }],
+        manifest: manifest.digest().to_string(),
+        resources: resources.digest().to_string(),
+    };
+    change(&mut config);
+    let root = write_root(&mut writer, &config, manifest, resources, base, vec![app])?;
+    writer.finish(&root, "linux/amd64").unwrap();
+    ClusterImage::open(Image::open(path).unwrap())
+}
+
+#[test]
+fn a_cluster_is_found_from_its_root() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = build(dir.path(), |_| {}).unwrap();
+    assert_eq!(cluster.config.name, "telekube");
+    assert_eq!(cluster.manifest_yaml().unwrap(), "kind: Cluster\n");
+    let base = cluster.base().unwrap();
+    assert_eq!(base.config.components[0].name, "etcd");
+    assert_eq!(base.rootfs, sha256(b"rootfs"));
+    assert_eq!(base.gravity, sha256(b"elf"));
+    let digest = &cluster.config.images[0].digest;
+    let blobs = cluster.image_blobs(digest).unwrap();
+    assert_eq!(blobs, [digest.clone(), sha256(b"{}"), sha256(b"layer")]);
+    assert_eq!(cluster.index.manifests().len(), 3);
+    let again = tempfile::tempdir().unwrap();
+    build(again.path(), |_| {}).unwrap();
+    let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("image")).unwrap();
+    assert!(bytes(&dir) == bytes(&again));
+}
+
+#[test]
+fn a_cluster_that_is_not_whole_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let error = build(dir.path(), |config| config.version = 2)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("version 2"), "{error}");
+    let missing = |change| matches!(build(dir.path(), change), Err(Error::MissingBlob { .. }));
+    assert!(missing(|config| config.images[0].digest = sha256(b"?")));
+    assert!(missing(|config| config.resources = sha256(b"?")));
+    let mut writer =
+        Writer::create(dir.path().join("other"), &put(dir.path(), "elf", b"elf")).unwrap();
+    let root = writer
+        .add_blob_bytes(b"{\"schemaVersion\":2,\"manifests\":[]}", "a/b")
+        .unwrap();
+    writer.finish(&root, "linux/amd64").unwrap();
+    let image = Image::open(dir.path().join("other")).unwrap();
+    let error = ClusterImage::open(image).unwrap_err().to_string();
+    assert!(error.contains("lists no cluster"), "{error}");
+}
