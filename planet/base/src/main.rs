@@ -1,1 +1,243 @@
-fn main() {}
+//! Builds the base image: Kubernetes and its companions from source, on a
+//! Debian root, published into a hub on this machine.
+//!
+//! In: a versions file, Go modules, Debian packages, the gravity program.
+//! Out: the images `gravity:<version>` and `planet:<version>`. Every step's
+//! result is cached outside the checkout under the hash of its inputs, so a
+//! run that was interrupted goes on where it was, and one without changes
+//! only looks.
+
+mod assemble;
+mod component;
+mod file;
+mod pause;
+mod publish;
+mod rootfs;
+mod sbom;
+mod tool;
+mod tree;
+mod versions;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use console::{Console, ExitCode, Format, render};
+use event::Sink;
+
+use crate::component::Workshop;
+use crate::publish::Hub;
+use crate::versions::Versions;
+
+/// Builds the base image and publishes it into a hub on this machine.
+#[derive(Debug, Parser)]
+#[command(name = "make-base", version)]
+struct Options {
+    /// Version of the base image, the name of a file beside the components.
+    #[arg(long = "base", default_value = env!("CARGO_PKG_VERSION"))]
+    version: String,
+    /// Directory of the versions files. By default that of this program's source.
+    #[arg(long)]
+    source: Option<PathBuf>,
+    /// Hub to publish into, a directory. By default the user's.
+    #[arg(long, env = "GRAVITY_HUB")]
+    hub: Option<PathBuf>,
+    /// Where results are kept. By default the user's cache directory.
+    #[arg(long, env = "GRAVITY_CACHE")]
+    cache: Option<PathBuf>,
+    /// The gravity program of the image.
+    #[arg(
+        long,
+        default_value = "target/x86_64-unknown-linux-gnu/release/gravity"
+    )]
+    gravity: PathBuf,
+    /// The planet-init program of the image. By default it is built.
+    #[arg(long)]
+    planet_init: Option<PathBuf>,
+    /// How many components are built at a time.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Where Debian packages come from. The image does not name it.
+    #[arg(long, env = "GRAVITY_DEBIAN_MIRROR", default_value = rootfs::MIRROR)]
+    mirror: String,
+    /// Installs the Debian packages anew, for updates of them.
+    #[arg(long)]
+    refresh: bool,
+    /// Lists the components and whether they are built, and does nothing.
+    #[arg(long)]
+    list: bool,
+    /// Builds kubeadm into this directory, and nothing else. Only benchmarks need it.
+    #[arg(long, value_name = "DIR")]
+    kubeadm: Option<PathBuf>,
+}
+
+fn main() -> std::process::ExitCode {
+    let options = Options::parse();
+    let console = Console::new(Format::Auto);
+    match run(&options, &console) {
+        Ok(()) => ExitCode::Ok.into(),
+        Err(error) => {
+            console.error(error.as_ref());
+            ExitCode::Failed.into()
+        }
+    }
+}
+
+fn run(options: &Options, console: &Console) -> Result<()> {
+    let started = Instant::now();
+    let source = options.source.clone().unwrap_or_else(|| {
+        // cargo run sets it.
+        std::env::var_os("CARGO_MANIFEST_DIR").map_or("planet/base".into(), PathBuf::from)
+    });
+    let versions = Versions::load(&source, &options.version)?;
+    let cache = match &options.cache {
+        Some(cache) => cache.clone(),
+        None => home("XDG_CACHE_HOME", ".cache")?.join("gravity"),
+    };
+    let cache = std::path::absolute(cache)?.join("base");
+    let workshop = Workshop {
+        source: &source,
+        cache: &cache,
+        jobs: options.jobs,
+        sink: console,
+    };
+    if options.list {
+        return list(&versions, &workshop, console);
+    }
+    let _lock = lock(&cache, console)?;
+    if let Some(directory) = &options.kubeadm {
+        return kubeadm(&versions, &workshop, directory, console);
+    }
+    let hub = match &options.hub {
+        Some(hub) => hub.clone(),
+        None => home("XDG_DATA_HOME", ".local/share")?.join("gravity/hub"),
+    };
+    let rootfs = rootfs::make(
+        &versions.debian,
+        &cache,
+        &options.mirror,
+        options.refresh,
+        console,
+    )?;
+    let built = workshop.build(&versions.components)?;
+    let init = match &options.planet_init {
+        Some(init) => init.clone(),
+        None => build_init(&source)?,
+    };
+    let mtime = match std::env::var("SOURCE_DATE_EPOCH") {
+        Ok(text) => text
+            .parse()
+            .context("SOURCE_DATE_EPOCH: not a number of seconds")?,
+        Err(_) => 0,
+    };
+    let planet = assemble::make(&versions, &rootfs, &built, &init, &cache, mtime, console)?;
+    let hub_name = hub.display().to_string();
+    let published = publish::publish(&Hub::open(&hub)?, &versions, &planet, &options.gravity)?;
+    let verb = if published.changed {
+        "Published"
+    } else {
+        "Unchanged"
+    };
+    let version = &versions.version;
+    console.info(&format!("{verb}: gravity:{version} {}", published.base));
+    console.info(&format!("{verb}: planet:{version} {}", published.planet));
+    console.info(&format!(
+        "Hub {hub_name}, root filesystem {} ({}), {}",
+        planet.tar().display(),
+        render::bytes(planet.size),
+        render::duration(started.elapsed())
+    ));
+    Ok(())
+}
+
+fn home(variable: &str, otherwise: &str) -> Result<PathBuf> {
+    if let Some(directory) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
+        return Ok(directory.into());
+    }
+    let home = std::env::var_os("HOME").filter(|value| !value.is_empty());
+    let home = home.with_context(|| format!("neither {variable} nor HOME is set"))?;
+    Ok(PathBuf::from(home).join(otherwise))
+}
+
+/// Keeps two runs from building the same twice.
+fn lock(cache: &Path, sink: &dyn Sink) -> Result<File> {
+    let context = || format!("the cache {}", cache.display());
+    std::fs::create_dir_all(cache).with_context(context)?;
+    let lock = File::create(cache.join("lock")).with_context(context)?;
+    if lock.try_lock().is_err() {
+        sink.info(&format!(
+            "Waiting for another run that uses {}",
+            cache.display()
+        ));
+        lock.lock().with_context(context)?;
+    }
+    Ok(lock)
+}
+
+fn list(versions: &Versions, workshop: &Workshop<'_>, console: &Console) -> Result<()> {
+    let mut rows = Vec::new();
+    for component in &versions.components {
+        let built = workshop.cached(component)?;
+        let size = built.map(|built| built.files.iter().map(|file| file.size).sum());
+        let programs: Vec<&str> = component
+            .builds
+            .iter()
+            .map(|build| build.file_name())
+            .collect();
+        rows.push(vec![
+            component.name.clone(),
+            component.version.clone(),
+            component.license.clone(),
+            programs.join(" "),
+            size.map_or("not built".into(), render::bytes),
+        ]);
+    }
+    console.table(
+        &["Component", "Version", "License", "Programs", "Size"],
+        &rows,
+    );
+    Ok(())
+}
+
+fn kubeadm(
+    versions: &Versions,
+    workshop: &Workshop<'_>,
+    directory: &Path,
+    console: &Console,
+) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
+    for built in workshop.tools(&versions.components)? {
+        for file in &built.files {
+            let to = directory.join(&file.output);
+            let temporary = file::beside(&to);
+            std::fs::copy(built.path(file), &temporary)
+                .and_then(|_| std::fs::rename(&temporary, &to))
+                .with_context(|| to.display().to_string())?;
+            console.info(&format!("{}: {}", to.display(), render::bytes(file.size)));
+        }
+    }
+    Ok(())
+}
+
+/// Builds planet-init in the workspace that `source` is part of.
+fn build_init(source: &Path) -> Result<PathBuf> {
+    let mut command = Command::new("cargo");
+    command
+        .current_dir(source)
+        .args(["build", "--release", "-p", "gravity-planet-init"]);
+    command.arg("--message-format=json");
+    let messages = tool::output(&mut command).context("planet-init")?;
+    for line in messages.lines() {
+        let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
+        let package = message["manifest_path"].as_str().unwrap_or_default();
+        if let Some(path) = message["executable"].as_str()
+            && Path::new(package).ends_with("planet/init/Cargo.toml")
+        {
+            return Ok(path.into());
+        }
+    }
+    bail!("cargo built no planet-init")
+}

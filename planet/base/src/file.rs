@@ -1,0 +1,128 @@
+//! Files: digests, atomic writes, the cache's lock.
+//!
+//! In: paths and bytes. Out: whole files or none: whatever has its final name
+//! is complete. Digests are `sha256:` and 64 hexadecimal digits.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use ring::digest;
+
+/// Bytes that are read or written at once.
+pub(crate) const CHUNK: usize = 1 << 20;
+
+/// Lower-case hexadecimal digits of `bytes`.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The digest of `bytes`.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    format!(
+        "sha256:{}",
+        hex(digest::digest(&digest::SHA256, bytes).as_ref())
+    )
+}
+
+/// Hashes and counts what passes to the writer or from the reader `inner`.
+pub(crate) struct Hashing<T> {
+    inner: T,
+    context: digest::Context,
+    count: u64,
+}
+
+impl<T> Hashing<T> {
+    pub(crate) fn new(inner: T) -> Self {
+        Self {
+            inner,
+            context: digest::Context::new(&digest::SHA256),
+            count: 0,
+        }
+    }
+
+    /// The digest and the count of bytes.
+    pub(crate) fn finish(self) -> (String, u64) {
+        (
+            format!("sha256:{}", hex(self.context.finish().as_ref())),
+            self.count,
+        )
+    }
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.context.update(&bytes[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.context.update(&buffer[..count]);
+        self.count += count as u64;
+        Ok(count)
+    }
+}
+
+/// Digest and size of a file.
+pub(crate) fn digest_file(path: &Path) -> Result<(String, u64)> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
+    let mut hashing = Hashing::new(file);
+    let mut buffer = vec![0; CHUNK];
+    while hashing
+        .read(&mut buffer)
+        .with_context(|| path.display().to_string())?
+        > 0
+    {}
+    Ok(hashing.finish())
+}
+
+/// Writes a whole file: beside its place first, then it gets its name.
+pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
+    let temporary = beside(path);
+    let result = File::create(&temporary)
+        .and_then(|mut file| {
+            file.write_all(bytes.as_ref())?;
+            file.sync_all()
+        })
+        .and_then(|()| std::fs::rename(&temporary, path));
+    if result.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    result.with_context(|| path.display().to_string())
+}
+
+/// The name under which the content of `path` is made.
+pub(crate) fn beside(path: &Path) -> std::path::PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".tmp-{}-{name}", std::process::id()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_as_a_whole_and_nothing_else_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a");
+        write(&path, "one").unwrap();
+        write(&path, "two").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(digest_file(&path).unwrap(), (digest(b"two"), 3));
+        assert_eq!(
+            digest(b""),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+    }
+}
