@@ -1,0 +1,534 @@
+//! The journal of host changes: whatever touches the host is written down
+//! first, with what was there before.
+//!
+//! In: changes, through [`Journal`]'s methods, which record and then do them.
+//! Out: after [`Journal::undo`] the host is as before, but for what is
+//! reported. Always holds: no change is made that isn't on disk in the journal;
+//! what somebody else has changed since is not touched, but reported; every
+//! method can be repeated after any crash, [`Journal::undo`] too.
+
+mod system;
+mod undo;
+
+use std::io::{Error, ErrorKind};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::CommandError;
+use crate::log::{Format, Log, LogError};
+use crate::modules::{self, Presence};
+use crate::sysctl::{self, SysctlError};
+use crate::users::UserError;
+use crate::{atomic, bounded};
+use system::{Machine, System};
+pub use undo::{Left, Report};
+
+const FORMAT: Format = Format {
+    name: "gravity.host.changes",
+    version: 1,
+};
+
+/// Largest file whose former content is kept, in bytes.
+const MAX_PREVIOUS: u64 = 1 << 20;
+
+/// One change to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Change {
+    /// A directory is ours with all that is in it, and is removed whole.
+    OwnedTree {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A directory is made that others put data in.
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Made only because something below was wanted: never removed with
+        /// data in it.
+        parent: bool,
+    },
+    /// A file is written.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// SHA-256 of what is written, hexadecimal.
+        written: String,
+        /// What was there.
+        previous: Option<Previous>,
+    },
+    /// A symbolic link is made.
+    Symlink {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+        /// Where it led before.
+        previous: Option<PathBuf>,
+    },
+    /// A group is made.
+    Group {
+        /// Its name.
+        name: String,
+        /// Its id.
+        gid: u32,
+    },
+    /// A user is made.
+    User {
+        /// Its name.
+        name: String,
+        /// Its id.
+        uid: u32,
+    },
+    /// A kernel parameter is set.
+    Sysctl {
+        /// Its name.
+        name: String,
+        /// The new value.
+        value: String,
+        /// The former value.
+        previous: String,
+    },
+    /// A kernel module is loaded.
+    Module {
+        /// Its name.
+        name: String,
+    },
+    /// A systemd unit is installed; its file is a change of its own.
+    Unit {
+        /// Name of the unit.
+        name: String,
+    },
+    /// A systemd unit is enabled or started.
+    UnitEnabled {
+        /// Name of the unit.
+        name: String,
+    },
+    /// Something is mounted.
+    Mount {
+        /// Where.
+        target: PathBuf,
+    },
+    /// A network interface is made.
+    Interface {
+        /// Its name.
+        name: String,
+    },
+    /// An address is added to an interface.
+    Address {
+        /// Name of the interface.
+        interface: String,
+        /// The address, in CIDR notation.
+        address: String,
+    },
+    /// A control group is made.
+    Cgroup {
+        /// Its directory.
+        path: PathBuf,
+    },
+}
+
+/// A file as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Previous {
+    /// Content, base64.
+    pub content: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// What a line of the journal says.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "snake_case")]
+enum Record {
+    /// A change is about to be made.
+    Change { sequence: u64, change: Change },
+    /// A change was taken back.
+    Undone { sequence: u64 },
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ChangeError {
+    /// The journal can't be read or written.
+    #[error(transparent)]
+    Journal(#[from] LogError),
+    /// A file or directory can't be made.
+    #[error("{what} {path}")]
+    Files {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: Error,
+    },
+    /// Something of somebody else is where ours should be.
+    #[error("{path} exists and is {found}, expected {expected}; move it away")]
+    InTheWay {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        found: &'static str,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A user can't be had.
+    #[error(transparent)]
+    User(#[from] UserError),
+    /// A kernel parameter can't be set.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
+    /// A program of the host failed.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
+
+/// The journal, open for changes. One process has it open at a time.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    log: Log,
+    /// Changes that were not taken back, in the order they were made.
+    live: Vec<(u64, Change)>,
+    next: u64,
+    system: Box<dyn System>,
+}
+
+impl Journal {
+    /// Opens the journal at `path`; a missing one is made.
+    ///
+    /// # Errors
+    /// When it is damaged or open in another process.
+    pub fn open(path: &Path) -> Result<Self, ChangeError> {
+        Self::open_on(path, Box::new(Machine))
+    }
+
+    fn open_on(path: &Path, system: Box<dyn System>) -> Result<Self, ChangeError> {
+        let path = std::path::absolute(path).map_err(|source| ChangeError::Files {
+            what: "find",
+            path: path.to_owned(),
+            source,
+        })?;
+        let (log, records) = Log::open::<Record>(&path, FORMAT)?;
+        let mut journal = Self {
+            path,
+            log,
+            live: Vec::new(),
+            next: 1,
+            system,
+        };
+        for record in records {
+            match record {
+                Record::Change { sequence, change } => {
+                    journal.next = sequence + 1;
+                    journal.live.push((sequence, change));
+                }
+                Record::Undone { sequence } => journal.live.retain(|(live, _)| *live != sequence),
+            }
+        }
+        Ok(journal)
+    }
+
+    /// Changes that were not taken back, in the order they were made.
+    pub fn changes(&self) -> impl Iterator<Item = &Change> {
+        self.live.iter().map(|(_, change)| change)
+    }
+
+    /// Records a change that the caller makes right afterwards: a mount, an
+    /// interface, an address, a control group. One that is recorded already is
+    /// not recorded again.
+    ///
+    /// # Errors
+    /// When the journal can't be written: then the change must not be made.
+    pub fn record(&mut self, change: Change) -> Result<(), ChangeError> {
+        if !self.changes().any(|live| *live == change) {
+            self.append(change)?;
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, change: Change) -> Result<(), ChangeError> {
+        let sequence = self.next;
+        self.log.append(&Record::Change {
+            sequence,
+            change: change.clone(),
+        })?;
+        self.next += 1;
+        self.live.push((sequence, change));
+        Ok(())
+    }
+
+    /// Declares a directory ours with all that is or will be in it, and makes
+    /// it. For the state directory, never for what others put data in.
+    ///
+    /// # Errors
+    /// When it can't be recorded or made.
+    pub fn own_tree(&mut self, path: &Path) -> Result<(), ChangeError> {
+        self.record(Change::OwnedTree {
+            path: path.to_owned(),
+        })?;
+        std::fs::create_dir_all(path).map_err(files("create", path))
+    }
+
+    /// Makes a directory with these permission bits, and its missing parents
+    /// (0755). One that exists is left as it is.
+    ///
+    /// # Errors
+    /// When it can't be recorded or made, or something else is there.
+    pub fn create_dir(&mut self, path: &Path, mode: u32) -> Result<(), ChangeError> {
+        match path.metadata() {
+            Ok(metadata) if metadata.is_dir() => return Ok(()),
+            Ok(_) => return Err(in_the_way(path, "no directory", "a directory")),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(source) => return Err(files("look at", path)(source)),
+        }
+        let missing: Vec<&Path> = path.ancestors().take_while(|p| !p.exists()).collect();
+        for directory in missing.into_iter().rev() {
+            let parent = directory != path;
+            self.record(Change::Directory {
+                path: directory.to_owned(),
+                parent,
+            })?;
+            match std::fs::create_dir(directory) {
+                Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                    return Err(files("create", directory)(error));
+                }
+                _ => {}
+            }
+            let bits = std::fs::Permissions::from_mode(if parent { 0o755 } else { mode });
+            std::fs::set_permissions(directory, bits)
+                .map_err(files("set the mode of", directory))?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file with these permission bits, keeping what was there.
+    ///
+    /// # Errors
+    /// When it can't be recorded or written, something else is there, or what
+    /// is there is larger than 1 MiB.
+    pub fn write_file(&mut self, path: &Path, bytes: &[u8], mode: u32) -> Result<(), ChangeError> {
+        let previous = match path.symlink_metadata() {
+            Ok(metadata) if metadata.is_file() => {
+                Some(previous(path, &metadata).map_err(files("read", path))?)
+            }
+            Ok(_) => return Err(in_the_way(path, "no plain file", "a file")),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(source) => return Err(files("look at", path)(source)),
+        };
+        let written = sha256(bytes);
+        let same = previous.as_ref().is_some_and(|p| p.is(bytes));
+        if same && previous.as_ref().is_some_and(|p| p.mode == mode) {
+            return Ok(());
+        }
+        let change = Change::File {
+            path: path.to_owned(),
+            written,
+            previous,
+        };
+        self.record_last(
+            change,
+            |other| matches!(other, Change::File { path: p, .. } if p == path),
+        )?;
+        atomic::write(path, bytes, mode).map_err(|error| files("write", path)(error.source))
+    }
+
+    /// Makes a symbolic link at `link` that leads to `target`. Another link
+    /// there is replaced, and restored in the end.
+    ///
+    /// # Errors
+    /// When it can't be recorded or made, or no link is there but something
+    /// else.
+    pub fn symlink(&mut self, target: &Path, link: &Path) -> Result<(), ChangeError> {
+        let previous = match link.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => {
+                Some(std::fs::read_link(link).map_err(files("read", link))?)
+            }
+            Ok(_) => return Err(in_the_way(link, "no link", "a symbolic link of ours")),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
+            Err(source) => return Err(files("look at", link)(source)),
+        };
+        if previous.as_deref() == Some(target) {
+            return Ok(());
+        }
+        let change = Change::Symlink {
+            path: link.to_owned(),
+            target: target.to_owned(),
+            previous,
+        };
+        self.record_last(
+            change,
+            |other| matches!(other, Change::Symlink { path, .. } if path == link),
+        )?;
+        replace_link(target, link).map_err(files("link", link))
+    }
+
+    /// Sets a kernel parameter.
+    ///
+    /// # Errors
+    /// When the kernel has no such parameter or refuses the value.
+    pub fn set_sysctl(&mut self, name: &str, value: &str) -> Result<(), ChangeError> {
+        let previous = self.system.sysctl(name)?;
+        if sysctl::same(&previous, value) {
+            return Ok(());
+        }
+        let change = Change::Sysctl {
+            name: name.into(),
+            value: value.into(),
+            previous,
+        };
+        self.record_last(
+            change,
+            |other| matches!(other, Change::Sysctl { name: n, .. } if n == name),
+        )?;
+        Ok(self.system.set_sysctl(name, value)?)
+    }
+
+    /// Makes the service user and its group, as far as they are missing.
+    ///
+    /// # Errors
+    /// When name or ids belong to others, or the host can't make users.
+    pub fn create_service_user(
+        &mut self,
+        name: &str,
+        uid: u32,
+        gid: u32,
+    ) -> Result<(), ChangeError> {
+        let missing = self.system.missing_user(name, uid, gid)?;
+        if missing.group {
+            self.record(Change::Group {
+                name: name.into(),
+                gid,
+            })?;
+            self.system.create_group(name, gid)?;
+        }
+        if missing.user {
+            self.record(Change::User {
+                name: name.into(),
+                uid,
+            })?;
+            self.system.create_user(name, uid, gid)?;
+        }
+        Ok(())
+    }
+
+    /// Loads a kernel module, unless the kernel has it. It stays loaded after
+    /// [`Journal::undo`], which reports it.
+    ///
+    /// # Errors
+    /// When there is no such module.
+    pub fn load_module(&mut self, name: &str) -> Result<(), ChangeError> {
+        if modules::presence(name) == Presence::Absent {
+            self.record(Change::Module { name: name.into() })?;
+            modules::load(name)?;
+        }
+        Ok(())
+    }
+
+    /// Installs a systemd unit. The caller may then enable and start it: in the
+    /// end it is stopped and disabled before its file is removed.
+    ///
+    /// # Errors
+    /// When it can't be recorded or written.
+    pub fn install_unit(&mut self, path: &Path, bytes: &[u8]) -> Result<(), ChangeError> {
+        let Some(name) = path
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned())
+        else {
+            return Err(in_the_way(path, "a directory", "the path of a unit"));
+        };
+        // In reverse: stop and disable, remove the file, tell systemd.
+        self.record(Change::Unit { name: name.clone() })?;
+        self.write_file(path, bytes, 0o644)?;
+        self.record(Change::UnitEnabled { name })
+    }
+
+    /// Records a change whose previous value was just read, unless the last
+    /// one of its kind says the same: then a former try was interrupted.
+    fn record_last(
+        &mut self,
+        change: Change,
+        same_kind: impl Fn(&Change) -> bool,
+    ) -> Result<(), ChangeError> {
+        match self.live.iter().rev().find(|(_, live)| same_kind(live)) {
+            Some((_, last)) if *last == change => Ok(()),
+            _ => self.append(change),
+        }
+    }
+}
+
+impl Previous {
+    fn is(&self, bytes: &[u8]) -> bool {
+        self.bytes().is_some_and(|own| own == bytes)
+    }
+
+    fn bytes(&self) -> Option<Vec<u8>> {
+        use base64::Engine as _;
+        base64::engine::general_purpose::STANDARD
+            .decode(&self.content)
+            .ok()
+    }
+}
+
+fn previous(path: &Path, metadata: &std::fs::Metadata) -> Result<Previous, Error> {
+    use base64::Engine as _;
+    let bytes = bounded::bytes(path, MAX_PREVIOUS)?;
+    Ok(Previous {
+        content: base64::engine::general_purpose::STANDARD.encode(bytes),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+    })
+}
+
+/// Makes a link, or replaces one, at once.
+fn replace_link(target: &Path, link: &Path) -> Result<(), Error> {
+    let mut new = std::ffi::OsString::from(".");
+    new.push(link.file_name().ok_or(ErrorKind::InvalidInput)?);
+    new.push(".new");
+    let new = link.with_file_name(new);
+    match std::fs::remove_file(&new) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    symlink(target, &new)?;
+    std::fs::rename(&new, link)?;
+    atomic::sync_directory(link.parent().unwrap_or(Path::new("/")))
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+fn files<'a>(what: &'static str, path: &'a Path) -> impl Fn(Error) -> ChangeError + 'a {
+    move |source| ChangeError::Files {
+        what,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn in_the_way(path: &Path, found: &'static str, expected: &'static str) -> ChangeError {
+    ChangeError::InTheWay {
+        path: path.to_owned(),
+        found,
+        expected,
+    }
+}
+
+#[cfg(test)]
+mod tests;

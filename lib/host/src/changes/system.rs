@@ -1,0 +1,117 @@
+//! What the journal of host changes does that isn't a file.
+//!
+//! In: names and values. Out: the machine's answer. A trait, so that tests need
+//! neither root nor a machine to spoil.
+
+use std::fmt::Debug;
+use std::path::Path;
+
+use crate::command::{Cmd, CommandError, installed};
+use crate::sysctl::{self, SysctlError};
+use crate::users::{self, Missing, UserError};
+use crate::{facts, mounts};
+
+pub(super) trait System: Debug + Send {
+    fn sysctl(&self, name: &str) -> Result<String, SysctlError>;
+    fn set_sysctl(&self, name: &str, value: &str) -> Result<(), SysctlError>;
+    fn missing_user(&self, name: &str, uid: u32, gid: u32) -> Result<Missing, UserError>;
+    fn create_group(&self, name: &str, gid: u32) -> Result<(), UserError>;
+    fn create_user(&self, name: &str, uid: u32, gid: u32) -> Result<(), UserError>;
+    /// The id of a user.
+    fn uid(&self, name: &str) -> Result<Option<u32>, UserError>;
+    /// The id of a group.
+    fn gid(&self, name: &str) -> Result<Option<u32>, UserError>;
+    fn delete_user(&self, name: &str) -> Result<(), UserError>;
+    fn delete_group(&self, name: &str) -> Result<(), UserError>;
+    /// Runs `systemctl`; does nothing where there is no systemd.
+    fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError>;
+    /// Removes an interface. Whether there was one.
+    fn delete_interface(&self, name: &str) -> Result<bool, CommandError>;
+    /// Removes an address in CIDR notation. Whether there was one.
+    fn delete_address(&self, interface: &str, address: &str) -> Result<bool, CommandError>;
+    /// What is mounted.
+    fn mounts(&self) -> std::io::Result<Vec<mounts::Mount>>;
+    /// Unmounts what is below a path; with `keep` not what is at the path.
+    fn unmount(&self, path: &Path, keep: bool) -> std::io::Result<()>;
+}
+
+/// The machine that this process runs on.
+#[derive(Debug)]
+pub(super) struct Machine;
+
+impl System for Machine {
+    fn sysctl(&self, name: &str) -> Result<String, SysctlError> {
+        sysctl::get(name)
+    }
+
+    fn set_sysctl(&self, name: &str, value: &str) -> Result<(), SysctlError> {
+        sysctl::set(name, value)
+    }
+
+    fn missing_user(&self, name: &str, uid: u32, gid: u32) -> Result<Missing, UserError> {
+        users::missing(name, uid, gid)
+    }
+
+    fn create_group(&self, name: &str, gid: u32) -> Result<(), UserError> {
+        users::create_group(name, gid)
+    }
+
+    fn create_user(&self, name: &str, uid: u32, gid: u32) -> Result<(), UserError> {
+        users::create_user(name, uid, gid)
+    }
+
+    fn uid(&self, name: &str) -> Result<Option<u32>, UserError> {
+        Ok(users::user_by_name(name)?.map(|user| user.uid))
+    }
+
+    fn gid(&self, name: &str) -> Result<Option<u32>, UserError> {
+        Ok(users::group_by_name(name)?.map(|group| group.gid))
+    }
+
+    fn delete_user(&self, name: &str) -> Result<(), UserError> {
+        users::delete_user(name)
+    }
+
+    fn delete_group(&self, name: &str) -> Result<(), UserError> {
+        users::delete_group(name)
+    }
+
+    fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError> {
+        match facts::has_systemd() && installed("systemctl") {
+            true => Cmd::new("systemctl").args(arguments).run().map(drop),
+            false => Ok(()),
+        }
+    }
+
+    fn delete_interface(&self, name: &str) -> Result<bool, CommandError> {
+        if !Path::new("/sys/class/net").join(name).exists() {
+            return Ok(false);
+        }
+        Cmd::new("ip")
+            .args(["link", "delete", "dev", name])
+            .run()
+            .map(|_| true)
+    }
+
+    fn delete_address(&self, interface: &str, address: &str) -> Result<bool, CommandError> {
+        let bare = address.split('/').next().and_then(|text| text.parse().ok());
+        let there = facts::addresses()
+            .iter()
+            .any(|own| own.interface == interface && Some(own.address) == bare);
+        if !there {
+            return Ok(false);
+        }
+        Cmd::new("ip")
+            .args(["address", "del", address, "dev", interface])
+            .run()
+            .map(|_| true)
+    }
+
+    fn mounts(&self) -> std::io::Result<Vec<mounts::Mount>> {
+        mounts::list()
+    }
+
+    fn unmount(&self, path: &Path, keep: bool) -> std::io::Result<()> {
+        mounts::unmount_below(path, keep)
+    }
+}

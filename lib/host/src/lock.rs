@@ -1,0 +1,119 @@
+//! One at a time: a lock file that ends with its holder, however that ends.
+//!
+//! In: a path. Out: a [`Lock`], or who holds it. The file stays.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// A lock that this process holds until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Why a lock could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LockError {
+    /// Somebody else holds it.
+    #[error(
+        "another operation ({}) is running; wait for its end, `gravity plan` shows how far it is",
+        holder(*.pid)
+    )]
+    Busy {
+        /// The lock.
+        path: PathBuf,
+        /// Process id of the holder, where it has said it.
+        pid: Option<u32>,
+    },
+    /// The file can't be opened or locked.
+    #[error("lock {path}")]
+    Io {
+        /// The lock.
+        path: PathBuf,
+        /// What the kernel said.
+        source: std::io::Error,
+    },
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(
+        || "of an unknown process".into(),
+        |pid| format!("pid {pid}"),
+    )
+}
+
+impl Lock {
+    /// Takes the lock, or fails at once. Missing directories are made.
+    ///
+    /// # Errors
+    /// When somebody holds it, this process included.
+    pub fn acquire(path: &Path) -> Result<Self, LockError> {
+        let io = |source| LockError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory).map_err(io)?;
+        }
+        loop {
+            let mut file = OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(io)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    return Err(LockError::Busy {
+                        path: path.to_owned(),
+                        pid: read_pid(&mut file),
+                    });
+                }
+                Err(TryLockError::Error(source)) => return Err(io(source)),
+            }
+            // The last holder may have removed the file: then this one is
+            // nobody's, and the next comer would lock another.
+            let ours = file.metadata().map_err(io)?;
+            match path.metadata() {
+                Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {}
+                _ => continue,
+            }
+            file.set_len(0).map_err(io)?;
+            file.rewind().map_err(io)?;
+            writeln!(file, "{}", std::process::id()).map_err(io)?;
+            return Ok(Self { _file: file });
+        }
+    }
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_is_told_who_holds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a/lock");
+        let first = Lock::acquire(&path).unwrap();
+        let error = Lock::acquire(&path).unwrap_err();
+        let expected = format!("another operation (pid {}) is running", std::process::id());
+        assert!(error.to_string().starts_with(&expected), "{error}");
+        drop(first);
+        let again = Lock::acquire(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        Lock::acquire(&path).unwrap();
+        drop(again);
+    }
+}
