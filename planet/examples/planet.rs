@@ -11,6 +11,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use gravity_planet as planet;
 use planet::client::Client;
 use planet::{Result, container, enter, supervisor};
 

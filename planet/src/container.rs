@@ -14,6 +14,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -87,6 +88,39 @@ pub fn running(config: &Path) -> Result<i32> {
         Error::NotRunning(format!("no process as in {}", state.pid_file().display()))
     })?;
     Ok(process.pid)
+}
+
+/// Stops the container of the configuration file, where one runs, in order;
+/// kills it when it takes longer than `timeout`. Its daemon, or this process
+/// where the daemon is gone, cleans up. Comes back when all of it is gone.
+///
+/// # Errors
+/// When the configuration can't be read or something can't be removed.
+pub fn stop(path: &Path, timeout: Duration) -> Result<()> {
+    let config = load(path)?;
+    let state = State::of(&config);
+    if let Some(pidfd) = state.running().and_then(ProcessId::open) {
+        for (signal, patience) in [(Signal::SIGTERM, timeout), (Signal::SIGKILL, timeout)] {
+            // It may have ended meanwhile.
+            drop(sys::pidfd_signal(pidfd.as_fd(), signal));
+            let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+            if poll(&mut ended, patience).on("wait for the planet")? > 0 {
+                break;
+            }
+        }
+    }
+    // The daemon holds the lock until it has cleaned up.
+    let until = Instant::now() + timeout;
+    let _lock = loop {
+        match state.lock() {
+            Err(Error::Running(_)) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            other => break other?,
+        }
+    };
+    clean(&config, &state)
 }
 
 /// Reads and checks a configuration.

@@ -17,6 +17,8 @@ use std::process::Command;
 
 use nix::sys::signal::{SigHandler, Signal};
 use nix::unistd::Pid;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Which side of a [`fork`] this is.
 #[derive(Debug)]
@@ -57,6 +59,13 @@ pub(crate) fn pidfd_open(pid: Pid) -> io::Result<OwnedFd> {
     }
     // SAFETY: the kernel just gave us this descriptor, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets the runtime wait for the end of an open process.
+pub(crate) fn watch(process: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an `OwnedFd` is open and stays the same descriptor; the `AsyncFd`
+    // owns it from here on.
+    unsafe { AsyncFd::register_with_interest(process, Interest::READABLE) }.map_err(Into::into)
 }
 
 /// Sends a signal to an open process.

@@ -243,7 +243,7 @@ impl Unit {
     /// Takes over the process of an earlier supervisor.
     fn adopt(&self, saved: &Saved) -> Option<Running> {
         let process = saved.process?;
-        let pidfd = AsyncFd::register(process.open()?).ok()?;
+        let pidfd = sys::watch(process.open()?).ok()?;
         tracing::info!(service = self.service.name, pid = process.pid, "taken over");
         Some(Running {
             process,
@@ -278,7 +278,7 @@ impl Unit {
         let pidfd = process
             .open()
             .ok_or_else(|| Error::Start(self.describe(Err("ended at once".into()))))?;
-        let pidfd = AsyncFd::register(pidfd).on("watch a process")?;
+        let pidfd = sys::watch(pidfd).on("watch a process")?;
         self.set(State::Starting, Some(process.pid), saved.restarts, None);
         Ok(Running {
             process,
