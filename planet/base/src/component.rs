@@ -511,7 +511,11 @@ mod tests {
         };
         assert_eq!(
             linked_modules(text),
-            [module("a.org/a", "v1.0.0"), module("b.org/b", "v0.37.2")]
+            [
+                module("m.org/m", "v1.1.0"),
+                module("a.org/a", "v1.0.0"),
+                module("b.org/b", "v0.37.2")
+            ]
         );
     }
 

@@ -86,25 +86,16 @@ pub(crate) fn digest_file(path: &Path) -> Result<(String, u64)> {
     Ok(hashing.finish())
 }
 
-/// Writes a whole file: beside its place first, then it gets its name.
+/// Writes a whole file, which others may read.
 pub(crate) fn write(path: &Path, bytes: impl AsRef<[u8]>) -> Result<()> {
-    let temporary = beside(path);
-    let result = File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(bytes.as_ref())?;
-            file.sync_all()
-        })
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if result.is_err() {
-        let _ = std::fs::remove_file(&temporary);
-    }
-    result.with_context(|| path.display().to_string())
+    Ok(host::atomic::write(path, bytes.as_ref(), 0o644)?)
 }
 
-/// The name under which the content of `path` is made.
+/// The name under which the content of `path` is made, by whoever holds the
+/// lock of its directory. What a killed run left there is overwritten.
 pub(crate) fn beside(path: &Path) -> std::path::PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".tmp-{}-{name}", std::process::id()))
+    path.with_file_name(format!(".tmp-{name}"))
 }
 
 #[cfg(test)]

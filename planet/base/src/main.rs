@@ -115,6 +115,12 @@ fn run(options: &Options, console: &Console) -> Result<()> {
         Some(hub) => hub.clone(),
         None => home("XDG_DATA_HOME", ".local/share")?.join("gravity/hub"),
     };
+    if hub.to_string_lossy().contains("://") {
+        bail!(
+            "--hub {}: must be a directory; push its images to a registry",
+            hub.display()
+        );
+    }
     let rootfs = rootfs::make(
         &versions.debian,
         &cache,
@@ -174,7 +180,23 @@ fn lock(cache: &Path, sink: &dyn Sink) -> Result<File> {
         ));
         lock.lock().with_context(context)?;
     }
+    sweep(cache);
     Ok(lock)
+}
+
+/// Removes what a run that was killed left half made.
+fn sweep(cache: &Path) {
+    let rooms = ["components", "planets", "rootfs"].map(|room| std::fs::read_dir(cache.join(room)));
+    for entry in rooms.into_iter().flatten().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+            let path = entry.path();
+            let _ = if path.is_dir() {
+                std::fs::remove_dir_all(path)
+            } else {
+                std::fs::remove_file(path)
+            };
+        }
+    }
 }
 
 fn list(versions: &Versions, workshop: &Workshop<'_>, console: &Console) -> Result<()> {
