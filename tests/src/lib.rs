@@ -1,1 +1,14 @@
-//! End to end: test nodes, sample images, benchmarks.
+//! End to end: throwaway nodes, the sample application, virtual machines.
+//!
+//! In: the programs that were built and Debian packages. Out: nodes to install
+//! on, and what they are compared by. Always holds: nothing here touches the
+//! network or the namespaces of the machine that it runs on, and what was made
+//! is found and removed by name, also after a crash.
+
+pub mod cgroup;
+pub mod file;
+pub mod inside;
+pub mod node;
+pub mod process;
+pub mod rootfs;
+pub mod snapshot;

@@ -1,0 +1,153 @@
+//! `testnode`: throwaway nodes on this machine, for tests and to look around.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use console::{Console, Format};
+use gravity_tests::inside;
+use gravity_tests::node::{Node, Options, delete};
+use gravity_tests::snapshot::{ALLOWED, Snapshot};
+
+/// Throwaway nodes on this machine: namespaces over a Debian root.
+#[derive(Debug, Parser)]
+#[command(name = "testnode", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Make a node.
+    Create {
+        /// Name and host name.
+        name: String,
+        /// Address on the bridge between nodes; the first free one otherwise.
+        #[arg(long, value_name = "ADDRESS/PREFIX")]
+        address: Option<String>,
+        /// Give it a default route, to the bridge, where it ends.
+        #[arg(long)]
+        default_route: bool,
+    },
+    /// Run a command in a node; a shell without one.
+    Exec {
+        /// The node.
+        name: String,
+        /// Program and arguments.
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+    /// Copy a file or directory into a node.
+    Copy {
+        /// The node.
+        name: String,
+        /// Path on the machine.
+        from: PathBuf,
+        /// Path in the node.
+        to: PathBuf,
+    },
+    /// Remove a node with all that is in it.
+    Delete {
+        /// The node.
+        name: String,
+    },
+    /// List nodes.
+    List,
+    /// Write down the state of a node.
+    Snapshot {
+        /// The node.
+        name: String,
+        /// Where to.
+        file: PathBuf,
+    },
+    /// Compare two snapshots; fails when they differ in what may not.
+    Diff {
+        /// The former one.
+        before: PathBuf,
+        /// The later one.
+        after: PathBuf,
+        /// Show also what may differ.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Make a node's namespaces.
+    #[command(hide = true)]
+    Start { name: String },
+    /// Be process 1 of a node.
+    #[command(hide = true)]
+    Init { name: String },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let console = Console::new(Format::Auto);
+    match run(arguments.command, &console) {
+        Ok(code) => code,
+        Err(error) => {
+            console.error_text(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(task: Task, console: &Console) -> Result<ExitCode> {
+    match task {
+        Task::Create {
+            name,
+            address,
+            default_route,
+        } => {
+            let node = Node::create(
+                &name,
+                &Options {
+                    address,
+                    default_route,
+                },
+                console,
+            )?;
+            console.print(&format!("Node {name} runs at {}", node.address()));
+        }
+        Task::Exec { name, mut command } => {
+            if command.is_empty() {
+                command.push("bash".into());
+            }
+            let code = inside::exec(&name, &command)?;
+            return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
+        }
+        Task::Copy { name, from, to } => inside::copy(&name, &from, &to)?,
+        Task::Delete { name } => {
+            let existed = delete(&name)?;
+            let what = if existed { "removed" } else { "does not exist" };
+            console.print(&format!("Node {name} {what}"));
+        }
+        Task::List => {
+            let rows: Vec<_> = Node::list()?
+                .iter()
+                .map(|node| {
+                    let pid = node
+                        .pid()
+                        .map_or_else(|_| "dead".to_owned(), |pid| pid.to_string());
+                    vec![node.name().to_owned(), node.address().to_owned(), pid]
+                })
+                .collect();
+            console.table(&["Name", "Address", "Process"], &rows);
+        }
+        Task::Snapshot { name, file } => Snapshot::take(&Node::open(&name)?)?.write(&file)?,
+        Task::Diff { before, after, all } => {
+            let allowed = if all { &[] } else { ALLOWED };
+            let found = Snapshot::read(&before)?.differences(&Snapshot::read(&after)?, allowed);
+            for line in &found {
+                console.print(line);
+            }
+            if !found.is_empty() {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Start { name } => console.print(&inside::start(&name)?.to_string()),
+        Task::Init { name } => inside::init(&name)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

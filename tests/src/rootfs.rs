@@ -1,0 +1,78 @@
+//! The Debian that nodes run, by mmdebstrap.
+//!
+//! In: a package list. Out: a directory in the cache, under the hash of what
+//! it was made from, made once and never written to again.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use event::Sink;
+
+use crate::{file, process};
+
+/// Part of the hash: raise it when the way of making it changes.
+const FORMAT: u32 = 1;
+/// Release of Debian.
+const SUITE: &str = "bookworm";
+/// What a plain server has beyond the minimum.
+const PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "curl",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "nftables",
+    "passwd",
+    "procps",
+    "usr-is-merged",
+    "util-linux",
+];
+
+/// The root filesystem of nodes; made, which takes half a minute to two, when
+/// the cache does not have it.
+///
+/// # Errors
+/// When mmdebstrap is missing or fails.
+pub fn node_root(sink: &dyn Sink) -> Result<PathBuf> {
+    let hash = file::sha256(format!("{FORMAT} {SUITE} {PACKAGES:?}").as_bytes());
+    let directory = file::cache()?.join("node-root");
+    let path = directory.join(&hash[..16]);
+    if path.is_dir() {
+        return Ok(path);
+    }
+    file::make_directory(&directory)?;
+    let _lock = file::lock(&directory.join("lock"))?;
+    if path.is_dir() {
+        return Ok(path);
+    }
+    sink.step("Making the Debian root filesystem of test nodes, about 1m");
+    let temporary = directory.join(".tmp");
+    file::remove_directory(&temporary)?;
+    debootstrap(&temporary, "directory", PACKAGES)?;
+    std::fs::rename(&temporary, &path)
+        .with_context(|| format!("renaming {}", temporary.display()))?;
+    Ok(path)
+}
+
+/// Runs mmdebstrap for the release that all of these tests use.
+pub(crate) fn debootstrap(target: &Path, format: &str, packages: &[&str]) -> Result<()> {
+    let mut command = Command::new("mmdebstrap");
+    command.args(["--variant=minbase", "--architectures=amd64", "--quiet"]);
+    command
+        .arg(format!("--format={format}"))
+        .arg(format!("--include={}", packages.join(",")));
+    // Without it usrmerge and with it all of perl would be installed.
+    command.arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr");
+    command.args(
+        [
+            "path-exclude=/usr/share/man/*",
+            "path-exclude=/usr/share/locale/*",
+        ]
+        .map(|option| format!("--dpkgopt={option}")),
+    );
+    command.arg(SUITE).arg(target);
+    process::run(&mut command)
+        .map(drop)
+        .context("mmdebstrap, see tests/setup.sh")
+}
