@@ -39,13 +39,13 @@ pub fn documents(text: &str) -> Result<Vec<Value>, Error> {
         let is_list = document["kind"]
             .as_str()
             .is_some_and(|kind| kind.ends_with("List"));
-        match document["items"].take() {
-            Value::Array(items) if is_list => objects.extend(items),
-            Value::Null => objects.push(document),
-            items => {
+        match document.get_mut("items").map(Value::take) {
+            Some(Value::Array(items)) if is_list => objects.extend(items),
+            Some(items) => {
                 document["items"] = items;
                 objects.push(document);
             }
+            None => objects.push(document),
         }
     }
     Ok(objects)
@@ -235,7 +235,8 @@ items: [apple]
             .collect();
         assert_eq!(names, ["Namespace \"a\"", "Secret \"a/b\"", "Basket \"c\""]);
         assert_eq!(objects[2]["items"][0], "apple");
-        assert_eq!(documents(r#"{"kind":"Node"}"#).unwrap().len(), 1);
+        let node = r#"{"kind":"Node"}"#;
+        assert_eq!(documents(node).unwrap()[0].to_string(), node);
         assert_eq!(documents("").unwrap().len(), 0);
     }
 

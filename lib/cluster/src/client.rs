@@ -247,6 +247,13 @@ pub(crate) fn is_transient(error: &kube::Error) -> bool {
 }
 
 pub(crate) fn is_transient_status(status: &ApiStatus) -> bool {
+    // The API server's answer to a field of the wrong type in a server-side apply.
+    if status
+        .message
+        .starts_with("failed to create typed patch object")
+    {
+        return false;
+    }
     matches!(status.code, 408 | 429 | 500 | 502 | 503 | 504)
         || matches!(status.reason.as_str(), "Timeout" | "ServerTimeout" | "TooManyRequests")
         // A namespace of the system that the API server is about to make.

@@ -21,6 +21,9 @@ use super::observe::Instance;
 /// Longest line that is kept, in bytes; the rest of it is left out.
 const MAX_LINE: usize = 16 << 10;
 
+/// How often the log of a container that has ended is asked for in vain.
+const ATTEMPTS: usize = 5;
+
 /// Lines that an error quotes of each container.
 const TAIL: usize = 20;
 
@@ -51,6 +54,7 @@ pub(super) async fn follow(api: Api<Pod>, instance: Instance, sink: &dyn Sink, t
     let mut last: Option<Timestamp> = None;
     let mut pause = Duration::from_millis(100);
     let mut previous = false;
+    let mut vain = 0;
     loop {
         let params = LogParams {
             container: Some(instance.container.clone()),
@@ -96,9 +100,14 @@ pub(super) async fn follow(api: Api<Pod>, instance: Instance, sink: &dyn Sink, t
             State::Gone => return,
             State::Ended if complete => return,
             State::Replaced if complete || previous => return,
+            State::Ended if vain >= ATTEMPTS => {
+                sink.warning(&format!("The log of {source} can't be read to its end"));
+                return;
+            }
+            State::Ended => vain += 1,
             // What was written before it was replaced is still kept.
             State::Replaced => previous = true,
-            State::Ended | State::Running => {}
+            State::Running => {}
         }
         sleep(pause).await;
         pause = (pause * 2).min(Duration::from_secs(2));
