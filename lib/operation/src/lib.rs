@@ -1,19 +1,22 @@
-//! A plan as data and the engine that runs it. Knows no Kubernetes.
+//! A plan as data and the engine that runs it.
 //!
-//! In: a [`Plan`], an immutable tree of phases, and an [`Executor`] that can
-//! execute one of them. Out: every phase executed once, after what it requires,
-//! each step recorded in a [`Journal`] before and after. The state of a plan is
-//! never stored: it is derived by [`replay`] from the journal, so that any end
-//! of the process leaves a state from which the engine goes on.
+//! In: a [`Plan`], which never changes, a [`Journal`] and an [`Executor`]. Out:
+//! every phase executed once and in order, each state on disk before anything
+//! depends on it. The state of an operation is what [`replay`] makes of plan
+//! and journal, so that any process can find it out and any can go on. Knows
+//! nothing of what phases do.
 
 mod engine;
+mod executor;
+mod graph;
 mod journal;
 mod plan;
 mod state;
 mod view;
 
-pub use engine::{Engine, Executor, PhaseError, RunError};
+pub use engine::{Engine, RunError};
+pub use executor::{Executor, PhaseError};
 pub use journal::{Journal, JournalError, Record};
-pub use plan::{Phase, Plan, PlanError, VERSION};
-pub use state::{PlanState, State, replay};
+pub use plan::{PLAN_VERSION, Phase, Plan, PlanError};
+pub use state::{PhaseState, PlanState, State, replay};
 pub use view::{PhaseView, PlanView, render, view};

@@ -1,187 +1,201 @@
-//! Plans.
+//! What an operation consists of.
 //!
-//! In: phases. Out: a [`Plan`] that was checked: identities are unique, what is
-//! required exists, nothing requires itself in a circle.
+//! In: phases that somebody planned. Out: a tree that can be stored and checked.
+//! Ids are paths: a child's id is its parent's, a slash and a name. A plan that
+//! [`Plan::validate`] accepts can be run to its end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of the stored form of plans and journals.
-pub const VERSION: u32 = 1;
+use crate::graph::Graph;
 
-/// What an operation consists of. Immutable once it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Version of the format of plans. A reader refuses a later one.
+pub const PLAN_VERSION: u32 = 1;
+
+/// Most levels of phases, and most phases, of a plan: more is a mistake.
+const MAX_DEPTH: usize = 16;
+const MAX_PHASES: usize = 100_000;
+
+/// An operation as a tree of phases. It never changes once it is stored.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
-    /// [`VERSION`] of the writer.
+    /// [`PLAN_VERSION`] of the writer.
     pub version: u32,
-    /// Identity of the operation.
+    /// Id of the operation.
     pub operation_id: String,
-    /// What it is: `install`, ...
+    /// What it does, such as `install`.
     pub kind: String,
     /// Version of the program that planned it.
-    pub created_by: String,
-    /// Top of the tree, in the order in which it is shown.
+    pub created_by_version: String,
+    /// Phases, executed one after the other.
     pub phases: Vec<Phase>,
 }
 
-/// A node of the tree: a leaf is executed, others group.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One phase: a leaf does something, one with phases below groups them.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Phase {
     /// Path, such as `/planet/node-1`.
     pub id: String,
     /// What it does, for people.
     pub description: String,
-    /// Host name of the node it runs on.
+    /// Name of the node that executes it; nothing for the coordinator's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// Phases that must be complete before.
-    #[serde(default)]
+    /// Ids of phases that have to be complete before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub requires: Vec<String>,
-    /// How many of its children run at a time; all where none is given.
-    #[serde(default)]
+    /// How many leaves below may run at once, in any order that `requires`
+    /// allows. Without it, phases below run one after the other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit_parallel: Option<usize>,
-    /// What the executor needs to know. `null` for groups.
-    #[serde(default)]
+    /// What the executor needs to know; `null` for a group.
+    #[serde(default, skip_serializing_if = "serde_json::Value::is_null")]
     pub payload: serde_json::Value,
-    /// Children of a group.
-    #[serde(default)]
+    /// Phases below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<Phase>,
 }
 
-/// Why phases are no plan.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+/// Why a plan can't be run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PlanError {
-    /// Written by a later version.
-    #[error("the plan has version {found}, this program reads up to {VERSION}; use the program that made it")]
+    /// It was written by a later program.
+    #[error(
+        "the plan has format version {found}, known are versions up to {PLAN_VERSION}; use the version of gravity that made it"
+    )]
     Version {
         /// Its version.
         found: u32,
     },
-    /// Two phases have one identity.
-    #[error("there are two phases {0}")]
+    /// An id that isn't a path below its parent's.
+    #[error("`{id}` is no id for a phase below `{parent}`, expected `{parent}/name`")]
+    Id {
+        /// The id.
+        id: String,
+        /// Id of the phase above; empty at the top.
+        parent: String,
+    },
+    /// Two phases of one id.
+    #[error("two phases are called {0}")]
     Duplicate(String),
-    /// A phase requires one that is not there.
-    #[error("phase {phase} requires {required}, which is not in the plan")]
+    /// It is too deep or too large.
+    #[error("the plan has more than {MAX_DEPTH} levels or {MAX_PHASES} phases")]
+    TooLarge,
+    /// A required phase doesn't exist.
+    #[error("phase {phase} requires {missing}, which is not in the plan")]
     Missing {
         /// The phase.
         phase: String,
         /// What it requires.
-        required: String,
+        missing: String,
     },
     /// Phases wait for each other.
-    #[error("phase {0} requires itself in a circle")]
-    Circle(String),
+    #[error("these phases wait for each other: {}", .0.join(", "))]
+    Cycle(Vec<String>),
+    /// A limit of nothing at once.
+    #[error("phase {0} has a parallel limit of 0")]
+    NoParallel(String),
+}
+
+impl Phase {
+    /// A phase without anything else; the other fields can be set afterwards.
+    pub fn new(id: impl Into<String>, description: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            description: description.into(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether it does something itself.
+    pub fn is_leaf(&self) -> bool {
+        self.phases.is_empty()
+    }
+
+    /// The last part of its id.
+    pub fn name(&self) -> &str {
+        self.id.rsplit('/').next().unwrap_or(&self.id)
+    }
 }
 
 impl Plan {
-    /// Makes a plan of this version.
-    pub fn new(operation_id: &str, kind: &str, phases: Vec<Phase>) -> Self {
-        Self {
-            version: VERSION,
-            operation_id: operation_id.to_owned(),
-            kind: kind.to_owned(),
-            created_by: env!("CARGO_PKG_VERSION").to_owned(),
-            phases,
-        }
-    }
-
-    /// All leaves, in order, each with all that must be complete before it: its
-    /// own requirements and those of the groups around it, resolved to leaves.
+    /// Checks that the plan can be run: known version, unique ids, requirements
+    /// that exist and that some order satisfies.
     ///
     /// # Errors
-    /// When this is no plan.
-    pub fn leaves(&self) -> Result<Vec<Leaf<'_>>, PlanError> {
-        if self.version > VERSION {
-            return Err(PlanError::Version { found: self.version });
+    /// The first thing that is wrong.
+    pub fn validate(&self) -> Result<(), PlanError> {
+        if self.version > PLAN_VERSION {
+            return Err(PlanError::Version {
+                found: self.version,
+            });
         }
-        let mut ids = HashMap::new();
-        index(&self.phases, &mut ids)?;
+        check(&self.phases, "", 1, &mut HashSet::new())?;
+        let graph = Graph::new(self)?;
+        match graph.stuck() {
+            stuck if stuck.is_empty() => Ok(()),
+            stuck => Err(PlanError::Cycle(stuck)),
+        }
+    }
+
+    /// The phase of an id, a group or a leaf.
+    pub fn phase(&self, id: &str) -> Option<&Phase> {
+        find(&self.phases, id)
+    }
+
+    /// All leaves, in the order of the tree.
+    pub fn leaves(&self) -> Vec<&Phase> {
         let mut leaves = Vec::new();
-        for phase in &self.phases {
-            collect(phase, &[], None, &ids, &mut leaves)?;
-        }
-        acyclic(&leaves)?;
-        Ok(leaves)
+        collect_leaves(&self.phases, &mut leaves);
+        leaves
     }
 }
 
-/// A phase that is executed.
-#[derive(Debug, Clone)]
-pub struct Leaf<'a> {
-    /// The phase.
-    pub phase: &'a Phase,
-    /// Leaves that must be complete before.
-    pub requires: HashSet<&'a str>,
-    /// The group that limits how many run at a time, with its limit.
-    pub limit: Option<(&'a str, usize)>,
-}
-
-fn index<'a>(
+fn check<'a>(
     phases: &'a [Phase],
-    ids: &mut HashMap<&'a str, &'a Phase>,
+    parent: &str,
+    depth: usize,
+    ids: &mut HashSet<&'a str>,
 ) -> Result<(), PlanError> {
     for phase in phases {
-        if ids.insert(&phase.id, phase).is_some() {
+        let name = phase
+            .id
+            .strip_prefix(parent)
+            .and_then(|rest| rest.strip_prefix('/'));
+        if !name.is_some_and(|name| !name.is_empty() && !name.contains(['/', '\n', '\0'])) {
+            return Err(PlanError::Id {
+                id: phase.id.clone(),
+                parent: parent.to_owned(),
+            });
+        }
+        if !ids.insert(&phase.id) {
             return Err(PlanError::Duplicate(phase.id.clone()));
         }
-        index(&phase.phases, ids)?;
+        if ids.len() > MAX_PHASES || depth > MAX_DEPTH {
+            return Err(PlanError::TooLarge);
+        }
+        if phase.limit_parallel == Some(0) {
+            return Err(PlanError::NoParallel(phase.id.clone()));
+        }
+        check(&phase.phases, &phase.id, depth + 1, ids)?;
     }
     Ok(())
 }
 
-fn collect<'a>(
-    phase: &'a Phase,
-    outer: &[&'a str],
-    limit: Option<(&'a str, usize)>,
-    ids: &HashMap<&'a str, &'a Phase>,
-    leaves: &mut Vec<Leaf<'a>>,
-) -> Result<(), PlanError> {
-    let mut requires = outer.to_vec();
-    for required in &phase.requires {
-        let target = ids.get(required.as_str()).ok_or_else(|| PlanError::Missing {
-            phase: phase.id.clone(),
-            required: required.clone(),
-        })?;
-        leaf_ids(target, &mut requires);
-    }
-    if phase.phases.is_empty() {
-        leaves.push(Leaf { phase, requires: requires.into_iter().collect(), limit });
-        return Ok(());
-    }
-    let limit = phase.limit_parallel.map(|limit| (phase.id.as_str(), limit.max(1))).or(limit);
-    for child in &phase.phases {
-        collect(child, &requires, limit, ids, leaves)?;
-    }
-    Ok(())
+fn find<'a>(phases: &'a [Phase], id: &str) -> Option<&'a Phase> {
+    phases.iter().find_map(|phase| match phase.id == id {
+        true => Some(phase),
+        false => find(&phase.phases, id),
+    })
 }
 
-fn leaf_ids<'a>(phase: &'a Phase, ids: &mut Vec<&'a str>) {
-    if phase.phases.is_empty() {
-        ids.push(&phase.id);
-    }
-    for child in &phase.phases {
-        leaf_ids(child, ids);
-    }
-}
-
-/// Takes away what requires nothing that is left, until all is gone.
-fn acyclic(leaves: &[Leaf<'_>]) -> Result<(), PlanError> {
-    let mut done = HashSet::new();
-    loop {
-        let before = done.len();
-        for leaf in leaves {
-            if leaf.requires.iter().all(|required| done.contains(required)) {
-                done.insert(leaf.phase.id.as_str());
-            }
-        }
-        if done.len() == leaves.len() {
-            return Ok(());
-        }
-        if done.len() == before {
-            let stuck = leaves.iter().find(|leaf| !done.contains(leaf.phase.id.as_str()));
-            let id = stuck.map(|leaf| leaf.phase.id.clone()).unwrap_or_default();
-            return Err(PlanError::Circle(id));
+fn collect_leaves<'a>(phases: &'a [Phase], leaves: &mut Vec<&'a Phase>) {
+    for phase in phases {
+        match phase.is_leaf() {
+            true => leaves.push(phase),
+            false => collect_leaves(&phase.phases, leaves),
         }
     }
 }
@@ -190,53 +204,75 @@ fn acyclic(leaves: &[Leaf<'_>]) -> Result<(), PlanError> {
 pub(crate) mod tests {
     use super::*;
 
-    pub(crate) fn leaf(id: &str, requires: &[&str]) -> Phase {
-        Phase {
-            id: id.into(),
-            description: format!("does {id}"),
-            node: None,
-            requires: requires.iter().map(|id| (*id).into()).collect(),
-            limit_parallel: None,
-            payload: serde_json::Value::Null,
-            phases: Vec::new(),
+    pub(crate) fn plan(phases: Vec<Phase>) -> Plan {
+        Plan {
+            version: PLAN_VERSION,
+            operation_id: "op".into(),
+            kind: "install".into(),
+            created_by_version: "6.0.0".into(),
+            phases,
         }
     }
 
-    pub(crate) fn group(id: &str, requires: &[&str], phases: Vec<Phase>) -> Phase {
-        Phase { phases, ..leaf(id, requires) }
+    pub(crate) fn leaf(id: &str, requires: &[&str]) -> Phase {
+        Phase {
+            requires: requires.iter().map(|id| (*id).to_owned()).collect(),
+            ..Phase::new(id, format!("Do {id}"))
+        }
+    }
+
+    pub(crate) fn group(id: &str, limit_parallel: Option<usize>, phases: Vec<Phase>) -> Phase {
+        Phase {
+            limit_parallel,
+            phases,
+            ..Phase::new(id, format!("All of {id}"))
+        }
     }
 
     #[test]
-    fn requirements_of_groups_reach_their_leaves() {
-        let plan = Plan::new(
-            "op",
-            "install",
-            vec![
-                group("/a", &[], vec![leaf("/a/1", &[]), leaf("/a/2", &[])]),
-                group("/b", &["/a"], vec![leaf("/b/1", &[])]),
-            ],
-        );
-        let leaves = plan.leaves().unwrap();
-        assert_eq!(leaves.len(), 3);
-        assert_eq!(leaves[2].requires, HashSet::from(["/a/1", "/a/2"]));
+    fn good_plans_are_accepted() {
+        let good = plan(vec![
+            leaf("/a", &[]),
+            group(
+                "/b",
+                Some(2),
+                vec![leaf("/b/x", &["/b/y", "/a"]), leaf("/b/y", &[])],
+            ),
+            leaf("/c", &["/b"]),
+        ]);
+        good.validate().unwrap();
+        assert_eq!(good.phase("/b/y").unwrap().name(), "y");
+        let leaves: Vec<_> = good.leaves().iter().map(|p| p.id.clone()).collect();
+        assert_eq!(leaves, ["/a", "/b/x", "/b/y", "/c"]);
+        let json = serde_json::to_string(&good).unwrap();
+        assert_eq!(serde_json::from_str::<Plan>(&json).unwrap(), good);
     }
 
     #[test]
-    fn what_is_no_plan_is_refused() {
-        let check = |phases| Plan::new("op", "install", phases).leaves().unwrap_err();
+    fn bad_plans_are_refused_by_name() {
+        let error = |phases| plan(phases).validate().unwrap_err().to_string();
         assert_eq!(
-            check(vec![leaf("/a", &[]), leaf("/a", &[])]),
-            PlanError::Duplicate("/a".into())
+            error(vec![leaf("/a", &[]), leaf("/a", &[])]),
+            "two phases are called /a"
         );
         assert_eq!(
-            check(vec![leaf("/a", &["/z"])]),
-            PlanError::Missing { phase: "/a".into(), required: "/z".into() }
+            error(vec![leaf("/a", &["/x"])]),
+            "phase /a requires /x, which is not in the plan"
         );
-        assert_eq!(
-            check(vec![leaf("/a", &["/b"]), leaf("/b", &["/a"])]),
-            PlanError::Circle("/a".into())
-        );
-        let later = Plan { version: VERSION + 1, ..Plan::new("op", "install", Vec::new()) };
-        assert_eq!(later.leaves().unwrap_err(), PlanError::Version { found: VERSION + 1 });
+        assert!(error(vec![group("/a", None, vec![leaf("/b/c", &[])])]).contains("below `/a`"));
+        for id in ["", "a", "/", "/a/b"] {
+            assert!(error(vec![leaf(id, &[])]).contains("is no id"), "{id}");
+        }
+        assert!(error(vec![leaf("/a", &["/a"])]).contains("wait for each other: /a"));
+        // One after the other, a phase can't wait for a later one.
+        let error_text = error(vec![leaf("/a", &["/b"]), leaf("/b", &[])]);
+        assert_eq!(error_text, "these phases wait for each other: /a, /b");
+        assert!(error(vec![group("/a", None, vec![leaf("/a/b", &["/a"])])]).contains("/a/b"));
+        assert!(error(vec![group("/a", Some(0), vec![leaf("/a/b", &[])])]).contains("limit of 0"));
+        let later = Plan {
+            version: 2,
+            ..plan(vec![])
+        };
+        assert_eq!(later.validate(), Err(PlanError::Version { found: 2 }));
     }
 }

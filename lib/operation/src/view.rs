@@ -1,92 +1,116 @@
-//! A plan with its state, for people and programs.
+//! A plan with its state, for people and for programs.
 //!
-//! In: a plan and its state. Out: [`PlanView`], which serialises, and its text.
-//! Pure.
+//! In: plan and state. Out: a tree that serialises, and the same as a table.
 
-use serde::Serialize;
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
+use serde::{Deserialize, Serialize};
 
-use crate::{Phase, Plan, PlanState, State};
+use crate::plan::{Phase, Plan};
+use crate::state::{PlanState, State};
 
 /// A plan with its state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlanView {
-    /// Identity of the operation.
+    /// Id of the operation.
     pub operation_id: String,
-    /// What it is.
+    /// What it does, such as `install`.
     pub kind: String,
     /// State of the whole.
     pub state: State,
-    /// Top of the tree.
+    /// Phases at the top.
     pub phases: Vec<PhaseView>,
 }
 
 /// A phase with its state.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PhaseView {
-    /// Path.
+    /// Path, such as `/planet/node-1`.
     pub id: String,
     /// What it does.
     pub description: String,
     /// Its state.
     pub state: State,
-    /// Where it runs.
+    /// Node that executes it.
     pub node: Option<String>,
-    /// What must be complete before.
+    /// Ids of phases that have to be complete before.
     pub requires: Vec<String>,
-    /// Last change, in seconds since 1970.
-    pub updated: Option<u64>,
+    /// When it last changed.
+    pub updated: Option<Timestamp>,
     /// Why it failed.
     pub error: Option<String>,
-    /// Children.
+    /// Phases below.
     pub phases: Vec<PhaseView>,
 }
 
-/// Puts plan and state together.
+/// A plan with its state.
 pub fn view(plan: &Plan, state: &PlanState) -> PlanView {
     PlanView {
         operation_id: plan.operation_id.clone(),
         kind: plan.kind.clone(),
         state: state.overall(),
-        phases: plan.phases.iter().map(|phase| phase_view(phase, state)).collect(),
+        phases: plan
+            .phases
+            .iter()
+            .map(|phase| phase_view(phase, state))
+            .collect(),
     }
 }
 
-fn phase_view(phase: &Phase, state: &PlanState) -> PhaseView {
-    let record = state.record(&phase.id);
+fn phase_view(phase: &Phase, states: &PlanState) -> PhaseView {
+    let state = states.phase(&phase.id);
     PhaseView {
         id: phase.id.clone(),
         description: phase.description.clone(),
-        state: state.of(phase),
+        state: state.state,
         node: phase.node.clone(),
         requires: phase.requires.clone(),
-        updated: record.map(|record| record.time),
-        error: record.filter(|record| record.state == State::Failed).and_then(|r| r.error.clone()),
-        phases: phase.phases.iter().map(|child| phase_view(child, state)).collect(),
+        updated: state.updated,
+        error: state.error,
+        phases: phase
+            .phases
+            .iter()
+            .map(|phase| phase_view(phase, states))
+            .collect(),
     }
 }
 
-/// The plan as a table; errors of failed phases follow below.
-pub fn render(view: &PlanView) -> String {
-    let mut rows = vec![["Phase", "Description", "State", "Node", "Requires"].map(String::from)];
+const COLUMNS: [&str; 6] = [
+    "Phase",
+    "Description",
+    "State",
+    "Node",
+    "Requires",
+    "Updated",
+];
+
+/// The plan as a table, with why phases failed below it. Ends with a line break.
+pub fn render(plan: &PlanView) -> String {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
     let mut errors = Vec::new();
-    for phase in &view.phases {
+    for phase in &plan.phases {
         add(phase, 0, &mut rows, &mut errors);
     }
-    let mut widths = [0; 5];
+    let mut widths = [0; COLUMNS.len()];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
         }
     }
-    let mut text = format!("Operation {} ({}): {}\n\n", view.kind, view.operation_id, view.state);
-    for row in rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
-        let line = cells.collect::<Vec<_>>().join("  ");
-        text.push_str(line.trim_end());
+    let mut text = String::new();
+    for row in &rows {
+        let cells: Vec<String> = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(cells.join("  ").trim_end());
         text.push('\n');
     }
-    for (id, error) in errors {
-        text.push_str(&format!("\n{id}: {error}\n"));
+    for error in errors {
+        text.push('\n');
+        text.push_str(&error);
+        text.push('\n');
     }
     text
 }
@@ -94,75 +118,124 @@ pub fn render(view: &PlanView) -> String {
 fn add(
     phase: &PhaseView,
     depth: usize,
-    rows: &mut Vec<[String; 5]>,
-    errors: &mut Vec<(String, String)>,
+    rows: &mut Vec<[String; COLUMNS.len()]>,
+    errors: &mut Vec<String>,
 ) {
-    let name = match depth {
-        0 => phase.id.as_str(),
-        _ => phase.id.rsplit('/').next().unwrap_or(&phase.id),
-    };
-    let requires = match phase.requires.is_empty() {
-        true => "-".into(),
-        false => phase.requires.join(","),
+    let name = phase.id.rsplit('/').next().unwrap_or(&phase.id);
+    let or_dash = |text: String| {
+        if text.is_empty() {
+            "-".to_owned()
+        } else {
+            text
+        }
     };
     rows.push([
-        format!("{:indent$}{} {name}", "", mark(phase.state), indent = depth * 2),
-        phase.description.clone(),
-        phase.state.to_string().replace('_', " "),
-        phase.node.clone().unwrap_or_else(|| "-".into()),
-        requires,
+        format!(
+            "{:indent$}{} {name}",
+            "",
+            mark(phase.state),
+            indent = depth * 2
+        ),
+        line(&phase.description),
+        words(phase.state).to_owned(),
+        or_dash(phase.node.clone().unwrap_or_default()),
+        or_dash(phase.requires.join(", ")),
+        phase.updated.map_or_else(|| "-".into(), time),
     ]);
-    errors.extend(phase.error.clone().map(|error| (phase.id.clone(), error)));
-    for child in &phase.phases {
-        add(child, depth + 1, rows, errors);
+    if phase.state == State::Failed
+        && let Some(error) = &phase.error
+    {
+        errors.push(format!(
+            "The phase {} (\"{}\") has failed: {error}",
+            phase.id, phase.description
+        ));
+    }
+    for below in &phase.phases {
+        add(below, depth + 1, rows, errors);
     }
 }
 
-fn mark(state: State) -> &'static str {
+/// The first line of a text: a table has no room for more.
+fn line(text: &str) -> String {
+    text.lines().next().unwrap_or_default().to_owned()
+}
+
+fn mark(state: State) -> char {
     match state {
-        State::Unstarted => "*",
-        State::InProgress => "→",
-        State::Completed => "✓",
-        State::Failed => "×",
-        State::RolledBack => "←",
+        State::Unstarted => '*',
+        State::InProgress => '→',
+        State::Completed => '✓',
+        State::Failed => '×',
+        State::RolledBack => '⤺',
     }
+}
+
+fn words(state: State) -> &'static str {
+    match state {
+        State::Unstarted => "Unstarted",
+        State::InProgress => "In Progress",
+        State::Completed => "Completed",
+        State::Failed => "Failed",
+        State::RolledBack => "Rolled Back",
+    }
+}
+
+fn time(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::UTC)
+        .strftime("%a %b %e %H:%M UTC")
+        .to_string()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::tests::{group, leaf};
-    use crate::{Record, replay};
+    use crate::journal::Record;
+    use crate::plan::tests::{group, leaf, plan};
+    use crate::state::replay;
 
     #[test]
-    fn the_table_shows_states_and_errors() {
-        let plan = Plan::new(
-            "17",
-            "install",
-            vec![leaf("/a", &[]), group("/b", &["/a"], vec![leaf("/b/one", &[])])],
-        );
+    fn the_table_shows_tree_marks_and_errors() {
+        let node = |phase: Phase| Phase {
+            node: Some("node-1".into()),
+            ..phase
+        };
+        let plan = plan(vec![
+            leaf("/init", &[]),
+            group(
+                "/planet",
+                Some(2),
+                vec![
+                    node(leaf("/planet/node-1", &["/init"])),
+                    leaf("/planet/b", &[]),
+                ],
+            ),
+            leaf("/done", &["/init", "/planet"]),
+        ]);
         let record = |sequence, phase: &str, state, error: Option<&str>| Record {
             sequence,
             phase: phase.into(),
             state,
-            error: error.map(Into::into),
-            time: 7,
+            error: error.map(str::to_owned),
+            time: "2026-11-02T15:04:05Z".parse().unwrap(),
         };
         let records = [
-            record(1, "/a", State::Completed, None),
-            record(2, "/b/one", State::Failed, Some("no space")),
+            record(1, "/init", State::Completed, None),
+            record(2, "/planet/node-1", State::Failed, Some("no space")),
+            record(3, "/planet/b", State::InProgress, None),
         ];
-        let text = render(&view(&plan, &replay(&plan, &records)));
+        let view = view(&plan, &replay(&plan, &records));
         let expected = "\
-Operation install (17): failed
+Phase       Description        State        Node    Requires        Updated
+✓ init      Do /init           Completed    -       -               Mon Nov  2 15:04 UTC
+× planet    All of /planet     Failed       -       -               Mon Nov  2 15:04 UTC
+  × node-1  Do /planet/node-1  Failed       node-1  /init           Mon Nov  2 15:04 UTC
+  → b       Do /planet/b       In Progress  -       -               Mon Nov  2 15:04 UTC
+* done      Do /done           Unstarted    -       /init, /planet  -
 
-Phase    Description  State      Node  Requires
-✓ /a     does /a      completed  -     -
-× /b     does /b      failed     -     /a
-  × one  does /b/one  failed     -     -
-
-/b/one: no space
+The phase /planet/node-1 (\"Do /planet/node-1\") has failed: no space
 ";
-        assert_eq!(text, expected);
+        assert_eq!(render(&view), expected);
+        let json = serde_json::to_string(&view).unwrap();
+        assert_eq!(serde_json::from_str::<PlanView>(&json).unwrap(), view);
     }
 }

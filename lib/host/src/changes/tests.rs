@@ -162,7 +162,7 @@ fn a_host_is_as_before_after_undo() {
     assert_eq!(bench.get("config"), "ours");
     assert_eq!(bench.fake.sysctl("a.b").unwrap(), "1");
     // The second run has found everything and recorded nothing.
-    assert_eq!(bench.journal().changes().count(), 11);
+    assert_eq!(bench.journal().changes().count(), 12);
 
     let report = bench.journal().undo(false).unwrap();
     assert_eq!(report.left, [], "{report}");
