@@ -1,1 +1,35 @@
-//! The Image Manifest: types, units, validation, diagnostics
+//! The Image Manifest: types, units, validation, diagnostics.
+//!
+//! In: the text of a manifest. Out: a [`Manifest`] whose references resolve and
+//! whose values are in range, or every error at once with file, line and
+//! column. No I/O: values that are URIs are fetched by the caller through
+//! [`Manifest::inline`].
+//!
+//! What always holds: [`Manifest::to_json`] of a parsed manifest parses to the
+//! same manifest.
+
+mod decode;
+mod diagnostic;
+mod fields;
+mod hook;
+mod inline;
+pub mod service_user;
+mod types;
+mod units;
+mod unsupported;
+mod validate;
+pub mod yaml;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use hook::HookName;
+pub use inline::{Location, Uri};
+pub use semver::Version;
+pub use types::{
+    Aws, BaseImage, Cpu, CustomCheck, Device, Docker, Endpoint, Etcd, Eula, ExpandPolicy,
+    Extension, Extensions, Flavor, FlavorNode, Flavors, Generic, HairpinMode, Installer, Kind,
+    Kubelet, License, Manifest, Metadata, Network, NetworkType, NodeProfile, Os, Port, Ports,
+    Protocol, Provider, ProviderNetwork, Providers, Ram, Requirements, ServiceRole, StorageDriver,
+    SystemOptions, Taint, TaintEffect, Terraform, Volume,
+};
+pub use units::{Bytes, Mode, PortRange, Rate, ValueError};
+pub use yaml::{MAX_SIZE, parse};

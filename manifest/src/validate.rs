@@ -1,0 +1,312 @@
+//! What the fields mean together.
+//!
+//! In: a decoded manifest. Out: references that lead nowhere, names that are
+//! taken, limits that contradict each other, jobs that are none.
+
+use std::collections::BTreeSet;
+
+use crate::decode::{Source, repeated};
+use crate::inline::Location;
+use crate::types::{Manifest, NodeProfile};
+use crate::{Diagnostic, diagnostic, yaml};
+
+struct Findings<'a> {
+    source: &'a Source,
+    found: Vec<Diagnostic>,
+}
+
+impl Findings<'_> {
+    fn add(&mut self, path: &str, code: &'static str, message: String, help: impl Into<String>) {
+        self.found
+            .push(self.source.at_value(path, code, message, Some(help.into())));
+    }
+
+    /// Reports names that occur twice. `path` makes the path of an index.
+    fn unique<'n>(
+        &mut self,
+        what: &str,
+        names: impl Iterator<Item = &'n str>,
+        path: impl Fn(usize) -> String,
+    ) {
+        for (index, name) in repeated(names)
+            .into_iter()
+            .filter(|(_, name)| !name.is_empty())
+        {
+            let message = format!("there are two {what} \"{name}\"");
+            self.add(&path(index), "duplicate-name", message, "give each its own");
+        }
+    }
+
+    /// Reports a name that is not among those defined.
+    fn refers(&mut self, path: &str, what: &str, name: &str, defined: &[&str]) {
+        // An empty name was reported already, and may be the one that is meant.
+        if name.is_empty() || defined.contains(&name) || defined.contains(&"") {
+            return;
+        }
+        let help = match (diagnostic::nearest(name, defined.iter().copied()), defined) {
+            (Some(near), _) => format!("did you mean \"{near}\"?"),
+            (None, []) => "none is defined".into(),
+            (None, defined) => {
+                let defined: BTreeSet<_> = defined.iter().copied().collect();
+                format!("defined are {}", Vec::from_iter(defined).join(", "))
+            }
+        };
+        self.add(
+            path,
+            "undefined-reference",
+            format!("there is no {what} \"{name}\""),
+            help,
+        );
+    }
+}
+
+pub(crate) fn validate(manifest: &Manifest) -> Vec<Diagnostic> {
+    let mut findings = Findings {
+        source: &manifest.source,
+        found: Vec::new(),
+    };
+    endpoints(manifest, &mut findings);
+    flavors(manifest, &mut findings);
+    let names = manifest
+        .node_profiles
+        .iter()
+        .map(|profile| profile.name.as_str());
+    findings.unique("node profiles", names, |index| {
+        format!("nodeProfiles[{index}].name")
+    });
+    for (index, profile) in manifest.node_profiles.iter().enumerate() {
+        requirements(profile, &format!("nodeProfiles[{index}]"), &mut findings);
+    }
+    for (hook, job) in &manifest.hooks {
+        hook_job(&format!("hooks.{hook}.job"), job, &mut findings);
+    }
+    findings.found
+}
+
+fn endpoints(manifest: &Manifest, findings: &mut Findings<'_>) {
+    let names: Vec<_> = manifest
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.name.as_str())
+        .collect();
+    findings.unique("endpoints", names.iter().copied(), |index| {
+        format!("endpoints[{index}].name")
+    });
+    for (index, endpoint) in manifest.endpoints.iter().enumerate() {
+        if !endpoint.name.is_empty()
+            && endpoint.selector.is_empty()
+            && endpoint.service_name.is_none()
+        {
+            let message = format!("endpoint \"{}\" leads to no service", endpoint.name);
+            findings.add(
+                &format!("endpoints[{index}]"),
+                "missing-field",
+                message,
+                "add serviceName or selector",
+            );
+        }
+    }
+    for (index, name) in manifest.installer.setup_endpoints.iter().enumerate() {
+        findings.refers(
+            &format!("installer.setupEndpoints[{index}]"),
+            "endpoint",
+            name,
+            &names,
+        );
+    }
+    if manifest.installer.setup_endpoints.len() > 1 {
+        let message = "there are several setup endpoints".to_owned();
+        findings.add(
+            "installer.setupEndpoints[1]",
+            "conflict",
+            message,
+            "keep one",
+        );
+    }
+}
+
+fn flavors(manifest: &Manifest, findings: &mut Findings<'_>) {
+    let Some(flavors) = &manifest.installer.flavors else {
+        return;
+    };
+    let path = "installer.flavors";
+    let names: Vec<_> = flavors
+        .items
+        .iter()
+        .map(|flavor| flavor.name.as_str())
+        .collect();
+    findings.unique("flavors", names.iter().copied(), |index| {
+        format!("{path}.items[{index}].name")
+    });
+    if let Some(default) = &flavors.default {
+        findings.refers(&format!("{path}.default"), "flavor", default, &names);
+    }
+    if findings.source.has("installer.flavors.items") && flavors.items.is_empty() {
+        let message = "there are flavors but none is listed".to_owned();
+        findings.add(
+            &format!("{path}.items"),
+            "missing-field",
+            message,
+            "list one, or leave out `flavors`",
+        );
+    }
+    let profiles: Vec<_> = manifest
+        .node_profiles
+        .iter()
+        .map(|profile| profile.name.as_str())
+        .collect();
+    for (index, flavor) in flavors.items.iter().enumerate() {
+        let path = format!("{path}.items[{index}].nodes");
+        let names = flavor.nodes.iter().map(|node| node.profile.as_str());
+        findings.unique("entries for profile", names, |index| {
+            format!("{path}[{index}].profile")
+        });
+        for (index, node) in flavor.nodes.iter().enumerate() {
+            findings.refers(
+                &format!("{path}[{index}].profile"),
+                "node profile",
+                &node.profile,
+                &profiles,
+            );
+        }
+        if findings.source.has(&path) && flavor.nodes.iter().all(|node| node.count == 0) {
+            let message = format!("flavor \"{}\" has no nodes", flavor.name);
+            findings.add(
+                &path,
+                "invalid-value",
+                message,
+                "give at least one profile a count of 1 or more",
+            );
+        }
+    }
+}
+
+fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) {
+    for (key, value) in &profile.labels {
+        label(&format!("{path}.labels.{key}"), key, value, findings);
+    }
+    let needed = &profile.requirements;
+    let path = format!("{path}.requirements");
+    if let (Some(min), Some(max)) = (needed.cpu.min, needed.cpu.max) {
+        limits(&format!("{path}.cpu.max"), min <= max, (min, max), findings);
+    }
+    if let (Some(min), Some(max)) = (needed.ram.min, needed.ram.max) {
+        limits(&format!("{path}.ram.max"), min <= max, (min, max), findings);
+    }
+    let paths = needed.volumes.iter().map(|volume| volume.path.as_str());
+    findings.unique("volumes with path", paths, |index| {
+        format!("{path}.volumes[{index}].path")
+    });
+    let names = needed
+        .volumes
+        .iter()
+        .map(|volume| volume.name.as_deref().unwrap_or_default());
+    findings.unique("volumes named", names, |index| {
+        format!("{path}.volumes[{index}].name")
+    });
+    for (index, volume) in needed.volumes.iter().enumerate() {
+        if volume.skip_if_missing && volume.create_if_missing {
+            let message =
+                "a volume can't be both skipped and created where it is missing".to_owned();
+            let at = format!("{path}.volumes[{index}].createIfMissing");
+            findings.add(
+                &at,
+                "conflict",
+                message,
+                "keep one of skipIfMissing and createIfMissing",
+            );
+        }
+    }
+}
+
+fn limits<T: std::fmt::Display>(
+    path: &str,
+    ok: bool,
+    (min, max): (T, T),
+    findings: &mut Findings<'_>,
+) {
+    if !ok {
+        let message = format!("the most, {max}, is less than the least, {min}");
+        findings.add(
+            path,
+            "conflict",
+            message,
+            "raise `max`, lower `min` or leave out one of them",
+        );
+    }
+}
+
+/// The syntax of Kubernetes: an optional DNS prefix, then a name; names and
+/// values have at most 63 characters and begin and end with a letter or digit.
+fn label(path: &str, key: &str, value: &str, findings: &mut Findings<'_>) {
+    let word = |text: &str| {
+        let inner = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_alphanumeric());
+        text.len() <= 63
+            && text.chars().all(inner)
+            && edge(text.chars().next())
+            && edge(text.chars().last())
+    };
+    let domain = |text: &str| {
+        let part = |part: &str| {
+            let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            !part.is_empty()
+                && part.chars().all(good)
+                && !part.starts_with('-')
+                && !part.ends_with('-')
+        };
+        text.len() <= 253 && text.split('.').all(part)
+    };
+    let good_key = key
+        .split_once('/')
+        .map_or_else(|| word(key), |(prefix, name)| domain(prefix) && word(name));
+    let help =
+        "use at most 63 letters, digits, \"-\", \"_\" and \".\", a letter or digit at both ends";
+    if !good_key {
+        findings.add(
+            path,
+            "invalid-value",
+            format!("\"{key}\" is not the name of a Kubernetes label"),
+            help,
+        );
+    }
+    if !value.is_empty() && !word(value) {
+        findings.add(
+            path,
+            "invalid-value",
+            format!("\"{value}\" is not the value of a Kubernetes label"),
+            help,
+        );
+    }
+}
+
+/// A job that is written out must be a Kubernetes Job.
+fn hook_job(path: &str, job: &str, findings: &mut Findings<'_>) {
+    if Location::of(job).is_some() {
+        return;
+    }
+    let help = "write a Kubernetes Job (apiVersion: batch/v1, kind: Job) or its URI";
+    match yaml::documents(job).as_deref() {
+        Err(error) => {
+            let message = format!(
+                "the job is not YAML: its line {}: {}",
+                error.at.line, error.message
+            );
+            findings.add(path, "invalid-value", message, help);
+        }
+        Ok([document]) => match document.get("kind").and_then(|kind| kind.text()) {
+            Some("Job") => {}
+            Some(kind) => findings.add(
+                path,
+                "invalid-value",
+                format!("the hook is a {kind}, not a Job"),
+                help,
+            ),
+            None => findings.add(path, "invalid-value", "the hook is not a Job".into(), help),
+        },
+        Ok(documents) => {
+            let message = format!("the hook has {} YAML documents, not one", documents.len());
+            findings.add(path, "invalid-value", message, help);
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Ports of the cluster and of the profile are free, or it is said who holds
+//! them.
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use host::facts::{Listener, Protocol};
+use manifest::PortRange;
+
+use crate::{Finding, Input};
+
+const ID: &str = "ports";
+
+/// Where every node answers DNS and balances the API: the link-local address
+/// that `leader.telekube.local` stands for.
+const LEADER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
+
+/// TCP ports of the services of a node: what they are and who listens.
+const OWN: &[(u16, &str)] = &[
+    (2379, "etcd"),
+    (2380, "etcd"),
+    (5000, "the registry"),
+    (6443, "the Kubernetes API"),
+    (10248, "kubelet"),
+    (10249, "kube-proxy"),
+    (10250, "kubelet"),
+    (10256, "kube-proxy"),
+    (10257, "kube-controller-manager"),
+    (10259, "kube-scheduler"),
+];
+
+/// A port that is needed.
+#[derive(Debug)]
+struct Wanted<'a> {
+    protocol: Protocol,
+    range: PortRange,
+    /// The one address it is needed on; all where there is none.
+    address: Option<IpAddr>,
+    user: &'a str,
+}
+
+pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+    wanted(input)
+        .iter()
+        .map(|wanted| one(wanted, &input.facts.listening))
+        .collect()
+}
+
+fn wanted<'a>(input: &Input<'_>) -> Vec<Wanted<'a>> {
+    let single = |port| PortRange {
+        first: port,
+        last: port,
+    };
+    let own = OWN.iter().map(|(port, user)| Wanted {
+        protocol: Protocol::Tcp,
+        range: single(*port),
+        address: None,
+        user,
+    });
+    let vxlan = Wanted {
+        protocol: Protocol::Udp,
+        range: single(input.requirements.vxlan_port),
+        address: None,
+        user: "the network between nodes",
+    };
+    let dns = [Protocol::Tcp, Protocol::Udp].map(|protocol| Wanted {
+        protocol,
+        range: single(53),
+        address: Some(LEADER_ADDRESS),
+        user: "cluster DNS",
+    });
+    let mut wanted: Vec<_> = own.chain([vxlan]).chain(dns).collect();
+    for port in &input.requirements.profile.network.ports {
+        let protocol = match port.protocol {
+            manifest::Protocol::Tcp => Protocol::Tcp,
+            manifest::Protocol::Udp => Protocol::Udp,
+        };
+        let user = "the application";
+        wanted.extend(port.ranges.iter().map(|range| Wanted {
+            protocol,
+            range: *range,
+            address: None,
+            user,
+        }));
+    }
+    wanted
+}
+
+fn one(wanted: &Wanted<'_>, listening: &[Listener]) -> Finding {
+    let protocol = name(wanted.protocol);
+    let title = match wanted.address {
+        Some(address) => format!("port {}/{protocol} on {address}", wanted.range),
+        None => format!("port {}/{protocol}", wanted.range),
+    };
+    let mut holders: Vec<_> = listening
+        .iter()
+        .filter(|listener| holds(wanted, listener))
+        .map(describe)
+        .collect();
+    holders.sort();
+    holders.dedup();
+    let finding = |measured: String| {
+        Finding::passed(ID, title, measured, format!("free for {}", wanted.user))
+    };
+    match holders.as_slice() {
+        [] => finding("free".into()),
+        holders => finding(format!("held by {}", holders.join(", ")))
+            .fails("stop that program or move it to another port"),
+    }
+}
+
+fn holds(wanted: &Wanted<'_>, listener: &Listener) -> bool {
+    let same_address = wanted
+        .address
+        .is_none_or(|address| listener.address == address || listener.address.is_unspecified());
+    listener.protocol == wanted.protocol && wanted.range.contains(listener.port) && same_address
+}
+
+fn name(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+    }
+}
+
+fn describe(listener: &Listener) -> String {
+    let process = listener.process.as_deref().unwrap_or("an unknown program");
+    let at = match listener.address {
+        IpAddr::V6(address) => format!("[{address}]:{}", listener.port),
+        IpAddr::V4(address) => format!("{address}:{}", listener.port),
+    };
+    match listener.pid {
+        Some(pid) => format!("{process} (pid {pid}) at {at}"),
+        None => format!("{process} at {at}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use manifest::Port;
+
+    use super::*;
+    use crate::Severity;
+    use crate::testing::{facts, report, requirements, troubles};
+
+    fn listener(protocol: Protocol, address: &str, port: u16) -> Listener {
+        let address = address.parse().unwrap();
+        Listener {
+            protocol,
+            address,
+            port,
+            pid: Some(12),
+            process: Some("nginx".into()),
+        }
+    }
+
+    #[test]
+    fn held_ports_are_named_with_their_holder() {
+        use Protocol::{Tcp, Udp};
+        for (listener, held) in [
+            (
+                listener(Tcp, "0.0.0.0", 6443),
+                Some("nginx (pid 12) at 0.0.0.0:6443"),
+            ),
+            (
+                listener(Tcp, "::1", 5000),
+                Some("nginx (pid 12) at [::1]:5000"),
+            ),
+            (
+                listener(Udp, "0.0.0.0", 8472),
+                Some("nginx (pid 12) at 0.0.0.0:8472"),
+            ),
+            (
+                listener(Tcp, "127.0.0.1", 10003),
+                Some("nginx (pid 12) at 127.0.0.1:10003"),
+            ),
+            (
+                listener(Udp, "0.0.0.0", 53),
+                Some("nginx (pid 12) at 0.0.0.0:53"),
+            ),
+            (listener(Udp, "127.0.0.53", 53), None),
+            (listener(Udp, "0.0.0.0", 6443), None),
+            (listener(Tcp, "0.0.0.0", 22), None),
+        ] {
+            let mut requirements = requirements();
+            let ranges = vec!["10000-10005".parse().unwrap()];
+            requirements.profile.network.ports = vec![Port {
+                protocol: manifest::Protocol::Tcp,
+                ranges,
+            }];
+            let mut facts = facts();
+            facts.listening.push(listener);
+            let report = report(&requirements, &facts);
+            let expected = Vec::from_iter(held.map(|_| (Severity::Failure, "ports")));
+            assert_eq!(troubles(&report), expected, "{:?}", facts.listening);
+            if let Some(held) = held {
+                assert_eq!(
+                    report.failures().next().unwrap().measured,
+                    format!("held by {held}")
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! Memory, as much as the profile says.
+
+use manifest::Bytes;
+
+use crate::{Finding, Input};
+
+const ID: &str = "ram";
+
+pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+    let needed = &input.requirements.profile.ram;
+    let wanted = match (needed.min, needed.max) {
+        (None, None) => return Vec::new(),
+        (Some(min), None) => format!("at least {min}"),
+        (None, Some(max)) => format!("at most {max}"),
+        (Some(min), Some(max)) => format!("{min} to {max}"),
+    };
+    let ram = Bytes(input.facts.ram_bytes);
+    if ram.0 == 0 {
+        let finding = Finding::passed(ID, "memory", "could not be measured", wanted);
+        return vec![finding.warns("look at /proc/meminfo")];
+    }
+    let good = needed.min.is_none_or(|min| ram >= min) && needed.max.is_none_or(|max| ram <= max);
+    let finding = Finding::passed(ID, "memory", ram.human(), wanted);
+    vec![finding.unless(good, "use a machine that fits the profile")]
+}
+
+#[cfg(test)]
+mod tests {
+    use manifest::{Bytes, Ram};
+
+    use crate::Severity;
+    use crate::testing::{facts, report, requirements, troubles};
+
+    #[test]
+    fn limits_are_exact_and_unknown_memory_is_a_warning() {
+        let cases = [
+            (8_000_000_000, None),
+            (7_999_999_999, Some((Severity::Failure, "ram"))),
+            (0, Some((Severity::Warning, "ram"))),
+        ];
+        for (bytes, expected) in cases {
+            let mut requirements = requirements();
+            requirements.profile.ram = Ram {
+                min: Some(Bytes(8_000_000_000)),
+                max: None,
+            };
+            let mut facts = facts();
+            facts.ram_bytes = bytes;
+            let report = report(&requirements, &facts);
+            assert_eq!(troubles(&report), Vec::from_iter(expected), "{bytes}");
+        }
+    }
+}
