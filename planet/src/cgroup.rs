@@ -34,19 +34,15 @@ pub(crate) struct Hierarchy {
     pub(crate) mount: PathBuf,
     /// Group of this process, without the leading slash.
     own: PathBuf,
+    /// v2 with the controllers that matter. With v1 beside it, v1 has them, and
+    /// what is left to v2 is of no use.
+    controls: bool,
 }
 
 impl Hierarchy {
     /// Whether it is the unified hierarchy, v2.
     pub(crate) fn is_v2(&self) -> bool {
         self.controllers.is_empty()
-    }
-
-    /// Whether controllers can be used here on v2: with v1 beside it, v1 has
-    /// them.
-    fn has_controllers(&self) -> bool {
-        fs::read_to_string(self.mount.join("cgroup.controllers"))
-            .is_ok_and(|controllers| !controllers.trim().is_empty())
     }
 }
 
@@ -77,12 +73,19 @@ pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
             controllers,
             mount: mount.mount_point.clone(),
             own: PathBuf::from(group.pathname.trim_start_matches('/')),
+            controls: false,
         });
     }
     if found.is_empty() {
         return Err(Error::Cgroup(
             "no hierarchy is mounted below /sys/fs/cgroup; mount them first".into(),
         ));
+    }
+    let alone = !found.iter().any(|hierarchy: &Hierarchy| {
+        hierarchy.controllers.iter().any(|controller| NEEDED.contains(&controller.as_str()))
+    });
+    for hierarchy in &mut found {
+        hierarchy.controls = alone && hierarchy.is_v2();
     }
     Ok(found)
 }
@@ -155,7 +158,7 @@ impl Group {
     pub(crate) fn create(&self) -> Result<()> {
         for (hierarchy, directory) in &self.directories {
             let parent = directory.parent().unwrap_or(directory);
-            if hierarchy.is_v2() && hierarchy.has_controllers() {
+            if hierarchy.controls {
                 fs::create_dir_all(parent).at("create cgroup", parent)?;
                 delegate(hierarchy, parent)?;
             }
@@ -195,7 +198,7 @@ impl Group {
     /// Gives the group a share of the processor, in v2 units of 1 to 10000.
     pub(crate) fn set_cpu_weight(&self, weight: u32) -> Result<()> {
         for (hierarchy, directory) in &self.directories {
-            if hierarchy.is_v2() && hierarchy.has_controllers() {
+            if hierarchy.controls {
                 put(
                     &directory.join("cpu.weight"),
                     &weight.clamp(1, 10_000).to_string(),
@@ -289,7 +292,7 @@ pub(crate) fn enter_leaf() -> Result<()> {
         let leaf = hierarchy.mount.join(INIT);
         fs::create_dir_all(&leaf).at("create cgroup", &leaf)?;
         put(&leaf.join("cgroup.procs"), "0")?;
-        if hierarchy.has_controllers() {
+        if hierarchy.controls {
             enable(&hierarchy.mount)?;
             let services = hierarchy.mount.join("services");
             fs::create_dir_all(&services).at("create cgroup", &services)?;

@@ -30,7 +30,7 @@ use crate::cgroup::{self, Group};
 use crate::config::{Mount, PlanetConfig};
 use crate::error::{Context, Error, Result};
 use crate::process::ProcessId;
-use crate::sys::{self, Fork};
+use crate::sys::{self, Fork, SingleThread};
 use crate::{address, files};
 
 /// Where the configuration lies inside.
@@ -197,7 +197,7 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
         .on("make a pipe")?;
     // The namespace of children: this process stays in the host's.
     unshare(CloneFlags::CLONE_NEWPID).on("make a PID namespace")?;
-    let pid = match sys::fork().on("fork")? {
+    let pid = match sys::fork(&SingleThread::check().on("fork")?).on("fork")? {
         Fork::Parent(pid) => pid,
         Fork::Child => {
             drop(error);

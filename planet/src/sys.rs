@@ -29,18 +29,26 @@ pub(crate) enum Fork {
     Parent(Pid),
 }
 
-/// Makes a child that goes on with this program.
-///
-/// # Errors
-/// When other threads exist (the child could deadlock on a lock that they
-/// hold), or the kernel refuses.
-pub(crate) fn fork() -> io::Result<Fork> {
-    let threads = std::fs::read_dir("/proc/self/task")?.count();
-    if threads != 1 {
-        return Err(io::Error::other(format!(
-            "{threads} threads exist, fork needs one"
-        )));
+/// Proof that this process has one thread.
+#[derive(Debug)]
+pub(crate) struct SingleThread(());
+
+impl SingleThread {
+    /// Counts the threads.
+    ///
+    /// # Errors
+    /// When other threads exist: a child could deadlock on a lock that they
+    /// hold.
+    pub(crate) fn check() -> io::Result<Self> {
+        match std::fs::read_dir("/proc/self/task")?.count() {
+            1 => Ok(Self(())),
+            threads => Err(io::Error::other(format!("{threads} threads exist, it needs one"))),
+        }
     }
+}
+
+/// Makes a child that goes on with this program.
+pub(crate) fn fork(_: &SingleThread) -> io::Result<Fork> {
     // SAFETY: this is the only thread, so the child has all locks in order.
     match unsafe { libc::fork() } {
         0 => Ok(Fork::Child),

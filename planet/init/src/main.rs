@@ -54,8 +54,8 @@ fn supervise(command: &[std::ffi::OsString]) -> ExitCode {
     let mut attempts = 0;
     loop {
         let started = Instant::now();
-        let failure = match Command::new(&command[0]).args(&command[1..]).spawn() {
-            Ok(child) => match wait_child(child.id().cast_signed(), &mut stopping) {
+        let failure = match sys::spawn(Command::new(&command[0]).args(&command[1..])) {
+            Ok(child) => match wait_child(child, &mut stopping) {
                 Ok(()) => return ExitCode::SUCCESS,
                 Err(failure) => failure,
             },

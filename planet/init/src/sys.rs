@@ -4,6 +4,8 @@
     reason = "signals and waitpid have no safe form in the standard library"
 )]
 
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// What woke us.
@@ -27,12 +29,29 @@ fn set() -> libc::sigset_t {
     }
 }
 
-/// Holds signals back until [`wait_signal`] asks for them. The standard
-/// library gives children an empty mask again.
+/// Holds signals back until [`wait_signal`] asks for them.
 pub(crate) fn block_signals() {
     let set = set();
     // SAFETY: the set is initialised and outlives the call; no old mask is asked for.
     unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) };
+}
+
+/// Starts a program that gets its signals at once, unlike us.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<i32> {
+    let set = set();
+    let unblock = move || {
+        // SAFETY: the set is initialised and outlives the call, which is
+        // async-signal-safe; no old mask is asked for.
+        match unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, &raw const set, std::ptr::null_mut()) }
+        {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        }
+    };
+    // SAFETY: the closure makes one system call on memory from before the fork.
+    unsafe { command.pre_exec(unblock) };
+    // It is waited for with all others, by `reap`.
+    command.spawn().map(|child| child.id().cast_signed())
 }
 
 /// Waits for a signal, for ever or until the time is over.
