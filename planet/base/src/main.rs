@@ -27,9 +27,9 @@ use anyhow::{Context, Result, bail};
 use clap::Parser;
 use console::{Console, ExitCode, Format, render};
 use event::Sink;
+use oci::Layout;
 
 use crate::component::Workshop;
-use crate::publish::Hub;
 use crate::versions::Versions;
 
 /// Builds the base image and publishes it into a hub on this machine.
@@ -113,7 +113,7 @@ fn run(options: &Options, console: &Console) -> Result<()> {
     }
     let hub = match &options.hub {
         Some(hub) => hub.clone(),
-        None => home("XDG_DATA_HOME", ".local/share")?.join("gravity/hub"),
+        None => oci::hub::default_dir().context("no HOME: name the hub by --hub")?,
     };
     if hub.to_string_lossy().contains("://") {
         bail!(
@@ -121,6 +121,8 @@ fn run(options: &Options, console: &Console) -> Result<()> {
             hub.display()
         );
     }
+    // Said at once, not after the long work.
+    publish::check_elf(&options.gravity)?;
     let rootfs = rootfs::make(
         &versions.debian,
         &cache,
@@ -141,7 +143,8 @@ fn run(options: &Options, console: &Console) -> Result<()> {
     };
     let planet = assemble::make(&versions, &rootfs, &built, &init, &cache, mtime, console)?;
     let hub_name = hub.display().to_string();
-    let published = publish::publish(&Hub::open(&hub)?, &versions, &planet, &options.gravity)?;
+    let layout = Layout::open_or_create(&hub)?;
+    let published = publish::publish(&layout, &versions, &planet, &options.gravity)?;
     let verb = if published.changed {
         "Published"
     } else {
