@@ -13,14 +13,17 @@ use ring::digest;
 /// Bytes that are read at once.
 const CHUNK: usize = 1 << 20;
 
-/// Where made things are kept between runs: `$GRAVITY_CACHE`, else
-/// `~/.cache/gravity`.
+/// Where made things are kept between runs: `$GRAVITY_CACHE`, else the
+/// directory `gravity` in `$XDG_CACHE_HOME` or `~/.cache`.
 ///
 /// # Errors
 /// When neither that nor `$HOME` is set.
 pub fn cache() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("GRAVITY_CACHE") {
         return Ok(path.into());
+    }
+    if let Some(path) = std::env::var_os("XDG_CACHE_HOME").filter(|path| !path.is_empty()) {
+        return Ok(Path::new(&path).join("gravity"));
     }
     let home = std::env::var_os("HOME").context("neither GRAVITY_CACHE nor HOME is set")?;
     Ok(Path::new(&home).join(".cache/gravity"))

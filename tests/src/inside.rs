@@ -84,6 +84,11 @@ pub fn init(name: &str) -> Result<()> {
     umask(Mode::empty());
     mount_all(node.state(), &hierarchies)?;
     umask(Mode::S_IWGRP | Mode::S_IWOTH);
+    // Addresses are there at once: no other node has them.
+    let duplicates = Path::new("/proc/sys/net/ipv6/conf/default/accept_dad");
+    if duplicates.exists() {
+        cgroup::put(duplicates, "0")?;
+    }
     sethostname(name).context("setting the host name")?;
     cgroup::leave_top(&hierarchies)?;
     let mut stdout = std::io::stdout();

@@ -10,5 +10,8 @@ pub mod file;
 pub mod inside;
 pub mod node;
 pub mod process;
+pub mod registry;
 pub mod rootfs;
+pub mod sample;
+pub mod scenario;
 pub mod snapshot;

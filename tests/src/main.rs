@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use console::{Console, Format};
-use gravity_tests::inside;
 use gravity_tests::node::{Node, Options, delete};
+use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
+use gravity_tests::{inside, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -73,12 +74,67 @@ enum Task {
         #[arg(long)]
         all: bool,
     },
+    /// Make the container images of the sample application.
+    SampleImages {
+        /// OCI layout that they go into.
+        #[arg(long)]
+        layout: PathBuf,
+    },
+    /// Build the sample cluster image and install it into a throwaway node.
+    Demo {
+        /// Name of the node.
+        #[arg(default_value = "demo")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Install the sample on a node, check it, remove it and compare the node.
+    E2e {
+        /// Name of the node.
+        #[arg(default_value = "e2e")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
     /// Make a node's namespaces.
     #[command(hide = true)]
     Start { name: String },
     /// Be process 1 of a node.
     #[command(hide = true)]
     Init { name: String },
+}
+
+#[derive(Debug, clap::Args)]
+struct Scenario {
+    /// Directory of the sample application.
+    #[arg(long, default_value = "tests/sample")]
+    sample: PathBuf,
+    /// The tele program; the one beside this program otherwise.
+    #[arg(long)]
+    tele: Option<PathBuf>,
+    /// Use this cluster image instead of building one.
+    #[arg(long)]
+    image: Option<PathBuf>,
+    /// Give the node a default route, to the bridge, where it ends.
+    #[arg(long)]
+    default_route: bool,
+}
+
+impl From<Scenario> for Setup {
+    fn from(scenario: Scenario) -> Self {
+        let Scenario {
+            sample,
+            tele,
+            image,
+            default_route,
+        } = scenario;
+        Self {
+            sample,
+            tele,
+            image,
+            default_route,
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -145,6 +201,11 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             if !found.is_empty() {
                 return Ok(ExitCode::FAILURE);
             }
+        }
+        Task::SampleImages { layout } => sample::make_images(&layout)?,
+        Task::Demo { name, scenario } => scenario::demo(&scenario.into(), &name, console)?,
+        Task::E2e { name, scenario } => {
+            scenario::install_and_leave(&scenario.into(), &name, console)?;
         }
         Task::Start { name } => console.print(&inside::start(&name)?.to_string()),
         Task::Init { name } => inside::init(&name)?,

@@ -1,0 +1,297 @@
+//! The sample cluster, from its manifest to a node that serves its page, and
+//! off again.
+//!
+//! In: the programs gravity and tele, a base image in the hub. Out: a cluster
+//! image that is built with a registry which is gone afterwards, and a node on
+//! which it is installed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use console::{Console, render};
+use event::Sink;
+use serde::Deserialize;
+
+use crate::node::{self, Node, Options};
+use crate::registry::{Registry, component};
+use crate::snapshot::{ALLOWED, Snapshot};
+use crate::{file, process, sample};
+
+/// The image in a node.
+const IMAGE: &str = "/root/gravity";
+/// How long a page may take to be there after an install.
+const PAGE: Duration = Duration::from_secs(30);
+
+/// What the scenarios need.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Directory of the sample application.
+    pub sample: PathBuf,
+    /// The `tele` program; the one beside this program otherwise.
+    pub tele: Option<PathBuf>,
+    /// A cluster image that is built already.
+    pub image: Option<PathBuf>,
+    /// Whether nodes have a default route.
+    pub default_route: bool,
+}
+
+impl Setup {
+    /// The sample cluster image, built by tele.
+    ///
+    /// # Errors
+    /// When a program is missing or the build fails.
+    pub fn image(&self, sink: &dyn Sink) -> Result<PathBuf> {
+        if let Some(image) = &self.image {
+            return Ok(image.clone());
+        }
+        let tele = match &self.tele {
+            Some(tele) => tele.clone(),
+            None => std::env::current_exe()
+                .context("finding this program")?
+                .with_file_name("tele"),
+        };
+        ensure!(
+            tele.is_file(),
+            "{} is not built; `make binaries` does it",
+            tele.display()
+        );
+        let directory = file::cache()?.join("sample");
+        let (images, output) = (directory.join("images"), directory.join("sample-1.0.0"));
+        let mirrors = directory.join("registries.conf");
+        sink.step("Making the sample's container images and serving them as quay.io");
+        sample::make_images(&images)?;
+        let registry = Registry::start(&directory.join("registry"))?;
+        registry.push(&images)?;
+        registry.write_mirrors(&mirrors)?;
+        let started = Instant::now();
+        sink.step("tele build");
+        // tele calls helm.
+        let helm = component("helm")?;
+        let helm = helm.parent().context("helm has no directory")?.to_owned();
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths([helm].into_iter().chain(std::env::split_paths(&path)))
+            .context("joining PATH")?;
+        if output.exists() {
+            fs::remove_file(&output).context("removing the former image")?;
+        }
+        let mut command = Command::new(&tele);
+        command
+            .args(["build", "--overwrite", "-o"])
+            .arg(&output)
+            .arg(self.sample.join("app.yaml"));
+        command
+            .env("CONTAINERS_REGISTRIES_CONF", &mirrors)
+            .env("PATH", path);
+        run_visibly(&mut command)?;
+        drop(registry);
+        // Whatever asks for quay.io from now on would find nobody.
+        fs::remove_file(&mirrors).context("removing registries.conf")?;
+        let size = fs::metadata(&output)
+            .with_context(|| output.display().to_string())?
+            .len();
+        sink.info(&format!(
+            "{}: {} in {}; the registry is stopped",
+            output.display(),
+            render::bytes(size),
+            render::duration(started.elapsed())
+        ));
+        Ok(output)
+    }
+
+    fn create(&self, name: &str, sink: &dyn Sink) -> Result<Node> {
+        if node::delete(name)? {
+            sink.info(&format!("Removed the node {name} of a former run"));
+        }
+        let options = Options {
+            default_route: self.default_route,
+            ..Options::default()
+        };
+        Node::create(name, &options, sink)
+    }
+}
+
+/// Runs a program whose output the user sees.
+fn run_visibly(command: &mut Command) -> Result<()> {
+    let status = command
+        .status()
+        .with_context(|| format!("starting {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}
+
+fn install(node: &Node, image: &Path, sink: &dyn Sink) -> Result<Duration> {
+    sink.step(&format!("Copying the image to node {}", node.name()));
+    node.copy(image, IMAGE)?;
+    node.run(&["chmod", "755", IMAGE])?;
+    sink.step("./gravity install");
+    let started = Instant::now();
+    let address = format!("--advertise-addr={}", node.address());
+    run_visibly(&mut node.command(&[
+        IMAGE,
+        "install",
+        &address,
+        "--flavor=one",
+        "--accept-eula",
+    ])?)?;
+    Ok(started.elapsed())
+}
+
+/// What these scenarios read of `gravity status --output json`.
+#[derive(Debug, Deserialize)]
+struct Status {
+    cluster: Cluster,
+    nodes: Vec<NodeStatus>,
+    endpoints: Vec<Endpoint>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Cluster {
+    state: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct NodeStatus {
+    hostname: String,
+    kubernetes: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Endpoint {
+    name: String,
+    urls: Vec<String>,
+}
+
+/// The URL of the sample's endpoint, from a status in JSON that says that all
+/// is well.
+pub(crate) fn check_status(text: &str) -> Result<String> {
+    // Events may come before it, a line each.
+    let values = serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>();
+    let last = values
+        .last()
+        .context("the status is empty")?
+        .context("the status is not JSON")?;
+    let status: Status = serde_json::from_value(last).context("reading the status")?;
+    ensure!(
+        status.cluster.state == "active",
+        "the cluster is not well: {text}"
+    );
+    for node in &status.nodes {
+        ensure!(
+            node.kubernetes.eq_ignore_ascii_case("ready"),
+            "node {} is {}: {text}",
+            node.hostname,
+            node.kubernetes
+        );
+    }
+    let endpoint = status
+        .endpoints
+        .iter()
+        .find(|endpoint| endpoint.name == "Web");
+    let url = endpoint.and_then(|endpoint| endpoint.urls.first());
+    url.cloned()
+        .with_context(|| format!("no endpoint Web with a URL: {text}"))
+}
+
+/// Fails unless the node is well and its endpoint serves the page. Returns the
+/// endpoint's URL.
+fn check(node: &Node) -> Result<String> {
+    let url = check_status(&node.text(&[IMAGE, "status", "--output", "json"])?)?;
+    let mut last = String::new();
+    let served = process::wait_until(PAGE, || {
+        match node.text(&["curl", "-sS", "--fail", "-m", "5", &url]) {
+            Ok(page) => last = page,
+            Err(error) => last = format!("{error:#}"),
+        }
+        last == sample::PAGE
+    });
+    ensure!(served, "{url} does not serve the page: {last}");
+    Ok(url)
+}
+
+/// Builds the sample, installs it into the new node `name` and leaves it there.
+///
+/// # Errors
+/// When any of it fails; the node stays to be looked at.
+pub fn demo(setup: &Setup, name: &str, console: &Console) -> Result<()> {
+    node::require_root()?;
+    let image = setup.image(console)?;
+    let node = setup.create(name, console)?;
+    let looking = format!(
+        "  testnode exec {name} -- bash                a shell on the node\n\
+         \x20 testnode exec {name} -- {IMAGE} status      the cluster's state\n\
+         \x20 testnode delete {name}                      remove all of it (make demo-clean)"
+    );
+    let installed = install(&node, &image, console);
+    let Ok(time) = installed else {
+        console.print(&format!(
+            "The node is still there, to find out why:\n{looking}"
+        ));
+        return installed.map(drop);
+    };
+    run_visibly(&mut node.command(&[IMAGE, "status"])?)?;
+    let url = check(&node)?;
+    console.print(&format!(
+        "\n{url} on the node says:\n{}\nInstalled in {}. To look around:\n{looking}",
+        sample::PAGE,
+        render::duration(time)
+    ));
+    Ok(())
+}
+
+/// Installs the sample on a new node, checks it, removes it, and finds the
+/// node as it was.
+///
+/// # Errors
+/// At the first check that fails; the node stays to be looked at.
+pub fn install_and_leave(setup: &Setup, name: &str, console: &Console) -> Result<()> {
+    node::require_root()?;
+    let image = setup.image(console)?;
+    let node = setup.create(name, console)?;
+    // Before the snapshot: the image is not the product's to remove.
+    node.copy(&image, IMAGE)?;
+    node.run(&["chmod", "755", IMAGE])?;
+    let before = Snapshot::take(&node)?;
+    let time = install(&node, &image, console)?;
+    console.info(&format!("Installed in {}", render::duration(time)));
+    check(&node)?;
+    console.step("./gravity leave");
+    run_visibly(&mut node.command(&[IMAGE, "leave", "--force", "--confirm"])?)?;
+    let after = Snapshot::take(&node)?;
+    let left = before.differences(&after, ALLOWED);
+    if !left.is_empty() {
+        bail!(
+            "`leave` left {} differences:\n{}",
+            left.len(),
+            left.join("\n")
+        );
+    }
+    console.info("After `leave` the node is as it was");
+    node.delete()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"step":"looking"}
+        {"cluster": {"state": "active", "name": "x"}, "operation": null,
+         "nodes": [{"hostname": "a", "kubernetes": "ready"}],
+         "endpoints": [{"name": "Web", "urls": ["http://10.99.0.1:30080"]}]}"#;
+
+    #[test]
+    fn only_a_status_in_which_all_is_well_passes() {
+        assert_eq!(check_status(GOOD).unwrap(), "http://10.99.0.1:30080");
+        for (from, to) in [
+            ("active", "degraded"),
+            ("ready", "not ready"),
+            ("Web", "Other"),
+        ] {
+            assert!(check_status(&GOOD.replace(from, to)).is_err(), "{to}");
+        }
+        assert!(check_status("").is_err());
+        assert!(check_status("no status").is_err());
+    }
+}
