@@ -32,17 +32,15 @@ impl Location {
     /// Reads a value; `None` where it is no URI but the text itself.
     pub fn of(value: &str) -> Option<Self> {
         let value = value.trim();
-        // Text that only begins like a URI is text.
-        if value.contains(char::is_whitespace) && !value.starts_with("file://")
-            || value.contains('\n')
-        {
+        if value.contains('\n') {
             return None;
         }
         if let Some(path) = value.strip_prefix("file://") {
             return Some(Self::File(Path::new(path).to_owned()));
         }
         let web = value.starts_with("http://") || value.starts_with("https://");
-        web.then(|| Self::Web(value.to_owned()))
+        // Text that only begins with an address is text.
+        (web && !value.contains(char::is_whitespace)).then(|| Self::Web(value.to_owned()))
     }
 }
 

@@ -1,25 +1,22 @@
 //! Ports of the cluster and of the profile are free, or it is said who holds
 //! them.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 
 use host::facts::{Listener, Protocol};
 use manifest::PortRange;
+use spec::{API_PORT, LEADER_ADDRESS, REGISTRY_PORT};
 
 use crate::{Finding, Input};
 
 const ID: &str = "ports";
 
-/// Where every node answers DNS and balances the API: the link-local address
-/// that `leader.telekube.local` stands for.
-const LEADER_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
-
 /// TCP ports of the services of a node: what they are and who listens.
 const OWN: &[(u16, &str)] = &[
     (2379, "etcd"),
     (2380, "etcd"),
-    (5000, "the registry"),
-    (6443, "the Kubernetes API"),
+    (REGISTRY_PORT, "the registry"),
+    (API_PORT, "the Kubernetes API"),
     (10248, "kubelet"),
     (10249, "kube-proxy"),
     (10250, "kubelet"),

@@ -100,7 +100,6 @@ impl Shared<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::testing::{facts, requirements, room, troubles};
     use crate::{Places, Requirements, Severity, evaluate};
 

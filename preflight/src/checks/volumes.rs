@@ -51,7 +51,6 @@ fn one(volume: &Volume, place: &Place) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::testing::{facts, requirements, room, troubles};
     use crate::{Places, Severity, evaluate};
 
