@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use host::command::Cmd;
 use operation::PhaseError;
@@ -76,7 +76,7 @@ fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
 }
 
 fn start_process(layout: &Layout) -> Result<(), PhaseError> {
-    if planet::container::running(&layout.planet_config()).is_some() {
+    if planet::container::running(&layout.planet_config()).is_ok() {
         return Ok(());
     }
     let log = layout.logs().join("planet.log");
@@ -101,18 +101,10 @@ pub(crate) fn stop(layout: &Layout) -> Result<(), PhaseError> {
     if host::facts::has_systemd() && Path::new(UNIT_DIRECTORY).join(UNIT).exists() {
         return systemctl(&["disable", "--now", UNIT]);
     }
-    let Some(process) = planet::container::running(&layout.planet_config()) else {
+    if !layout.planet_config().exists() {
         return Ok(());
-    };
-    process.terminate();
-    let deadline = Instant::now() + STOP_TIMEOUT;
-    while process.alive() {
-        if Instant::now() > deadline {
-            process.kill();
-        }
-        std::thread::sleep(Duration::from_millis(50));
     }
-    Ok(())
+    planet::container::stop(&layout.planet_config(), STOP_TIMEOUT).map_err(|error| lasting(&error))
 }
 
 /// Root filesystem of the configured planet, where one is unpacked.

@@ -46,7 +46,7 @@ pub(crate) async fn execute(
         PhaseSpec::Apply(phase) => apply::execute(node, phase).await,
         PhaseSpec::Health(phase) => health::execute(node, phase, sink).await,
         PhaseSpec::Hook(phase) => hook::execute(node, phase, sink).await,
-        PhaseSpec::Complete(phase) => blocking(node, sink, move |n, _| complete::execute(n, &phase)).await,
+        PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
     }
 }
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use console::{Console, ExitCode};
-use image::file::Image;
+use image::Image;
 use spec::layout::Layout;
 
 use crate::cli::{Cli, Command, Global};
@@ -92,7 +92,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         if cause.is::<host::lock::LockError>() {
             return ExitCode::Busy;
         }
-        if cause.is::<install::RequirementsNotMet>() {
+        if cause.is::<check::RequirementsNotMet>() {
             return ExitCode::Preflight;
         }
         if cause.is::<install::Interrupted>() {

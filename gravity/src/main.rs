@@ -10,6 +10,8 @@ mod commands;
 use std::process::ExitCode;
 
 use clap::Parser;
+use std::sync::Arc;
+
 use console::Console;
 
 fn main() -> ExitCode {
@@ -17,8 +19,8 @@ fn main() -> ExitCode {
         return code;
     }
     let cli = cli::Cli::parse();
-    let console = Console::new(cli.global.output.into());
-    match commands::run(cli, &console) {
+    let console = Arc::new(Console::new(cli.global.output.into()));
+    match commands::run(cli, console.clone()) {
         Ok(code) => code.into(),
         Err(error) => {
             console.error(error.as_ref());

@@ -162,6 +162,20 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether the image file itself is broken: not one, cut, grown or changed.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            Self::NotAnImage { .. }
+                | Self::Truncated { .. }
+                | Self::Appended { .. }
+                | Self::Damaged { .. }
+                | Self::MissingBlob { .. }
+                | Self::WrongDigest { .. }
+                | Self::WrongSize { .. }
+        )
+    }
+
     /// Wraps `source`, unless it carries an error of this crate: then that.
     pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
         match source.downcast::<Self>() {

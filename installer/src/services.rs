@@ -13,6 +13,7 @@ mod kube_controller_manager;
 mod kube_proxy;
 mod kube_scheduler;
 mod kubelet;
+mod rbac;
 mod registry;
 
 use std::net::IpAddr;
@@ -37,6 +38,7 @@ pub(crate) const MASTER: &[fn(&Context<'_>) -> Definition] = &[
     flannel::define,
     coredns::define,
     registry::define,
+    rbac::define,
 ];
 
 /// What the host is like, as far as services depend on it.
@@ -79,11 +81,6 @@ impl Context<'_> {
     /// First CIDR of services.
     pub(crate) fn service_cidr(&self) -> &str {
         self.cluster.service_cidrs.first().map_or("", String::as_str)
-    }
-
-    /// URL of the API for every client on the node.
-    pub(crate) fn api_url(&self) -> String {
-        crate::api_url()
     }
 
     /// A service that runs as the service user.

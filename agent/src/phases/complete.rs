@@ -1,12 +1,15 @@
-//! Stores what is known of the cluster: from then on the node has one.
+//! Ends an install: hooks lose their rights, what is known of the cluster is
+//! stored. From then on the node has one.
 
 use operation::PhaseError;
 use spec::phase::Complete;
 
 use crate::Node;
-use crate::node::lasting;
+use crate::node::{lasting, transient};
 
-pub(crate) fn execute(node: &Node, phase: &Complete) -> Result<(), PhaseError> {
+pub(crate) async fn execute(node: &Node, phase: Complete) -> Result<(), PhaseError> {
+    let client = node.kubernetes().await?;
+    client.revoke_hooks(&phase.operation).await.map_err(|error| transient(&error))?;
     let layout = node.layout();
     host::atomic::write(&layout.manifest(), phase.manifest.as_bytes(), 0o644)
         .map_err(|error| lasting(&error))?;

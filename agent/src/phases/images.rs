@@ -1,12 +1,13 @@
 //! Fills the node's registry: blobs by digest, linked into the registry's
 //! storage, where nothing is copied a second time.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use event::{Event, Sink, Unit};
+use image::Image;
 use image::cluster::ClusterImage;
-use image::file::Image;
 use operation::PhaseError;
 use spec::RegistryImage;
 use spec::phase::Images;
@@ -18,24 +19,23 @@ const TASK: &str = "container images";
 
 pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<(), PhaseError> {
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    let cluster = ClusterImage::open(&image).map_err(|error| lasting(&error))?;
+    let cluster = ClusterImage::open(image.clone()).map_err(|error| lasting(&error))?;
     let mut contents = Vec::new();
     for entry in &phase.images {
-        let blobs = cluster.blobs_of(&entry.digest).map_err(|error| lasting(&error))?;
+        let blobs = cluster.image_blobs(&entry.digest).map_err(|error| lasting(&error))?;
         contents.push((entry, blobs));
     }
-    let mut all: Vec<_> = contents.iter().flat_map(|(_, blobs)| blobs).collect();
-    all.sort_by(|a, b| a.digest.cmp(&b.digest));
-    all.dedup_by(|a, b| a.digest == b.digest);
-    let total: u64 = all.iter().map(|blob| blob.size).sum();
+    let all: BTreeSet<_> = contents.iter().flat_map(|(_, blobs)| blobs).collect();
+    let size = |digest: &str| image.blob(digest).map_or(0, |blob| blob.size);
+    let total: u64 = all.iter().map(|digest| size(digest)).sum();
     let mut done = 0;
-    for blob in all {
-        let target = node.layout().blob(&blob.digest);
+    for digest in all {
+        let target = node.layout().blob(digest);
         // Blobs come there whole, under their digest.
         if !target.exists() {
-            image.extract(&blob.digest, &target).map_err(|error| lasting(&error))?;
+            image.extract(digest, &target).map_err(|error| lasting(&error))?;
         }
-        done += blob.size;
+        done += size(digest);
         sink.emit(Event::Progress {
             task: TASK.into(),
             done,
@@ -45,7 +45,7 @@ pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<()
     }
     let storage = Storage::new(node);
     for (entry, blobs) in contents {
-        storage.declare(node, entry, blobs.iter().map(|blob| blob.digest.as_str()))?;
+        storage.declare(node, entry, &blobs)?;
     }
     Ok(())
 }
@@ -58,11 +58,11 @@ impl Storage {
         Self(node.layout().service("registry").join("docker/registry/v2"))
     }
 
-    fn declare<'a>(
+    fn declare(
         &self,
         node: &Node,
         image: &RegistryImage,
-        blobs: impl Iterator<Item = &'a str>,
+        blobs: &[String],
     ) -> Result<(), PhaseError> {
         let repository = self.0.join("repositories").join(&image.repository);
         for digest in blobs {

@@ -25,7 +25,10 @@ pub(crate) async fn execute(
     tokio::task::spawn_blocking(move || start(&starter, &config))
         .await
         .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))??;
-    node.planet().wait_ready(&phase.wait_for, DEADLINE).await.map_err(|error| transient(&error))?;
+    node.planet()
+        .wait_ready(&phase.wait_for, DEADLINE, |_| ())
+        .await
+        .map_err(|error| transient(&error))?;
     sink.info(&format!("Services are up: {}", phase.wait_for.join(", ")));
     Ok(())
 }

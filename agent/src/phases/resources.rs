@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use event::Sink;
-use image::file::Image;
+use image::Image;
+use image::unpack::{Options, unpack};
 use operation::PhaseError;
 use spec::phase::Resources;
 
@@ -21,7 +22,8 @@ pub(crate) fn execute(node: &Node, phase: &Resources, sink: &dyn Sink) -> Result
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
     let partial = target.with_extension("partial");
     remove(&partial)?;
-    image::unpack::layers(&image, std::slice::from_ref(&phase.digest), &partial, sink)
+    let mut layer = image.reader(&phase.digest).map_err(|error| lasting(&error))?;
+    unpack(&mut [&mut layer], &partial, &Options::resources(), sink)
         .map_err(|error| lasting(&error))?;
     translate(&partial, phase.service_uid, sink)?;
     std::fs::rename(&partial, &target).map_err(|error| file("rename", &target, &error))
@@ -69,12 +71,10 @@ fn translate_file(path: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseErr
     let bytes = std::fs::read(path).map_err(|error| file("read", path, &error))?;
     let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
     match manifest::service_user::translate(&text, uid) {
-        Ok(Some(translated)) => {
+        Some(translated) => {
             let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777;
             host::atomic::write(path, translated.as_bytes(), mode).map_err(|error| lasting(&error))
         }
-        Ok(None) => Ok(()),
-        // What isn't YAML has nothing to translate.
-        Err(_) => Ok(()),
+        None => Ok(()),
     }
 }

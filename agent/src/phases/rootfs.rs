@@ -1,7 +1,8 @@
 //! Unpacks the planet's root filesystem.
 
 use event::Sink;
-use image::file::Image;
+use image::Image;
+use image::unpack::{Options, unpack};
 use operation::PhaseError;
 use spec::phase::Rootfs;
 
@@ -14,5 +15,8 @@ pub(crate) fn execute(_: &Node, phase: &Rootfs, sink: &dyn Sink) -> Result<(), P
         return Ok(());
     }
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    image::unpack::layers(&image, &phase.layers, &phase.target, sink).map_err(|error| lasting(&error))
+    let mut layer = image.reader(&phase.layer).map_err(|error| lasting(&error))?;
+    unpack(&mut [&mut layer], &phase.target, &Options::rootfs(), sink)
+        .map_err(|error| lasting(&error))?;
+    Ok(())
 }

@@ -1,6 +1,7 @@
 //! Commands of the planet: the container's daemon and supervisor, and programs
 //! inside. They must run before this process has a second thread.
 
+use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -8,8 +9,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, Result, bail};
 use spec::layout::Layout;
 
-/// Name of the node's pointer to its state directory, for `kubectl` and `helm`,
-/// which take no options of ours.
+/// Names by which this program is called as another.
 const CLIENTS: &[&str] = &["kubectl", "helm"];
 
 /// Runs what must be single-threaded, where the command line asks for it.
@@ -72,16 +72,14 @@ fn config(layout: &Layout) -> Result<planet::config::PlanetConfig> {
     serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))
 }
 
-/// Becomes `command` inside the running planet.
-pub(crate) fn enter(layout: &Layout, command: &[String]) -> Result<console::ExitCode> {
+/// Runs `command` inside the running planet and ends with its exit code.
+pub(crate) fn enter(layout: &Layout, command: &[String]) -> Result<std::convert::Infallible> {
     config(layout)?;
-    let Some(process) = planet::container::running(&layout.planet_config()) else {
-        bail!("the planet does not run; see `gravity status`");
-    };
-    let env = [
-        ("KUBECONFIG", format!("{}/admin.kubeconfig", spec::layout::PLANET_SECRETS)),
-        ("TERM", std::env::var("TERM").unwrap_or_else(|_| "dumb".into())),
-    ];
-    planet::enter::exec(&process, command, &env).context("enter the planet")?;
-    Ok(console::ExitCode::Ok)
+    let process = planet::container::running(&layout.planet_config()).context("find the planet")?;
+    let kubeconfig = format!("{}/admin.kubeconfig", spec::layout::PLANET_SECRETS);
+    let env = [("KUBECONFIG".to_owned(), kubeconfig)];
+    let command: Vec<_> = command.iter().map(Into::into).collect();
+    let terminal = std::io::stdin().is_terminal();
+    let code = planet::enter::exec(process, &command, &env, terminal).context("enter the planet")?;
+    std::process::exit(code)
 }

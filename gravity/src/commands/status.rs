@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use cluster::NodeStatus;
 use console::ExitCode;
 use installer::coordinator::Operation;
 use serde::Serialize;
@@ -95,18 +96,19 @@ async fn report(session: &Session) -> Result<Report> {
         }
     };
     let endpoints = match &client {
-        Ok(client) => endpoints(session, client, &spec).await?,
+        Ok(client) => endpoints(session, client).await?,
         Err(_) => Vec::new(),
     };
     let nodes = spec.nodes.iter().map(|node| {
-        let state = ready.iter().find(|(name, _)| *name == node.hostname).map(|(_, ready)| *ready);
-        let kubernetes = match state {
+        let known = ready.iter().find(|known| known.name == node.hostname);
+        let kubernetes = match known.map(|known| known.ready) {
             Some(true) => "ready",
             Some(false) => "not ready",
             None => "unknown",
         };
         if kubernetes != "ready" {
-            reasons.push(format!("node {} is {kubernetes} in Kubernetes", node.hostname));
+            let reason = known.and_then(|known| known.reason.as_deref()).unwrap_or("no reason is known");
+            reasons.push(format!("node {} is {kubernetes} in Kubernetes: {reason}", node.hostname));
         }
         Node {
             hostname: node.hostname.clone(),
@@ -146,7 +148,7 @@ async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<planet::c
     let client = planet::client::Client::new(&socket);
     match tokio::time::timeout(PATIENCE, client.status()).await {
         Ok(Ok(status)) => {
-            let down = status.services.iter().filter(|service| !service.is_ready());
+            let down = status.services.iter().filter(|service| service.state != planet::client::State::Ready);
             reasons.extend(down.map(|service| {
                 let error = service.last_error.as_deref().unwrap_or("no reason is known");
                 format!("service {} is {}: {error}", service.name, service.state)
@@ -164,9 +166,13 @@ async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<planet::c
     }
 }
 
-async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<(String, bool)> {
-    match tokio::time::timeout(PATIENCE, client.nodes()).await {
-        Ok(Ok(nodes)) => nodes,
+async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<NodeStatus> {
+    match tokio::time::timeout(PATIENCE, client.status()).await {
+        Ok(Ok(status)) => {
+            let system = status.problems.iter().filter(|pod| pod.namespace == "kube-system");
+            reasons.extend(system.map(|pod| format!("pod {}: {}", pod.name, pod.reason)));
+            status.nodes
+        }
         Ok(Err(error)) => {
             reasons.push(format!("the Kubernetes API does not answer: {error}"));
             Vec::new()
@@ -182,20 +188,21 @@ async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<
 pub(crate) async fn endpoints(
     session: &Session,
     client: &cluster::Client,
-    spec: &ClusterSpec,
 ) -> Result<Vec<Endpoint>> {
     let path = session.layout.manifest();
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let manifest = manifest::parse(&text, &path.display().to_string())
         .map_err(|errors| anyhow::anyhow!("{}", errors.first().map(ToString::to_string).unwrap_or_default()))?;
-    let address = spec.nodes.first().and_then(|node| node.advertise_addresses.first());
-    let Some(address) = address else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for endpoint in manifest.endpoints.iter().filter(|endpoint| !endpoint.hidden) {
-        let urls = client
-            .endpoints(&endpoint.selector, endpoint.service_name.as_deref(), endpoint.protocol.as_deref(), *address)
-            .await
-            .unwrap_or_default();
+        let wanted = cluster::Endpoint {
+            namespace: endpoint.namespace.clone(),
+            service: endpoint.service_name.clone(),
+            selector: endpoint.selector.clone(),
+            protocol: endpoint.protocol.clone(),
+            port: endpoint.port,
+        };
+        let urls = client.endpoints(&wanted).await.with_context(|| format!("look up endpoint {}", endpoint.name))?;
         found.push(Endpoint {
             name: endpoint.name.clone(),
             description: endpoint.description.clone().unwrap_or_default(),

@@ -25,10 +25,11 @@ pub(crate) fn run(session: &Session) -> Result<ExitCode> {
     };
     // The installed program carries no image: it has left the list on the node.
     if let Ok(image) = session.image() {
-        let cluster = ClusterImage::open(&image).context("read the cluster image")?;
+        let cluster = ClusterImage::open(image).context("read the cluster image")?;
         versions.image = Some(format!("{} {}", cluster.config.name, cluster.config.image_version));
-        versions.base = Some(cluster.base_config.version.clone());
-        versions.components = cluster.base_config.components.clone();
+        let base = cluster.base().context("read the base image")?.config;
+        versions.base = Some(base.version);
+        versions.components = base.components;
     } else if session.global.image.is_some() {
         session.image()?;
     } else if let Ok(json) = std::fs::read(session.layout.components()) {

@@ -1,7 +1,5 @@
 //! Names: of services and pods, and of the world outside where there is one.
 
-use std::fmt::Write;
-
 use planet::config::Probe;
 
 use super::{Context, Definition, config, program, secret};
@@ -14,41 +12,46 @@ const READY_PORT: u16 = 8181;
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let command = vec![program("coredns"), "-conf".into(), config("Corefile")];
-    // Readiness of the kubernetes plugin needs its rights, which come after the
-    // planet has started: the process answers names of the node before.
-    let mut service = context.unprivileged("coredns", command, Probe::Started);
-    service.requires = vec!["kube-apiserver".into()];
+    let ready = Probe::Http { url: format!("http://127.0.0.1:{READY_PORT}/ready") };
+    let mut service = context.unprivileged("coredns", command, ready);
+    service.requires = vec![super::rbac::NAME.into()];
     service.capabilities = vec!["CAP_NET_BIND_SERVICE".into()];
     let files = vec![context.file("Corefile", corefile(context))];
     Definition { service, files, mounts: Vec::new() }
 }
 
 fn corefile(context: &Context<'_>) -> String {
-    let leader = spec::LEADER_ADDRESS;
-    let address = context.address();
-    let mut text = String::new();
-    for (listen, port) in [(leader, 53), (address, SERVICE_PORT)] {
-        let upstream = upstream(&context.host.resolv_conf);
-        let forward = match upstream.is_empty() {
-            true => String::new(),
-            false => format!("    forward . {}\n", upstream.join(" ")),
-        };
-        // The ready plugin counts all server blocks of one address as one.
-        let ready = match port {
-            53 => format!("    ready 127.0.0.1:{READY_PORT}\n"),
-            _ => String::new(),
-        };
-        let zone = format!(".:{port}");
-        // Writing to a String cannot fail.
-        drop(write!(
-            text,
-            "{zone} {{\n    bind {listen}\n    errors\n{ready}    hosts {{\n        {leader} {}\n        fallthrough\n    }}\n    kubernetes {} in-addr.arpa ip6.arpa {{\n        kubeconfig {}\n        pods insecure\n        fallthrough in-addr.arpa ip6.arpa\n    }}\n{forward}    cache 30\n    loadbalance\n}}\n",
-            spec::LEADER_NAME,
-            context.cluster.domain,
-            secret("coredns.kubeconfig"),
-        ));
-    }
-    text
+    let upstream = upstream(&context.host.resolv_conf);
+    let forward = match upstream.is_empty() {
+        true => String::new(),
+        false => format!("    forward . {}\n", upstream.join(" ")),
+    };
+    let server = |port: u16, listen: std::net::IpAddr, ready: &str| {
+        format!(
+            ".:{port} {{
+    bind {listen}
+    errors
+{ready}    hosts {{
+        {leader} {name}
+        fallthrough
+    }}
+    kubernetes {domain} in-addr.arpa ip6.arpa {{
+        kubeconfig {kubeconfig}
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+    }}
+{forward}    cache 30
+    loadbalance
+}}
+",
+            leader = spec::LEADER_ADDRESS,
+            name = spec::LEADER_NAME,
+            domain = context.cluster.domain,
+            kubeconfig = secret("coredns.kubeconfig"),
+        )
+    };
+    let ready = format!("    ready 127.0.0.1:{READY_PORT}\n");
+    server(53, spec::LEADER_ADDRESS, &ready) + &server(SERVICE_PORT, context.address(), "")
 }
 
 /// Name servers of a `resolv.conf` that can be forwarded to: not ourselves, and

@@ -1,10 +1,10 @@
-//! What is mounted, as this process sees it.
+//! What is mounted, as this thread sees it.
 //!
-//! In: `/proc/self/mountinfo`. Out: mounts in the order they were made, and
+//! In: `/proc/thread-self/mountinfo`. Out: mounts in the order they were made, and
 //! their removal below a path.
 
 use std::ffi::OsString;
-use std::io::{Error, ErrorKind};
+use std::io::Error;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -89,7 +89,7 @@ fn unescape(text: &str) -> OsString {
 /// # Errors
 /// When the kernel doesn't say.
 pub fn list() -> Result<Vec<Mount>, Error> {
-    bounded::text(Path::new("/proc/self/mountinfo")).map(|text| parse(&text))
+    bounded::text(Path::new("/proc/thread-self/mountinfo")).map(|text| parse(&text))
 }
 
 /// Mounts at `path` or below, the last one first: the order to unmount them.
@@ -155,11 +155,8 @@ const RETRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
 fn failed(target: &Path, errno: Errno) -> Error {
-    let kind = ErrorKind::from(Error::from(errno).kind());
-    Error::new(
-        kind,
-        format!("unmount {}: {}", target.display(), errno.desc()),
-    )
+    let text = format!("unmount {}: {}", target.display(), errno.desc());
+    Error::new(Error::from(errno).kind(), text)
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //! whole while a lock is held, so several processes may write to one layout.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, DescriptorBuilder, ImageIndex, ImageManifest, MediaType};
@@ -250,15 +250,6 @@ impl Layout {
         })
     }
 
-    /// Moves a complete file into the layout. The caller has verified it.
-    ///
-    /// # Errors
-    /// When it can't be moved.
-    pub fn adopt_verified(&self, path: &Path, digest: &Digest) -> Result<()> {
-        let to = self.blob_path(digest);
-        std::fs::rename(path, &to).map_err(at("move a file to", &to))
-    }
-
     /// Gives an image a tag, which it takes from any other image.
     ///
     /// # Errors
@@ -394,29 +385,60 @@ impl Write for BlobWriter<'_> {
 }
 
 impl BlobWriter<'_> {
+    /// Number of bytes so far.
+    pub fn written(&self) -> u64 {
+        self.hasher.size()
+    }
+
+    /// Forgets all bytes so far.
+    ///
+    /// # Errors
+    /// When the file can't be shortened.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.hasher = Hasher::default();
+        self.temp.as_file().set_len(0)?;
+        self.temp.as_file_mut().rewind()
+    }
+
     /// Gives the blob its name.
     ///
     /// # Errors
     /// When it can't be moved.
     pub fn finish(self, media_type: &str) -> Result<Descriptor> {
         let size = self.hasher.size();
-        let digest = self.hasher.finish();
-        let path = self.layout.blob_path(&digest);
-        self.temp
-            .as_file()
-            .sync_data()
-            .map_err(at("write", &path))?;
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        self.temp
-            .as_file()
-            .set_permissions(mode)
-            .map_err(at("write", &path))?;
-        self.temp.persist(&path).map_err(|e| LayoutError::Io {
+        let (digest, temp) = (self.hasher.finish(), self.temp);
+        persist(self.layout, temp, &digest)?;
+        descriptor(digest, size, media_type)
+    }
+
+    /// Gives the blob its name if it is what was expected; otherwise returns
+    /// the digest that it has.
+    ///
+    /// # Errors
+    /// When it can't be moved.
+    pub fn finish_as(self, expected: &Digest) -> Result<Result<(), Digest>> {
+        let (actual, temp) = (self.hasher.finish(), self.temp);
+        if actual != *expected {
+            return Ok(Err(actual));
+        }
+        persist(self.layout, temp, expected).map(Ok)
+    }
+}
+
+fn persist(layout: &Layout, temp: tempfile::NamedTempFile, digest: &Digest) -> Result<()> {
+    let path = layout.blob_path(digest);
+    temp.as_file().sync_data().map_err(at("write", &path))?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    temp.as_file()
+        .set_permissions(mode)
+        .map_err(at("write", &path))?;
+    match temp.persist(&path) {
+        Ok(_) => Ok(()),
+        Err(e) => Err(LayoutError::Io {
             action: "write",
             path,
             source: e.error,
-        })?;
-        descriptor(digest, size, media_type)
+        }),
     }
 }
 

@@ -1,15 +1,32 @@
 //! Registries, image layouts and credentials: the only HTTP client.
 //!
 //! - [`digest`]: digests, and how content is compared with them;
+//! - [`reference`](mod@reference): names of images;
 //! - [`layout`]: a directory in OCI image layout, with tags;
-//! - [`hub`]: where the layout with base images is.
+//! - [`hub`]: where the layout with base images is;
+//! - [`registries`], [`credentials`]: the user's mirrors and logins;
+//! - [`registry`]: pulls images from registries into a layout.
 //!
 //! All that is read is bounded, and content has its digest or is refused.
 
+pub mod credentials;
 pub mod digest;
+mod failure;
+mod http;
 pub mod hub;
 pub mod layout;
+pub mod progress;
+pub mod reference;
+pub mod registries;
+pub mod registry;
 
+pub use credentials::Credentials;
 pub use digest::Digest;
+pub use failure::{Failure, PullError};
+pub use http::Retry;
 pub use layout::Layout;
 pub use oci_spec::image as spec;
+pub use progress::Progress;
+pub use reference::Reference;
+pub use registries::Registries;
+pub use registry::{Client, Pulled};

@@ -9,7 +9,7 @@ mod client;
 mod server;
 
 pub use client::Connection;
-pub use server::serve;
+pub use server::{OpenOperation, serve};
 
 /// Version of the protocol. Both sides must speak the same.
 pub const PROTOCOL: u32 = 1;
@@ -18,8 +18,6 @@ pub const PROTOCOL: u32 = 1;
 pub const MAX_MESSAGE: usize = 16 << 20;
 
 #[expect(
-    missing_docs,
-    missing_debug_implementations,
     unreachable_pub,
     clippy::all,
     reason = "generated from agent.proto"
@@ -51,4 +49,85 @@ pub enum Error {
     /// The session broke.
     #[error("serve the agent's socket")]
     Serve(#[source] tonic::transport::Error),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use event::{Event, Memory, Sink};
+    use operation::{Executor, Phase, PhaseError};
+
+    /// Tells what it does; its payload says how it ends.
+    #[derive(Default)]
+    struct Told(AtomicUsize);
+
+    #[async_trait::async_trait]
+    impl Executor for Told {
+        async fn execute(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+            sink.info(&format!("executing {}", phase.id));
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            self.0.fetch_add(1, Ordering::SeqCst);
+            match phase.payload.as_str() {
+                Some("lasting") => Err(PhaseError::lasting("no space")),
+                _ => Ok(()),
+            }
+        }
+
+        async fn undo(&self, _: &Phase, _: Arc<dyn Sink>) -> Result<(), PhaseError> {
+            Err(PhaseError::transient("not now"))
+        }
+    }
+
+    fn phase(payload: &str) -> Phase {
+        Phase {
+            id: "/a".into(),
+            description: "does a".into(),
+            node: None,
+            requires: Vec::new(),
+            limit_parallel: None,
+            payload: payload.into(),
+            phases: Vec::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn phases_run_on_the_other_side_of_the_socket() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("agent.sock");
+        let told = Arc::new(Told::default());
+        let executor = told.clone();
+        let server = tokio::spawn({
+            let socket = socket.clone();
+            async move {
+                let open = move |_: &str| Ok(executor.clone() as Arc<dyn Executor>);
+                super::serve(&socket, Duration::from_secs(60), Arc::new(open)).await
+            }
+        });
+        let connection = loop {
+            match super::Connection::open(&socket, "op").await {
+                Ok(connection) => break connection,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        };
+        let sink = Arc::new(Memory::default());
+        connection.execute(&phase("well"), sink.clone()).await.unwrap();
+        assert_eq!(sink.events(), [Event::Info { message: "executing /a".into() }]);
+        let failed = connection.execute(&phase("lasting"), sink.clone()).await.unwrap_err();
+        assert_eq!(failed, PhaseError::lasting("no space"));
+        let failed = connection.undo(&phase(""), sink.clone()).await.unwrap_err();
+        assert_eq!(failed, PhaseError::transient("not now"));
+
+        // A coordinator that goes away does not end its phase.
+        let begun = connection.clone();
+        let lost = tokio::spawn(async move { begun.execute(&phase("well"), sink).await });
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        lost.abort();
+        connection.shutdown().await;
+        server.await.unwrap().unwrap();
+        assert_eq!(told.0.load(Ordering::SeqCst), 3);
+        assert!(!socket.exists());
+    }
 }

@@ -39,7 +39,7 @@ impl Layout {
         self.blobs().join(digest.replacen(':', "/", 1))
     }
 
-    /// Unpacked root filesystem of the planet. `digest` is of its top layer.
+    /// Unpacked root filesystem of the planet. `digest` is of its tar.
     pub fn rootfs(&self, digest: &str) -> PathBuf {
         self.0.join("planet/rootfs").join(hex(digest))
     }
@@ -104,6 +104,11 @@ impl Layout {
         self.0.join("manifest.yaml")
     }
 
+    /// Names and versions of the components of the base image.
+    pub fn components(&self) -> PathBuf {
+        self.0.join("components.json")
+    }
+
     /// The journal of changes to the host.
     pub fn host_changes(&self) -> PathBuf {
         self.0.join("host-changes")
@@ -112,6 +117,11 @@ impl Layout {
     /// Socket of the agent.
     pub fn agent_socket(&self) -> PathBuf {
         self.0.join("agent.sock")
+    }
+
+    /// Held by the agent as long as it lives.
+    pub fn agent_lock(&self) -> PathBuf {
+        self.0.join("agent.lock")
     }
 
     /// Held by the process that runs an operation.

@@ -89,8 +89,8 @@ pub struct Program {
 pub struct Rootfs {
     /// The cluster image file on the node.
     pub image: PathBuf,
-    /// Digests of the layers, lowest first.
-    pub layers: Vec<String>,
+    /// Digest of its tar.
+    pub layer: String,
     /// Directory that is made of them.
     pub target: PathBuf,
 }
@@ -220,6 +220,8 @@ pub struct Hook {
 /// See [`PhaseSpec::Complete`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Complete {
+    /// Identity of the operation that ends.
+    pub operation: String,
     /// What is known of the cluster.
     pub cluster: crate::ClusterSpec,
     /// The resolved manifest, YAML or JSON.

@@ -1,0 +1,240 @@
+//! `gravity install`: asks, checks, plans, and has the plan executed.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow, bail};
+use console::{ExitCode, FileSink, Tee};
+use event::Sink;
+use host::facts::HostFacts;
+use image::Image;
+use image::cluster::{ApplicationImage, ClusterImage};
+use installer::coordinator::{self, Operation};
+use installer::install::{self, ImageContent, KnownUsers, Options};
+use installer::services::HostTraits;
+use manifest::Manifest;
+use spec::{ClusterSpec, ImageRef, RegistryImage};
+
+use super::{Session, check, require_root, status};
+use crate::cli::Install;
+
+/// The operation stopped half-way.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the operation stopped; mend the cause, then go on with `gravity resume` \
+     or take everything back with `gravity leave --force`"
+)]
+pub(crate) struct Interrupted(#[source] coordinator::Error);
+
+pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCode> {
+    require_root()?;
+    refuse_former(session)?;
+    let image = session.image()?;
+    let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
+    let (manifest, content) = content(session, &cluster)?;
+    let console = &session.console;
+    console.step(&format!("Installing {} {}", content.reference.name, content.reference.version));
+    accept_eula(session, &manifest, arguments.accept_eula)?;
+    let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
+    let facts = HostFacts::collect();
+    let options = options(session, arguments, flavor);
+    let users = KnownUsers {
+        with_id: host::users::user_by_id(options.service_uid)?,
+        named: host::users::user_by_name(install::SERVICE_USER)?,
+    };
+    let host = host_traits(&facts);
+    let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
+    preflight(session, &options, &manifest, &image, &facts)?;
+    let operation = create(session, prepared.plan)?;
+    execute(session, &operation).await
+}
+
+/// Reads what the plan needs of the image.
+pub(crate) fn content(session: &Session, cluster: &ClusterImage) -> Result<(Manifest, ImageContent)> {
+    let config = &cluster.config;
+    let manifest_text = cluster.manifest_yaml().context("read the image's manifest")?;
+    let manifest = manifest::parse(&manifest_text, "app.yaml").map_err(diagnostics)?;
+    let unsupported = manifest.unsupported();
+    if !unsupported.is_empty() {
+        return Err(diagnostics(unsupported));
+    }
+    let images = config
+        .images
+        .iter()
+        .flat_map(registry_images)
+        .collect::<BTreeSet<_>>()
+        .into_iter()
+        .map(|(repository, tag, digest)| RegistryImage { repository, tag, digest })
+        .collect();
+    let content = ImageContent {
+        path: session.image_path()?,
+        reference: ImageRef {
+            name: config.name.clone(),
+            version: config.image_version.clone(),
+            digest: cluster.image.root().to_owned(),
+        },
+        manifest_text,
+        rootfs: cluster.base().context("find the planet in the image")?.rootfs,
+        images,
+        resources: config.resources.clone(),
+    };
+    Ok((manifest, content))
+}
+
+fn diagnostics(diagnostics: Vec<manifest::Diagnostic>) -> anyhow::Error {
+    let lines: Vec<_> = diagnostics.iter().map(ToString::to_string).collect();
+    anyhow!("{}", lines.join("\n"))
+}
+
+/// Where the registry serves an image: by its cluster name, and where charts
+/// name it without a registry also as containerd asks for it.
+fn registry_images(image: &ApplicationImage) -> Vec<(String, Option<String>, String)> {
+    let name = image.reference.split_once('/').map_or(image.reference.as_str(), |(_, rest)| rest);
+    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let (repository, tag) = match name.rsplit_once(':') {
+        Some((repository, tag)) => (repository, Some(tag.to_owned())),
+        None => (name, None),
+    };
+    let mut served = vec![(repository.to_owned(), tag.clone(), image.digest.clone())];
+    if !repository.contains('/') {
+        served.push((format!("library/{repository}"), tag, image.digest.clone()));
+    }
+    served
+}
+
+/// Refuses a node that has, or had, a cluster.
+fn refuse_former(session: &Session) -> Result<()> {
+    let layout = &session.layout;
+    if layout.cluster().exists() {
+        bail!("this node is part of a cluster; `gravity status` shows it, `gravity leave --force` removes it");
+    }
+    if let Ok(operation) = Operation::last(layout) {
+        // Whoever holds the lock runs it now.
+        drop(host::lock::Lock::acquire(&layout.operation_lock())?);
+        bail!(
+            "an install of this node ({}) has not ended; go on with `gravity resume`, \
+             or start anew after `gravity leave --force`",
+            operation.plan.operation_id
+        );
+    }
+    let state = layout.state_dir();
+    let occupied = std::fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some());
+    // A mounted disk has a lost+found.
+    if occupied && !state.join("lost+found").exists() {
+        bail!(
+            "{} is not empty: a former installation may have left it; look at it, then remove it \
+             or use `gravity leave --force`",
+            state.display()
+        );
+    }
+    Ok(())
+}
+
+fn accept_eula(session: &Session, manifest: &Manifest, accepted: bool) -> Result<()> {
+    let Some(text) = manifest.eula() else { return Ok(()) };
+    if accepted {
+        return Ok(());
+    }
+    session.console.print(text);
+    let question = "Do you accept the end-user license agreement?";
+    let answer = session.console.confirm(question).context("use --accept-eula to accept it without a terminal")?;
+    if !answer {
+        bail!("end-user license agreement was not accepted");
+    }
+    Ok(())
+}
+
+fn choose_flavor(session: &Session, manifest: &Manifest, wanted: Option<&str>) -> Result<Option<String>> {
+    let flavors = manifest.flavors();
+    if let (Some(name), _) = (wanted, flavors) {
+        return Ok(Some(name.to_owned()));
+    }
+    let default = manifest.default_flavor();
+    match flavors {
+        [] => Ok(None),
+        [only] => Ok(Some(only.name.clone())),
+        several => {
+            let names: Vec<_> = several.iter().map(|flavor| flavor.name.as_str()).collect();
+            for flavor in several {
+                let description = flavor.description.as_deref().unwrap_or_default();
+                session.console.print(&format!("  {:<16} {description}", flavor.name));
+            }
+            let prompt = manifest.flavor_prompt().unwrap_or("Which flavor do you want to install?");
+            let answer = session
+                .console
+                .ask(prompt, &names, default)
+                .context("choose with --flavor where there is no terminal")?;
+            Ok(Some(answer))
+        }
+    }
+}
+
+fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Options {
+    Options {
+        advertise_address: arguments.advertise_addr,
+        cluster: arguments.cluster.clone(),
+        flavor,
+        role: arguments.role.clone(),
+        pod_cidr: arguments.pod_network_cidr.clone(),
+        service_cidr: arguments.service_cidr.clone(),
+        vxlan_port: arguments.vxlan_port,
+        service_uid: arguments.service_uid,
+        service_gid: arguments.service_gid,
+        state_dir: session.layout.state_dir().to_owned(),
+    }
+}
+
+fn host_traits(facts: &HostFacts) -> HostTraits {
+    HostTraits {
+        can_lower_oom_score: facts.can_lower_oom_score,
+        // A host without one looks up nothing outside.
+        resolv_conf: std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+    }
+}
+
+fn preflight(
+    session: &Session,
+    options: &Options,
+    manifest: &Manifest,
+    image: &Image,
+    facts: &HostFacts,
+) -> Result<()> {
+    session.console.step("Checking the node's requirements");
+    let profile = install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
+    let address = install::choose_address(options.advertise_address, facts)?;
+    let requirements = check::requirements(options, address, profile, image);
+    check::show(&session.console, &preflight::check(&requirements, facts))
+}
+
+fn create(session: &Session, plan: operation::Plan) -> Result<Operation> {
+    let layout = &session.layout;
+    // Two at once: the second finds the directory locked or not empty.
+    agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
+    let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
+    if Operation::last(layout).is_ok() {
+        bail!("another install of this node has begun; see `gravity plan`");
+    }
+    Ok(Operation::create(layout, plan)?)
+}
+
+/// Executes what is left of an operation and shows the cluster at the end.
+pub(crate) async fn execute(session: &Session, operation: &Operation) -> Result<ExitCode> {
+    let log = FileSink::open(&operation.log()).context("open the operation's log")?;
+    let sinks: Vec<Arc<dyn Sink>> = vec![session.console.clone(), Arc::new(log)];
+    let sink: Arc<dyn Sink> = Arc::new(Tee::new(sinks));
+    match coordinator::run(&session.layout, operation, sink).await {
+        Err(error @ coordinator::Error::Phase(_)) => return Err(Interrupted(error).into()),
+        other => other?,
+    }
+    let cluster: ClusterSpec = serde_json::from_slice(
+        &std::fs::read(session.layout.cluster()).context("read the cluster's description")?,
+    )?;
+    let client = cluster::Client::connect(&session.layout.admin_kubeconfig()).await?;
+    let endpoints = status::endpoints(session, &client).await?;
+    let mut lines = vec![format!("Cluster {} is active", cluster.name)];
+    lines.extend(status::endpoints_text(&endpoints));
+    for line in lines {
+        session.console.info(&line);
+    }
+    Ok(ExitCode::Ok)
+}

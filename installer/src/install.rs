@@ -1,0 +1,525 @@
+//! The install of a cluster on one node.
+//!
+//! In: the user's options, the manifest, what the image holds, facts of the
+//! host. Out: a [`ClusterSpec`] and a [`Plan`]. Pure: nothing is touched.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use host::facts::HostFacts;
+use host::users::User;
+use manifest::{HookName, Manifest, NodeProfile};
+use operation::{PLAN_VERSION, Phase, Plan};
+use spec::layout::{Layout, PLANET_RESOURCES};
+use spec::phase::{self, PhaseSpec, Volume};
+use spec::{ClusterSpec, ImageRef, NodeSpec, RegistryImage, Role, ServiceUser};
+use uuid::Uuid;
+
+use crate::network::Cidr;
+use crate::services::{Context, HostTraits};
+use crate::{addons, planet_config, secrets};
+
+/// Addresses of pods.
+pub const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
+/// Addresses of services.
+pub const DEFAULT_SERVICE_CIDR: &str = "10.100.0.0/16";
+/// The kernel's own port for VXLAN.
+pub const DEFAULT_VXLAN_PORT: u16 = 8472;
+/// User and group id of the service user (page, "Service User").
+pub const DEFAULT_SERVICE_ID: u32 = 1000;
+/// Name of the service user where it is created.
+pub const SERVICE_USER: &str = "planet";
+/// Part of the pod network that a node gets, as flannel has it.
+const NODE_PREFIX: u8 = 24;
+/// Phases of one node that run side by side.
+const PARALLEL: usize = 4;
+/// Longest prefix of a service network: leaves 256 addresses.
+const SERVICE_PREFIX: u8 = 24;
+
+/// What the user chose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `--advertise-addr`
+    pub advertise_address: Option<IpAddr>,
+    /// `--cluster`
+    pub cluster: Option<String>,
+    /// `--flavor`
+    pub flavor: Option<String>,
+    /// `--role`
+    pub role: Option<String>,
+    /// `--pod-network-cidr`
+    pub pod_cidr: String,
+    /// `--service-cidr`
+    pub service_cidr: String,
+    /// `--vxlan-port`
+    pub vxlan_port: u16,
+    /// `--service-uid`
+    pub service_uid: u32,
+    /// `--service-gid`
+    pub service_gid: Option<u32>,
+    /// `--state-dir`
+    pub state_dir: PathBuf,
+}
+
+impl Options {
+    /// What is taken where the user says nothing.
+    pub fn of_defaults(state_dir: &std::path::Path) -> Self {
+        Self {
+            advertise_address: None,
+            cluster: None,
+            flavor: None,
+            role: None,
+            pod_cidr: DEFAULT_POD_CIDR.into(),
+            service_cidr: DEFAULT_SERVICE_CIDR.into(),
+            vxlan_port: DEFAULT_VXLAN_PORT,
+            service_uid: DEFAULT_SERVICE_ID,
+            service_gid: None,
+            state_dir: state_dir.to_owned(),
+        }
+    }
+}
+
+/// What the cluster image holds.
+#[derive(Debug, Clone)]
+pub struct ImageContent {
+    /// Where the file is on the node.
+    pub path: PathBuf,
+    /// Name, version and digest.
+    pub reference: ImageRef,
+    /// The resolved manifest as text.
+    pub manifest_text: String,
+    /// Digest of the tar of the planet's root filesystem.
+    pub rootfs: String,
+    /// Images for the registry.
+    pub images: Vec<RegistryImage>,
+    /// Digest of the resources.
+    pub resources: String,
+}
+
+/// Users of the host that matter for the service user.
+#[derive(Debug, Clone, Default)]
+pub struct KnownUsers {
+    /// Who has the wanted id.
+    pub with_id: Option<User>,
+    /// Who has the name [`SERVICE_USER`].
+    pub named: Option<User>,
+}
+
+/// Why an install can't be planned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The address isn't the node's.
+    #[error("{address} is not an address of this node; it has {}", list(.available))]
+    ForeignAddress {
+        /// What was asked for.
+        address: IpAddr,
+        /// What the node has.
+        available: Vec<IpAddr>,
+    },
+    /// Which address to take can't be told.
+    #[error("this node has several addresses ({}); choose one with --advertise-addr", list(.0))]
+    SeveralAddresses(Vec<IpAddr>),
+    /// Nothing other nodes could reach.
+    #[error("this node has no address but loopback; configure its network first")]
+    NoAddress,
+    /// Not a network, or too small.
+    #[error("--{option} {value} is not an IPv4 network of at least a /{prefix}, such as {example}")]
+    Network {
+        /// The flag.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// Longest prefix.
+        prefix: u8,
+        /// One that works.
+        example: &'static str,
+    },
+    /// Two networks have addresses in common.
+    #[error("{one} and {other} overlap; choose other networks with --pod-network-cidr and --service-cidr")]
+    Overlap {
+        /// One network.
+        one: String,
+        /// The other.
+        other: String,
+    },
+    /// The manifest has no such flavor.
+    #[error("there is no flavor \"{name}\"; the image has {}", .available.join(", "))]
+    Flavor {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// Flavors of several nodes need `join`.
+    #[error("flavor \"{name}\" needs {nodes} nodes; this version installs clusters of one node")]
+    SeveralNodes {
+        /// The flavor.
+        name: String,
+        /// How many nodes it needs.
+        nodes: u32,
+    },
+    /// The manifest has no such profile.
+    #[error("there is no profile \"{name}\"; the image has {}", .available.join(", "))]
+    Profile {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// The name can't be one of a cluster.
+    #[error("\"{0}\" can't be a cluster's name: use lower-case letters, digits and -, at most 63")]
+    ClusterName(String),
+    /// The service user conflicts with a user of the host.
+    #[error("{0}")]
+    ServiceUser(String),
+    /// A payload can't be written.
+    #[error("write the plan")]
+    Payload(#[from] serde_json::Error),
+}
+
+fn list(addresses: &[IpAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// An install that can be carried out.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// What the cluster will be.
+    pub cluster: ClusterSpec,
+    /// How it comes about.
+    pub plan: Plan,
+}
+
+/// The profile that this node gets: `--role`, the flavor's first, or the
+/// manifest's first. `None` where the manifest has no profiles.
+///
+/// # Errors
+/// When there is no such flavor or profile, or the flavor needs more nodes.
+pub fn choose_profile<'a>(
+    manifest: &'a Manifest,
+    flavor: Option<&str>,
+    role: Option<&str>,
+) -> Result<Option<&'a NodeProfile>, Error> {
+    let mut wanted = role.map(ToOwned::to_owned);
+    if let Some(name) = flavor {
+        let items = manifest.flavors();
+        let item = items.iter().find(|item| item.name == name).ok_or_else(|| Error::Flavor {
+            name: name.to_owned(),
+            available: items.iter().map(|item| item.name.clone()).collect(),
+        })?;
+        let nodes = item.nodes.iter().map(|node| node.count).sum();
+        if nodes > 1 {
+            return Err(Error::SeveralNodes { name: name.to_owned(), nodes });
+        }
+        let first = item.nodes.iter().find(|node| node.count > 0);
+        wanted = wanted.or_else(|| first.map(|node| node.profile.clone()));
+    }
+    let profiles = &manifest.node_profiles;
+    let Some(name) = wanted else { return Ok(profiles.first()) };
+    let found = profiles.iter().find(|profile| profile.name == name);
+    found.map(Some).ok_or_else(|| Error::Profile {
+        name,
+        available: profiles.iter().map(|profile| profile.name.clone()).collect(),
+    })
+}
+
+/// The address by which the node is known.
+///
+/// # Errors
+/// When the wanted one isn't the node's, or none was wanted and there are none
+/// or several.
+pub fn choose_address(wanted: Option<IpAddr>, facts: &HostFacts) -> Result<IpAddr, Error> {
+    let available: Vec<_> = facts
+        .addresses
+        .iter()
+        .map(|address| address.address)
+        .filter(|address| matches!(address, IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_link_local()))
+        .collect();
+    match (wanted, &available[..]) {
+        (Some(address), _) if available.contains(&address) => Ok(address),
+        (Some(address), _) => Err(Error::ForeignAddress { address, available }),
+        (None, []) => Err(Error::NoAddress),
+        (None, [one]) => Ok(*one),
+        (None, _) => Err(Error::SeveralAddresses(available)),
+    }
+}
+
+fn networks(options: &Options, address: IpAddr) -> Result<Cidr, Error> {
+    let read = |option, value: &str, prefix, example| {
+        Cidr::parse(value)
+            .filter(|cidr| cidr.prefix() <= prefix)
+            .ok_or(Error::Network { option, value: value.to_owned(), prefix, example })
+    };
+    let pods = read("pod-network-cidr", &options.pod_cidr, NODE_PREFIX, DEFAULT_POD_CIDR)?;
+    let services = read("service-cidr", &options.service_cidr, SERVICE_PREFIX, DEFAULT_SERVICE_CIDR)?;
+    let overlap = |one: &str, other: &str| Error::Overlap { one: one.into(), other: other.into() };
+    if pods.overlaps(services) {
+        return Err(overlap(&options.pod_cidr, &options.service_cidr));
+    }
+    for (cidr, text) in [(pods, &options.pod_cidr), (services, &options.service_cidr)] {
+        if cidr.contains(address) {
+            return Err(overlap(text, &address.to_string()));
+        }
+    }
+    Ok(pods)
+}
+
+/// The service user: one that has the id already, whatever its name, or a new
+/// one. A name or group that is somebody else's is a conflict.
+fn service_user(options: &Options, users: &KnownUsers) -> Result<ServiceUser, Error> {
+    let uid = options.service_uid;
+    if let Some(user) = &users.with_id {
+        if options.service_gid.is_some_and(|gid| gid != user.gid) {
+            return Err(Error::ServiceUser(format!(
+                "user {} (uid {uid}) has group {}, not --service-gid",
+                user.name, user.gid
+            )));
+        }
+        return Ok(ServiceUser { name: user.name.clone(), uid, gid: user.gid });
+    }
+    if let Some(user) = &users.named {
+        return Err(Error::ServiceUser(format!(
+            "user {SERVICE_USER} exists with uid {}; use --service-uid={0}",
+            user.uid
+        )));
+    }
+    Ok(ServiceUser { name: SERVICE_USER.into(), uid, gid: options.service_gid.unwrap_or(uid) })
+}
+
+fn cluster_name(options: &Options, manifest: &Manifest) -> Result<String, Error> {
+    let name = match &options.cluster {
+        Some(name) => name.clone(),
+        None => manifest.metadata.name.to_lowercase().replace('_', "-"),
+    };
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    match (1..=63).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-') && !name.ends_with('-') {
+        true => Ok(name),
+        false => Err(Error::ClusterName(name)),
+    }
+}
+
+/// `GRAVITY_CLUSTER_*`, which hooks see.
+pub(crate) fn cluster_environment(cluster: &ClusterSpec) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        ("GRAVITY_CLUSTER_NAME".into(), cluster.name.clone()),
+        ("GRAVITY_CLUSTER_PROVIDER".into(), "generic".into()),
+        ("GRAVITY_CLUSTER_FLAVOR".into(), cluster.flavor.clone().unwrap_or_default()),
+    ])
+}
+
+/// Plans an install. `flavor` is the chosen one.
+///
+/// # Errors
+/// When options, manifest and host don't fit each other.
+pub fn prepare(
+    options: &Options,
+    manifest: &Manifest,
+    image: &ImageContent,
+    facts: &HostFacts,
+    users: &KnownUsers,
+    host: &HostTraits,
+) -> Result<Prepared, Error> {
+    let address = choose_address(options.advertise_address, facts)?;
+    let pods = networks(options, address)?;
+    let profile = choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
+    let user = service_user(options, users)?;
+    let node = NodeSpec {
+        id: Uuid::new_v4(),
+        hostname: facts.hostname.to_lowercase(),
+        advertise_addresses: vec![address],
+        profile: profile.map(|profile| profile.name.clone()).unwrap_or_default(),
+        role: Role::Master,
+        pod_cidrs: pods.part(NODE_PREFIX, 0).into_iter().collect(),
+        labels: profile.map(|profile| profile.labels.clone()).unwrap_or_default(),
+        state_dir: options.state_dir.clone(),
+    };
+    let cluster = ClusterSpec {
+        version: spec::VERSION,
+        id: Uuid::new_v4(),
+        name: cluster_name(options, manifest)?,
+        image: image.reference.clone(),
+        flavor: options.flavor.clone(),
+        service_user: user.clone(),
+        pod_cidrs: vec![options.pod_cidr.clone()],
+        service_cidrs: vec![options.service_cidr.clone()],
+        vxlan_port: options.vxlan_port,
+        domain: "cluster.local".into(),
+        nodes: vec![node.clone()],
+    };
+    let volumes = volumes(profile, &user);
+    let operation = Uuid::new_v4().to_string();
+    let context = Context { cluster: &cluster, node: &node, host };
+    let planner = Planner { context: &context, manifest, image, volumes: &volumes, operation: &operation };
+    let plan = Plan {
+        version: PLAN_VERSION,
+        operation_id: operation.clone(),
+        kind: "install".into(),
+        created_by_version: env!("CARGO_PKG_VERSION").into(),
+        phases: planner.phases()?,
+    };
+    Ok(Prepared { cluster, plan })
+}
+
+fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
+    let volumes = profile.map(|profile| &profile.requirements.volumes[..]).unwrap_or_default();
+    volumes
+        .iter()
+        .map(|volume| Volume {
+            path: volume.path.clone().into(),
+            target: volume.target_path.clone().map(Into::into),
+            uid: volume.uid.unwrap_or(user.uid),
+            gid: volume.gid.unwrap_or(user.gid),
+            mode: volume.mode.map_or(0o755, |mode| mode.bits()),
+            create: volume.create_if_missing,
+        })
+        .collect()
+}
+
+/// A group whose phases run side by side.
+fn group(id: &str, description: &str, phases: Vec<Phase>) -> Phase {
+    Phase { limit_parallel: Some(PARALLEL), phases, ..Phase::new(id, description) }
+}
+
+struct Planner<'a> {
+    context: &'a Context<'a>,
+    manifest: &'a Manifest,
+    image: &'a ImageContent,
+    volumes: &'a [Volume],
+    operation: &'a str,
+}
+
+impl Planner<'_> {
+    /// All phases: the ones of a group overlap where they can, so that images
+    /// are copied while Kubernetes starts.
+    fn phases(&self) -> Result<Vec<Phase>, Error> {
+        let mut phases = vec![
+            self.bootstrap()?,
+            group("/prepare", "Put programs, files and keys in place", self.prepare()?),
+            group("/start", "Start Kubernetes, fill the registry", self.start()?),
+        ];
+        let node = self.context.node.hostname.clone();
+        let health = PhaseSpec::Health(phase::Health { node });
+        phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
+        for (hook, id, description) in [
+            (HookName::Install, "/install", "Run the install hook"),
+            (HookName::PostInstall, "/post-install", "Run the post-install hook"),
+        ] {
+            if let Some(job) = self.manifest.hooks.get(&hook) {
+                let hook = PhaseSpec::Hook(self.hook(hook.as_str(), job));
+                phases.push(self.leaf(id, description, hook)?);
+            }
+        }
+        let complete = PhaseSpec::Complete(phase::Complete {
+            operation: self.operation.into(),
+            cluster: self.context.cluster.clone(),
+            manifest: self.image.manifest_text.clone(),
+        });
+        phases.push(self.leaf("/complete", "Store the cluster's state", complete)?);
+        Ok(phases)
+    }
+
+    fn bootstrap(&self) -> Result<Phase, Error> {
+        let user = self.context.cluster.service_user.clone();
+        let spec = PhaseSpec::Bootstrap(phase::Bootstrap { user });
+        self.leaf("/bootstrap", "Create the service user and directories", spec)
+    }
+
+    fn prepare(&self) -> Result<Vec<Phase>, Error> {
+        let image = self.image.path.clone();
+        let volumes = phase::Volumes { volumes: self.volumes.to_vec() };
+        let program = phase::Program {
+            image: image.clone(),
+            links: ["gravity", "kubectl", "helm"].map(String::from).into(),
+        };
+        let rootfs = phase::Rootfs {
+            image,
+            layer: self.image.rootfs.clone(),
+            target: self.rootfs(),
+        };
+        let secrets = secrets::secrets(self.context);
+        Ok(vec![
+            self.leaf("/prepare/rootfs", "Unpack the planet", PhaseSpec::Rootfs(rootfs))?,
+            self.leaf("/prepare/secrets", "Make certificates and keys", PhaseSpec::Secrets(secrets))?,
+            self.leaf("/prepare/program", "Install gravity, kubectl and helm", PhaseSpec::Program(program))?,
+            self.leaf("/prepare/volumes", "Create volumes", PhaseSpec::Volumes(volumes))?,
+        ])
+    }
+
+    fn start(&self) -> Result<Vec<Phase>, Error> {
+        let node = self.context.node;
+        let config = planet_config::planet_config(self.context, self.rootfs(), self.volumes);
+        let planet = phase::Planet {
+            config: serde_json::to_value(&config)?,
+            wait_for: vec!["kube-apiserver".into()],
+        };
+        let images =
+            phase::Images { image: self.image.path.clone(), images: self.image.images.clone() };
+        let resources = phase::Resources {
+            image: self.image.path.clone(),
+            digest: self.image.resources.clone(),
+            service_uid: self.context.cluster.service_user.uid,
+        };
+        let registered = phase::Node {
+            name: node.hostname.clone(),
+            labels: self.labels(),
+            pod_cidrs: node.pod_cidrs.clone(),
+        };
+        let mut objects = addons::dns(self.context);
+        objects.extend(addons::cluster_info(self.context));
+        let planet = self.leaf("/start/planet", "Start the planet", PhaseSpec::Planet(planet))?;
+        let after_planet = |phase| Phase { requires: vec![planet.id.clone()], ..phase };
+        let node = self.leaf("/start/node", "Register the node", PhaseSpec::Node(registered))?;
+        let objects = PhaseSpec::Apply(phase::Apply { objects });
+        let objects = self.leaf("/start/resources", "Create the cluster's DNS service and description", objects)?;
+        let (node, objects) = (after_planet(node), after_planet(objects));
+        Ok(vec![
+            planet,
+            node,
+            objects,
+            self.leaf("/start/images", "Fill the registry with container images", PhaseSpec::Images(images))?,
+            self.leaf("/start/hook-resources", "Unpack the resources of hooks", PhaseSpec::Resources(resources))?,
+        ])
+    }
+
+    fn rootfs(&self) -> PathBuf {
+        Layout::new(&self.context.node.state_dir).rootfs(&self.image.rootfs)
+    }
+
+    fn leaf(&self, id: &str, description: &str, payload: PhaseSpec) -> Result<Phase, Error> {
+        Ok(Phase {
+            node: Some(self.context.node.hostname.clone()),
+            payload: serde_json::to_value(payload)?,
+            ..Phase::new(id, description)
+        })
+    }
+
+    fn labels(&self) -> BTreeMap<String, String> {
+        let node = self.context.node;
+        let mut labels = node.labels.clone();
+        labels.insert("gravitational.io/advertise-ip".into(), self.context.address().to_string());
+        labels.insert("gravitational.io/k8s-role".into(), "master".into());
+        labels.insert("node-role.kubernetes.io/control-plane".into(), String::new());
+        if !node.profile.is_empty() {
+            labels.insert("role".into(), node.profile.clone());
+            labels.extend(node.labels.clone());
+        }
+        labels
+    }
+
+    fn hook(&self, name: &str, job: &str) -> phase::Hook {
+        let mut env = cluster_environment(self.context.cluster);
+        let uid = self.context.cluster.service_user.uid;
+        env.insert("GRAVITY_SERVICE_USER".into(), uid.to_string());
+        let digest = self.image.resources.rsplit(':').next().unwrap_or_default();
+        phase::Hook {
+            hook: name.into(),
+            operation: self.operation.into(),
+            job: job.into(),
+            env,
+            resources: PathBuf::from(PLANET_RESOURCES).join(digest),
+            service_uid: uid,
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Credentials for registries: `auth.json` and `config.json`.
+//!
+//! In: the files that `podman login`, `skopeo login` and `docker login` write.
+//! Out: user and password for a repository, and which files were looked at.
+//! Passwords are never part of a message.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use base64::Engine;
+use serde::Deserialize;
+
+const MAX_SIZE: u64 = 1 << 20;
+
+/// All that is known.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {
+    /// Files that were looked for, with what came of it.
+    files: Vec<(PathBuf, File)>,
+}
+
+#[derive(Debug, Clone)]
+enum File {
+    Missing,
+    Unusable(String),
+    Read(Document),
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    #[serde(default)]
+    auths: BTreeMap<String, Entry>,
+    #[serde(default)]
+    cred_helpers: BTreeMap<String, String>,
+    creds_store: Option<String>,
+}
+
+#[derive(Clone, Default, Deserialize)]
+struct Entry {
+    auth: Option<String>,
+    identitytoken: Option<String>,
+}
+
+impl fmt::Debug for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Entry")
+    }
+}
+
+/// A user and a password.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// Name of the user.
+    pub user: String,
+    /// The password or token.
+    pub password: String,
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// Reads `REGISTRY_AUTH_FILE`, or else what there is of
+    /// `containers/auth.json` in the runtime and the configuration directory
+    /// and Docker's `config.json`. A file that can't be read counts as one
+    /// without entries; [`Credentials::looked_at`] says so.
+    pub fn from_environment() -> Self {
+        let variable = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        if let Some(path) = variable("REGISTRY_AUTH_FILE") {
+            return Self::load([path]);
+        }
+        let home = variable("HOME");
+        let config =
+            variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+        let docker =
+            variable("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
+        let files = [
+            variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+            config.map(|dir| dir.join("containers/auth.json")),
+            docker.map(|dir| dir.join("config.json")),
+        ];
+        Self::load(files.into_iter().flatten())
+    }
+
+    /// Reads these files; the first with an entry that fits counts.
+    pub fn load(files: impl IntoIterator<Item = PathBuf>) -> Self {
+        let files = files.into_iter().map(|path| {
+            let file = read(&path);
+            (path, file)
+        });
+        Self {
+            files: files.collect(),
+        }
+    }
+
+    /// User and password for a repository, from the entry that fits best.
+    pub fn login(&self, registry: &str, repository: &str) -> Option<Login> {
+        let registry = if registry == "registry-1.docker.io" {
+            "docker.io"
+        } else {
+            registry
+        };
+        let mut keys = Vec::new();
+        let mut name = format!("{registry}/{repository}");
+        loop {
+            keys.push(name.clone());
+            match name.rfind('/') {
+                Some(end) => name.truncate(end),
+                None => break,
+            }
+        }
+        let documents = self.files.iter().filter_map(|(_, file)| match file {
+            File::Read(document) => Some(document),
+            _ => None,
+        });
+        for document in documents {
+            for key in &keys {
+                let found = document
+                    .auths
+                    .iter()
+                    .find(|(entry, value)| value.auth.is_some() && normal(entry) == key);
+                if let Some(login) = found.and_then(|(_, entry)| decode(entry.auth.as_deref()?)) {
+                    return Some(login);
+                }
+            }
+        }
+        None
+    }
+
+    /// Which files were looked at and what they hold for a registry, for a
+    /// message after it refused access.
+    pub fn looked_at(&self, registry: &str) -> String {
+        let registry = if registry == "registry-1.docker.io" {
+            "docker.io"
+        } else {
+            registry
+        };
+        let of = |document: &Document| {
+            let for_registry = |key: &String| {
+                normal(key) == registry || normal(key).starts_with(&format!("{registry}/"))
+            };
+            let entry = document.auths.iter().find(|(key, _)| for_registry(key));
+            match entry {
+                Some((
+                    _,
+                    Entry {
+                        auth: Some(auth), ..
+                    },
+                )) if decode(auth).is_some() => "has a login for it",
+                Some((
+                    _,
+                    Entry {
+                        identitytoken: Some(_),
+                        ..
+                    },
+                )) => "has an identity token for it, which is not supported",
+                Some((_, Entry { auth: Some(_), .. })) => "has a malformed entry for it",
+                _ if document.cred_helpers.keys().any(for_registry)
+                    || document.creds_store.is_some() =>
+                {
+                    "names a credential helper, which is not supported"
+                }
+                _ => "has no entry for it",
+            }
+            .to_owned()
+        };
+        let files: Vec<String> = self
+            .files
+            .iter()
+            .map(|(path, file)| {
+                let what = match file {
+                    File::Missing => "is not there".to_owned(),
+                    File::Unusable(reason) => format!("can't be used ({reason})"),
+                    File::Read(document) => of(document),
+                };
+                format!("{} {what}", path.display())
+            })
+            .collect();
+        match files.is_empty() {
+            true => "no credentials file was looked at, as HOME is not set".into(),
+            false => files.join("; "),
+        }
+    }
+}
+
+fn read(path: &Path) -> File {
+    let size = match std::fs::metadata(path) {
+        Ok(meta) => meta.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return File::Missing,
+        Err(error) => return File::Unusable(error.to_string()),
+    };
+    if size > MAX_SIZE {
+        return File::Unusable(format!("it has {size} bytes"));
+    }
+    match std::fs::read(path).map(|bytes| serde_json::from_slice(&bytes)) {
+        Ok(Ok(document)) => File::Read(document),
+        // What serde tells may quote a secret: the place alone.
+        Ok(Err(error)) => File::Unusable(format!(
+            "malformed at line {} column {}",
+            error.line(),
+            error.column()
+        )),
+        Err(error) => File::Unusable(error.to_string()),
+    }
+}
+
+/// A key without scheme and the paths that Docker puts behind it.
+fn normal(key: &str) -> &str {
+    let key = key
+        .trim_start_matches("https://")
+        .trim_start_matches("http://")
+        .trim_end_matches('/');
+    let key = key
+        .strip_suffix("/v1")
+        .or_else(|| key.strip_suffix("/v2"))
+        .unwrap_or(key);
+    if key == "index.docker.io" {
+        "docker.io"
+    } else {
+        key
+    }
+}
+
+fn decode(auth: &str) -> Option<Login> {
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(auth.trim())
+        .ok()?;
+    let text = String::from_utf8(bytes).ok()?;
+    let (user, password) = text.trim_end_matches('\0').split_once(':')?;
+    (!user.is_empty()).then(|| Login {
+        user: user.into(),
+        password: password.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encoded(text: &str) -> String {
+        base64::engine::general_purpose::STANDARD.encode(text)
+    }
+
+    #[test]
+    fn the_entry_that_fits_best_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.json");
+        let text = serde_json::json!({
+            "auths": {
+                "quay.io": {"auth": encoded("all:one")},
+                "quay.io/team": {"auth": encoded("team:t:wo")},
+                "https://index.docker.io/v1/": {"auth": encoded("hub:three")},
+                "bad.io": {"auth": "!"},
+                "token.io": {"identitytoken": "secret"},
+            },
+            "credHelpers": {"helper.io": "x"},
+        });
+        host::atomic::write(&path, text.to_string().as_bytes(), 0o600).unwrap();
+        let all = Credentials::load([dir.path().join("none"), path]);
+        let user = |registry, repository| all.login(registry, repository).map(|login| login.user);
+        assert_eq!(user("quay.io", "team/app").as_deref(), Some("team"));
+        assert_eq!(all.login("quay.io", "team/app").unwrap().password, "t:wo");
+        assert_eq!(user("quay.io", "teams/app").as_deref(), Some("all"));
+        assert_eq!(
+            user("registry-1.docker.io", "library/nginx").as_deref(),
+            Some("hub")
+        );
+        assert_eq!(user("bad.io", "x"), None);
+        assert_eq!(user("other.io", "x"), None);
+        for (registry, what) in [
+            ("quay.io", "has a login"),
+            ("bad.io", "malformed"),
+            ("token.io", "identity token"),
+            ("helper.io", "credential helper"),
+            ("other.io", "no entry"),
+        ] {
+            let said = all.looked_at(registry);
+            assert!(
+                said.contains("none is not there") && said.contains(what),
+                "{said}"
+            );
+        }
+        assert!(!format!("{all:?}").contains(&encoded("all:one")));
+    }
+
+    #[test]
+    fn a_malformed_file_does_not_tell_its_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("auth.json");
+        host::atomic::write(&path, br#"{"auths": "secret"}"#, 0o600).unwrap();
+        let said = Credentials::load([path]).looked_at("quay.io");
+        assert!(
+            said.contains("malformed at line 1") && !said.contains("secret"),
+            "{said}"
+        );
+    }
+}
