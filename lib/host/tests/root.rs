@@ -1,7 +1,11 @@
 //! What needs root, in mount namespaces of the tests' own: nothing is seen of
 //! it outside. Without root these tests say that they skip.
 
-#![expect(clippy::print_stdout, reason = "a skip must say why")]
+#![expect(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "tests: a skip must say why, and what fails must fail"
+)]
 
 use std::path::Path;
 
