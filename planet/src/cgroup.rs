@@ -82,7 +82,10 @@ pub(crate) fn hierarchies() -> Result<Vec<Hierarchy>> {
         ));
     }
     let alone = !found.iter().any(|hierarchy: &Hierarchy| {
-        hierarchy.controllers.iter().any(|controller| NEEDED.contains(&controller.as_str()))
+        hierarchy
+            .controllers
+            .iter()
+            .any(|controller| NEEDED.contains(&controller.as_str()))
     });
     for hierarchy in &mut found {
         hierarchy.controls = alone && hierarchy.is_v2();

@@ -293,3 +293,71 @@ pub enum Probe {
         path: PathBuf,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(services: &[(&str, &[&str])]) -> PlanetConfig {
+        let service = |(name, requires): &(&str, &[&str])| Service {
+            name: (*name).to_owned(),
+            command: vec!["/bin/true".into()],
+            env: BTreeMap::new(),
+            uid: 0,
+            gid: 0,
+            capabilities: Vec::new(),
+            requires: requires.iter().map(|name| (*name).to_owned()).collect(),
+            readiness: Probe::Started,
+            directories: Vec::new(),
+            cpu_weight: None,
+            post_start: Vec::new(),
+            oneshot: false,
+            stop_timeout_seconds: 1,
+            keep_children: false,
+        };
+        PlanetConfig {
+            version: SCHEMA_VERSION,
+            hostname: "node".into(),
+            rootfs: "/rootfs".into(),
+            overlay: "/overlay".into(),
+            mounts: Vec::new(),
+            files: Vec::new(),
+            link_local_addresses: vec!["169.254.20.10/32".into()],
+            balancers: Vec::new(),
+            sysctls: BTreeMap::new(),
+            services: services.iter().map(service).collect(),
+        }
+    }
+
+    #[test]
+    fn services_that_never_start_are_refused() {
+        assert_eq!(config(&[("b", &["a"]), ("a", &[])]).check(), Ok(()));
+        let reason = |services| config(services).check().unwrap_err();
+        assert!(reason(&[("a", &["b"]), ("b", &["a"])]).contains("wait for each other: a, b"));
+        assert!(reason(&[("a", &["c"])]).contains("requires c, which does not exist"));
+        assert!(reason(&[("a", &[]), ("a", &[])]).contains("twice"));
+        assert!(reason(&[("../a", &[])]).contains("letters"));
+    }
+
+    #[test]
+    fn unusable_values_are_named() {
+        let reason = |change: fn(&mut PlanetConfig)| {
+            let mut config = config(&[("a", &[])]);
+            change(&mut config);
+            config.check().unwrap_err()
+        };
+        assert!(reason(|config| config.version = 2).contains("version 2"));
+        assert!(reason(|config| config.rootfs = "/a,b".into()).contains("/a,b"));
+        assert!(reason(|config| config.link_local_addresses = vec!["x".into()]).contains("CIDR"));
+        assert!(
+            reason(|config| config.services[0].capabilities = vec!["CAP_X".into()])
+                .contains("CAP_X")
+        );
+        let url = |config: &mut PlanetConfig| {
+            config.services[0].readiness = Probe::Http {
+                url: "http://name/".into(),
+            };
+        };
+        assert!(reason(url).contains("IP address"));
+    }
+}

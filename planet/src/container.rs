@@ -35,6 +35,10 @@ use crate::{address, files};
 
 /// Where the configuration lies inside.
 pub const CONFIG: &str = "/run/planet/config.json";
+/// Directory inside that the host sees, when one is mounted there.
+pub const HOST_RUN: &str = "/run/planet/host";
+/// Name of the supervisor's socket in it.
+const SOCKET_NAME: &str = "planet.sock";
 /// Name of the control group.
 const GROUP: &str = "gravity";
 /// PID 1 inside.
@@ -72,7 +76,7 @@ pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
         }
         None => start(&config, &state, supervisor)?,
     };
-    let ended = wait(process, &signals);
+    let ended = wait(&config, process, &signals);
     let cleaned = clean(&config, &state);
     ended.and(cleaned)
 }
@@ -225,11 +229,10 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
 }
 
 /// Waits until the container ends, and passes SIGTERM on.
-fn wait(process: ProcessId, signals: &SignalFd) -> Result<()> {
+fn wait(config: &PlanetConfig, process: ProcessId, signals: &SignalFd) -> Result<()> {
     let Some(pidfd) = process.open() else {
         return Err(Error::Ended("at once".into()));
     };
-    let mut told = false;
     loop {
         let mut ready = [
             PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
@@ -240,12 +243,12 @@ fn wait(process: ProcessId, signals: &SignalFd) -> Result<()> {
             result => result.on("wait for the planet")?,
         };
         let [ended, signalled] = ready.map(|fd| fd.any().unwrap_or_default());
-        if signalled && let Ok(Some(signal)) = signals.read_signal() {
-            if signal.ssi_signo != Signal::SIGCHLD as u32 {
-                told = true;
-                // If it ended meanwhile, the other descriptor says so.
-                drop(sys::pidfd_signal(pidfd.as_fd(), Signal::SIGTERM));
-            }
+        if signalled
+            && let Ok(Some(signal)) = signals.read_signal()
+            && signal.ssi_signo != Signal::SIGCHLD as u32
+        {
+            // If it ended meanwhile, the other descriptor says so.
+            drop(sys::pidfd_signal(pidfd.as_fd(), Signal::SIGTERM));
         }
         if ended {
             break;
@@ -256,10 +259,21 @@ fn wait(process: ProcessId, signals: &SignalFd) -> Result<()> {
         Ok(WaitStatus::Exited(_, 0)) => Ok(()),
         Ok(WaitStatus::Exited(_, code)) => Err(Error::Ended(format!("exit code {code}"))),
         Ok(WaitStatus::Signaled(_, signal, _)) => Err(Error::Ended(signal.to_string())),
-        // Taken over from another process: nobody tells us how it ended.
-        _ if told => Ok(()),
+        // Taken over from another process: nobody tells us how it ended, but a
+        // supervisor that stops in order takes its socket away.
+        _ if !socket(config).is_some_and(|socket| socket.exists()) => Ok(()),
         _ => Err(Error::Ended("how is not known".into())),
     }
+}
+
+/// The supervisor's socket on the host, where the configuration has its
+/// directory mounted.
+pub fn socket(config: &PlanetConfig) -> Option<PathBuf> {
+    let mount = config
+        .mounts
+        .iter()
+        .find(|mount| mount.target == Path::new(HOST_RUN))?;
+    Some(mount.source.join(SOCKET_NAME))
 }
 
 /// Removes what outlives the container's processes.

@@ -42,7 +42,9 @@ impl SingleThread {
     pub(crate) fn check() -> io::Result<Self> {
         match std::fs::read_dir("/proc/self/task")?.count() {
             1 => Ok(Self(())),
-            threads => Err(io::Error::other(format!("{threads} threads exist, it needs one"))),
+            threads => Err(io::Error::other(format!(
+                "{threads} threads exist, it needs one"
+            ))),
         }
     }
 }
