@@ -1,1 +1,37 @@
-fn main() {}
+//! The `tele` program: builds cluster images.
+//!
+//! In: a command line. Out: an exit code of [`console::ExitCode`].
+
+mod build;
+mod cli;
+mod ls;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use console::{Console, Format};
+
+use build::manifest::Rejected;
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let console = Arc::new(Console::new(Format::Auto));
+    let result = match cli.command {
+        Command::Build(arguments) => build::run(&arguments, &console),
+        Command::Ls(arguments) => ls::run(&arguments, &console),
+        Command::Version => {
+            console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));
+            Ok(())
+        }
+    };
+    let Err(error) = result else { return console::ExitCode::Ok.into() };
+    if let Some(rejected) = error.downcast_ref::<Rejected>() {
+        for diagnostic in &rejected.diagnostics {
+            console.error_text(&diagnostic.to_string());
+        }
+    }
+    console.error(error.as_ref());
+    console::ExitCode::Failed.into()
+}

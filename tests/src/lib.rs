@@ -15,3 +15,4 @@ pub mod rootfs;
 pub mod sample;
 pub mod scenario;
 pub mod snapshot;
+pub mod vm;

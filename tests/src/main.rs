@@ -96,6 +96,17 @@ enum Task {
         #[command(flatten)]
         scenario: Scenario,
     },
+    /// Install the sample in a virtual machine with systemd, check and remove it.
+    VmSmoke {
+        /// Use this cluster image instead of building one.
+        image: Option<PathBuf>,
+        /// Directory of the sample application.
+        #[arg(long, default_value = "tests/sample")]
+        sample: PathBuf,
+        /// The tele program; the one beside this program otherwise.
+        #[arg(long)]
+        tele: Option<PathBuf>,
+    },
     /// Make a node's namespaces.
     #[command(hide = true)]
     Start { name: String },
@@ -206,6 +217,19 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Demo { name, scenario } => scenario::demo(&scenario.into(), &name, console)?,
         Task::E2e { name, scenario } => {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
+        }
+        Task::VmSmoke {
+            image,
+            sample,
+            tele,
+        } => {
+            let setup = Setup {
+                sample,
+                tele,
+                image,
+                default_route: false,
+            };
+            scenario::in_machine(&setup, console)?;
         }
         Task::Start { name } => console.print(&inside::start(&name)?.to_string()),
         Task::Init { name } => inside::init(&name)?,

@@ -21,7 +21,6 @@ const START: Duration = Duration::from_secs(20);
 pub struct Registry {
     child: Child,
     address: SocketAddr,
-    directory: PathBuf,
 }
 
 impl Registry {
@@ -54,11 +53,7 @@ impl Registry {
             .stderr(log)
             .spawn()
             .context("starting the registry")?;
-        let mut registry = Self {
-            child,
-            address,
-            directory: directory.to_owned(),
-        };
+        let mut registry = Self { child, address };
         let answers = process::wait_until(START, || {
             TcpStream::connect(address).is_ok() || !matches!(registry.child.try_wait(), Ok(None))
         });
@@ -74,19 +69,10 @@ impl Registry {
     /// # Errors
     /// When one can't be copied.
     pub fn push(&self, layout: &Path) -> Result<()> {
-        for (name, descriptor) in Layout::open(layout)?.tags()? {
+        for (name, _) in Layout::open(layout)?.tags()? {
             let (_, path) = name
                 .split_once('/')
                 .with_context(|| format!("{name} has no host"))?;
-            // A name with colons can't be said in skopeo's syntax of layouts.
-            let single = self.directory.join("push");
-            file::remove_directory(&single)?;
-            let one = Layout::open_or_create(&single)?;
-            one.tag("image", descriptor)?;
-            let blobs = single.join("blobs");
-            file::remove_directory(&blobs)?;
-            std::os::unix::fs::symlink(std::path::absolute(layout)?.join("blobs"), &blobs)
-                .context("linking the layout")?;
             let mut command = Command::new("skopeo");
             command.args([
                 "copy",
@@ -96,7 +82,7 @@ impl Registry {
             ]);
             command
                 .arg("--insecure-policy")
-                .arg(format!("oci:{}:image", single.display()));
+                .arg(format!("oci:{}:{name}", layout.display()));
             process::run(command.arg(format!("docker://{}/{path}", self.address)))?;
         }
         Ok(())

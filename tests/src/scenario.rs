@@ -18,6 +18,7 @@ use serde::Deserialize;
 use crate::node::{self, Node, Options};
 use crate::registry::{Registry, component};
 use crate::snapshot::{ALLOWED, Snapshot};
+use crate::vm::{self, Disk, Machine, SECOND_DISK};
 use crate::{file, process, sample};
 
 /// The image in a node.
@@ -270,6 +271,78 @@ pub fn install_and_leave(setup: &Setup, name: &str, console: &Console) -> Result
     }
     console.info("After `leave` the node is as it was");
     node.delete()
+}
+
+/// How long the whole of [`in_machine`] may take.
+const MACHINE: Duration = Duration::from_secs(25 * 60);
+
+/// Installs the sample in a virtual machine with systemd and cgroup v2, checks
+/// it and removes it.
+///
+/// # Errors
+/// At the first check that fails, or after 25 minutes.
+pub fn in_machine(setup: &Setup, console: &Console) -> Result<()> {
+    let started = Instant::now();
+    let left = || MACHINE.saturating_sub(started.elapsed());
+    let image = setup.image(console)?;
+    let size = fs::metadata(&image)
+        .with_context(|| image.display().to_string())?
+        .len();
+    let disk = Disk::make(console)?;
+    let options = vm::Options {
+        processors: 2,
+        memory: 4096,
+        second_disk: Some(image),
+        limit: MACHINE,
+    };
+    let mut machine = Machine::boot(&disk, &options, console)?;
+    console.info(&format!(
+        "It is up, {} from the start",
+        render::duration(started.elapsed())
+    ));
+    machine.must(
+        &format!("head -c {size} {SECOND_DISK} >{IMAGE} && chmod 755 {IMAGE}"),
+        left(),
+    )?;
+    let mut show = |text: &str| {
+        for line in text.lines().filter(|line| !line.is_empty()) {
+            console.print(&format!("machine: {}", render::sanitize(line)));
+        }
+    };
+    let address = vm::ADDRESS;
+    for (command, wanted) in [
+        (
+            format!("install --advertise-addr={address} --flavor=one --accept-eula"),
+            "installed",
+        ),
+        ("status".to_owned(), "showed its status"),
+    ] {
+        console.step(&format!("./gravity {command}"));
+        let (code, _) = machine.run(&format!("{IMAGE} {command}"), left(), &mut show)?;
+        ensure!(code == 0, "./gravity {command} ended with {code}");
+        console.info(&format!(
+            "It {wanted}, {} from the start",
+            render::duration(started.elapsed())
+        ));
+    }
+    let status = machine.must(&format!("{IMAGE} status --output json"), left())?;
+    let url = check_status(&status)?;
+    let page = machine.must(&format!("curl -sS --fail -m 20 {url}"), left())?;
+    ensure!(
+        page == sample::PAGE,
+        "{url} does not serve the page: {page}"
+    );
+    console.step("./gravity leave");
+    let leave = format!("{IMAGE} leave --force --confirm");
+    let (code, _) = machine.run(&leave, left(), &mut show)?;
+    ensure!(code == 0, "{leave} ended with {code}");
+    let units = machine.must("systemctl list-units --all 'gravity*' --no-legend", left())?;
+    ensure!(units.trim().is_empty(), "units are left: {units}");
+    console.info(&format!(
+        "All is well, {}",
+        render::duration(started.elapsed())
+    ));
+    Ok(())
 }
 
 #[cfg(test)]

@@ -53,6 +53,10 @@ fn client(name: &str) -> Result<()> {
     if std::env::var_os("KUBECONFIG").is_none() {
         command.env("KUBECONFIG", layout.admin_kubeconfig());
     }
+    // Not in the user's home, where nobody would remove it.
+    if std::env::var_os("KUBECACHEDIR").is_none() && nix::unistd::geteuid().is_root() {
+        command.env("KUBECACHEDIR", layout.service("kubectl-cache"));
+    }
     Err(command.exec()).with_context(|| format!("run {name}"))
 }
 

@@ -16,8 +16,13 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         "bindAddress": context.address().to_string(),
         "healthzBindAddress": "127.0.0.1:10256",
         "metricsBindAddress": "127.0.0.1:10249",
-        // The size of the connection table is the host's business.
-        "conntrack": { "maxPerCore": 0, "min": 0 },
+        // The connection table is the host's business: 0 leaves it alone.
+        "conntrack": {
+            "maxPerCore": 0,
+            "min": 0,
+            "tcpEstablishedTimeout": "0s",
+            "tcpCloseWaitTimeout": "0s",
+        },
         "oomScoreAdj": 0,
     });
     let command = command("kube-proxy", &[("config", config("kube-proxy.yaml")), ("v", "1".into())]);

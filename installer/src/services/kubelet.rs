@@ -54,6 +54,8 @@ fn settings(context: &Context<'_>) -> String {
         "clusterDomain": context.cluster.domain,
         "resolvConf": format!("{CONFIG}/resolv.conf"),
         "hairpinMode": "hairpin-veth",
+        // kube-proxy has no need of kubelet's iptables chains.
+        "makeIPTablesUtilChains": false,
         "serializeImagePulls": false,
         "oomScoreAdj": oom_score,
         "containerLogMaxSize": "20Mi",

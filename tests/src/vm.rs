@@ -1,0 +1,583 @@
+//! Virtual machines with Debian, systemd and cgroup v2, by QEMU.
+//!
+//! In: a file that the machine sees as its second disk. Out: a booted
+//! [`Machine`] that runs commands as root, which come over a serial port.
+//! Always holds: a machine can't reach anything but itself, ends at its
+//! deadline whatever happens to this program, and leaves no file behind. KVM
+//! is used where a kernel boots under it, which is tried once a machine.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use console::render;
+use event::Sink;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::{file, process, rootfs};
+
+/// Part of the hash: raise it when the way of making the disk changes.
+const FORMAT: u32 = 1;
+/// What the machine's Debian has beyond the minimum.
+const PACKAGES: &[&str] = &[
+    "ca-certificates",
+    "curl",
+    "dbus",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "linux-image-cloud-amd64",
+    "nftables",
+    "passwd",
+    "procps",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "usr-is-merged",
+    "util-linux",
+];
+/// Files of the machine's own, and their modes.
+const FILES: &[(&str, u32, &str)] = &[
+    (
+        "usr/local/sbin/channel",
+        0o755,
+        include_str!("../vm/channel.sh"),
+    ),
+    (
+        "etc/systemd/system/channel.service",
+        0o644,
+        include_str!("../vm/channel.service"),
+    ),
+    (
+        "etc/systemd/network/ethernet.network",
+        0o644,
+        include_str!("../vm/ethernet.network"),
+    ),
+    ("etc/hostname", 0o644, "machine\n"),
+    (
+        "etc/hosts",
+        0o644,
+        "127.0.0.1\tlocalhost\n127.0.1.1\tmachine\n",
+    ),
+    ("etc/fstab", 0o644, ""),
+];
+/// Units that start at boot, and from where.
+const ENABLED: &[(&str, &str)] = &[
+    (
+        "multi-user.target.wants/channel.service",
+        "/etc/systemd/system/channel.service",
+    ),
+    (
+        "multi-user.target.wants/systemd-networkd.service",
+        SYSTEMD_NETWORKD,
+    ),
+    (
+        "network-online.target.wants/systemd-networkd-wait-online.service",
+        WAIT_ONLINE,
+    ),
+];
+const SYSTEMD_NETWORKD: &str = "/lib/systemd/system/systemd-networkd.service";
+const WAIT_ONLINE: &str = "/lib/systemd/system/systemd-networkd-wait-online.service";
+/// Size of the disk; what is not written takes no room.
+const DISK: &str = "20G";
+/// How long a boot may take under KVM, where it takes seconds.
+const BOOT_KVM: Duration = Duration::from_secs(60);
+/// How long a boot may take under emulation with busy cores.
+const BOOT_TCG: Duration = Duration::from_secs(300);
+/// Bytes of a command's output that are kept: the last ones.
+const OUTPUT_MAX: usize = 4 << 20;
+/// The machine's address; QEMU's user network gives always this one.
+pub const ADDRESS: &str = "10.0.2.15";
+/// The second disk, in the machine.
+pub const SECOND_DISK: &str = "/dev/vdb";
+
+/// What machines boot from.
+#[derive(Debug, Clone)]
+pub struct Disk {
+    directory: PathBuf,
+}
+
+impl Disk {
+    /// The disk, kernel and initrd; made, which takes two minutes, when the
+    /// cache does not have them.
+    ///
+    /// # Errors
+    /// When mmdebstrap or mkfs.ext4 fails.
+    pub fn make(sink: &dyn Sink) -> Result<Self> {
+        crate::node::require_root()?;
+        let inputs = format!("{FORMAT} {PACKAGES:?} {FILES:?} {ENABLED:?} {DISK}");
+        let all = file::cache()?.join("vm");
+        let directory = all.join(&file::sha256(inputs.as_bytes())[..16]);
+        let made = Self { directory };
+        if made.directory.is_dir() {
+            return Ok(made);
+        }
+        file::make_directory(&all)?;
+        let _lock = file::lock(&all.join("lock"))?;
+        if made.directory.is_dir() {
+            return Ok(made);
+        }
+        sink.step("Making the disk of test machines, about 2m");
+        let temporary = all.join(".tmp");
+        file::remove_directory(&temporary)?;
+        file::make_directory(&temporary)?;
+        let root = temporary.join("root");
+        rootfs::debootstrap(&root, "directory", PACKAGES)?;
+        populate(&root)?;
+        for name in ["vmlinuz", "initrd.img"] {
+            // Links to the files with the version in /boot.
+            fs::copy(root.join(name), temporary.join(name))
+                .with_context(|| format!("copying {name} of the machine"))?;
+        }
+        let mut command = Command::new("mkfs.ext4");
+        command.args(["-q", "-F", "-L", "root", "-d"]).arg(&root);
+        process::run(command.arg(temporary.join("disk.raw")).arg(DISK))?;
+        file::remove_directory(&root)?;
+        fs::rename(&temporary, &made.directory)
+            .with_context(|| format!("renaming {}", temporary.display()))?;
+        Ok(made)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+fn populate(root: &Path) -> Result<()> {
+    for (path, mode, content) in FILES {
+        let path = root.join(path);
+        file::write(&path, content)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(*mode))
+            .with_context(|| path.display().to_string())?;
+    }
+    for (link, target) in ENABLED {
+        let link = root.join("etc/systemd/system").join(link);
+        file::make_directory(link.parent().unwrap_or(root))?;
+        if link.symlink_metadata().is_err() {
+            symlink(target, &link).with_context(|| link.display().to_string())?;
+        }
+    }
+    // Made at the first boot, so that machines differ.
+    file::write(&root.join("etc/machine-id"), "")
+}
+
+/// How the machine's processors are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accelerator {
+    Kvm,
+    Emulation,
+}
+
+impl Accelerator {
+    fn arguments(self) -> [&'static str; 4] {
+        match self {
+            Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
+            Self::Emulation => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+        }
+    }
+}
+
+/// How a machine is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Processors.
+    pub processors: u32,
+    /// Memory in MiB.
+    pub memory: u32,
+    /// What the machine finds as [`SECOND_DISK`], to read only. Its size is
+    /// rounded up there.
+    pub second_disk: Option<PathBuf>,
+    /// After this time the machine ends, whatever it does.
+    pub limit: Duration,
+}
+
+/// A machine that runs.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    directory: PathBuf,
+    channel: UnixStream,
+    /// What came after the last command's end.
+    pending: Vec<u8>,
+    commands: u32,
+}
+
+impl Machine {
+    /// Boots a machine and waits until it takes commands.
+    ///
+    /// # Errors
+    /// When QEMU is missing or the machine does not come up, with the end of
+    /// its console.
+    pub fn boot(disk: &Disk, options: &Options, sink: &dyn Sink) -> Result<Self> {
+        let memory = known_accelerator_file()?;
+        if Path::new("/dev/kvm").exists() && fs::read(&memory).unwrap_or_default() != b"tcg" {
+            sink.step("Booting a machine under KVM");
+            match Self::try_boot(disk, options, Accelerator::Kvm, BOOT_KVM) {
+                Ok(machine) => return Ok(machine),
+                Err(error) => sink.info(&format!("KVM does not do here: {error:#}")),
+            }
+            file::write(&memory, "tcg")?;
+        }
+        sink.step("Booting a machine under emulation");
+        Self::try_boot(disk, options, Accelerator::Emulation, BOOT_TCG)
+    }
+
+    fn try_boot(
+        disk: &Disk,
+        options: &Options,
+        accelerator: Accelerator,
+        patience: Duration,
+    ) -> Result<Self> {
+        let started = Instant::now();
+        let mut directory = Directory::make(disk)?;
+        let path = directory.0.clone();
+        let mut overlay = Command::new("qemu-img");
+        overlay.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
+        process::run(
+            overlay
+                .arg(disk.file("disk.raw"))
+                .arg(path.join("disk.qcow2")),
+        )?;
+        let log = path.join("qemu.log");
+        let log_file = File::create(&log).with_context(|| log.display().to_string())?;
+        let mut child = qemu(disk, options, accelerator, &path)
+            .stdin(Stdio::null())
+            .stdout(log_file.try_clone().context("opening the log twice")?)
+            .stderr(log_file)
+            .spawn()
+            .context("starting QEMU")?;
+        let socket = path.join("channel");
+        let mut channel = None;
+        process::wait_until(Duration::from_secs(20), || {
+            channel = UnixStream::connect(&socket).ok();
+            channel.is_some() || !matches!(child.try_wait(), Ok(None))
+        });
+        let Some(channel) = channel else {
+            stop(&mut child);
+            bail!("QEMU did not start: {}", file::read(&log)?.trim());
+        };
+        directory.keep();
+        let mut machine = Self {
+            child,
+            directory: path,
+            channel,
+            pending: Vec::new(),
+            commands: 0,
+        };
+        let left = patience.saturating_sub(started.elapsed());
+        match machine.read_until("ready\n", left, &mut |_| {}) {
+            Ok(_) => Ok(machine),
+            Err(error) => {
+                let console = fs::read(machine.directory.join("console")).unwrap_or_default();
+                let console = String::from_utf8_lossy(&console);
+                let lines: Vec<_> = console.lines().rev().take(5).collect();
+                let lines: Vec<_> = lines.into_iter().rev().map(render::sanitize).collect();
+                Err(error.context(format!(
+                    "the machine did not come up in {patience:?}; its console ends:\n{}\n{}",
+                    lines.join("\n"),
+                    file::read(&log)?.trim()
+                )))
+            }
+        }
+    }
+
+    /// Runs a shell command. Its output goes to `show` as it comes. Returns
+    /// its exit code and the end of its output.
+    ///
+    /// # Errors
+    /// When it does not end in `timeout`, or the machine ends.
+    pub fn run(
+        &mut self,
+        command: &str,
+        timeout: Duration,
+        show: &mut dyn FnMut(&str),
+    ) -> Result<(i32, String)> {
+        self.commands += 1;
+        let word = format!("{}-{}", std::process::id(), self.commands);
+        self.channel
+            .write_all(format!("{word} {}\n", base64(command.as_bytes())).as_bytes())
+            .context("sending a command to the machine")?;
+        let end = format!("\nend-{word} ");
+        let output = self
+            .read_until(&end, timeout, show)
+            .with_context(|| format!("running `{command}` in the machine"))?;
+        let code = self.read_until("\n", Duration::from_secs(30), &mut |_| {})?;
+        let code = code
+            .trim()
+            .parse()
+            .with_context(|| format!("exit code {code:?}"))?;
+        Ok((code, output))
+    }
+
+    /// [`Machine::run`] of a command that must succeed; returns its output.
+    ///
+    /// # Errors
+    /// When it does not, with what it said.
+    pub fn must(&mut self, command: &str, timeout: Duration) -> Result<String> {
+        let (code, output) = self.run(command, timeout, &mut |_| {})?;
+        ensure!(
+            code == 0,
+            "`{command}` ended with {code} in the machine: {output}"
+        );
+        Ok(output)
+    }
+
+    /// What comes before `end`, which is taken away too.
+    fn read_until(
+        &mut self,
+        end: &str,
+        timeout: Duration,
+        show: &mut dyn FnMut(&str),
+    ) -> Result<String> {
+        let deadline = Instant::now() + timeout;
+        let mut shown = 0;
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(at) = find(&self.pending, end.as_bytes()) {
+                show(&String::from_utf8_lossy(&self.pending[shown.min(at)..at]));
+                let rest = self.pending.split_off(at + end.len());
+                let mut before = std::mem::replace(&mut self.pending, rest);
+                before.truncate(at);
+                return Ok(String::from_utf8_lossy(&before).into_owned());
+            }
+            // The end may have come in part: whole lines before it are shown.
+            if let Some(line) = self.pending[shown..]
+                .iter()
+                .rposition(|byte| *byte == b'\n')
+            {
+                show(&String::from_utf8_lossy(&self.pending[shown..shown + line]));
+                shown += line;
+            }
+            if self.pending.len() > OUTPUT_MAX {
+                let surplus = (self.pending.len() - OUTPUT_MAX / 2).min(shown);
+                self.pending.drain(..surplus);
+                shown -= surplus;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!(
+                    "no end after {timeout:?}; the last output was: {}",
+                    self.tail()
+                );
+            }
+            self.channel
+                .set_read_timeout(Some(left))
+                .context("setting a time limit")?;
+            match self.channel.read(&mut buffer) {
+                Ok(0) => bail!(
+                    "the machine has ended; its last output was: {}",
+                    self.tail()
+                ),
+                Ok(count) => self.pending.extend_from_slice(&buffer[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error).context("reading from the machine"),
+            }
+        }
+    }
+
+    fn tail(&self) -> String {
+        let from = self.pending.len().saturating_sub(1000);
+        String::from_utf8_lossy(&self.pending[from..]).into_owned()
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        stop(&mut self.child);
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// A machine's files, which are removed unless a machine takes them.
+struct Directory(PathBuf, bool);
+
+impl Directory {
+    fn make(disk: &Disk) -> Result<Self> {
+        let all = disk
+            .directory
+            .parent()
+            .context("the disk has no directory")?;
+        sweep(all);
+        let path = (0..)
+            .map(|number| all.join(format!("run-{}-{number}", std::process::id())))
+            .find(|path| !path.exists())
+            .context("no name is free")?;
+        file::make_directory(&path)?;
+        Ok(Self(path, false))
+    }
+
+    fn keep(&mut self) {
+        self.1 = true;
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !self.1 {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// Removes the files of machines whose program was killed.
+fn sweep(all: &Path) {
+    for entry in fs::read_dir(all).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let Some(pid) = name
+            .strip_prefix("run-")
+            .and_then(|rest| rest.split('-').next())
+        else {
+            continue;
+        };
+        if !Path::new("/proc").join(pid).exists() {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// QEMU, under `timeout`: so it ends also when this program is killed.
+fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Path) -> Command {
+    let mut command = Command::new("timeout");
+    command
+        .arg("--kill-after=5")
+        .arg(options.limit.as_secs().to_string());
+    command.args([
+        "qemu-system-x86_64",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+    ]);
+    command
+        .args(["-no-reboot", "-machine", "q35"])
+        .args(accelerator.arguments());
+    command.args([
+        "-smp",
+        &options.processors.to_string(),
+        "-m",
+        &options.memory.to_string(),
+    ]);
+    command.arg("-kernel").arg(disk.file("vmlinuz"));
+    command.arg("-initrd").arg(disk.file("initrd.img"));
+    command.args([
+        "-append",
+        "root=/dev/vda rw console=ttyS0 panic=-1 systemd.show_status=0",
+    ]);
+    let overlay = directory.join("disk.qcow2");
+    command.arg("-drive").arg(format!(
+        "file={},format=qcow2,if=virtio,cache=unsafe,discard=unmap",
+        overlay.display()
+    ));
+    if let Some(second) = &options.second_disk {
+        command.arg("-drive").arg(format!(
+            "file={},format=raw,if=virtio,readonly=on",
+            second.display()
+        ));
+    }
+    command.args([
+        "-device",
+        "virtio-rng-pci",
+        "-device",
+        "virtio-net-pci,netdev=net",
+    ]);
+    // It reaches nothing, and only QEMU's DHCP server answers.
+    command.args(["-netdev", "user,id=net,restrict=on"]);
+    command
+        .arg("-serial")
+        .arg(format!("file:{}", directory.join("console").display()));
+    let channel = directory.join("channel");
+    command.arg("-chardev").arg(format!(
+        "socket,id=channel,path={},server=on,wait=off",
+        channel.display()
+    ));
+    command.args(["-serial", "chardev:channel"]);
+    command
+}
+
+/// Ends QEMU through `timeout`, which passes the signal on.
+fn stop(child: &mut Child) {
+    if matches!(child.try_wait(), Ok(None)) {
+        let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
+        let _ = child.wait();
+    }
+}
+
+/// Where it is written down that KVM does not do on this machine and kernel.
+fn known_accelerator_file() -> Result<PathBuf> {
+    let version = fs::read_to_string("/proc/version").unwrap_or_default();
+    let all = file::cache()?.join("vm");
+    Ok(all.join(format!(
+        "accelerator-{}",
+        &file::sha256(version.as_bytes())[..16]
+    )))
+}
+
+fn find(text: &[u8], part: &[u8]) -> Option<usize> {
+    text.windows(part.len()).position(|window| window == part)
+}
+
+fn base64(bytes: &[u8]) -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A machine whose channel is the other end of the result.
+    fn machine() -> (Machine, UnixStream) {
+        let (channel, other) = UnixStream::pair().unwrap();
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let directory = PathBuf::from("/nonexistent/machine");
+        (
+            Machine {
+                child,
+                directory,
+                channel,
+                pending: Vec::new(),
+                commands: 0,
+            },
+            other,
+        )
+    }
+
+    #[test]
+    fn output_and_exit_code_of_each_command_are_told_apart() {
+        let (mut machine, mut other) = machine();
+        let id = std::process::id();
+        write!(other, "one\ntwo\n\nend-{id}-1 0\n\nend-{id}-2 3\n").unwrap();
+        let mut shown = String::new();
+        let short = Duration::from_secs(5);
+        let (code, output) = machine
+            .run("x", short, &mut |text| shown.push_str(text))
+            .unwrap();
+        assert_eq!(
+            (code, output.as_str(), shown.as_str()),
+            (0, "one\ntwo\n", "one\ntwo\n")
+        );
+        assert_eq!(
+            machine.run("y", short, &mut |_| {}).unwrap(),
+            (3, String::new())
+        );
+        assert!(machine.must("z", Duration::from_millis(10)).is_err());
+    }
+
+    #[test]
+    fn a_machine_that_ends_ends_the_command() {
+        let (mut machine, other) = machine();
+        let (mut other, closing) = (other.try_clone().unwrap(), other);
+        write!(other, "half").unwrap();
+        closing.shutdown(std::net::Shutdown::Both).unwrap();
+        let error = machine.must("x", Duration::from_secs(5)).unwrap_err();
+        assert!(!format!("{error:#}").is_empty());
+    }
+}
