@@ -30,16 +30,31 @@ pub(crate) const PARTIAL: &str = ".partial-";
 
 pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
     let started = Instant::now();
-    let output = Output::choose(arguments.output.as_deref(), &std::env::current_dir()?, arguments.overwrite)?;
+    let output = Output::choose(
+        arguments.output.as_deref(),
+        &std::env::current_dir()?,
+        arguments.overwrite,
+    )?;
     let hub = arguments.hub.open()?;
     let state = state_dir(arguments)?;
-    let (registries, credentials) = (Registries::from_environment()?, Credentials::from_environment());
-    let client = Client::new(registries, credentials, usize::from(arguments.parallel), Retry::default());
+    let (registries, credentials) = (
+        Registries::from_environment()?,
+        Credentials::from_environment(),
+    );
+    let client = Client::new(
+        registries,
+        credentials,
+        usize::from(arguments.parallel),
+        Retry::default(),
+    );
     let job = Job {
         path: &arguments.path,
         state: &state,
         hub: &hub,
-        chart_options: charts::Options { set: &arguments.set, values: &arguments.values },
+        chart_options: charts::Options {
+            set: &arguments.set,
+            values: &arguments.values,
+        },
         client: &client,
         parallel: usize::from(arguments.parallel),
     };
@@ -72,13 +87,23 @@ impl Job<'_> {
         let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
         let source = manifest::Source::find(self.path)?;
         let mut manifest = source.parse()?;
-        let (name, version) = (manifest.metadata.name.clone(), manifest.metadata.resource_version.to_string());
-        sink.step(&format!("Building cluster image {name} {version} from {}", source.file.display()));
+        let (name, version) = (
+            manifest.metadata.name.clone(),
+            manifest.metadata.resource_version.to_string(),
+        );
+        sink.step(&format!(
+            "Building cluster image {name} {version} from {}",
+            source.file.display()
+        ));
         manifest::complete(&mut manifest, &source, &runtime, self.client)?;
 
         sink.step("Selecting base image");
         let base = base::select(self.hub, manifest.base_image.as_ref())?;
-        sink.info(&format!("Base image {} ({})", base.reference, base.describe()));
+        sink.info(&format!(
+            "Base image {} ({})",
+            base.reference,
+            base.describe()
+        ));
 
         let work = output.begin(&runtime)?;
         let cache = Layout::open_or_create(self.state.join("images"))?;
@@ -99,35 +124,68 @@ impl Job<'_> {
             let place = format!("{}: hooks.{hook}.job", source.file.display());
             let scanned = images::scan(job, &place)?;
             *job = scanned.rewrite(job)?;
-            scanned.images.into_iter().for_each(|image| found.images.add(image));
+            scanned
+                .images
+                .into_iter()
+                .for_each(|image| found.images.add(image));
         }
         let wanted = found.images.resolve(sink.as_ref())?;
 
         sink.step(&format!("Pulling {} container images", wanted.len()));
-        let pulled = runtime.block_on(images::pull(&wanted, self.client, &cache, self.parallel, sink))?;
+        let pulled = runtime.block_on(images::pull(
+            &wanted,
+            self.client,
+            &cache,
+            self.parallel,
+            sink,
+        ))?;
 
         sink.step("Packing resources");
         let staged = resources::stage(&source, &skip, &found.rewritten, work.dir())?;
         let tar = work.dir().join("resources.tar");
-        let file = std::fs::File::create(&tar).with_context(|| format!("cannot create {}", tar.display()))?;
+        let file = std::fs::File::create(&tar)
+            .with_context(|| format!("cannot create {}", tar.display()))?;
         let packed = image::pack::pack_dir(&staged, &[], epoch()?, std::io::BufWriter::new(file))?;
 
-        sink.step(&format!("Saving cluster image to {}", output.path().display()));
+        sink.step(&format!(
+            "Saving cluster image to {}",
+            output.path().display()
+        ));
         let config = ClusterConfig {
             version: CONFIG_VERSION,
             name,
             image_version: version,
             description: manifest.metadata.description.clone().unwrap_or_default(),
-            base: BaseReference { reference: base.reference.clone(), digest: base.digest.to_string() },
+            base: BaseReference {
+                reference: base.reference.clone(),
+                digest: base.digest.to_string(),
+            },
             planets: Default::default(),
-            images: pulled.iter().map(|image| image.application.clone()).collect(),
+            images: pulled
+                .iter()
+                .map(|image| image.application.clone())
+                .collect(),
             // Both are known when they are written.
             manifest: String::new(),
             resources: packed.digest.clone(),
         };
-        let resolved = manifest.to_json().context("cannot write the resolved manifest")?;
-        let content = output::Content { config, resolved: &resolved, resources: (&tar, &packed), base: &base, images: &pulled };
-        let executable = output::write_image(&content, self.hub, &cache, encoded, &work.dir().join("gravity"))?;
+        let resolved = manifest
+            .to_json()
+            .context("cannot write the resolved manifest")?;
+        let content = output::Content {
+            config,
+            resolved: &resolved,
+            resources: (&tar, &packed),
+            base: &base,
+            images: &pulled,
+        };
+        let executable = output::write_image(
+            &content,
+            self.hub,
+            &cache,
+            encoded,
+            &work.dir().join("gravity"),
+        )?;
         work.finish(output, &executable, &source, epoch()?)
     }
 }
@@ -137,18 +195,27 @@ fn state_dir(arguments: &Build) -> Result<PathBuf> {
     if let Some(dir) = &arguments.state_dir {
         return std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()));
     }
-    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let cache = variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    let cache =
+        variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
     match cache {
         Some(cache) => Ok(cache.join("gravity/tele")),
-        None => bail!("there is no home directory for what is kept between builds: name one with --state-dir"),
+        None => bail!(
+            "there is no home directory for what is kept between builds: name one with --state-dir"
+        ),
     }
 }
 
 /// The time of everything that must have one, in seconds since 1970.
 fn epoch() -> Result<u64> {
     match std::env::var("SOURCE_DATE_EPOCH") {
-        Ok(text) => text.parse().with_context(|| format!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds")),
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("SOURCE_DATE_EPOCH is `{text}`, not a number of seconds")),
         Err(_) => Ok(0),
     }
 }

@@ -75,11 +75,17 @@ impl Hub {
     pub(crate) fn open(&self) -> anyhow::Result<oci::Layout> {
         use anyhow::Context;
         let dir = self.dir.clone().or_else(oci::hub::default_dir);
-        let dir = dir.context("there is no home directory to look for the hub in: name it with --hub")?;
+        let dir =
+            dir.context("there is no home directory to look for the hub in: name it with --hub")?;
         if dir.to_str().is_some_and(|text| text.contains("://")) {
-            anyhow::bail!("{}: a hub that is a registry is not supported by this release yet: name a directory", dir.display());
+            anyhow::bail!(
+                "{}: a hub that is a registry is not supported by this release yet: name a directory",
+                dir.display()
+            );
         }
-        oci::Layout::open(dir).context("cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another")
+        oci::Layout::open(dir).context(
+            "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
+        )
     }
 }
 
@@ -90,8 +96,12 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         <Cli as clap::CommandFactory>::command().debug_assert();
-        let cli = Cli::try_parse_from(["tele", "build", "-f", "-o", "x.tar", "app.yaml", "--set", "a=b", "--set", "c=d"]);
-        let Command::Build(build) = cli.unwrap().command else { panic!("another command") };
+        let cli = Cli::try_parse_from([
+            "tele", "build", "-f", "-o", "x.tar", "app.yaml", "--set", "a=b", "--set", "c=d",
+        ]);
+        let Command::Build(build) = cli.unwrap().command else {
+            panic!("another command")
+        };
         assert!(build.overwrite && build.set == ["a=b", "c=d"] && build.parallel == 6);
         assert!(Cli::try_parse_from(["tele", "build", "--parallel", "0"]).is_err());
         assert!(Cli::try_parse_from(["tele", "push", "x"]).is_err());

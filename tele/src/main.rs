@@ -26,7 +26,9 @@ fn main() -> ExitCode {
             Ok(())
         }
     };
-    let Err(error) = result else { return console::ExitCode::Ok.into() };
+    let Err(error) = result else {
+        return console::ExitCode::Ok.into();
+    };
     if let Some(rejected) = error.downcast_ref::<Rejected>() {
         for diagnostic in &rejected.diagnostics {
             console.error_text(&diagnostic.to_string());

@@ -31,7 +31,11 @@ pub(crate) struct Base {
 impl Base {
     /// Version of its Kubernetes.
     pub(crate) fn kubernetes(&self) -> Option<&str> {
-        self.config.components.iter().find(|part| part.name == "kubernetes").map(|part| part.version.as_str())
+        self.config
+            .components
+            .iter()
+            .find(|part| part.name == "kubernetes")
+            .map(|part| part.version.as_str())
     }
 
     pub(crate) fn describe(&self) -> String {
@@ -49,18 +53,26 @@ pub(crate) fn select(hub: &Layout, wanted: Option<&BaseImage>) -> Result<Base> {
         Some(version) => format!("gravity:{version}"),
         None => newest(hub)?,
     };
-    let descriptor = hub.resolve(&reference).context("cannot find the base image: `tele ls` lists what there is")?;
-    let base = read(hub, &reference, descriptor).with_context(|| format!("cannot use the base image {reference}"))?;
+    let descriptor = hub
+        .resolve(&reference)
+        .context("cannot find the base image: `tele ls` lists what there is")?;
+    let base = read(hub, &reference, descriptor)
+        .with_context(|| format!("cannot use the base image {reference}"))?;
     fits(&base.config).with_context(|| format!("cannot use the base image {reference}"))?;
     Ok(base)
 }
 
 fn newest(hub: &Layout) -> Result<String> {
     let tags = hub.tags()?;
-    let versions = tags.iter().filter_map(|(name, _)| Version::parse(name.strip_prefix("gravity:")?).ok());
+    let versions = tags
+        .iter()
+        .filter_map(|(name, _)| Version::parse(name.strip_prefix("gravity:")?).ok());
     match versions.max() {
         Some(version) => Ok(format!("gravity:{version}")),
-        None => bail!("the hub {} holds no base image: `make base` makes one", hub.dir().display()),
+        None => bail!(
+            "the hub {} holds no base image: `make base` makes one",
+            hub.dir().display()
+        ),
     }
 }
 
@@ -71,24 +83,47 @@ fn read(hub: &Layout, reference: &str, descriptor: Descriptor) -> Result<Base> {
         bail!("it is not a base image, but of another artifact type");
     }
     if manifest.config().media_type().as_ref() != BASE_CONFIG {
-        bail!("its config has the type {}, expected {BASE_CONFIG}", manifest.config().media_type().as_ref());
+        bail!(
+            "its config has the type {}, expected {BASE_CONFIG}",
+            manifest.config().media_type().as_ref()
+        );
     }
     let config = hub.read_json(&Digest::try_from(manifest.config().digest())?)?;
     let layer = |kind: &str| {
-        let found = manifest.layers().iter().find(|layer| layer.media_type().as_ref() == kind);
-        found.map(|layer| Digest::try_from(layer.digest())).transpose()
+        let found = manifest
+            .layers()
+            .iter()
+            .find(|layer| layer.media_type().as_ref() == kind);
+        found
+            .map(|layer| Digest::try_from(layer.digest()))
+            .transpose()
     };
-    let gravity = layer(GRAVITY_ELF)?.with_context(|| format!("it has no layer of type {GRAVITY_ELF}"))?;
+    let gravity =
+        layer(GRAVITY_ELF)?.with_context(|| format!("it has no layer of type {GRAVITY_ELF}"))?;
     layer(LAYER_TAR)?.with_context(|| format!("it has no layer of type {LAYER_TAR}"))?;
-    Ok(Base { reference: reference.into(), descriptor, digest, manifest, config, gravity })
+    Ok(Base {
+        reference: reference.into(),
+        descriptor,
+        digest,
+        manifest,
+        config,
+        gravity,
+    })
 }
 
 fn fits(base: &BaseConfig) -> Result<()> {
     let product = Version::parse(env!("CARGO_PKG_VERSION"))?;
-    let versions = VersionReq::parse(&base.product_versions)
-        .with_context(|| format!("its product versions `{}` are malformed", base.product_versions))?;
+    let versions = VersionReq::parse(&base.product_versions).with_context(|| {
+        format!(
+            "its product versions `{}` are malformed",
+            base.product_versions
+        )
+    })?;
     if !versions.matches(&product) {
-        bail!("it fits the product versions {}, this is {product}: take another base image or another tele", base.product_versions);
+        bail!(
+            "it fits the product versions {}, this is {product}: take another base image or another tele",
+            base.product_versions
+        );
     }
     if base.planet_config_version != PLANET_CONFIG {
         bail!(

@@ -41,20 +41,39 @@ pub(crate) struct Source {
 impl Source {
     /// Finds the manifest at `path`, or in the directory that it names.
     pub(crate) fn find(path: &Path) -> Result<Self> {
-        let meta = std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let meta =
+            std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
         if !meta.is_dir() {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-            return Ok(Self { file: path.into(), dir: parent.unwrap_or(Path::new(".")).into() });
+            let parent = path
+                .parent()
+                .filter(|parent| !parent.as_os_str().is_empty());
+            return Ok(Self {
+                file: path.into(),
+                dir: parent.unwrap_or(Path::new(".")).into(),
+            });
         }
-        let there: Vec<PathBuf> = NAMES.iter().map(|name| path.join(name)).filter(|file| file.is_file()).collect();
+        let there: Vec<PathBuf> = NAMES
+            .iter()
+            .map(|name| path.join(name))
+            .filter(|file| file.is_file())
+            .collect();
         match there.as_slice() {
-            [file] => Ok(Self { file: plain(file), dir: path.into() }),
+            [file] => Ok(Self {
+                file: plain(file),
+                dir: path.into(),
+            }),
             [] if path.join("Chart.yaml").is_file() => bail!(
                 "{} holds a chart and no Image Manifest; building from a chart alone is not supported by this release yet: add an app.yaml",
                 path.display()
             ),
-            [] => bail!("{} holds neither app.yaml nor manifest.yaml: name the Image Manifest", path.display()),
-            _ => bail!("{} holds app.yaml and manifest.yaml: name the one to build", path.display()),
+            [] => bail!(
+                "{} holds neither app.yaml nor manifest.yaml: name the Image Manifest",
+                path.display()
+            ),
+            _ => bail!(
+                "{} holds app.yaml and manifest.yaml: name the one to build",
+                path.display()
+            ),
         }
     }
 
@@ -67,28 +86,42 @@ impl Source {
         let what = || format!("cannot read {}", self.file.display());
         let size = std::fs::metadata(&self.file).with_context(what)?.len();
         if size > manifest::MAX_SIZE as u64 {
-            bail!("{} has {size} bytes; a manifest has at most {}", self.file.display(), manifest::MAX_SIZE);
+            bail!(
+                "{} has {size} bytes; a manifest has at most {}",
+                self.file.display(),
+                manifest::MAX_SIZE
+            );
         }
         std::fs::read_to_string(&self.file).with_context(what)
     }
 
     pub(crate) fn parse(&self) -> Result<Manifest> {
         let name = self.file.display().to_string();
-        manifest::parse(&self.text()?, &name).map_err(|diagnostics| self.rejected(diagnostics).into())
+        manifest::parse(&self.text()?, &name)
+            .map_err(|diagnostics| self.rejected(diagnostics).into())
     }
 
     fn rejected(&self, diagnostics: Vec<Diagnostic>) -> Rejected {
-        Rejected { file: self.file.clone(), diagnostics }
+        Rejected {
+            file: self.file.clone(),
+            diagnostics,
+        }
     }
 }
 
 /// Without a leading `./`.
 fn plain(path: &Path) -> PathBuf {
-    path.strip_prefix(".").map_or_else(|_| path.into(), PathBuf::from)
+    path.strip_prefix(".")
+        .map_or_else(|_| path.into(), PathBuf::from)
 }
 
 /// Replaces URIs by what they stand for and refuses what is not supported.
-pub(crate) fn complete(manifest: &mut Manifest, source: &Source, runtime: &Runtime, client: &Client) -> Result<()> {
+pub(crate) fn complete(
+    manifest: &mut Manifest,
+    source: &Source,
+    runtime: &Runtime,
+    client: &Client,
+) -> Result<()> {
     let mut found = manifest.inline(&mut |uri| fetch(uri, source, runtime, client));
     found.extend(manifest.unsupported());
     match found.is_empty() {
@@ -100,12 +133,13 @@ pub(crate) fn complete(manifest: &mut Manifest, source: &Source, runtime: &Runti
 fn fetch(uri: &Uri, source: &Source, runtime: &Runtime, client: &Client) -> Result<String, String> {
     let bytes = match &uri.location {
         Location::File(path) => read(&source.dir.join(path))?,
-        Location::Web(url) => {
-            runtime.block_on(client.fetch(url, manifest::MAX_SIZE as u64)).map_err(|error| error.to_string())?
-        }
+        Location::Web(url) => runtime
+            .block_on(client.fetch(url, manifest::MAX_SIZE as u64))
+            .map_err(|error| error.to_string())?,
     };
     if uri.image {
-        let kind = image_type(&bytes).ok_or("it is neither a PNG, JPEG, GIF, WebP nor SVG image")?;
+        let kind =
+            image_type(&bytes).ok_or("it is neither a PNG, JPEG, GIF, WebP nor SVG image")?;
         let text = base64::engine::general_purpose::STANDARD.encode(bytes);
         return Ok(format!("data:{kind};base64,{text}"));
     }
@@ -119,7 +153,11 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
         return Err("it is not a file".into());
     }
     if meta.len() > manifest::MAX_SIZE as u64 {
-        return Err(format!("it has {} bytes; at most {} are taken", meta.len(), manifest::MAX_SIZE));
+        return Err(format!(
+            "it has {} bytes; at most {} are taken",
+            meta.len(),
+            manifest::MAX_SIZE
+        ));
     }
     std::fs::read(path).map_err(text)
 }
@@ -129,7 +167,21 @@ fn image_type(bytes: &[u8]) -> Option<&'static str> {
         [0x89, b'P', b'N', b'G', ..] => Some("image/png"),
         [0xff, 0xd8, 0xff, ..] => Some("image/jpeg"),
         [b'G', b'I', b'F', b'8', ..] => Some("image/gif"),
-        [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => Some("image/webp"),
+        [
+            b'R',
+            b'I',
+            b'F',
+            b'F',
+            _,
+            _,
+            _,
+            _,
+            b'W',
+            b'E',
+            b'B',
+            b'P',
+            ..,
+        ] => Some("image/webp"),
         _ => {
             let text = std::str::from_utf8(bytes).ok()?.trim_start();
             (text.starts_with('<') && text.contains("<svg")).then_some("image/svg+xml")
@@ -146,23 +198,45 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str| host::atomic::write(&dir.path().join(name), b"x", 0o644).unwrap();
         let error = Source::find(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("neither app.yaml nor manifest.yaml"), "{error}");
+        assert!(
+            error.contains("neither app.yaml nor manifest.yaml"),
+            "{error}"
+        );
         put("Chart.yaml");
-        assert!(Source::find(dir.path()).unwrap_err().to_string().contains("chart"));
+        assert!(
+            Source::find(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("chart")
+        );
         put("manifest.yaml");
-        assert_eq!(Source::find(dir.path()).unwrap().file, dir.path().join("manifest.yaml"));
+        assert_eq!(
+            Source::find(dir.path()).unwrap().file,
+            dir.path().join("manifest.yaml")
+        );
         put("app.yaml");
-        assert!(Source::find(dir.path()).unwrap_err().to_string().contains("name the one to build"));
+        assert!(
+            Source::find(dir.path())
+                .unwrap_err()
+                .to_string()
+                .contains("name the one to build")
+        );
         let source = Source::find(&dir.path().join("app.yaml")).unwrap();
         assert_eq!(source.dir, dir.path());
-        assert_eq!(Source::find(Path::new("Cargo.toml")).unwrap().dir, Path::new("."));
+        assert_eq!(
+            Source::find(Path::new("Cargo.toml")).unwrap().dir,
+            Path::new(".")
+        );
         assert!(Source::find(&dir.path().join("none")).is_err());
     }
 
     #[test]
     fn images_are_told_from_other_content() {
         assert_eq!(image_type(b"\x89PNG\r\n"), Some("image/png"));
-        assert_eq!(image_type(b"<?xml version=\"1.0\"?><svg/>"), Some("image/svg+xml"));
+        assert_eq!(
+            image_type(b"<?xml version=\"1.0\"?><svg/>"),
+            Some("image/svg+xml")
+        );
         assert_eq!(image_type(b"<html>"), None);
         assert_eq!(image_type(b""), None);
     }

@@ -17,7 +17,11 @@ const MAX_DEPTH: usize = 128;
 #[derive(Debug, Clone)]
 pub(crate) enum Node {
     /// A scalar, the line it is in, and its bytes with quotes.
-    Text { text: String, line: usize, bytes: Range<usize> },
+    Text {
+        text: String,
+        line: usize,
+        bytes: Range<usize>,
+    },
     /// A sequence.
     List(Vec<Node>),
     /// A mapping; keys that are not text are left out.
@@ -27,7 +31,10 @@ pub(crate) enum Node {
 impl Node {
     pub(crate) fn get(&self, key: &str) -> Option<&Node> {
         match self {
-            Self::Map(entries) => entries.iter().find(|(name, _)| name == key).map(|(_, value)| value),
+            Self::Map(entries) => entries
+                .iter()
+                .find(|(name, _)| name == key)
+                .map(|(_, value)| value),
             _ => None,
         }
     }
@@ -62,7 +69,11 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, String> {
     options.block_nesting_limit = MAX_DEPTH;
     options.flow_nesting_limit = MAX_DEPTH;
     let parser = Parser::new_from_str_with_options(text, options);
-    let mut reader = Reader { parser, anchors: BTreeMap::new(), nodes: 0 };
+    let mut reader = Reader {
+        parser,
+        anchors: BTreeMap::new(),
+        nodes: 0,
+    };
     let mut documents = Vec::new();
     while let Some((event, span)) = reader.next()? {
         match event {
@@ -83,12 +94,18 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, String> {
         self.parser.next().transpose().map_err(|error| {
-            format!("line {} column {}: {}", error.marker().line(), error.marker().col() + 1, error.info())
+            format!(
+                "line {} column {}: {}",
+                error.marker().line(),
+                error.marker().col() + 1,
+                error.info()
+            )
         })
     }
 
     fn inside(&mut self) -> Result<(Event<'a>, Span), String> {
-        self.next()?.ok_or_else(|| "the text ends within a value".to_owned())
+        self.next()?
+            .ok_or_else(|| "the text ends within a value".to_owned())
     }
 
     fn grow(&mut self, nodes: usize) -> Result<(), String> {
@@ -104,14 +121,23 @@ impl<'a> Reader<'a> {
         let line = span.start.line();
         let (node, anchor) = match event {
             Event::Scalar(text, _, anchor, _) => {
-                let bytes = span.start.byte_offset().unwrap_or(0)..span.end.byte_offset().unwrap_or(0);
-                (Node::Text { text: text.into_owned(), line, bytes }, anchor)
+                let bytes =
+                    span.start.byte_offset().unwrap_or(0)..span.end.byte_offset().unwrap_or(0);
+                (
+                    Node::Text {
+                        text: text.into_owned(),
+                        line,
+                        bytes,
+                    },
+                    anchor,
+                )
             }
             Event::SequenceStart(_, anchor, _) => (self.list()?, anchor),
             Event::MappingStart(_, anchor, _) => (self.map()?, anchor),
             Event::Alias(id) => {
                 let target = self.anchors.get(&id).cloned();
-                let target = target.ok_or_else(|| format!("line {line}: an alias stands within its own anchor"))?;
+                let target = target
+                    .ok_or_else(|| format!("line {line}: an alias stands within its own anchor"))?;
                 self.grow(target.count())?;
                 return Ok(target);
             }

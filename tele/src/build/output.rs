@@ -1,0 +1,339 @@
+//! The file that a build makes.
+//!
+//! In: everything that the cluster image holds. Out: the executable, or a tar
+//! with it. All unfinished files lie in one directory beside the output, which
+//! is removed however the build ends, a kill apart; the output has its name
+//! only when it is complete.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use image::cluster::{self, BASE_ARTIFACT, ClusterConfig, LAYER_TAR, MANIFEST_YAML};
+use image::encode::Cache;
+use image::pack::Packed;
+use image::{Encoding, Writer};
+use oci::layout::{MAX_DOCUMENT, REF_NAME, verify_file};
+use oci::spec::{Descriptor, MediaType};
+use oci::{Digest, Layout};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::PARTIAL;
+use super::base::Base;
+use super::images::Vendored;
+use super::manifest::Source;
+
+const PLATFORM: &str = "linux/amd64";
+/// An uncompressed layer as Docker calls it.
+const DOCKER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+const README: &str = "\
+This archive holds a Kubernetes cluster with its applications. It needs no
+internet access. Unpack it on the first node, become root, and run
+
+    ./run_preflight_checks    to see whether the machine is fit
+    ./install                 to install the cluster
+    ./upgrade                 to upgrade a cluster of an earlier version
+
+`./gravity --help` tells more. The program needs nothing else of this archive.
+";
+
+/// Where the result goes.
+#[derive(Debug)]
+pub(crate) struct Output {
+    path: PathBuf,
+    overwrite: bool,
+}
+
+impl Output {
+    /// The named output, else the current directory's name with `.tar`.
+    pub(crate) fn choose(named: Option<&Path>, current: &Path, overwrite: bool) -> Result<Self> {
+        let path = match (named, current.file_name()) {
+            (Some(path), _) => path.to_owned(),
+            (None, Some(name)) => {
+                let mut name = name.to_owned();
+                name.push(".tar");
+                name.into()
+            }
+            (None, None) => {
+                bail!("the current directory has no name to give to the output: name one with -o")
+            }
+        };
+        let output = Self { path, overwrite };
+        if output.path.file_name().is_none() || output.path.is_dir() {
+            bail!(
+                "{} is a directory: name a file with -o",
+                output.path.display()
+            );
+        }
+        let parent = output.parent();
+        if !parent.is_dir() {
+            bail!(
+                "there is no directory {} to write {} to: make it first",
+                parent.display(),
+                output.path.display()
+            );
+        }
+        output.check_free()?;
+        Ok(output)
+    }
+
+    fn check_free(&self) -> Result<()> {
+        if self.path.symlink_metadata().is_ok() && !self.overwrite {
+            bail!(
+                "{} exists already: replace it with -f, or choose another name with -o",
+                self.path.display()
+            );
+        }
+        Ok(())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn parent(&self) -> &Path {
+        let parent = self
+            .path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        parent.unwrap_or(Path::new("."))
+    }
+
+    fn is_tar(&self) -> bool {
+        self.path
+            .extension()
+            .is_some_and(|extension| extension == "tar")
+    }
+
+    /// Makes the directory for unfinished files, which goes away with the
+    /// result and when the build is interrupted.
+    pub(crate) fn begin(&self, runtime: &Runtime) -> Result<Work> {
+        let dir = tempfile::Builder::new()
+            .prefix(PARTIAL)
+            .tempdir_in(self.parent())
+            .with_context(|| format!("cannot write to {}", self.parent().display()))?;
+        let path = dir.path().to_owned();
+        let _guard = runtime.enter();
+        for kind in [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ] {
+            let mut signals = signal(kind).context("cannot wait for signals")?;
+            let path = path.clone();
+            runtime.spawn(async move {
+                signals.recv().await;
+                // Twice: the build goes on meanwhile and may add a file.
+                for _ in 0..2 {
+                    drop(std::fs::remove_dir_all(&path));
+                }
+                std::process::exit(128 + kind.as_raw_value());
+            });
+        }
+        Ok(Work { dir })
+    }
+}
+
+/// The directory of one build.
+#[derive(Debug)]
+pub(crate) struct Work {
+    dir: tempfile::TempDir,
+}
+
+impl Work {
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Gives the result its name; returns its size in bytes.
+    pub(crate) fn finish(
+        self,
+        output: &Output,
+        executable: &Path,
+        source: &Source,
+        time: u64,
+    ) -> Result<u64> {
+        let result = match output.is_tar() {
+            true => {
+                let tar = self.dir().join("tar");
+                write_tar(&tar, executable, source, time).context("cannot write the archive")?;
+                tar
+            }
+            false => executable.to_owned(),
+        };
+        output.check_free()?;
+        let what = || format!("cannot write {}", output.path.display());
+        let size = std::fs::metadata(&result).with_context(what)?.len();
+        std::fs::rename(&result, &output.path).with_context(what)?;
+        Ok(size)
+    }
+}
+
+fn write_tar(path: &Path, executable: &Path, source: &Source, time: u64) -> Result<()> {
+    let mut out = File::create(path)?;
+    let program = File::open(executable)?;
+    out.write_all(header("gravity", program.metadata()?.len(), 0o755, time)?.as_bytes())?;
+    // File to file: the kernel copies, or shares the blocks.
+    let size = std::io::copy(&mut { program }, &mut out)?;
+    pad(&mut out, size)?;
+    let script = |command: &str| {
+        format!("#!/bin/sh\nset -e\ncd \"$(dirname \"$0\")\"\nexec ./gravity {command} \"$@\"\n")
+    };
+    for (name, text, mode) in [
+        ("app.yaml", source.text()?, 0o644),
+        ("README", README.to_owned(), 0o644),
+        ("install", script("install"), 0o755),
+        ("upgrade", script("upgrade"), 0o755),
+        ("run_preflight_checks", script("check"), 0o755),
+    ] {
+        out.write_all(header(name, text.len() as u64, mode, time)?.as_bytes())?;
+        out.write_all(text.as_bytes())?;
+        pad(&mut out, text.len() as u64)?;
+    }
+    out.write_all(&[0; 1024])?;
+    Ok(())
+}
+
+fn header(name: &str, size: u64, mode: u32, time: u64) -> Result<tar::Header> {
+    let mut header = tar::Header::new_gnu();
+    header.set_path(name)?;
+    header.set_size(size);
+    header.set_mode(mode);
+    header.set_mtime(time);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_cksum();
+    Ok(header)
+}
+
+/// Contents of a tar fill blocks of 512 bytes.
+fn pad(out: &mut File, size: u64) -> Result<()> {
+    let rest = (512 - size % 512) % 512;
+    Ok(out.write_all(&vec![0; rest as usize])?)
+}
+
+/// What goes into the image.
+#[derive(Debug)]
+pub(crate) struct Content<'a> {
+    /// All but the digest of the manifest.
+    pub(crate) config: ClusterConfig,
+    pub(crate) resolved: &'a str,
+    pub(crate) resources: (&'a Path, &'a Packed),
+    pub(crate) base: &'a Base,
+    pub(crate) images: &'a [Vendored],
+}
+
+/// Writes the executable; returns its path.
+pub(crate) fn write_image(
+    content: &Content<'_>,
+    hub: &Layout,
+    cache: &Layout,
+    encoded: Cache,
+    path: &Path,
+) -> Result<PathBuf> {
+    let base = content.base;
+    let program = hub.blob_path(&base.gravity);
+    verify_file(&program, &base.gravity)?;
+    let mut writer = Writer::create(path, &program)?.with_cache(encoded);
+
+    copy_document(&mut writer, hub, &base.descriptor)?;
+    copy_document(&mut writer, hub, base.manifest.config())?;
+    for layer in base.manifest.layers() {
+        // The program is there already: the file begins with it.
+        if layer.digest().as_ref() != base.gravity.as_str() {
+            copy(&mut writer, hub, layer)?;
+        }
+    }
+    let mut config = content.config.clone();
+    config.manifest = writer.add_blob_bytes(content.resolved.as_bytes(), MANIFEST_YAML)?;
+    let manifest = cluster::descriptor(
+        &config.manifest,
+        content.resolved.len() as u64,
+        MANIFEST_YAML,
+    )?;
+    let (tar, packed) = content.resources;
+    writer.add_blob_file(tar, &packed.digest, LAYER_TAR, Encoding::ZstdFrames)?;
+    let resources = cluster::descriptor(&packed.digest, packed.size, LAYER_TAR)?;
+
+    let mut manifests = Vec::new();
+    for image in content.images {
+        copy_document(&mut writer, cache, &image.pulled.manifest)?;
+        copy_document(&mut writer, cache, &image.pulled.config)?;
+        for layer in &image.pulled.layers {
+            copy(&mut writer, cache, layer)?;
+        }
+        let mut descriptor = image.pulled.manifest.clone();
+        let name = [(REF_NAME.to_owned(), image.application.reference.clone())];
+        descriptor.set_annotations(Some(name.into()));
+        manifests.push(descriptor);
+    }
+    let mut base_descriptor = base.descriptor.clone();
+    base_descriptor.set_artifact_type(Some(MediaType::from(BASE_ARTIFACT)));
+    let root = cluster::write_root(
+        &mut writer,
+        &config,
+        manifest,
+        resources,
+        base_descriptor,
+        manifests,
+    )?;
+    writer.finish(&root, PLATFORM).context(
+        "a blob was damaged since it was fetched: remove the file that is named, then build again",
+    )?;
+    Ok(path.to_owned())
+}
+
+fn copy_document(writer: &mut Writer, layout: &Layout, descriptor: &Descriptor) -> Result<()> {
+    let bytes = layout.read_blob(&Digest::try_from(descriptor.digest())?, MAX_DOCUMENT)?;
+    writer.add_blob_bytes(&bytes, descriptor.media_type().as_ref())?;
+    Ok(())
+}
+
+fn copy(writer: &mut Writer, layout: &Layout, descriptor: &Descriptor) -> Result<()> {
+    let path = layout.blob_path(&Digest::try_from(descriptor.digest())?);
+    let kind = descriptor.media_type().as_ref();
+    // Compressed ones keep their bytes as they are.
+    let encoding = if matches!(kind, LAYER_TAR | DOCKER_TAR) {
+        Encoding::ZstdFrames
+    } else {
+        Encoding::Raw
+    };
+    writer.add_blob_file(&path, descriptor.digest().as_ref(), kind, encoding)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_output_is_chosen_before_any_work() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let choose =
+            |named: &Path, overwrite| Output::choose(Some(named), Path::new("/x"), overwrite);
+        assert!(choose(&at("a.tar"), false).unwrap().is_tar());
+        assert!(!choose(&at("a.run"), false).unwrap().is_tar());
+        host::atomic::write(&at("a.tar"), b"", 0o644).unwrap();
+        let error = choose(&at("a.tar"), false).unwrap_err().to_string();
+        assert!(
+            error.contains("exists already: replace it with -f"),
+            "{error}"
+        );
+        choose(&at("a.tar"), true).unwrap();
+        assert!(choose(dir.path(), true).is_err());
+        assert!(
+            choose(&at("none/a.tar"), true)
+                .unwrap_err()
+                .to_string()
+                .contains("no directory")
+        );
+        let output = Output::choose(None, Path::new("/work/my-app"), false).unwrap();
+        assert_eq!(output.path(), Path::new("my-app.tar"));
+        assert!(Output::choose(None, Path::new("/"), false).is_err());
+    }
+}
