@@ -21,7 +21,11 @@ pub(crate) fn before_threads() -> Option<ExitCode> {
         return Some(report(client(&name)));
     }
     let arguments: Vec<_> = arguments.filter_map(|argument| argument.into_string().ok()).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+    let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
+    if arguments.first() == Some(&"planet") {
+        super::log_to_stderr();
+    }
+    match arguments[..] {
         ["planet", "run", "--config", config] => {
             Some(report(planet::container::run(Path::new(config)).context("run the planet")))
         }

@@ -20,9 +20,8 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("ip-masq", "true".into()),
         ],
     );
-    // It needs the node object, which comes after the planet has started:
-    // waiting for more than its process would be a circle.
-    let mut service = context.privileged("flannel", command, Probe::Started);
+    let ready = Probe::File { path: "/run/flannel/subnet.env".into() };
+    let mut service = context.privileged("flannel", command, ready);
     service.requires = vec![super::rbac::NAME.into()];
     service.env.insert("NODE_NAME".into(), context.node.hostname.clone());
     let files = vec![context.file("flannel.json", format!("{settings:#}\n"))];
