@@ -47,11 +47,15 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         usize::from(arguments.parallel),
         Retry::default(),
     );
+    let helm = std::env::var_os("HELM")
+        .filter(|value| !value.is_empty())
+        .unwrap_or_else(|| "helm".into());
     let job = Job {
         path: &arguments.path,
         state: &state,
         hub: &hub,
         chart_options: charts::Options {
+            helm: &helm,
             set: &arguments.set,
             values: &arguments.values,
         },

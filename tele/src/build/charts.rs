@@ -4,7 +4,7 @@
 //! makes of it, with default values and those of the command line. The chart's
 //! own files are not changed.
 
-use std::ffi::OsString;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,14 +21,15 @@ const MAX_OUTPUT: usize = 64 << 20;
 /// What the command line says about charts.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Options<'a> {
+    /// The program: a path, or a name to look for in PATH.
+    pub(crate) helm: &'a OsStr,
     pub(crate) set: &'a [String],
     pub(crate) values: &'a [PathBuf],
 }
 
-/// The program.
+/// Renders charts.
 #[derive(Debug)]
 pub(crate) struct Helm<'a> {
-    program: OsString,
     options: &'a Options<'a>,
     /// Of the base image: charts may ask for it.
     kubernetes: Option<&'a str>,
@@ -38,11 +39,7 @@ pub(crate) struct Helm<'a> {
 
 impl<'a> Helm<'a> {
     pub(crate) fn new(options: &'a Options<'a>, kubernetes: Option<&'a str>, work: &Path) -> Self {
-        let program = std::env::var_os("HELM")
-            .filter(|value| !value.is_empty())
-            .unwrap_or_else(|| "helm".into());
         Self {
-            program,
             options,
             kubernetes,
             home: work.join("helm"),
@@ -55,7 +52,7 @@ impl<'a> Helm<'a> {
             return Ok(Vec::new());
         }
         let what = format!("render the chart {}", shown.display());
-        let mut helm = Cmd::new(&self.program)
+        let mut helm = Cmd::new(self.options.helm)
             .describe(&what)
             .timeout(TIMEOUT)
             .max_output(MAX_OUTPUT);
@@ -77,7 +74,7 @@ impl<'a> Helm<'a> {
         let output = match helm.run() {
             Err(host::command::CommandError::NotInstalled { .. }) => bail!(
                 "{what}: there is no helm ({}): put helm 3 into PATH, or name it by the variable HELM",
-                self.program.display()
+                self.options.helm.display()
             ),
             result => result?,
         };

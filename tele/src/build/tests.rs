@@ -1,1 +1,336 @@
+//! Whole builds, with a hub and a cache of their own and without a network.
+
+use std::os::unix::fs::PermissionsExt;
+
+use event::Memory;
+use image::Image;
+use image::cluster::{BASE_ARTIFACT, BASE_CONFIG, ClusterImage, GRAVITY_ELF, LAYER_TAR};
+use oci::Digest;
+use serde_json::json;
+
 use super::*;
+
+const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+const APP: &str = "\
+apiVersion: cluster.gravitational.io/v2
+kind: Cluster
+metadata: {name: shop, resourceVersion: 1.0.0}
+installer: {eula: {source: file://eula.txt}}
+hooks:
+  install:
+    job: |
+      apiVersion: batch/v1
+      kind: Job
+      metadata: {name: install}
+      spec:
+        template:
+          spec:
+            containers:
+              - {name: hook, image: \"IMAGE\"} # kept
+            restartPolicy: Never
+";
+const OBJECT: &str = "\
+# A pod
+apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers:
+    - name: a
+      image:  IMAGE
+";
+
+/// A vendor's machine.
+struct Vendor {
+    dir: tempfile::TempDir,
+    /// An image that is in the cache, pinned.
+    image: String,
+    digest: Digest,
+}
+
+fn put(path: &Path, text: &str, mode: u32) {
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    host::atomic::write(path, text.as_bytes(), mode).unwrap();
+}
+
+impl Vendor {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Layout::open_or_create(dir.path().join("hub")).unwrap();
+        let config = json!({
+            "version": "6.0.0", "planet_config_version": 1, "product_versions": ">=6.0.0, <7.0.0",
+            "platform": "linux/amd64", "components": [{"name": "kubernetes", "version": "v1.37.2"}],
+        });
+        let config = hub
+            .put_blob_bytes(config.to_string().as_bytes(), BASE_CONFIG)
+            .unwrap();
+        let rootfs = hub
+            .put_blob_bytes(&b"rootfs".repeat(1000), LAYER_TAR)
+            .unwrap();
+        let elf = hub.put_blob_bytes(b"\x7fELF program", GRAVITY_ELF).unwrap();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "artifactType": BASE_ARTIFACT,
+            "config": config, "layers": [rootfs, elf],
+        });
+        let base = hub
+            .put_blob_bytes(manifest.to_string().as_bytes(), MANIFEST)
+            .unwrap();
+        hub.tag("gravity:6.0.0", base.clone()).unwrap();
+        hub.tag("gravity:5.9.0", base).unwrap();
+
+        let cache = Layout::open_or_create(dir.path().join("state/images")).unwrap();
+        let config = br#"{"os":"linux","architecture":"amd64"}"#;
+        let config = cache
+            .put_blob_bytes(config, "application/vnd.oci.image.config.v1+json")
+            .unwrap();
+        let layer = cache
+            .put_blob_bytes(b"layer", "application/vnd.oci.image.layer.v1.tar+gzip")
+            .unwrap();
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": config, "layers": [layer],
+        });
+        let manifest = cache
+            .put_blob_bytes(manifest.to_string().as_bytes(), MANIFEST)
+            .unwrap();
+        let digest = Digest::try_from(manifest.digest()).unwrap();
+        let vendor = Self {
+            image: format!("quay.io/team/app@{digest}"),
+            digest,
+            dir,
+        };
+        vendor.put("app.yaml", APP);
+        vendor.put("eula.txt", "be nice");
+        vendor.put("resources/pod.yaml", OBJECT);
+        vendor.put("resources/notes.txt", "image: IMAGE\n");
+        vendor.put(
+            "charts/example/Chart.yaml",
+            "apiVersion: v2\nname: example\nversion: 0.1.0\n",
+        );
+        vendor.put("charts/example/templates/pod.yaml", OBJECT);
+        // Stands for helm, which needs a cluster's base image to be built.
+        let helm = "#!/bin/sh\n[ -e \"$4/broken\" ] && { echo 'Error: parse error at (broken:1)' >&2; exit 1; }\n\
+            echo '# Source: example/templates/pod.yaml'; cat \"$4/templates/pod.yaml\"\n";
+        put(&vendor.at("helm"), helm, 0o755);
+        vendor
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn put(&self, name: &str, text: &str) {
+        put(
+            &self.at("app").join(name),
+            &text.replace("IMAGE", &self.image),
+            0o644,
+        );
+    }
+
+    fn build(&self, name: &str, sink: &Arc<Memory>) -> Result<PathBuf> {
+        let path = self.at(name);
+        let (app, state) = (self.at("app"), self.at("state"));
+        let hub = Layout::open(self.at("hub")).unwrap();
+        let client = Client::new(
+            Registries::default(),
+            Credentials::default(),
+            2,
+            Retry::default(),
+        );
+        let helm = self.at("helm");
+        let job = Job {
+            path: &app,
+            state: &state,
+            hub: &hub,
+            chart_options: charts::Options {
+                helm: helm.as_os_str(),
+                set: &[],
+                values: &[],
+            },
+            client: &client,
+            parallel: 2,
+        };
+        let output = Output::choose(Some(&path), Path::new("/"), true)?;
+        let sink: Arc<dyn Sink> = sink.clone();
+        job.build(&output, &sink)?;
+        Ok(path)
+    }
+
+    /// Builds what must fail; returns why. No file may be left.
+    fn error(&self) -> String {
+        let error = self.build("app/out.tar", &Arc::default()).unwrap_err();
+        let left: Vec<_> = walkdir::WalkDir::new(self.at("app"))
+            .into_iter()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .filter(|name| name.starts_with(PARTIAL) || name == "out.tar")
+            .collect();
+        assert_eq!(left, [""; 0]);
+        match error.downcast_ref::<manifest::Rejected>() {
+            Some(rejected) => rejected
+                .diagnostics
+                .iter()
+                .map(|d| format!("{d}\n"))
+                .collect(),
+            None => format!("{error:#}"),
+        }
+    }
+}
+
+#[test]
+fn a_build_holds_everything_and_is_the_same_again() {
+    let vendor = Vendor::new();
+    let sink = Arc::new(Memory::default());
+    let path = vendor.build("app/shop.run", &sink).unwrap();
+    let warnings = sink
+        .events()
+        .into_iter()
+        .filter(|e| matches!(e, event::Event::Warning { .. }))
+        .count();
+    assert_eq!(warnings, 0);
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o755);
+    let first = std::fs::read(&path).unwrap();
+    let image = Image::open(&path).unwrap();
+    assert_eq!(image.verify(&event::Discard).unwrap(), []);
+    let cluster = ClusterImage::open(image.clone()).unwrap();
+    let config = &cluster.config;
+    assert_eq!(
+        (config.name.as_str(), config.image_version.as_str()),
+        ("shop", "1.0.0")
+    );
+    // No base was asked for: the newest.
+    assert_eq!(config.base.reference, "gravity:6.0.0");
+    let [application] = config.images.as_slice() else {
+        panic!("{:?}", config.images)
+    };
+    let renamed = format!("leader.telekube.local:5000/team/app@{}", vendor.digest);
+    assert_eq!(application.reference, renamed);
+    assert_eq!(application.source, vendor.image);
+    assert_eq!(cluster.image_blobs(&application.digest).unwrap().len(), 3);
+    let elf = image.elf().digest.clone();
+    assert_eq!(cluster.base().unwrap().gravity, elf);
+
+    let manifest = ::manifest::parse(&cluster.manifest_yaml().unwrap(), "resolved").unwrap();
+    assert_eq!(manifest.eula(), Some("be nice"));
+    let job = manifest.hooks.values().next().unwrap();
+    assert!(
+        job.contains(&format!("image: \"{renamed}\"}} # kept")),
+        "{job}"
+    );
+
+    let tar = image.read_blob_bytes(&config.resources, 1 << 20).unwrap();
+    let mut files = std::collections::BTreeMap::new();
+    for entry in tar::Archive::new(tar.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        files.insert(entry.path().unwrap().to_string_lossy().into_owned(), text);
+    }
+    assert_eq!(
+        files["resources/pod.yaml"],
+        OBJECT.replace("IMAGE", &renamed)
+    );
+    // Charts and other files stay as they are; the output is none of them.
+    assert_eq!(
+        files["charts/example/templates/pod.yaml"],
+        OBJECT.replace("IMAGE", &vendor.image)
+    );
+    assert_eq!(
+        files["resources/notes.txt"],
+        format!("image: {}\n", vendor.image)
+    );
+    assert_eq!(files["app.yaml"], APP.replace("IMAGE", &vendor.image));
+    assert!(!files.contains_key("shop.run"), "{:?}", files.keys());
+
+    // Another build, over the first, gives the same bytes.
+    vendor.build("app/shop.run", &sink).unwrap();
+    assert!(std::fs::read(&path).unwrap() == first);
+}
+
+#[test]
+fn a_tar_holds_the_executable_and_scripts() {
+    let vendor = Vendor::new();
+    let path = vendor.build("shop.tar", &Arc::default()).unwrap();
+    let alone = std::fs::read(vendor.build("shop", &Arc::default()).unwrap()).unwrap();
+    let mut names = Vec::new();
+    for entry in tar::Archive::new(std::fs::File::open(path).unwrap())
+        .entries()
+        .unwrap()
+    {
+        let mut entry = entry.unwrap();
+        let name = entry.path().unwrap().to_string_lossy().into_owned();
+        names.push(format!("{name} {:o}", entry.header().mode().unwrap()));
+        if name == "gravity" {
+            let mut bytes = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut bytes).unwrap();
+            assert!(bytes == alone);
+        }
+    }
+    let expected = [
+        "gravity 755",
+        "app.yaml 644",
+        "README 644",
+        "install 755",
+        "upgrade 755",
+        "run_preflight_checks 755",
+    ];
+    assert_eq!(names, expected);
+}
+
+#[test]
+fn what_is_wrong_is_named_and_nothing_is_left() {
+    let vendor = Vendor::new();
+    vendor.put("charts/example/broken", "");
+    let error = vendor.error();
+    assert!(
+        error.contains("render the chart") && error.contains("charts/example"),
+        "{error}"
+    );
+    assert!(error.contains("parse error at (broken:1)"), "{error}");
+    std::fs::remove_file(vendor.at("app/charts/example/broken")).unwrap();
+
+    vendor.put("bad.yaml", "apiVersion: v1\nkind: Pod\nspec: [\n");
+    assert!(
+        vendor.error().contains("bad.yaml: not valid YAML: line"),
+        "{}",
+        vendor.error()
+    );
+    vendor.put(
+        "bad.yaml",
+        "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: A B\n",
+    );
+    assert!(
+        vendor
+            .error()
+            .contains("bad.yaml:5: `A B` is not the name of an image"),
+        "{}",
+        vendor.error()
+    );
+    std::fs::remove_file(vendor.at("app/bad.yaml")).unwrap();
+
+    std::fs::remove_file(vendor.at("app/eula.txt")).unwrap();
+    vendor.put("app.yaml", &format!("{APP}license: {{enabled: true}}\n"));
+    let error = vendor.error();
+    assert!(
+        error.contains("installer.eula.source") && error.contains("license.enabled"),
+        "{error}"
+    );
+    vendor.put("eula.txt", "");
+
+    vendor.put("app.yaml", &format!("baseImage: gravity:6.1.0\n{APP}"));
+    let error = vendor.error();
+    assert!(
+        error.contains("no image `gravity:6.1.0`; it holds gravity:5.9.0, gravity:6.0.0"),
+        "{error}"
+    );
+
+    // A rotten cache does not get into an image.
+    vendor.put("app.yaml", APP);
+    let layer = vendor
+        .at("state/images/blobs/sha256")
+        .join(Digest::of(b"layer").hex());
+    put(&layer, "LAYER", 0o644);
+    let error = vendor.error();
+    assert!(
+        error.contains(Digest::of(b"layer").hex()) && error.contains("remove the file"),
+        "{error}"
+    );
+}
