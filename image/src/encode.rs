@@ -6,8 +6,9 @@
 //!
 //! The cache directory belongs to the user who builds, with mode 0700. Content
 //! is verified against its digest when it enters. What comes out of it is
-//! hashed again, frame by frame, while it is copied into an image, as the
-//! copy and the hash overlap and a rotten disk shall not get into an image.
+//! hashed again, frame by frame, while it is copied into an image: copy and hash
+//! overlap, and a rotten disk shall not get into an image. (The content's own
+//! digest is not computed again then.)
 
 use std::fs::File;
 use std::io::Write;

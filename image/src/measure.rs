@@ -148,5 +148,8 @@ fn run(build_too: bool) {
             timed(|| sh(&command))
         },
     );
-    say(&format!("unpack {ours:.3} s, tar --zstd -x and sync {theirs:.3} s, ratio {:.2}", ours / theirs));
+    say(&format!(
+        "unpack {ours:.3} s, tar --zstd -x and sync {theirs:.3} s, ratio {:.2}",
+        ours / theirs
+    ));
 }

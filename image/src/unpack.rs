@@ -157,11 +157,7 @@ pub fn unpack(
     let temp = parent.join(temp_name);
     let root = claim(&temp, dest)?;
     let result = (|| {
-        let start = std::time::Instant::now();
         let report = fill(&root, layers, options, sink)?;
-        if std::env::var_os("TIMES").is_some() { let st=std::fs::read_to_string("/proc/self/stat").unwrap_or_default(); let f: Vec<&str>=st.split(" ").collect(); eprintln!("cpu user {} sys {}", f[13], f[14]);
-            eprintln!("fill {:?}", start.elapsed());
-        }
         rustix::fs::syncfs(&root).map_err(Error::at("sync", &temp))?;
         match rustix::fs::renameat_with(
             rustix::fs::CWD,
@@ -298,7 +294,7 @@ impl Job {
                 .write_all_at(bytes, self.offset)
                 .map_err(Error::at("write", &target.path))?;
             length = bytes.len() as u64;
-            if bytes.len() >= EARLY_WRITEBACK && std::env::var_os("LATE").is_none() {
+            if bytes.len() >= EARLY_WRITEBACK {
                 // Starts the writeback of dirty pages, so that the sync at the
                 // end finds little to do. Only a hint.
                 let _ = rustix::fs::fadvise(

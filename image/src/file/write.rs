@@ -2,8 +2,9 @@
 //!
 //! In: the program and blobs with their digests. Out: a file that appears at
 //! its name whole or not at all, with the same bytes for the same inputs.
-//! What was copied is read back and hashed on a second thread meanwhile, so
-//! [`Writer::finish`] fails if any blob is not what its digest says.
+//! What was copied is read back and hashed on other threads meanwhile, so
+//! [`Writer::finish`] fails if any blob is not what its digest says, or a
+//! cached frame not what its hash says.
 //!
 //! The file is not synced: a build that loses power is run again, and an image
 //! that was cut says so when it is opened.
@@ -12,8 +13,8 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::format::{
@@ -23,15 +24,18 @@ use crate::digest::{Hasher, check, sha256};
 use crate::encode::Cache;
 use crate::{Error, Result};
 
-/// A part that the second thread hashes.
+/// Threads that hash: frames are independent.
+const HASHERS: usize = 2;
+/// How much is copied before its frames are handed to them.
+const STEP: u64 = 16 << 20;
+
+/// A part that another thread hashes.
 struct Job {
     what: String,
     offset: u64,
     length: u64,
     /// The digest it must have; the ELF's is not known before.
     expected: Option<String>,
-    /// Or those of its frames.
-    frames: Vec<Frame>,
 }
 
 /// An image that is being written. Dropping it leaves nothing behind.
@@ -46,8 +50,8 @@ pub struct Writer {
     seen: HashSet<String>,
     cache: Option<Cache>,
     jobs: Option<Sender<Job>>,
-    /// Gives the digest of the ELF.
-    hashing: Option<JoinHandle<Result<String>>>,
+    /// One of them gives the digest of the ELF.
+    hashing: Vec<JoinHandle<Result<Option<String>>>>,
 }
 
 impl Writer {
@@ -72,19 +76,13 @@ impl Writer {
                 .map_err(Error::at("open", &path))?,
         );
         let (sender, receiver) = channel::<Job>();
-        let hashing = {
-            let file = Arc::clone(&file);
-            std::thread::spawn(move || {
-                let mut elf = String::new();
-                for job in receiver {
-                    let digest = hash(&file, &job)?;
-                    if job.expected.is_none() && job.frames.is_empty() {
-                        elf = digest;
-                    }
-                }
-                Ok(elf)
+        let receiver = Arc::new(Mutex::new(receiver));
+        let hashing = (0..HASHERS)
+            .map(|_| {
+                let (file, receiver) = (Arc::clone(&file), Arc::clone(&receiver));
+                std::thread::spawn(move || hash(&file, &receiver))
             })
-        };
+            .collect();
         let mut writer = Self {
             path,
             temp,
@@ -95,17 +93,16 @@ impl Writer {
             seen: HashSet::new(),
             cache: None,
             jobs: Some(sender),
-            hashing: Some(hashing),
+            hashing,
         };
         let source = File::open(elf).map_err(Error::at("open", elf))?;
-        writer.elf_size = writer.copy(&source, elf)?;
+        writer.elf_size = writer.copy(&source, elf, |_, _| {})?;
         let length = writer.elf_size;
         writer.check_later(Job {
             what: elf.display().to_string(),
             offset: 0,
             length,
             expected: None,
-            frames: Vec::new(),
         });
         writer.position = align(writer.position);
         writer.put(&head_page(length))?;
@@ -156,14 +153,28 @@ impl Writer {
         };
         let offset = align(self.position);
         self.position = offset;
-        let length = self.copy(&source, path)?;
-        self.check_later(Job {
-            what: path.display().to_string(),
-            offset,
-            length,
-            expected: Some(digest.to_owned()),
-            frames: frames.clone(),
-        });
+        let mut pending = frames.iter().enumerate().peekable();
+        let length = self.copy(&source, path, |writer, copied| {
+            while let Some((number, frame)) =
+                pending.next_if(|(_, frame)| frame.offset + u64::from(frame.length) <= copied)
+            {
+                writer.check_later(Job {
+                    what: format!("frame {number} of the cached form of {}", path.display()),
+                    offset: offset + frame.offset,
+                    length: u64::from(frame.length),
+                    expected: Some(frame.hash.clone()),
+                });
+            }
+        })?;
+        if encoding == Encoding::Raw {
+            let (what, expected) = (path.display().to_string(), Some(digest.to_owned()));
+            self.check_later(Job {
+                what,
+                offset,
+                length,
+                expected,
+            });
+        }
         self.push(digest, size, media_type, encoding, offset, length, frames)
     }
 
@@ -198,13 +209,16 @@ impl Writer {
     /// [`Error::WrongDigest`] when a blob was not what was said.
     pub fn finish(mut self, root: &str, platform: &str) -> Result<u64> {
         drop(self.jobs.take());
-        let digest = match self.hashing.take().map(JoinHandle::join) {
-            Some(Ok(result)) => result?,
-            _ => {
-                let error = std::io::Error::other("the hashing thread ended early");
-                return Err(Error::io("write", &self.path, error));
+        let mut digest = String::new();
+        for thread in self.hashing.drain(..) {
+            match thread.join() {
+                Ok(found) => digest = found?.unwrap_or(digest),
+                Err(_) => {
+                    let error = std::io::Error::other("a hashing thread ended early");
+                    return Err(Error::io("write", &self.path, error));
+                }
             }
-        };
+        }
         let index = Index {
             platform: platform.into(),
             elf: Elf {
@@ -293,17 +307,22 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies all of `source` to the current position, inside the kernel.
-    fn copy(&mut self, source: &File, name: &Path) -> Result<u64> {
+    /// Copies all of `source` to the current position, inside the kernel;
+    /// tells `progress` how much is there.
+    fn copy(
+        &mut self,
+        source: &File,
+        name: &Path,
+        mut progress: impl FnMut(&Self, u64),
+    ) -> Result<u64> {
         let (mut from, mut to) = (0, self.position);
         loop {
-            // One gigabyte a call: the kernel limits a call to 2 GiB.
             let copied = match rustix::fs::copy_file_range(
                 source,
                 Some(&mut from),
                 &self.file,
                 Some(&mut to),
-                1 << 30,
+                STEP as usize,
             ) {
                 Ok(copied) => copied,
                 Err(
@@ -317,6 +336,7 @@ impl Writer {
             if copied == 0 {
                 break;
             }
+            progress(self, from);
         }
         self.position = to;
         Ok(from)
@@ -343,29 +363,32 @@ impl Writer {
     }
 }
 
-/// Hashes what was written and compares. For frames no digest comes out.
-fn hash(file: &File, job: &Job) -> Result<String> {
-    let wrong = |what: String, expected: &str, actual: String| Error::WrongDigest {
-        what,
-        expected: expected.into(),
-        actual,
-    };
-    let range = |offset: u64, length: u64| {
-        Hasher::of_range(file, offset, length).map_err(Error::at("read back", Path::new(&job.what)))
-    };
-    if job.frames.is_empty() {
-        let actual = range(job.offset, job.length)?;
-        return match &job.expected {
-            Some(expected) if *expected != actual => Err(wrong(job.what.clone(), expected, actual)),
-            _ => Ok(actual),
+/// Hashes what was written and compares; returns the digest that nobody knew.
+fn hash(file: &File, jobs: &Mutex<Receiver<Job>>) -> Result<Option<String>> {
+    let mut unknown = None;
+    loop {
+        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok(Job {
+            what,
+            offset,
+            length,
+            expected,
+        }) = job
+        else {
+            return Ok(unknown);
         };
-    }
-    for (number, frame) in job.frames.iter().enumerate() {
-        let actual = range(job.offset + frame.offset, u64::from(frame.length))?;
-        if actual != frame.hash {
-            let what = format!("frame {number} of the cached form of {}", job.what);
-            return Err(wrong(what, &frame.hash, actual));
+        let actual = Hasher::of_range(file, offset, length)
+            .map_err(Error::at("read back", Path::new(&what)))?;
+        match expected {
+            Some(expected) if expected != actual => {
+                return Err(Error::WrongDigest {
+                    what,
+                    expected,
+                    actual,
+                });
+            }
+            Some(_) => {}
+            None => unknown = Some(actual),
         }
     }
-    Ok(String::new())
 }
