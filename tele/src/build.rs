@@ -114,8 +114,8 @@ impl Job<'_> {
         let encoded = image::encode::Cache::open(self.state.join("encoded"))?;
 
         sink.step("Discovering container images");
-        let skip = resources::Skip::new(&source, output, self.state);
-        let mut found = resources::discover(&source, &skip, sink.as_ref())?;
+        let mut skip = resources::Skip::new(&source, output, self.state);
+        let mut found = resources::discover(&source, &mut skip, sink.as_ref())?;
         let helm = charts::Helm::new(&self.chart_options, base.kubernetes(), work.dir());
         for chart in found.charts.clone() {
             let shown = source.shown(&chart);

@@ -365,7 +365,7 @@ fn chain(error: &dyn std::error::Error) -> String {
     let mut next = error.source();
     while let Some(error) = next {
         let text = error.to_string();
-        if parts.last() != Some(&text) {
+        if parts.last().is_none_or(|last| !last.ends_with(&text)) {
             parts.push(text);
         }
         next = error.source();

@@ -67,7 +67,7 @@ struct Document {
 
 enum Content {
     Index(ImageIndex),
-    Image(ImageManifest),
+    Image(Box<ImageManifest>),
 }
 
 impl Client {

@@ -1,5 +1,7 @@
 //! Pulls from a registry on the loopback that misbehaves as it is told.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;

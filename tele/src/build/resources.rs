@@ -3,10 +3,12 @@
 //! In: the manifest's directory. Out: its charts, the images of its objects,
 //! the files that name them otherwise in the cluster; and a copy of the
 //! directory with those files, ready to be packed. The output, unfinished
-//! output and the state directory are no resources.
+//! output, cluster images of former builds and the state directory are no
+//! resources.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -69,8 +71,22 @@ fn root(source: &Source) -> Result<PathBuf> {
         .with_context(|| format!("cannot read {}", source.dir.display()))
 }
 
-/// Looks through the manifest's directory, charts aside.
-pub(crate) fn discover(source: &Source, skip: &Skip, sink: &dyn Sink) -> Result<Found> {
+/// Whether the file is what a build makes, under whatever name. Its output
+/// lies among the resources by default, and would be packed into the next.
+fn is_cluster_image(path: &Path) -> bool {
+    let mut block = [0; 512];
+    let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut block));
+    if read.is_err() {
+        return false;
+    }
+    let header = tar::Header::from_byte_slice(&block);
+    let archive = header.as_gnu().is_some() && header.path_bytes() == b"gravity".as_slice();
+    archive || (block.starts_with(b"\x7fELF") && image::Image::open(path).is_ok())
+}
+
+/// Looks through the manifest's directory, charts aside. What turns out to be
+/// no resource is added to `skip`.
+pub(crate) fn discover(source: &Source, skip: &mut Skip, sink: &dyn Sink) -> Result<Found> {
     let root = root(source)?;
     let manifest = canonical(&source.file);
     let mut found = Found::default();
@@ -97,6 +113,14 @@ pub(crate) fn discover(source: &Source, skip: &Skip, sink: &dyn Sink) -> Result<
             continue;
         }
         if !entry.file_type().is_file() || manifest.as_deref() == Some(path) {
+            continue;
+        }
+        if is_cluster_image(path) {
+            sink.info(&format!(
+                "{} is a cluster image and is left out",
+                shown.display()
+            ));
+            skip.0.push(path.to_owned());
             continue;
         }
         match path.extension().and_then(|extension| extension.to_str()) {

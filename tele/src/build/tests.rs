@@ -240,9 +240,12 @@ fn a_build_holds_everything_and_is_the_same_again() {
     assert_eq!(files["app.yaml"], APP.replace("IMAGE", &vendor.image));
     assert!(!files.contains_key("shop.run"), "{:?}", files.keys());
 
-    // Another build, over the first, gives the same bytes.
+    // Other builds beside the first give the same bytes, and are no resources.
     vendor.build("app/shop.run", &sink).unwrap();
+    vendor.build("app/shop.tar", &sink).unwrap();
+    let again = vendor.build("app/again.run", &sink).unwrap();
     assert!(std::fs::read(&path).unwrap() == first);
+    assert!(std::fs::read(&again).unwrap() == first);
 }
 
 #[test]
