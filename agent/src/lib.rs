@@ -26,7 +26,8 @@ pub use node::Node;
 /// How long an agent lives with nothing to do.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// Serves the node's agent socket until nothing is left to do.
+/// Serves the node's agent socket until nothing is left to do. SIGTERM ends it
+/// when nothing runs.
 ///
 /// # Errors
 /// When the socket can't be made.
@@ -43,7 +44,16 @@ pub async fn serve(state_dir: &Path) -> Result<(), rpc::Error> {
         operations.insert(id.to_owned(), agent.clone());
         Ok(agent as Arc<dyn Executor>)
     };
-    rpc::serve(&socket, IDLE, Arc::new(open)).await
+    rpc::serve(&socket, IDLE, terminated(), Arc::new(open)).await
+}
+
+/// Comes back at the first SIGTERM.
+async fn terminated() {
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(mut signals) => drop(signals.recv().await),
+        // Then the signal kills at once, as it does by default.
+        Err(_) => std::future::pending().await,
+    }
 }
 
 /// Executes the phases of one operation on this node.
@@ -57,7 +67,7 @@ struct Agent {
 impl Agent {
     fn open(layout: &Layout, operation: &str) -> Result<Self, PhaseError> {
         // The identity becomes part of a path.
-        if !operation.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+        if operation.is_empty() || !operation.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
             return Err(PhaseError::lasting(format!("`{operation}` is no operation id")));
         }
         let directory = layout.operations().join(operation);

@@ -54,8 +54,9 @@ impl Session {
 
 /// Runs a command.
 pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
-    let session =
-        Session { layout: Layout::new(&cli.global.state_dir), global: cli.global, console };
+    // The agent and the planet have other working directories.
+    let state_dir = std::path::absolute(&cli.global.state_dir).context("find the state directory")?;
+    let session = Session { layout: Layout::new(state_dir), global: cli.global, console };
     match cli.command {
         Command::Install(arguments) => block_on(install::run(&session, &arguments)),
         Command::Check(arguments) => check::run(&session, &arguments),
@@ -96,11 +97,14 @@ pub(crate) fn require_root() -> Result<()> {
 /// The exit code that fits an error.
 pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
     for cause in error.chain() {
-        if cause.is::<host::lock::LockError>() {
+        if is_busy(cause) {
             return ExitCode::Busy;
         }
         if cause.is::<check::RequirementsNotMet>() {
             return ExitCode::Preflight;
+        }
+        if cause.is::<install::DamagedImage>() {
+            return ExitCode::DamagedImage;
         }
         if cause.is::<install::Interrupted>() {
             return ExitCode::Resumable;
@@ -110,4 +114,32 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         }
     }
     ExitCode::Failed
+}
+
+/// Whether another operation is in the way.
+fn is_busy(cause: &(dyn std::error::Error + 'static)) -> bool {
+    use host::lock::LockError;
+    use installer::coordinator::Error;
+    let busy = |error: &LockError| matches!(error, LockError::Busy { .. });
+    // Transparent errors are not among the causes.
+    cause.downcast_ref::<LockError>().is_some_and(busy)
+        || matches!(cause.downcast_ref::<Error>(), Some(Error::Locked(error)) if busy(error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_held_has_its_own_exit_code_and_a_broken_one_has_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let _held = host::lock::Lock::acquire(&path).unwrap();
+        let busy = || host::lock::Lock::acquire(&path).unwrap_err();
+        assert_eq!(exit_code(&busy().into()), ExitCode::Busy);
+        let wrapped = installer::coordinator::Error::Locked(busy());
+        assert_eq!(exit_code(&anyhow::Error::from(wrapped).context("resume")), ExitCode::Busy);
+        let broken = host::lock::Lock::acquire(&path.join("below-a-file")).unwrap_err();
+        assert_eq!(exit_code(&broken.into()), ExitCode::Failed);
+    }
 }

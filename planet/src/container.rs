@@ -103,28 +103,35 @@ pub fn running(config: &Path) -> Result<i32> {
 pub fn stop(path: &Path, timeout: Duration) -> Result<()> {
     let config = load(path)?;
     let state = State::of(&config);
-    if let Some(pidfd) = state.running().and_then(ProcessId::open) {
-        for (signal, patience) in [(Signal::SIGTERM, timeout), (Signal::SIGKILL, timeout)] {
-            // It may have ended meanwhile.
-            drop(sys::pidfd_signal(pidfd.as_fd(), signal));
-            let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-            let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-            if poll(&mut ended, patience).on("wait for the planet")? > 0 {
-                break;
-            }
-        }
-    }
-    // The daemon holds the lock until it has cleaned up.
-    let until = Instant::now() + timeout;
+    // The daemon holds the lock until it has cleaned up. One that has just begun
+    // holds it before its container runs: it is looked for again and again.
+    let until = Instant::now() + timeout * 3;
     let _lock = loop {
+        end(&state, timeout)?;
         match state.lock() {
             Err(Error::Running(_)) if Instant::now() < until => {
                 std::thread::sleep(Duration::from_millis(20));
             }
+            Ok(lock) if state.running().is_some() && Instant::now() < until => drop(lock),
             other => break other?,
         }
     };
     clean(&config, &state)
+}
+
+/// Ends the container that runs, in order or by force.
+fn end(state: &State, timeout: Duration) -> Result<()> {
+    let Some(pidfd) = state.running().and_then(ProcessId::open) else { return Ok(()) };
+    for (signal, patience) in [(Signal::SIGTERM, timeout), (Signal::SIGKILL, timeout)] {
+        // It may have ended meanwhile.
+        drop(sys::pidfd_signal(pidfd.as_fd(), signal));
+        let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+        let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut ended, patience).on("wait for the planet")? > 0 {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// Reads and checks a configuration.

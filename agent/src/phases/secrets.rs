@@ -62,8 +62,9 @@ fn issue(
     user: &ServiceUser,
 ) -> Result<(), PhaseError> {
     let key = directory.join(format!("{}.key", certificate.name));
+    let owner = (!certificate.root_only).then_some(user);
     if key.exists() {
-        return Ok(());
+        return own(&key, owner);
     }
     let issued = authority
         .issue(&Leaf {
@@ -80,7 +81,7 @@ fn issue(
     host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644)
         .map_err(|error| lasting(&error))?;
     // The key last: its presence says that both are there.
-    secret(&key, issued.key_pem.as_bytes(), (!certificate.root_only).then_some(user))
+    secret(&key, issued.key_pem.as_bytes(), owner)
 }
 
 fn write_kubeconfig(
@@ -90,8 +91,9 @@ fn write_kubeconfig(
     user: &ServiceUser,
 ) -> Result<(), PhaseError> {
     let path = directory.join(format!("{}.kubeconfig", kubeconfig.name));
+    let owner = (!kubeconfig.root_only).then_some(user);
     if path.exists() {
-        return Ok(());
+        return own(&path, owner);
     }
     let issued = authority
         .issue(&Leaf {
@@ -130,14 +132,14 @@ fn write_kubeconfig(
         "current-context": "planet",
     });
     let content = format!("{content:#}\n");
-    secret(&path, content.as_bytes(), (!kubeconfig.root_only).then_some(user))
+    secret(&path, content.as_bytes(), owner)
 }
 
 /// The key that signs tokens of service accounts.
 fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     let key = directory.join("service-account.key");
     if key.exists() {
-        return Ok(());
+        return own(&key, Some(user));
     }
     let pair = pki::key_pair().map_err(|error| lasting(&error))?;
     let public = directory.join("service-account.pub");
@@ -150,7 +152,7 @@ fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseErro
 fn encryption(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     let path = directory.join("encryption.yaml");
     if path.exists() {
-        return Ok(());
+        return own(&path, Some(user));
     }
     let key = pki::random(ENCRYPTION_KEY).map_err(|error| lasting(&error))?;
     let content = serde_json::json!({
@@ -170,6 +172,12 @@ fn encryption(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
 /// Writes a file that one user may read: `owner`, or root where there is none.
 fn secret(path: &Path, content: &[u8], owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
     host::atomic::write(path, content, 0o600).map_err(|error| lasting(&error))?;
+    own(path, owner)
+}
+
+/// Gives a secret to its reader. Also one that exists: whoever wrote it may
+/// have been killed before it was given away.
+fn own(path: &Path, owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
     owner.map_or(Ok(()), |user| give(path, user))
 }
 

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{PermissionsExt, chown};
 
+use host::changes::Change;
 use operation::PhaseError;
 use spec::phase::{Volume, Volumes};
 
@@ -15,7 +16,11 @@ pub(crate) fn execute(node: &Node, phase: &Volumes) -> Result<(), PhaseError> {
 /// A directory that exists keeps its owner and mode: it is the customer's.
 fn make(node: &Node, volume: &Volume) -> Result<(), PhaseError> {
     let path = &volume.path;
-    if path.exists() {
+    let made = Change::Directory { path: path.clone(), parent: false };
+    // One of ours may have been made without its owner, by an agent that was
+    // killed then.
+    let ours = node.changes().changes().any(|change| *change == made);
+    if path.exists() && !ours {
         return Ok(());
     }
     if !volume.create {

@@ -1,16 +1,22 @@
 //! `gravity agent run`: executes phases on this node.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result};
 use console::ExitCode;
 
 use super::Session;
 use crate::cli::Agent;
 
+/// How long the last agent may take to end.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 pub(crate) async fn run(session: &Session, Agent::Run: &Agent) -> Result<ExitCode> {
     // A session of its own: the end of the terminal is not its end.
     nix::unistd::setsid().context("start a session")?;
     super::log_to_stderr();
-    let _lock = host::lock::Lock::acquire(&session.layout.agent_lock())?;
+    // The last agent may be about to end.
+    let _lock = host::lock::Lock::wait(&session.layout.agent_lock(), PATIENCE)?;
     agent::serve(session.layout.state_dir()).await.context("serve phases")?;
     Ok(ExitCode::Ok)
 }

@@ -1,6 +1,7 @@
 //! `gravity install`: asks, checks, plans, and has the plan executed.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -13,10 +14,25 @@ use installer::coordinator::{self, Operation};
 use installer::install::{self, ImageContent, KnownUsers, Options};
 use installer::services::HostTraits;
 use manifest::Manifest;
+use spec::layout::Layout;
 use spec::{ClusterSpec, ImageRef, RegistryImage};
 
 use super::{Session, check, require_root, status};
 use crate::cli::Install;
+
+/// The image is not what was built.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} is damaged: {first}{}; nothing was changed: copy the file again and compare its sha256 \
+     with the original's",
+    path.display(),
+    if *more == 0 { String::new() } else { format!(" and {more} more, see `gravity verify`") }
+)]
+pub(crate) struct DamagedImage {
+    path: PathBuf,
+    first: String,
+    more: usize,
+}
 
 /// The operation stopped half-way.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +44,7 @@ pub(crate) struct Interrupted(#[source] coordinator::Error);
 
 pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCode> {
     require_root()?;
-    refuse_former(session)?;
+    refuse_former(&session.layout)?;
     let image = session.image()?;
     let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
     let (manifest, content) = content(session, &cluster)?;
@@ -45,6 +61,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let host = host_traits(&facts);
     let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
     preflight(session, &options, &manifest, &image, &facts)?;
+    verify(session, &image)?;
     let operation = create(session, prepared.plan)?;
     execute(session, &operation).await
 }
@@ -102,9 +119,9 @@ fn registry_images(image: &ApplicationImage) -> Vec<(String, Option<String>, Str
     served
 }
 
-/// Refuses a node that has, or had, a cluster.
-fn refuse_former(session: &Session) -> Result<()> {
-    let layout = &session.layout;
+/// Refuses a node that has, or had, a cluster, and a directory with data of
+/// somebody else: `leave` will remove all that is in it.
+fn refuse_former(layout: &Layout) -> Result<()> {
     if layout.cluster().exists() {
         bail!("this node is part of a cluster; `gravity status` shows it, `gravity leave --force` removes it");
     }
@@ -118,16 +135,43 @@ fn refuse_former(session: &Session) -> Result<()> {
         );
     }
     let state = layout.state_dir();
-    let occupied = std::fs::read_dir(state).is_ok_and(|mut entries| entries.next().is_some());
-    // A mounted disk has a lost+found.
-    if occupied && !state.join("lost+found").exists() {
-        bail!(
-            "{} is not empty: a former installation may have left it; look at it, then remove it \
-             or use `gravity leave --force`",
-            state.display()
-        );
+    match stranger(layout) {
+        Some(path) => bail!(
+            "{} is not empty: it holds {}, perhaps of a former installation; look at it, then \
+             move it away, or use another directory with --state-dir",
+            state.display(),
+            path.display()
+        ),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Something in the state directory that an install which was cut short before
+/// it began can't have left. A disk that is mounted there has a lost+found.
+fn stranger(layout: &Layout) -> Option<PathBuf> {
+    let ours = [layout.operation_lock(), layout.host_changes(), layout.operations()];
+    let entries = std::fs::read_dir(layout.state_dir()).ok()?;
+    let mut strange: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| !ours.contains(path) && !path.ends_with("lost+found"))
+        .collect();
+    strange.sort();
+    strange.into_iter().next()
+}
+
+/// Refuses a damaged image before anything is changed: half-way, somebody
+/// would have to take back what its good parts did.
+fn verify(session: &Session, image: &Image) -> Result<()> {
+    session.console.step("Verifying the cluster image");
+    let damages = image.verify(&*session.console).context("verify the cluster image")?;
+    match damages.first() {
+        None => Ok(()),
+        Some(first) => {
+            let path = session.image_path()?;
+            Err(DamagedImage { path, first: first.to_string(), more: damages.len() - 1 }.into())
+        }
+    }
 }
 
 fn accept_eula(session: &Session, manifest: &Manifest, accepted: bool) -> Result<()> {
@@ -208,13 +252,15 @@ fn preflight(
 
 fn create(session: &Session, plan: operation::Plan) -> Result<Operation> {
     let layout = &session.layout;
-    // Two at once: the second finds the directory locked or not empty.
-    agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
-    let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
-    if Operation::last(layout).is_ok() {
+    // Two at once: the second finds it locked, or what the first has made.
+    let lock = host::lock::Lock::acquire(&layout.operation_lock())?;
+    if layout.cluster().exists() || Operation::last(layout).is_ok() {
         bail!("another install of this node has begun; see `gravity plan`");
     }
-    Ok(Operation::create(layout, plan)?)
+    agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
+    let operation = Operation::create(layout, plan)?;
+    drop(lock);
+    Ok(operation)
 }
 
 /// Executes what is left of an operation and shows the cluster at the end.
@@ -223,8 +269,9 @@ pub(crate) async fn execute(session: &Session, operation: &Operation) -> Result<
     let sinks: Vec<Arc<dyn Sink>> = vec![session.console.clone(), Arc::new(log)];
     let sink: Arc<dyn Sink> = Arc::new(Tee::new(sinks));
     match coordinator::run(&session.layout, operation, sink).await {
-        Err(error @ coordinator::Error::Phase(_)) => return Err(Interrupted(error).into()),
-        other => other?,
+        Ok(()) => {}
+        Err(error @ coordinator::Error::Locked(_)) => return Err(error.into()),
+        Err(error) => return Err(Interrupted(error).into()),
     }
     let cluster: ClusterSpec = serde_json::from_slice(
         &std::fs::read(session.layout.cluster()).context("read the cluster's description")?,
@@ -237,4 +284,33 @@ pub(crate) async fn execute(session: &Session, operation: &Operation) -> Result<
         session.console.info(&line);
     }
     Ok(ExitCode::Ok)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_with_somebodys_data_is_refused_and_one_of_a_lost_try_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        for path in ["lost+found", "operations/1"] {
+            std::fs::create_dir_all(directory.path().join(path)).unwrap();
+        }
+        agent::leave::adopt_state_dir(&layout).unwrap();
+        drop(host::lock::Lock::acquire(&layout.operation_lock()).unwrap());
+        refuse_former(&layout).unwrap();
+
+        // `leave` would remove it.
+        std::fs::create_dir(directory.path().join("photos")).unwrap();
+        let error = refuse_former(&layout).unwrap_err().to_string();
+        assert!(error.contains("not empty") && error.contains("photos"), "{error}");
+    }
+
+    #[test]
+    fn damage_says_where_and_what_to_do() {
+        let error = DamagedImage { path: "/x".into(), first: "the index".into(), more: 2 };
+        assert!(error.to_string().starts_with("/x is damaged: the index and 2 more"), "{error}");
+        assert_eq!(super::super::exit_code(&error.into()), ExitCode::DamagedImage);
+    }
 }

@@ -8,7 +8,8 @@ use crate::cli::Leave;
 
 pub(crate) fn run(session: &Session, arguments: &Leave) -> Result<ExitCode> {
     require_root()?;
-    if !session.layout.state_dir().exists() {
+    // Nothing is written to a directory that is not ours.
+    if !session.layout.host_changes().exists() {
         bail!("there is no cluster in {}", session.layout.state_dir().display());
     }
     if !arguments.force {

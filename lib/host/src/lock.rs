@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// A lock that this process holds until it is dropped.
 #[derive(Debug)]
@@ -46,6 +47,22 @@ fn holder(pid: Option<u32>) -> String {
 }
 
 impl Lock {
+    /// Takes the lock, waiting up to `patience` for its holder.
+    ///
+    /// # Errors
+    /// When somebody holds it until then.
+    pub fn wait(path: &Path, patience: Duration) -> Result<Self, LockError> {
+        let until = Instant::now() + patience;
+        loop {
+            match Self::acquire(path) {
+                Err(LockError::Busy { .. }) if Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                result => return result,
+            }
+        }
+    }
+
     /// Takes the lock, or fails at once. Missing directories are made.
     ///
     /// # Errors
@@ -110,6 +127,14 @@ mod tests {
         let error = Lock::acquire(&path).unwrap_err();
         let expected = format!("another operation (pid {}) is running", std::process::id());
         assert!(error.to_string().starts_with(&expected), "{error}");
+        let short = Lock::wait(&path, Duration::from_millis(30));
+        assert!(matches!(short, Err(LockError::Busy { .. })));
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            drop(first);
+        });
+        drop(Lock::wait(&path, Duration::from_secs(10)).unwrap());
+        let first = Lock::acquire(&path).unwrap();
         drop(first);
         let again = Lock::acquire(&path).unwrap();
         std::fs::remove_file(&path).unwrap();

@@ -103,7 +103,7 @@ mod tests {
             let socket = socket.clone();
             async move {
                 let open = move |_: &str| Ok(executor.clone() as Arc<dyn Executor>);
-                super::serve(&socket, Duration::from_secs(60), Arc::new(open)).await
+                super::serve(&socket, Duration::from_secs(60), std::future::pending(), Arc::new(open)).await
             }
         });
         let connection = loop {

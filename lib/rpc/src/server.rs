@@ -1,6 +1,6 @@
 //! The agent's side: offers an executor on a socket.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use event::{Event, Sink};
 use operation::{Executor, Phase, PhaseError};
-use tokio::net::UnixListener;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
-use tokio_stream::Stream;
+use tokio_stream::{Stream, StreamExt};
 use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
 use tonic::{Request, Response, Status};
 
@@ -26,8 +26,9 @@ use crate::{Error, MAX_MESSAGE, PROTOCOL};
 pub type OpenOperation =
     dyn Fn(&str) -> Result<Arc<dyn Executor>, PhaseError> + Send + Sync + 'static;
 
-/// Serves until a shutdown is asked for or until nothing has run and nobody
-/// has asked for anything for `idle`. Phases that run go on when their session
+/// Serves until a shutdown is asked for, until `stop` comes back, or until
+/// nothing has run and nobody has asked for anything for `idle`. Only processes
+/// of the same user are heard. Phases that run go on when their session
 /// ends: a coordinator that comes back joins them.
 ///
 /// # Errors
@@ -35,6 +36,7 @@ pub type OpenOperation =
 pub async fn serve(
     socket: &Path,
     idle: Duration,
+    stop: impl Future<Output = ()> + Send + 'static,
     open: Arc<OpenOperation>,
 ) -> Result<(), Error> {
     let listen = |source| Error::Listen { socket: socket.to_owned(), source };
@@ -45,16 +47,33 @@ pub async fn serve(
     let listener = UnixListener::bind(socket).map_err(listen)?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(listen)?;
     let activity = Arc::new(Activity::default());
+    let stopped = activity.clone();
+    let stop = tokio::spawn(async move {
+        stop.await;
+        stopped.stop();
+    });
     let service = AgentServer::new(Service { open, activity: activity.clone() })
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let served = tonic::transport::Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), activity.ended(idle))
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener).filter(is_ours), activity.ended(idle))
         .await
         .map_err(Error::Serve);
+    stop.abort();
     drop(std::fs::remove_file(socket));
     served
+}
+
+/// Whether a peer may give orders. The socket's mode says so, too, but only
+/// some time after the socket was made.
+fn is_ours(connection: &std::io::Result<UnixStream>) -> bool {
+    let own = std::fs::metadata("/proc/self").map(|metadata| metadata.uid());
+    match (connection, own) {
+        (Ok(stream), Ok(own)) => stream.peer_cred().is_ok_and(|peer| peer.uid() == own),
+        (Err(_), _) => true,
+        (Ok(_), Err(_)) => false,
+    }
 }
 
 /// Counts what runs, so that the agent knows when it may end.
@@ -66,6 +85,11 @@ struct Activity {
 }
 
 impl Activity {
+    fn stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.changed.notify_one();
+    }
+
     fn begin(self: &Arc<Self>) -> Running {
         self.running.fetch_add(1, Ordering::SeqCst);
         self.changed.notify_one();
@@ -162,8 +186,7 @@ impl Agent for Service {
         &self,
         _: Request<ShutdownRequest>,
     ) -> Result<Response<ShutdownReply>, Status> {
-        self.activity.stop.store(true, Ordering::SeqCst);
-        self.activity.changed.notify_one();
+        self.activity.stop();
         Ok(Response::new(ShutdownReply {}))
     }
 }
