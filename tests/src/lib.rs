@@ -5,6 +5,7 @@
 //! network or the namespaces of the machine that it runs on, and what was made
 //! is found and removed by name, also after a crash.
 
+pub mod bench;
 pub mod cgroup;
 pub mod file;
 pub mod inside;

@@ -107,6 +107,8 @@ enum Task {
         #[arg(long)]
         tele: Option<PathBuf>,
     },
+    /// Measure against peers and print the ratios.
+    Bench(gravity_tests::bench::Options),
     /// Make a node's namespaces.
     #[command(hide = true)]
     Start { name: String },
@@ -231,6 +233,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             };
             scenario::in_machine(&setup, console)?;
         }
+        Task::Bench(options) => gravity_tests::bench::run(&options, console)?,
         Task::Start { name } => console.print(&inside::start(&name)?.to_string()),
         Task::Init { name } => inside::init(&name)?,
     }

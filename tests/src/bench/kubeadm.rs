@@ -1,0 +1,156 @@
+//! `kubeadm init` with the same programs, as images that are imported before.
+//!
+//! In: the image's programs and a kubeadm of the same version. Out: how long
+//! it takes to a node that is Ready. containerd runs before, addons are left
+//! out, and kubelet is started by hand as soon as kubeadm has written its
+//! configuration, as nodes of namespaces have no init system.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use super::Bench;
+use super::cluster::{Times, create, watch};
+use super::floor::{self, PLACE};
+use crate::registry::component;
+use crate::{file, process};
+
+/// Where its images would come from.
+const REPOSITORY: &str = "bench.invalid";
+const TAG: &str = "bench";
+
+const PREPARE: &str = r#"
+set -eu
+cd /var/lib/bench
+export PATH=$PWD/usr/local/bin:$PATH
+mkdir -p log
+containerd --config $PWD/etc/containerd.toml >log/containerd 2>&1 </dev/null &
+until ctr version >/dev/null 2>&1; do sleep 0.1; done
+ctr --namespace k8s.io images import --local $PWD/usr/local/share/planet/pause.tar >/dev/null
+ctr --namespace k8s.io images import --local $PWD/images.tar >/dev/null
+sync
+"#;
+
+const INIT: &str = r#"
+set -eu
+cd /var/lib/bench
+export PATH=$PWD/usr/local/bin:$PATH
+{
+  until [ -s /var/lib/kubelet/config.yaml ] && [ -s /var/lib/kubelet/kubeadm-flags.env ] &&
+    [ -s /etc/kubernetes/kubelet.conf ]; do sleep 0.02; done
+  . /var/lib/kubelet/kubeadm-flags.env
+  exec kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf \
+    --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf $KUBELET_KUBEADM_ARGS
+} >log/kubelet 2>&1 </dev/null &
+exec kubeadm init --config=$PWD/etc/kubeadm.yaml --skip-phases=addon --ignore-preflight-errors=all
+"#;
+
+/// kubeadm and the images that it starts.
+#[derive(Debug)]
+pub(super) struct Kubeadm {
+    program: PathBuf,
+    version: String,
+    images: PathBuf,
+}
+
+impl Kubeadm {
+    /// Finds the program and makes the images.
+    pub(super) fn prepare(bench: &Bench<'_>) -> Result<Self> {
+        let program = match &bench.options.kubeadm {
+            Some(program) => program.clone(),
+            None => component("kubeadm")?,
+        };
+        let version = process::text(Command::new(&program).args(["version", "-o", "short"]))?;
+        let version = version.trim().to_owned();
+        let images = make_images(bench, &version)?;
+        Ok(Self {
+            program,
+            version,
+            images,
+        })
+    }
+
+    /// How long it takes in a node of its own.
+    pub(super) fn run(&self, bench: &Bench<'_>) -> Result<Times> {
+        let node = create("bench-kubeadm", "10.99.0.42")?;
+        let place = floor::place(&node, &floor::programs(bench)?)?;
+        std::fs::copy(&self.program, place.join("usr/local/bin/kubeadm"))
+            .context("copying kubeadm")?;
+        std::fs::hard_link(&self.images, place.join("images.tar")).context("linking the images")?;
+        let settings = [
+            json!({
+                "apiVersion": "kubeadm.k8s.io/v1beta4",
+                "kind": "InitConfiguration",
+                "localAPIEndpoint": { "advertiseAddress": node.address(), "bindPort": 6443 },
+                "nodeRegistration": {
+                    "name": node.name(),
+                    "criSocket": "unix:///run/containerd/containerd.sock",
+                    "imagePullPolicy": "Never",
+                    "taints": [],
+                },
+            }),
+            json!({
+                "apiVersion": "kubeadm.k8s.io/v1beta4",
+                "kind": "ClusterConfiguration",
+                "kubernetesVersion": self.version,
+                "imageRepository": REPOSITORY,
+                "etcd": { "local": { "imageTag": TAG } },
+                "networking": { "podSubnet": "10.244.0.0/16", "serviceSubnet": "10.100.0.0/16" },
+            }),
+            floor::kubelet_settings(),
+        ];
+        // JSON is YAML.
+        let settings = settings
+            .map(|document| document.to_string())
+            .join("\n---\n");
+        file::write(&place.join("etc/kubeadm.yaml"), settings)?;
+        file::write(&place.join("prepare.sh"), PREPARE)?;
+        file::write(&place.join("init.sh"), INIT)?;
+        node.run(&["bash", &format!("{PLACE}/prepare.sh")])?;
+        let admin = node.state().data.join("upper/etc/kubernetes/admin.conf");
+        let init = node.command(&["bash", &format!("{PLACE}/init.sh")])?;
+        watch(bench, &node, init, &admin)
+    }
+}
+
+/// One image under all names, of the static programs alone.
+fn make_images(bench: &Bench<'_>, version: &str) -> Result<PathBuf> {
+    let programs = floor::programs(bench)?;
+    let directory = bench.path("images");
+    file::make_directory(&directory)?;
+    let layer = directory.join("layer.tar");
+    let services = [
+        "kube-apiserver",
+        "kube-controller-manager",
+        "kube-scheduler",
+    ];
+    let mut tar = Command::new("tar");
+    tar.arg("-cf").arg(&layer).arg("-C").arg(&programs);
+    tar.args(["usr/local/bin/kubernetes", "usr/local/bin/etcd"]);
+    process::run(tar.args(services.map(|name| format!("usr/local/bin/{name}"))))?;
+    let content = File::open(&layer).with_context(|| layer.display().to_string())?;
+    let diff = format!("sha256:{}", file::sha256_reader(content)?);
+    let config = json!({
+        "architecture": "amd64",
+        "os": "linux",
+        "config": { "Env": ["PATH=/usr/local/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [diff] },
+    });
+    file::write(&directory.join("config.json"), config.to_string())?;
+    let mut names: Vec<_> = services
+        .iter()
+        .map(|name| format!("{REPOSITORY}/{name}:{version}"))
+        .collect();
+    names.push(format!("{REPOSITORY}/etcd:{TAG}"));
+    let manifest = json!([{ "Config": "config.json", "RepoTags": names, "Layers": ["layer.tar"] }]);
+    file::write(&directory.join("manifest.json"), manifest.to_string())?;
+    let images = bench.path("images.tar");
+    let mut tar = Command::new("tar");
+    tar.arg("-cf").arg(&images).arg("-C").arg(&directory);
+    process::run(tar.args(["manifest.json", "config.json", "layer.tar"]))?;
+    file::remove_directory(&directory)?;
+    Ok(images)
+}
