@@ -4,11 +4,11 @@
 //! content, made in parallel; the same content, level and zstd version give
 //! the same bytes.
 //!
-//! The cache directory belongs to the user who builds, with mode 0700. Content
-//! is verified against its digest when it enters. What comes out of it is
-//! hashed again, frame by frame, while it is copied into an image: copy and hash
-//! overlap, and a rotten disk shall not get into an image. (The content's own
-//! digest is not computed again then.)
+//! The cache directory belongs to the user who builds, with mode 0700, and is
+//! trusted: content is verified against its digest when it enters, files appear
+//! whole or not at all, and a warm build only copies them (hashing would take
+//! longer than that). A disk that rots is found by [`crate::Image::verify`] and
+//! by whoever reads the blob; remove the directory then.
 
 use std::fs::File;
 use std::io::Write;

@@ -426,14 +426,25 @@ fn elf_is_cut(file: &File, length: u64) -> bool {
 impl digest::Hasher {
     /// Hashes `length` bytes at `offset` of `file`.
     pub(crate) fn of_range(file: &File, offset: u64, length: u64) -> io::Result<String> {
+        Self::of_range_in(file, offset, length, &mut Vec::new())
+    }
+
+    /// The same with a buffer that is used again.
+    pub(crate) fn of_range_in(
+        file: &File,
+        offset: u64,
+        length: u64,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<String> {
+        /// Stays in a core's cache between read and hash.
+        const PIECE: u64 = 128 << 10;
         let mut hasher = Self::default();
-        let mut buffer = vec![0; (CHUNK as u64).min(length) as usize];
         let mut at = 0;
         while at < length {
-            let n = (length - at).min(CHUNK as u64) as usize;
-            file.read_exact_at(&mut buffer[..n], offset + at)?;
-            hasher.update(&buffer[..n]);
-            at += n as u64;
+            buffer.resize((length - at).min(PIECE) as usize, 0);
+            file.read_exact_at(buffer, offset + at)?;
+            hasher.update(buffer);
+            at += buffer.len() as u64;
         }
         Ok(hasher.finish())
     }

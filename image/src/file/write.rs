@@ -2,9 +2,9 @@
 //!
 //! In: the program and blobs with their digests. Out: a file that appears at
 //! its name whole or not at all, with the same bytes for the same inputs.
-//! What was copied is read back and hashed on other threads meanwhile, so
-//! [`Writer::finish`] fails if any blob is not what its digest says, or a
-//! cached frame not what its hash says.
+//! Raw blobs are read back and hashed on other threads while the next ones are
+//! copied, so [`Writer::finish`] fails if one is not what its digest says. What
+//! the cache gives was verified when it entered and is only copied.
 //!
 //! The file is not synced: a build that loses power is run again, and an image
 //! that was cut says so when it is opened.
@@ -24,10 +24,10 @@ use crate::digest::{Hasher, check, sha256};
 use crate::encode::Cache;
 use crate::{Error, Result};
 
-/// Threads that hash: frames are independent.
+/// Threads that hash: blobs are independent.
 const HASHERS: usize = 2;
-/// How much is copied before its frames are handed to them.
-const STEP: u64 = 16 << 20;
+/// How much one call copies: a signal is noticed between calls.
+const STEP: usize = 64 << 20;
 
 /// A part that another thread hashes.
 struct Job {
@@ -96,7 +96,7 @@ impl Writer {
             hashing,
         };
         let source = File::open(elf).map_err(Error::at("open", elf))?;
-        writer.elf_size = writer.copy(&source, elf, |_, _| {})?;
+        writer.elf_size = writer.copy(&source, elf)?;
         let length = writer.elf_size;
         writer.check_later(Job {
             what: elf.display().to_string(),
@@ -153,19 +153,7 @@ impl Writer {
         };
         let offset = align(self.position);
         self.position = offset;
-        let mut pending = frames.iter().enumerate().peekable();
-        let length = self.copy(&source, path, |writer, copied| {
-            while let Some((number, frame)) =
-                pending.next_if(|(_, frame)| frame.offset + u64::from(frame.length) <= copied)
-            {
-                writer.check_later(Job {
-                    what: format!("frame {number} of the cached form of {}", path.display()),
-                    offset: offset + frame.offset,
-                    length: u64::from(frame.length),
-                    expected: Some(frame.hash.clone()),
-                });
-            }
-        })?;
+        let length = self.copy(&source, path)?;
         if encoding == Encoding::Raw {
             let (what, expected) = (path.display().to_string(), Some(digest.to_owned()));
             self.check_later(Job {
@@ -307,14 +295,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies all of `source` to the current position, inside the kernel;
-    /// tells `progress` how much is there.
-    fn copy(
-        &mut self,
-        source: &File,
-        name: &Path,
-        mut progress: impl FnMut(&Self, u64),
-    ) -> Result<u64> {
+    /// Copies all of `source` to the current position, inside the kernel.
+    fn copy(&mut self, source: &File, name: &Path) -> Result<u64> {
         let (mut from, mut to) = (0, self.position);
         loop {
             let copied = match rustix::fs::copy_file_range(
@@ -322,7 +304,7 @@ impl Writer {
                 Some(&mut from),
                 &self.file,
                 Some(&mut to),
-                STEP as usize,
+                STEP,
             ) {
                 Ok(copied) => copied,
                 Err(
@@ -336,7 +318,6 @@ impl Writer {
             if copied == 0 {
                 break;
             }
-            progress(self, from);
         }
         self.position = to;
         Ok(from)
@@ -366,6 +347,7 @@ impl Writer {
 /// Hashes what was written and compares; returns the digest that nobody knew.
 fn hash(file: &File, jobs: &Mutex<Receiver<Job>>) -> Result<Option<String>> {
     let mut unknown = None;
+    let mut buffer = Vec::new();
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(Job {
@@ -377,7 +359,7 @@ fn hash(file: &File, jobs: &Mutex<Receiver<Job>>) -> Result<Option<String>> {
         else {
             return Ok(unknown);
         };
-        let actual = Hasher::of_range(file, offset, length)
+        let actual = Hasher::of_range_in(file, offset, length, &mut buffer)
             .map_err(Error::at("read back", Path::new(&what)))?;
         match expected {
             Some(expected) if expected != actual => {
