@@ -66,7 +66,7 @@ struct Document {
 }
 
 enum Content {
-    Index(ImageIndex),
+    Index(Box<ImageIndex>),
     Image(Box<ImageManifest>),
 }
 
@@ -205,7 +205,9 @@ impl Client {
         for place in 0..places.len() {
             match self.manifest(&places[place], wanted, pinned).await {
                 Ok(document) => {
-                    layout.put_blob_bytes(&document.bytes, &document.media_type)?;
+                    if !layout.has_blob(&document.digest, document.bytes.len() as u64) {
+                        layout.put_blob_bytes(&document.bytes, &document.media_type)?;
+                    }
                     places[..=place].rotate_right(1);
                     return Ok(document);
                 }

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use image::cluster::{self, BASE_ARTIFACT, ClusterConfig, LAYER_TAR, MANIFEST_YAML};
 use image::encode::Cache;
 use image::pack::Packed;
-use image::{Encoding, Writer};
-use oci::layout::{MAX_DOCUMENT, REF_NAME, verify_file};
+use image::{Encoding, Image, Writer};
+use oci::layout::{MAX_DOCUMENT, REF_NAME};
 use oci::spec::{Descriptor, MediaType};
 use oci::{Digest, Layout};
 use tokio::runtime::Runtime;
@@ -237,7 +237,6 @@ pub(crate) fn write_image(
 ) -> Result<PathBuf> {
     let base = content.base;
     let program = hub.blob_path(&base.gravity);
-    verify_file(&program, &base.gravity)?;
     let mut writer = Writer::create(path, &program)?.with_cache(encoded);
 
     copy_document(&mut writer, hub, &base.descriptor)?;
@@ -284,6 +283,15 @@ pub(crate) fn write_image(
     writer.finish(&root, PLATFORM).context(
         "a blob was damaged since it was fetched: remove the file that is named, then build again",
     )?;
+    // The writer has hashed the program while it copied it.
+    let written = Image::open(path)?.elf().digest.clone();
+    if written != base.gravity.as_str() {
+        bail!(
+            "{} has digest {written}, expected {}: make the base image again",
+            program.display(),
+            base.gravity
+        );
+    }
     Ok(path.to_owned())
 }
 

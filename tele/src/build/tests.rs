@@ -336,4 +336,12 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
         error.contains(Digest::of(b"layer").hex()) && error.contains("remove the file"),
         "{error}"
     );
+
+    let program = vendor
+        .at("hub/blobs/sha256")
+        .join(Digest::of(b"\x7fELF program").hex());
+    put(&layer, "layer", 0o644);
+    put(&program, "\x7fELF PROGRAM", 0o644);
+    let error = vendor.error();
+    assert!(error.contains("make the base image again"), "{error}");
 }
