@@ -57,6 +57,13 @@ fn settings(context: &Context<'_>) -> String {
         // kube-proxy has no need of kubelet's iptables chains.
         "makeIPTablesUtilChains": false,
         "serializeImagePulls": false,
+        // Absolute, not percent: a large disk that is mostly full has room.
+        "evictionHard": {
+            "memory.available": "100Mi",
+            "nodefs.available": "1Gi",
+            "imagefs.available": "1Gi",
+            "nodefs.inodesFree": "1%",
+        },
         "oomScoreAdj": oom_score,
         "containerLogMaxSize": "20Mi",
         "containerLogMaxFiles": 3,
