@@ -250,6 +250,15 @@ impl Layout {
         })
     }
 
+    /// Moves in a file of this filesystem whose digest the caller has computed.
+    ///
+    /// # Errors
+    /// When it can't be renamed.
+    pub fn adopt_verified(&self, path: &Path, digest: &Digest) -> Result<()> {
+        let to = self.blob_path(digest);
+        std::fs::rename(path, &to).map_err(at("move a file to", &to))
+    }
+
     /// Gives an image a tag, which it takes from any other image.
     ///
     /// # Errors
