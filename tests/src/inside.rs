@@ -21,8 +21,8 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, chdir, pivot_root, sethostname, setsid};
 
 use crate::cgroup::{self, Hierarchy};
-use crate::file;
 use crate::node::{Node, State};
+use crate::{file, process};
 
 /// Line by which process 1 says that the node is ready.
 const READY: &str = "ready";
@@ -132,15 +132,38 @@ fn bind(from: &Path, to: &Path) -> Result<()> {
 
 fn mount_all(state: &State, hierarchies: &[Hierarchy]) -> Result<()> {
     propagate(Path::new("/"), MsFlags::MS_PRIVATE)?;
-    let root = state.data.join("root");
+    let (root, disk) = (state.data.join("root"), state.data.join("disk"));
+    // Without the background work on tables, which would fill the file.
+    let mut command = Command::new("mount");
+    command
+        .args(["-o", "loop,noinit_itable"])
+        .arg(state.data.join("disk.raw"))
+        .arg(&disk);
+    process::run(&mut command)?;
+    let directories = ["upper", "work"].map(|name| disk.join(name));
+    for directory in &directories {
+        file::make_directory(directory)?;
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o755))
+            .with_context(|| directory.display().to_string())?;
+    }
+    let [upper, work] = directories;
     let options = format!(
         "lowerdir={},upperdir={},workdir={}",
         state.root.display(),
-        state.data.join("upper").display(),
-        state.data.join("work").display()
+        upper.display(),
+        work.display()
     );
     mount_kind("overlay", &root, MsFlags::empty(), &options)?;
-    bind(&state.data.join("lib"), &root.join("var/lib"))?;
+    // All of /var/lib is on the disk itself, so that what is below comes and
+    // goes like on a server, and can be an overlay's upper layer.
+    let lib = disk.join("lib");
+    process::run(
+        Command::new("cp")
+            .arg("-a")
+            .arg(state.root.join("var/lib"))
+            .arg(&lib),
+    )?;
+    bind(&lib, &root.join("var/lib"))?;
     let modules = Path::new("/lib/modules");
     if modules.is_dir() {
         let target = root.join("lib/modules");

@@ -3,8 +3,8 @@
 //! In: a name and an address. Out: a [`Node`] on which commands run as root, in
 //! mount, PID, UTS, IPC, network and cgroup namespaces of its own. What is
 //! known of a node lies in [`STATE`], what it writes in the cache, in
-//! `nodes/NAME`: on a real filesystem, as an overlay can't be the upper layer
-//! of another. Nodes reach each other over the bridge [`BRIDGE`], which is in a
+//! `nodes/NAME/disk.raw`, an ext4 filesystem of its own: nodes don't depend on
+//! how full the machine's disk is, and can be the upper layer of an overlay. Nodes reach each other over the bridge [`BRIDGE`], which is in a
 //! network namespace of its own, and nothing else: there is no way to the
 //! machine or beyond. Always holds: `delete` leaves no process, mount, group,
 //! file or interface behind, also after a crash in the middle of `create`.
@@ -36,6 +36,8 @@ pub const BRIDGE: &str = "gravtest0";
 const SUBNET: [u8; 3] = [10, 99, 0];
 /// The bridge's own number in it.
 const GATEWAY: u8 = 254;
+/// Size in bytes of a node's disk; what is not written takes no room.
+const DISK: u64 = 40 << 30;
 /// How long a node's processes may take to die.
 const KILL: Duration = Duration::from_secs(30);
 /// Kernel parameters that nodes change for the whole machine, as they are not
@@ -122,23 +124,22 @@ impl Node {
     fn build(&mut self) -> Result<()> {
         remember_sysctls()?;
         self.save()?;
-        let State {
-            name, root, data, ..
-        } = &self.state;
+        let State { name, data, .. } = &self.state;
         let text = data.to_str().context("the cache's path is not text")?;
         if text.contains([',', ':', '\\']) {
             bail!("{text}: comma, colon and backslash can't be in an overlay's path");
         }
-        for directory in ["upper", "work", "root"] {
+        for directory in ["disk", "root"] {
             file::make_directory(&data.join(directory))?;
         }
-        // All of /var/lib is on a real filesystem, so that what is below comes
-        // and goes like on a server.
+        let disk = data.join("disk.raw");
+        fs::File::create(&disk)
+            .and_then(|file| file.set_len(DISK))
+            .with_context(|| format!("creating {}", disk.display()))?;
         process::run(
-            Command::new("cp")
-                .arg("-a")
-                .arg(root.join("var/lib"))
-                .arg(data.join("lib")),
+            Command::new("mkfs.ext4")
+                .args(["-q", "-F", "-m", "0"])
+                .arg(&disk),
         )?;
         cgroup::create(name)?;
         let pid = process::text(Command::new(program()?).args(["start", name]))?;

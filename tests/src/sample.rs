@@ -1,14 +1,16 @@
 //! Container images of the sample application, of our own making.
 //!
-//! In: Debian's static busybox. Out: an OCI layout with the images
-//! [`IMAGES`], by the names under which the sample asks for them. Always
-//! holds: the same busybox gives the same bytes.
+//! In: Debian's busybox and C library, so that names are resolved as in any
+//! Debian image. Out: an OCI layout with the images [`IMAGES`], by the names
+//! under which the sample asks for them. Always holds: the same packages give
+//! the same bytes.
 
+use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder};
 use oci::Layout;
 use oci::spec::{Descriptor, MediaType};
@@ -23,8 +25,21 @@ pub const REPOSITORY: &str = "quay.io/gravitational";
 pub const IMAGES: [&str; 2] = ["debian-tall:stretch", "web:1.0.0"];
 /// What the web server says.
 pub const PAGE: &str = "<!doctype html>\n<title>Sample</title>\n<h1>It works</h1>\n";
-/// A program is not larger than this.
-const BUSYBOX_MAX: u64 = 16 << 20;
+/// A file of a package is not larger than this.
+const FILE_MAX: u64 = 16 << 20;
+/// Packages, and what the images have of them: paths without the leading `./`.
+const PACKAGES: [(&str, &[&str]); 2] = [
+    ("busybox", &["bin/busybox"]),
+    (
+        "libc6",
+        &[
+            "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+            "lib/x86_64-linux-gnu/libc.so.6",
+            "lib/x86_64-linux-gnu/libm.so.6",
+            "lib/x86_64-linux-gnu/libresolv.so.2",
+        ],
+    ),
+];
 
 /// Writes the images into the layout `directory`, which is made where there is
 /// none.
@@ -32,10 +47,12 @@ const BUSYBOX_MAX: u64 = 16 << 20;
 /// # Errors
 /// When the busybox package can't be had or the layout can't be written.
 pub fn make_images(directory: &Path) -> Result<()> {
-    let busybox = busybox()?;
-    let applets = process::text(Command::new(&busybox).arg("--list"))?;
-    let program = std::fs::read(&busybox).with_context(|| busybox.display().to_string())?;
-    let base = base_layer(&program, applets.lines())?;
+    let files = PACKAGES
+        .iter()
+        .map(|(package, wanted)| package_files(package, wanted))
+        .collect::<Result<Vec<_>>>()?
+        .concat();
+    let base = base_layer(&files, APPLETS.iter().copied())?;
     let page = layer(|tar| {
         directories(tar, &["srv", "srv/www"])?;
         add(
@@ -72,93 +89,184 @@ pub fn make_images(directory: &Path) -> Result<()> {
 
 const PATH: &str = "PATH=/usr/local/bin:/usr/bin:/bin";
 
-/// Debian's busybox-static, from the cache or by apt-get.
-fn busybox() -> Result<PathBuf> {
+/// Files of a Debian package, from the cache or by apt-get.
+fn package_files(package: &str, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
     let directory = file::cache()?.join("sample");
-    let program = directory.join("busybox");
-    if program.is_file() {
-        return Ok(program);
-    }
     file::make_directory(&directory)?;
     let _lock = file::lock(&directory.join("lock"))?;
-    let download = directory.join("download");
-    file::remove_directory(&download)?;
-    file::make_directory(&download)?;
-    let mut command = Command::new("apt-get");
-    command.args([
-        "download",
-        "--quiet",
-        "-o",
-        "APT::Sandbox::User=root",
-        "busybox-static",
-    ]);
-    process::run(command.current_dir(&download))
-        .context("after `apt-get update` it may be there")?;
-    let package = std::fs::read_dir(&download)
-        .with_context(|| download.display().to_string())?
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
-        .context("apt-get downloaded no package")?;
-    let mut command = Command::new("dpkg-deb");
-    let content = process::run(command.arg("--fsys-tarfile").arg(package))?.stdout;
-    file::write(&program, find_program(&content)?)?;
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    std::fs::set_permissions(&program, mode).with_context(|| program.display().to_string())?;
-    file::remove_directory(&download)?;
-    Ok(program)
+    let content = directory.join(format!("{package}.tar"));
+    if !content.is_file() {
+        let download = directory.join("download");
+        file::remove_directory(&download)?;
+        file::make_directory(&download)?;
+        let mut command = Command::new("apt-get");
+        command.args([
+            "download",
+            "--quiet",
+            "-o",
+            "APT::Sandbox::User=root",
+            package,
+        ]);
+        process::run(command.current_dir(&download))
+            .context("after `apt-get update` it may be there")?;
+        let archive = std::fs::read_dir(&download)
+            .with_context(|| download.display().to_string())?
+            .flatten()
+            .map(|entry| entry.path())
+            .find(|path| path.extension().is_some_and(|extension| extension == "deb"))
+            .context("apt-get downloaded no package")?;
+        let mut command = Command::new("dpkg-deb");
+        let tar = process::run(command.arg("--fsys-tarfile").arg(archive))?.stdout;
+        file::write(&content, tar)?;
+        file::remove_directory(&download)?;
+    }
+    let tar = std::fs::read(&content).with_context(|| content.display().to_string())?;
+    find_files(&tar, wanted).with_context(|| format!("reading the package {package}"))
 }
 
-/// The program in a package's tar.
-fn find_program(content: &[u8]) -> Result<Vec<u8>> {
-    let mut archive = tar::Archive::new(Cursor::new(content));
-    for entry in archive.entries().context("reading the busybox package")? {
-        let entry = entry.context("reading the busybox package")?;
-        let path = entry
-            .path()
-            .context("reading the busybox package")?
+/// The files `wanted` of a package's tar, in that order.
+fn find_files(tar: &[u8], wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)>> {
+    let mut found = BTreeMap::new();
+    for entry in tar::Archive::new(Cursor::new(tar)).entries()? {
+        let entry = entry?;
+        let path = entry.path()?.into_owned();
+        let path = path
+            .strip_prefix(".")
+            .unwrap_or(&path)
+            .to_string_lossy()
             .into_owned();
-        if path.ends_with("bin/busybox") && entry.header().entry_type().is_file() {
-            if entry.size() > BUSYBOX_MAX {
-                bail!(
-                    "busybox has {} bytes, more than {BUSYBOX_MAX}",
-                    entry.size()
-                );
-            }
-            let mut program = Vec::new();
-            entry
-                .take(BUSYBOX_MAX)
-                .read_to_end(&mut program)
-                .context("reading busybox")?;
-            return Ok(program);
+        if wanted.contains(&path.as_str()) && entry.header().entry_type().is_file() {
+            ensure!(
+                entry.size() <= FILE_MAX,
+                "{path} has {} bytes",
+                entry.size()
+            );
+            let mut content = Vec::new();
+            entry.take(FILE_MAX).read_to_end(&mut content)?;
+            found.insert(path, content);
         }
     }
-    bail!("the busybox package has no busybox")
+    wanted
+        .iter()
+        .map(|path| {
+            let content = found
+                .remove(*path)
+                .with_context(|| format!("there is no {path}"))?;
+            Ok(((*path).to_owned(), content))
+        })
+        .collect()
 }
 
-/// A root filesystem of nothing but busybox.
-fn base_layer<'a>(program: &[u8], applets: impl Iterator<Item = &'a str>) -> Result<Layer> {
+/// Commands that the images have, all of busybox.
+const APPLETS: &[&str] = &[
+    "ash",
+    "awk",
+    "base64",
+    "basename",
+    "cat",
+    "chmod",
+    "chown",
+    "cmp",
+    "cp",
+    "cut",
+    "date",
+    "dd",
+    "df",
+    "dirname",
+    "du",
+    "echo",
+    "env",
+    "expr",
+    "false",
+    "find",
+    "grep",
+    "gunzip",
+    "gzip",
+    "head",
+    "hostname",
+    "httpd",
+    "id",
+    "ip",
+    "kill",
+    "less",
+    "ln",
+    "ls",
+    "md5sum",
+    "mkdir",
+    "mktemp",
+    "mount",
+    "mv",
+    "nc",
+    "nslookup",
+    "ping",
+    "printf",
+    "ps",
+    "pwd",
+    "readlink",
+    "rm",
+    "rmdir",
+    "sed",
+    "seq",
+    "sh",
+    "sha256sum",
+    "sleep",
+    "sort",
+    "stat",
+    "sync",
+    "tail",
+    "tar",
+    "tee",
+    "test",
+    "timeout",
+    "touch",
+    "tr",
+    "true",
+    "umount",
+    "uname",
+    "uniq",
+    "vi",
+    "wc",
+    "wget",
+    "which",
+    "whoami",
+    "xargs",
+    "yes",
+];
+
+/// A root filesystem of these files and links to busybox.
+fn base_layer<'a>(
+    files: &[(String, Vec<u8>)],
+    applets: impl Iterator<Item = &'a str>,
+) -> Result<Layer> {
     layer(|tar| {
         directories(
             tar,
             &[
                 "bin",
                 "etc",
+                "lib",
+                "lib/x86_64-linux-gnu",
+                "lib64",
                 "proc",
                 "root",
-                "sys",
-                "usr",
-                "usr/bin",
-                "usr/local",
             ],
         )?;
-        directories(tar, &["usr/local/bin", "var", "var/lib"])?;
+        directories(
+            tar,
+            &["sys", "usr", "usr/bin", "usr/local", "usr/local/bin"],
+        )?;
+        directories(tar, &["var", "var/lib"])?;
         add(tar, "tmp/", EntryType::Directory, 0o1777, &[])?;
-        add(tar, "bin/busybox", EntryType::Regular, 0o755, program)?;
-        for applet in applets.filter(|applet| *applet != "busybox") {
-            let mut header = header(EntryType::Symlink, 0o777);
-            header.set_size(0);
-            tar.append_link(&mut header, format!("bin/{applet}"), "busybox")?;
+        for (path, content) in files {
+            add(tar, path, EntryType::Regular, 0o755, content)?;
+        }
+        link(
+            tar,
+            "lib64/ld-linux-x86-64.so.2",
+            "/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+        )?;
+        for applet in applets {
+            link(tar, &format!("bin/{applet}"), "busybox")?;
         }
         let passwd = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n";
         add(
@@ -175,8 +283,21 @@ fn base_layer<'a>(program: &[u8], applets: impl Iterator<Item = &'a str>) -> Res
             EntryType::Regular,
             0o644,
             group.as_bytes(),
+        )?;
+        add(
+            tar,
+            "etc/nsswitch.conf",
+            EntryType::Regular,
+            0o644,
+            b"hosts: files dns\n",
         )
     })
+}
+
+fn link(tar: &mut Builder<Vec<u8>>, path: &str, target: &str) -> std::io::Result<()> {
+    let mut header = header(EntryType::Symlink, 0o777);
+    header.set_size(0);
+    tar.append_link(&mut header, path, target)
 }
 
 /// A layer: compressed as registries have them, and the digest of its tar.
@@ -269,38 +390,37 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_program_gives_the_same_layer() {
-        let make = || base_layer(b"program", ["sh", "busybox", "wget"].into_iter()).unwrap();
+    fn the_same_files_give_the_same_layer() {
+        let files = [("bin/busybox".to_owned(), b"program".to_vec())];
+        let make = || base_layer(&files, ["sh", "wget"].into_iter()).unwrap();
         let first = make();
         assert_eq!(first.compressed, make().compressed);
-        let mut text = Vec::new();
-        flate2::read::GzDecoder::new(first.compressed.as_slice())
-            .read_to_end(&mut text)
-            .unwrap();
+        let text = uncompressed(&first);
         assert_eq!(first.diff_id, format!("sha256:{}", file::sha256(&text)));
-        let mut archive = tar::Archive::new(text.as_slice());
-        let paths: Vec<_> = archive
-            .entries()
-            .unwrap()
-            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
-            .collect();
-        assert!(paths.contains(&"bin/sh".to_owned()));
-        assert_eq!(
-            paths.iter().filter(|path| *path == "bin/busybox").count(),
-            1
-        );
-        assert_eq!(find_program(&text).unwrap(), b"program");
+        assert_eq!(find_files(&text, &["bin/busybox"]).unwrap(), files);
+        // A link is no file.
+        assert!(find_files(&text, &["bin/sh"]).is_err());
     }
 
     #[test]
-    fn a_package_without_the_program_is_refused() {
-        let other = layer(|tar| add(tar, "bin/sh", EntryType::Regular, 0o755, b"x")).unwrap();
+    fn a_package_without_the_file_is_refused() {
+        let other = layer(|tar| add(tar, "./bin/sh", EntryType::Regular, 0o755, b"x")).unwrap();
+        assert!(find_files(&uncompressed(&other), &["bin/busybox"]).is_err());
+        assert_eq!(
+            find_files(&uncompressed(&other), &["bin/sh"])
+                .unwrap()
+                .len(),
+            1
+        );
+        assert!(find_files(b"no tar", &["bin/sh"]).is_err());
+    }
+
+    fn uncompressed(layer: &Layer) -> Vec<u8> {
         let mut text = Vec::new();
-        flate2::read::GzDecoder::new(other.compressed.as_slice())
+        flate2::read::GzDecoder::new(layer.compressed.as_slice())
             .read_to_end(&mut text)
             .unwrap();
-        assert!(find_program(&text).is_err());
-        assert!(find_program(b"no tar").is_err());
+        text
     }
 
     #[test]

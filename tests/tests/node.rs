@@ -4,10 +4,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use gravity_tests::cgroup;
 use gravity_tests::node::{Node, Options, STATE, Throwaway};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
+use gravity_tests::{cgroup, process};
 
 #[expect(clippy::unwrap_used, reason = "a test without its node fails")]
 fn create(name: &str) -> Throwaway {
@@ -193,6 +194,15 @@ fn delete_leaves_nothing() {
     for hierarchy in cgroup::hierarchies().unwrap() {
         assert!(!hierarchy.group("harness-gone").exists());
     }
+    let loops = || {
+        let all = fs::read_dir("/sys/block").unwrap().flatten();
+        let backing =
+            all.filter_map(|entry| fs::read_to_string(entry.path().join("loop/backing_file")).ok());
+        backing
+            .filter(|path| path.contains("nodes/harness-gone/"))
+            .count()
+    };
+    assert!(process::wait_until(Duration::from_secs(10), || loops() == 0));
     let links = Command::new("ip")
         .args(["-n", "gravtest", "link"])
         .output()
