@@ -118,6 +118,11 @@ impl Row {
         self
     }
 
+    /// Remembers the first thing that went wrong.
+    fn note(&mut self, why: &str) {
+        self.missing.get_or_insert_with(|| why.to_owned());
+    }
+
     fn ratio(&self) -> Option<f64> {
         Some(median(&self.ours)? / median(&self.peer)?)
     }
@@ -178,8 +183,7 @@ struct Bench<'a> {
     directory: Directory,
 }
 
-/// The benchmark's files, removed with it. It lies beside the nodes' data, so
-/// that programs can be linked there.
+/// The benchmark's files, removed with it.
 struct Directory(PathBuf);
 
 impl Directory {
@@ -295,7 +299,7 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     console.table(&header, &cells);
     for row in &rows {
         if let Some(why) = &row.missing {
-            console.warning(&format!("{} was not measured: {why}", row.what));
+            console.warning(&format!("{} against {}: {why}", row.what, row.against));
         }
     }
     if let Some(path) = &options.json {
@@ -310,7 +314,7 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
         file::write(path, serde_json::to_vec_pretty(&report)?)?;
     }
     ensure!(
-        rows.iter().any(|row| !row.ours.is_empty()),
+        rows.iter().any(|row| row.ratio().is_some()),
         "nothing could be measured"
     );
     Ok(())

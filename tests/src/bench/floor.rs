@@ -14,7 +14,7 @@ use pki::{Authority, Issued, Leaf};
 use serde_json::json;
 
 use super::Bench;
-use super::cluster::{Times, create, watch};
+use super::cluster::{Times, create, inside, watch};
 use crate::node::Node;
 use crate::{file, process};
 
@@ -85,7 +85,11 @@ pub(super) fn programs(bench: &Bench<'_>) -> Result<PathBuf> {
         file::make_directory(&part)?;
         let mut tar = Command::new("tar");
         tar.arg("-xf").arg(bench.rootfs()?).arg("-C").arg(&part);
-        process::run(tar.args(["usr/local", "opt/cni"]))?;
+        // What is not started is not copied into nodes.
+        for name in ["coredns", "etcdctl", "flanneld", "helm", "registry"] {
+            tar.arg(format!("--exclude=usr/local/bin/{name}"));
+        }
+        process::run(tar.args(["usr/local/bin", "usr/local/share/planet", "opt/cni"]))?;
         std::fs::rename(&part, &directory).context("renaming the programs")?;
     }
     Ok(directory)
@@ -94,9 +98,8 @@ pub(super) fn programs(bench: &Bench<'_>) -> Result<PathBuf> {
 /// Puts the programs and the runtime's settings into a node. Returns where
 /// [`PLACE`] is on the machine.
 pub(super) fn place(node: &Node, programs: &Path) -> Result<PathBuf> {
-    let place = node.state().data.join("lib/bench");
-    // Links: nobody writes to them.
-    process::run(Command::new("cp").arg("-al").arg(programs).arg(&place))?;
+    let place = inside(node, PLACE)?;
+    process::run(Command::new("cp").arg("-a").arg(programs).arg(&place))?;
     for directory in ["etc/cni", "secrets"] {
         file::make_directory(&place.join(directory))?;
     }
