@@ -66,7 +66,8 @@ impl Kubeadm {
     pub(super) fn prepare(bench: &Bench<'_>) -> Result<Self> {
         let program = match &bench.options.kubeadm {
             Some(program) => program.clone(),
-            None => component("kubeadm")?,
+            None => component("kubeadm")
+                .context("`make-base --kubeadm DIR` builds it, `--kubeadm DIR/kubeadm` names it")?,
         };
         let version = process::text(Command::new(&program).args(["version", "-o", "short"]))?;
         let version = version.trim().to_owned();
