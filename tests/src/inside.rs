@@ -329,7 +329,6 @@ pub fn exec(name: &str, command: &[OsString]) -> Result<i32> {
     for signal in [Signal::SIGCHLD, Signal::SIGINT, Signal::SIGQUIT] {
         signals.add(signal);
     }
-    signals.thread_block().context("blocking signals")?;
     let mut child = Command::new(program);
     child
         .args(arguments)
@@ -343,6 +342,9 @@ pub fn exec(name: &str, command: &[OsString]) -> Result<i32> {
     let mut child = child
         .spawn()
         .with_context(|| format!("starting {} in node {name}", program.to_string_lossy()))?;
+    // Not before: the child would have them blocked, too, and a shell there
+    // would wait for its children for ever.
+    signals.thread_block().context("blocking signals")?;
     loop {
         if let Some(status) = child.try_wait().context("waiting for the command")? {
             return Ok(status

@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{inside, sample};
+use gravity_tests::{faults, inside, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -95,6 +95,15 @@ enum Task {
         name: String,
         #[command(flatten)]
         scenario: Scenario,
+    },
+    /// Kill, damage, refuse and fill up installs, and see that all end well.
+    Faults {
+        /// Use this cluster image instead of building one.
+        #[arg(long, value_name = "FILE")]
+        image: Option<PathBuf>,
+        /// Only scenarios whose name contains this.
+        #[arg(long, value_name = "NAME")]
+        only: Option<String>,
     },
     /// Install the sample in a virtual machine with systemd, check and remove it.
     VmSmoke {
@@ -219,6 +228,17 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Demo { name, scenario } => scenario::demo(&scenario.into(), &name, console)?,
         Task::E2e { name, scenario } => {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
+        }
+        Task::Faults { image, only } => {
+            let setup = Setup {
+                sample: "tests/sample".into(),
+                tele: None,
+                image,
+                default_route: false,
+            };
+            if !faults::run(&setup.image(console)?, only.as_deref(), console)? {
+                return Ok(ExitCode::FAILURE);
+            }
         }
         Task::VmSmoke {
             image,

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use console::ExitCode;
+use nix::sys::signal::{SigSet, Signal};
 
 use super::Session;
 use crate::cli::Agent;
@@ -15,6 +16,10 @@ pub(crate) async fn run(session: &Session, Agent::Run: &Agent) -> Result<ExitCod
     // A session of its own: the end of the terminal is not its end.
     nix::unistd::setsid().context("start a session")?;
     super::log_to_stderr();
+    // `leave` ends it by this signal, which whoever started us may have blocked.
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGTERM);
+    signals.thread_unblock().context("unblock signals")?;
     // The last agent may be about to end.
     let _lock = host::lock::Lock::wait(&session.layout.agent_lock(), PATIENCE)?;
     agent::serve(session.layout.state_dir()).await.context("serve phases")?;

@@ -1,0 +1,704 @@
+//! What must not go wrong: installs that are killed, refused, damaged or run
+//! out of space, and what `leave` makes of them.
+//!
+//! In: a cluster image, on one throwaway node that the scenarios share. Out: a
+//! line a scenario, `ok` or `FAILED` with the reason. Always holds: every
+//! scenario begins with a node that is as it was when it was made.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use console::{Console, render};
+use image::Image;
+use serde_json::Value;
+
+use crate::node::{self, Options, Throwaway};
+use crate::process;
+use crate::snapshot::{ALLOWED, Snapshot};
+
+/// The image in the node.
+const IMAGE: &str = "/root/gravity";
+/// A damaged copy of it.
+const BAD: &str = "/root/damaged";
+const STATE: &str = "/var/lib/gravity";
+/// Leaf phases in the order in which the installer starts them. An image with
+/// hooks has more.
+const PHASES: &[&str] = &[
+    "/bootstrap",
+    "/prepare/rootfs",
+    "/prepare/secrets",
+    "/prepare/program",
+    "/prepare/volumes",
+    "/start/planet",
+    "/start/images",
+    "/start/hook-resources",
+    "/start/node",
+    "/start/resources",
+    "/health",
+    "/complete",
+];
+
+/// Exit codes of `gravity`.
+const FAILED: i32 = 1;
+const PREFLIGHT: i32 = 3;
+const DAMAGED: i32 = 5;
+const RESUMABLE: i32 = 7;
+
+/// Seconds that a command may take.
+const LIMIT: &str = "150";
+/// How long the node may take to be well again after something was killed.
+const RECOVERY: Duration = Duration::from_secs(60);
+
+type Scenario = fn(&Setup) -> Result<()>;
+
+const SCENARIOS: &[(&str, Scenario)] = &[
+    ("refusals", refusals),
+    ("taken-port", taken_port),
+    ("damaged-image", damaged_image),
+    ("foreign-directory", foreign_directory),
+    ("two-at-once", two_at_once),
+    ("killed-installer", killed_installer),
+    ("killed-installer-and-agent", killed_both),
+    ("killed-agent", killed_agent),
+    ("killed-supervisor", killed_supervisor),
+    ("leave-half-way", leave_half_way),
+    ("leave-running", leave_running),
+    ("full-disk", full_disk),
+];
+
+/// What the scenarios share.
+struct Setup {
+    node: Throwaway,
+    /// Name of the image on the machine.
+    image: PathBuf,
+    /// The node before anything was installed.
+    before: Snapshot,
+}
+
+/// Runs all scenarios, or those whose name contains `only`. Says whether all
+/// were as they should be.
+///
+/// # Errors
+/// When the node can't be made.
+pub fn run(image: &Path, only: Option<&str>, console: &Console) -> Result<bool> {
+    node::require_root()?;
+    let options = Options {
+        address: Some("10.99.0.50/24".into()),
+        ..Options::default()
+    };
+    let node = Throwaway::create("f1", &options, console)?;
+    node.copy(image, IMAGE)?;
+    node.run(&["chmod", "755", IMAGE])?;
+    let before = Snapshot::take(&node)?;
+    let setup = Setup {
+        node,
+        image: image.to_owned(),
+        before,
+    };
+    let (mut passed, mut failed) = (0, 0);
+    let chosen = |name: &str| only.is_none_or(|only| name.contains(only));
+    for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
+        let started = Instant::now();
+        let result = scenario(&setup).and_then(|()| setup.clean());
+        let took = render::duration(started.elapsed());
+        match result {
+            Ok(()) => {
+                passed += 1;
+                console.print(&format!("ok {name} ({took})"));
+            }
+            Err(error) => {
+                failed += 1;
+                console.print(&format!("FAILED {name} ({took}): {error:#}"));
+                drop(setup.leave());
+            }
+        }
+    }
+    console.print(&format!("{passed} passed, {failed} failed"));
+    Ok(failed == 0)
+}
+
+/// What a command has said, both outputs in one.
+struct Said {
+    code: i32,
+    text: String,
+}
+
+impl Said {
+    fn of(output: &Output) -> Self {
+        let code = output.status.code();
+        Self {
+            code: code.unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default()),
+            text: format!(
+                "{}{}",
+                String::from_utf8_lossy(&output.stdout),
+                String::from_utf8_lossy(&output.stderr)
+            ),
+        }
+    }
+
+    /// Fails unless it ended with this code and said all of these.
+    fn expect(self, code: i32, words: &[&str]) -> Result<Self> {
+        let missing: Vec<_> = words
+            .iter()
+            .filter(|word| !self.text.contains(*word))
+            .collect();
+        ensure!(
+            self.code == code && missing.is_empty(),
+            "exit code {} (expected {code}), without {missing:?}: {}",
+            self.code,
+            self.text
+        );
+        Ok(self)
+    }
+}
+
+impl Setup {
+    fn said(&self, words: &[&str]) -> Result<Said> {
+        // Nothing here takes long; what hangs is a failure.
+        let mut bounded = vec!["timeout", "--kill-after=5", LIMIT];
+        bounded.extend(words);
+        let mut command = self.node.command(&bounded)?;
+        let output = command.stdin(std::process::Stdio::null()).output();
+        Ok(Said::of(&output.context("starting testnode")?))
+    }
+
+    fn shell(&self, script: &str) -> Result<Said> {
+        self.said(&["sh", "-c", script])
+    }
+
+    fn install(&self, arguments: &[&str]) -> Result<Said> {
+        let address = format!("--advertise-addr={}", self.node.address());
+        let mut words = vec![IMAGE, "install", "--accept-eula", &address];
+        words.extend(arguments);
+        self.said(&words)
+    }
+
+    /// Installs, or resumes, and does `then` as soon as `phase` has begun.
+    /// Whether it has begun.
+    fn until(&self, what: &str, phase: &str, then: &str) -> Result<(bool, Said)> {
+        let address = match what {
+            "install" => format!("--accept-eula --advertise-addr={}", self.node.address()),
+            _ => String::new(),
+        };
+        let script = format!(
+            "{{ {IMAGE} {what} {address} 2>&1; echo exit $?; }} | while IFS= read -r line; do \
+               echo \"$line\"; \
+               case \"$line\" in *' {phase} in progress'*) {then}; echo REACHED;; esac; \
+             done"
+        );
+        let said = self.shell(&script)?;
+        let reached = said.text.lines().any(|line| line == "REACHED");
+        let code = said
+            .text
+            .lines()
+            .find_map(|line| line.strip_prefix("exit "));
+        let code = code.and_then(|code| code.parse().ok()).unwrap_or(said.code);
+        Ok((reached, Said { code, ..said }))
+    }
+
+    fn leave(&self) -> Result<Said> {
+        self.said(&[IMAGE, "leave", "--force", "--confirm"])
+    }
+
+    /// Removes what a scenario left. The node must be as before then.
+    fn clean(&self) -> Result<()> {
+        if self.shell(&format!("test -e {STATE}"))?.code == 0 {
+            self.leave()?.expect(0, &[])?;
+        }
+        self.is_untouched()
+    }
+
+    fn is_untouched(&self) -> Result<()> {
+        // Connections of ended processes take a moment.
+        let mut found = Vec::new();
+        for _ in 0..3 {
+            found = self
+                .before
+                .differences(&Snapshot::take(&self.node)?, ALLOWED);
+            if found.is_empty() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        bail!("the node is not as before: {}", found.join("; "))
+    }
+
+    /// The last JSON document that `gravity` printed.
+    fn json(&self, command: &str) -> Result<Value> {
+        let said = self.said(&[IMAGE, command, "--output", "json"])?;
+        let values = serde_json::Deserializer::from_str(&said.text).into_iter::<Value>();
+        let last = values.filter_map(Result::ok).last();
+        last.with_context(|| format!("{command} is no JSON: {}", said.text))
+    }
+
+    /// Fails unless there is a whole cluster that works.
+    fn is_active(&self) -> Result<()> {
+        let mut state = Value::Null;
+        let active = process::wait_until(RECOVERY, || {
+            state = self.json("status").unwrap_or_default();
+            state["cluster"]["state"] == "active"
+        });
+        ensure!(active, "the cluster is not active: {state}");
+        let plan = self.json("plan")?;
+        let open = leaves(&plan)
+            .filter(|phase| phase["state"] != "completed")
+            .map(|phase| phase["id"].to_string())
+            .collect::<Vec<_>>();
+        ensure!(open.is_empty(), "phases are not complete: {open:?}");
+        let objects =
+            "kubectl get nodes -o name && kubectl -n kube-system get service kube-dns -o name";
+        self.shell(objects)?
+            .expect(0, &["node/f1", "service/kube-dns"])?;
+        Ok(())
+    }
+
+    /// Process ids of the services.
+    fn services(&self) -> Result<Vec<(String, Value)>> {
+        let status = self.json("status")?;
+        let services = status["nodes"][0]["services"].as_array().cloned();
+        let services = services.with_context(|| format!("no services in {status}"))?;
+        let pair = |service: &Value| {
+            let name = service["name"].as_str().unwrap_or_default();
+            (name.to_owned(), service["pid"].clone())
+        };
+        Ok(services.iter().map(pair).collect())
+    }
+
+    /// Puts a copy of the image into the node that `change` has changed.
+    fn damage(&self, change: impl FnOnce(&File, &Image) -> Result<()>) -> Result<()> {
+        let image = Image::open(&self.image).context("opening the image")?;
+        let copy = self.image.with_extension("damaged");
+        fs::copy(&self.image, &copy).context("copying the image")?;
+        let result = File::options()
+            .read(true)
+            .write(true)
+            .open(&copy)
+            .context("opening the copy")
+            .and_then(|file| change(&file, &image))
+            .and_then(|()| self.node.copy(&copy, BAD));
+        fs::remove_file(&copy).context("removing the copy")?;
+        result
+    }
+}
+
+fn leaves(phase: &Value) -> Box<dyn Iterator<Item = &Value> + '_> {
+    match phase["phases"].as_array() {
+        Some(phases) if !phases.is_empty() => Box::new(phases.iter().flat_map(leaves)),
+        _ => Box::new(std::iter::once(phase)),
+    }
+}
+
+fn flip(file: &File, offset: u64) -> Result<()> {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)
+        .context("reading the copy")?;
+    byte[0] ^= 0x10;
+    file.write_all_at(&byte, offset).context("writing the copy")
+}
+
+/// Where the index begins: on the page behind the last blob.
+fn index(image: &Image) -> u64 {
+    let ends = image.blobs().map(|blob| blob.offset + blob.length);
+    ends.max().unwrap_or_default().next_multiple_of(4096)
+}
+
+/// Options and a user that can't be.
+fn refusals(setup: &Setup) -> Result<()> {
+    let address = setup.node.address();
+    setup
+        .said(&[IMAGE, "install", "--advertise-addr=10.99.0.250"])?
+        .expect(
+            FAILED,
+            &["10.99.0.250 is not an address of this node", address],
+        )?;
+    setup
+        .install(&["--pod-network-cidr=10.100.0.0/16"])?
+        .expect(FAILED, &["overlap", "--service-cidr"])?;
+    setup
+        .install(&["--pod-network-cidr=10.99.0.0/16"])?
+        .expect(FAILED, &["overlap", address])?;
+    setup
+        .install(&["--service-cidr=10.99.0.0/24"])?
+        .expect(FAILED, &["overlap", address])?;
+    let nobody = "cp /root/gravity /tmp/gravity && chmod 755 /tmp/gravity && \
+        setpriv --reuid 1234 --regid 1234 --clear-groups /tmp/gravity install; \
+        code=$?; rm /tmp/gravity; exit $code";
+    setup
+        .shell(nobody)?
+        .expect(FAILED, &["must be run as root"])?;
+    setup
+        .said(&[IMAGE, "leave", "--force", "--confirm"])?
+        .expect(FAILED, &["there is no cluster"])?;
+    setup
+        .said(&[IMAGE, "resume"])?
+        .expect(FAILED, &["no operation was found"])?;
+    setup.is_untouched()
+}
+
+/// Somebody listens at a port of the API.
+fn taken_port(setup: &Setup) -> Result<()> {
+    let listen = "$s = IO::Socket::INET->new(LocalPort => 6443, Listen => 1) or die; \
+        print \"listening\\n\"; $| = 1; sleep 60";
+    let install = format!(
+        "perl -MIO::Socket::INET -e '{listen}' >/dev/null & \
+         listener=$!; \
+         for n in $(seq 100); do grep -q ':192B ' /proc/net/tcp && break; sleep 0.05; done; \
+         {IMAGE} install --accept-eula --advertise-addr={}; code=$?; \
+         echo listener $listener; kill $listener; exit $code",
+        setup.node.address()
+    );
+    let said = setup
+        .shell(&install)?
+        .expect(PREFLIGHT, &["6443", "perl"])?;
+    let listener = said
+        .text
+        .lines()
+        .find_map(|line| line.strip_prefix("listener "));
+    let listener = listener.context("no listener")?;
+    ensure!(
+        said.text
+            .lines()
+            .any(|line| line.contains("6443") && line.contains(listener)),
+        "the listener's process id {listener} is not told: {}",
+        said.text
+    );
+    setup.is_untouched()
+}
+
+/// Image files that are not what was built.
+fn damaged_image(setup: &Setup) -> Result<()> {
+    let length = fs::metadata(&setup.image)
+        .context("reading the image")?
+        .len();
+    type Change = fn(&File, &Image, u64) -> Result<()>;
+    let changes: [(&str, Change, &str); 7] = [
+        (
+            "cut",
+            |file, _, length| file.set_len(length / 2).context("cutting"),
+            "truncated",
+        ),
+        (
+            "cut by a byte",
+            |file, _, length| file.set_len(length - 1).context("cutting"),
+            "truncated",
+        ),
+        (
+            "appended",
+            |file, _, length| file.write_all_at(b"x", length).context("appending"),
+            "after the end",
+        ),
+        (
+            "flipped in the index",
+            |file, image, _| flip(file, index(image) + 100),
+            "damaged",
+        ),
+        (
+            "flipped in the footer",
+            |file, _, length| flip(file, length - 100),
+            "damaged",
+        ),
+        (
+            "flipped in the largest blob",
+            |file, image, _| {
+                let blob = image
+                    .blobs()
+                    .max_by_key(|blob| blob.length)
+                    .context("no blobs")?;
+                flip(file, blob.offset + blob.length / 2)
+            },
+            "damaged",
+        ),
+        (
+            "flipped behind the program",
+            |file, image, _| flip(file, image.elf().size),
+            "damaged",
+        ),
+    ];
+    for (name, change, word) in changes {
+        setup.damage(|file, image| change(file, image, length))?;
+        let install = [
+            BAD,
+            "install",
+            "--accept-eula",
+            &format!("--advertise-addr={}", setup.node.address()),
+        ];
+        let said = setup.said(&install)?;
+        let tried = said.expect(DAMAGED, &[word, "copy the file again"]);
+        setup.node.run(&["rm", BAD])?;
+        tried.context(name)?;
+        setup.is_untouched().context(name)?;
+    }
+    Ok(())
+}
+
+/// The state directory holds what is somebody else's.
+fn foreign_directory(setup: &Setup) -> Result<()> {
+    let prepared = format!("mkdir -p {STATE}/lost+found && echo mine >{STATE}/photo");
+    setup.shell(&prepared)?.expect(0, &[])?;
+    setup
+        .install(&[])?
+        .expect(FAILED, &["not empty", "photo"])?;
+    setup.leave()?.expect(FAILED, &["there is no cluster"])?;
+    let kept = format!("ls {STATE}; cat {STATE}/photo; rm -r {STATE}");
+    let said = setup.shell(&kept)?.expect(0, &["mine"])?;
+    ensure!(
+        said.text.lines().count() == 3,
+        "the directory has changed: {}",
+        said.text
+    );
+    Ok(())
+}
+
+/// A second install beside the first, after it was killed, and after it ended.
+fn two_at_once(setup: &Setup) -> Result<()> {
+    let again = format!(
+        "{{ {IMAGE} install --accept-eula --advertise-addr={0}; echo SECOND $?; \
+           {IMAGE} resume; echo RESUME $?; {IMAGE} leave --force --confirm; echo LEAVE $?; }} 2>&1",
+        setup.node.address()
+    );
+    let (reached, said) = setup.until("install", "/prepare/rootfs", &again)?;
+    ensure!(reached, "the phase did not begin: {}", said.text);
+    let busy = said.expect(
+        0,
+        &["SECOND 4", "RESUME 4", "LEAVE 4", "another operation (pid "],
+    )?;
+    ensure!(
+        busy.text.contains("is active"),
+        "the first did not end well: {}",
+        busy.text
+    );
+    setup.is_active()?;
+    setup
+        .install(&[])?
+        .expect(FAILED, &["this node is part of a cluster"])?;
+    setup
+        .said(&[IMAGE, "resume"])?
+        .expect(0, &["is complete"])?;
+    setup.leave()?.expect(0, &[])?;
+    // Both at the same moment: one of them wins.
+    let both = format!(
+        "for n in 1 2; do ( {IMAGE} install --accept-eula --advertise-addr={} >/tmp/out$n 2>&1; echo code $? ) & done; \
+         wait; cat /tmp/out1 /tmp/out2; rm /tmp/out1 /tmp/out2",
+        setup.node.address()
+    );
+    let said = setup.shell(&both)?;
+    let codes: Vec<_> = said
+        .text
+        .lines()
+        .filter(|line| line.starts_with("code "))
+        .collect();
+    ensure!(
+        codes.contains(&"code 0") && codes.iter().any(|code| *code != "code 0"),
+        "not one of two has won: {}",
+        said.text
+    );
+    setup.is_active()?;
+    setup.leave()?.expect(0, &[])?;
+    setup.leave()?.expect(FAILED, &["there is no cluster"])?;
+    Ok(())
+}
+
+const KILL_INSTALLER: &str = "kill -9 $(cat /var/lib/gravity/operation.lock)";
+const KILL_BOTH: &str =
+    "kill -9 $(cat /var/lib/gravity/operation.lock) $(cat /var/lib/gravity/agent.lock)";
+
+fn killed_installer(setup: &Setup) -> Result<()> {
+    killed(setup, KILL_INSTALLER)
+}
+
+fn killed_both(setup: &Setup) -> Result<()> {
+    killed(setup, KILL_BOTH)
+}
+
+/// One install that is killed in each of its phases.
+fn killed(setup: &Setup, kill: &str) -> Result<()> {
+    let mut what = "install";
+    for phase in PHASES {
+        let (reached, said) = setup.until(what, phase, kill)?;
+        // Phases that ran beside the last one may be complete.
+        if reached {
+            ensure!(
+                said.code == 137,
+                "{phase}: it was not killed but {}: {}",
+                said.code,
+                said.text
+            );
+        }
+        if what == "install" {
+            ensure!(reached, "{phase} did not begin: {}", said.text);
+            setup.install(&[])?.expect(
+                FAILED,
+                &["has not ended", "gravity resume", "gravity leave"],
+            )?;
+        }
+        what = "resume";
+    }
+    setup.said(&[IMAGE, "resume"])?.expect(0, &[])?;
+    setup.is_active()
+}
+
+/// The agent alone is killed: the installer starts another.
+fn killed_agent(setup: &Setup) -> Result<()> {
+    let kill = "kill -9 $(cat /var/lib/gravity/agent.lock)";
+    let (reached, said) = setup.until("install", "/prepare/rootfs", kill)?;
+    ensure!(reached, "the phase did not begin: {}", said.text);
+    if said.code != 0 {
+        said.expect(RESUMABLE, &["gravity resume"])?;
+        setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
+    }
+    setup.is_active()
+}
+
+/// The supervisor, and then the container's daemon, are killed: services go on.
+fn killed_supervisor(setup: &Setup) -> Result<()> {
+    setup.install(&[])?.expect(0, &["is active"])?;
+    setup.is_active()?;
+    let before = setup.services()?;
+    let inside = "for p in $(cat /proc/1/task/1/children); do \
+        if tr '\\0' ' ' </proc/$p/cmdline | grep -q 'planet supervise'; then kill -9 $p && echo KILLED; fi; done";
+    setup
+        .said(&[IMAGE, "exec", "sh", "-c", inside])?
+        .expect(0, &["KILLED"])?;
+    std::thread::sleep(Duration::from_secs(1));
+    setup.is_active()?;
+    let after = setup.services()?;
+    ensure!(
+        before == after,
+        "services have changed: {before:?}, {after:?}"
+    );
+
+    let daemon = "for p in /proc/[0-9]*; do \
+        if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'gravity planet run --config'; then \
+        kill -9 ${p#/proc/} && echo KILLED; fi; done; true";
+    setup.shell(daemon)?.expect(0, &["KILLED"])?;
+    setup.is_active()?;
+    let after = setup.services()?;
+    ensure!(
+        before == after,
+        "services have changed: {before:?}, {after:?}"
+    );
+    Ok(())
+}
+
+/// `leave` of installs that were killed in some phase, with their agents.
+fn leave_half_way(setup: &Setup) -> Result<()> {
+    for phase in [
+        "/bootstrap",
+        "/prepare/rootfs",
+        "/prepare/volumes",
+        "/start/planet",
+        "/health",
+    ] {
+        let (reached, said) = setup.until("install", phase, KILL_BOTH)?;
+        ensure!(reached, "{phase} did not begin: {}", said.text);
+        setup.leave()?.expect(0, &[]).context(phase)?;
+        setup
+            .leave()?
+            .expect(FAILED, &["there is no cluster"])
+            .context(phase)?;
+        setup.is_untouched().context(phase)?;
+    }
+    Ok(())
+}
+
+/// `leave` while the agent executes a phase of an installer that was killed.
+fn leave_running(setup: &Setup) -> Result<()> {
+    for phase in ["/prepare/rootfs", "/start/planet", "/health"] {
+        let (reached, said) = setup.until("install", phase, KILL_INSTALLER)?;
+        ensure!(reached, "{phase} did not begin: {}", said.text);
+        setup.leave()?.expect(0, &[]).context(phase)?;
+        setup.is_untouched().context(phase)?;
+    }
+    Ok(())
+}
+
+/// A disk that is too small, and one that somebody fills meanwhile.
+fn full_disk(setup: &Setup) -> Result<()> {
+    // Memory is quick to fill.
+    let mount = |size: &str| {
+        setup
+            .shell(&format!(
+                "mkdir -p {STATE} && mount -t tmpfs -o size={size} disk {STATE}"
+            ))?
+            .expect(0, &[])
+    };
+    let unmount = || {
+        setup
+            .shell(&format!("umount {STATE} && rmdir {STATE}"))?
+            .expect(0, &[])
+    };
+    mount("900M")?;
+    let small = setup
+        .install(&[])
+        .and_then(|said| said.expect(PREFLIGHT, &[STATE, "MB"]));
+    let entries = setup.shell(&format!("ls {STATE}"))?;
+    unmount()?;
+    small?;
+    ensure!(
+        entries.text.is_empty(),
+        "something is left: {}",
+        entries.text
+    );
+
+    mount("3400M")?;
+    let filled = fill(setup);
+    let left = setup.leave().and_then(|said| said.expect(0, &[]));
+    let entries = setup.shell(&format!("ls {STATE}"))?;
+    unmount()?;
+    filled?;
+    left?;
+    ensure!(
+        entries.text.trim().is_empty(),
+        "something is left: {}",
+        entries.text
+    );
+    Ok(())
+}
+
+fn fill(setup: &Setup) -> Result<()> {
+    let fill = format!("dd if=/dev/zero of={STATE}/filler bs=4M 2>/dev/null");
+    let (reached, said) = setup.until("install", "/prepare/rootfs", &fill)?;
+    ensure!(reached, "the phase did not begin: {}", said.text);
+    said.expect(RESUMABLE, &["No space left on device", "gravity resume"])?;
+    // Still full.
+    setup
+        .said(&[IMAGE, "resume"])?
+        .expect(RESUMABLE, &["No space left on device"])?;
+    setup.shell(&format!("rm {STATE}/filler"))?.expect(0, &[])?;
+    setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
+    setup.is_active()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn phases_are_found_at_any_depth() {
+        let plan = serde_json::json!({ "phases": [
+            { "id": "/a", "phases": [] },
+            { "id": "/b", "phases": [{ "id": "/b/c", "phases": [] }] },
+        ] });
+        let ids: Vec<_> = leaves(&plan).map(|phase| phase["id"].to_string()).collect();
+        assert_eq!(ids, ["\"/a\"", "\"/b/c\""]);
+    }
+
+    #[test]
+    fn an_expectation_names_code_and_missing_words() {
+        let said = || Said {
+            code: 3,
+            text: "port 6443".into(),
+        };
+        said().expect(3, &["6443"]).unwrap();
+        let Err(error) = said().expect(3, &["pid 7"]) else {
+            panic!("accepted")
+        };
+        assert!(error.to_string().contains("pid 7"), "{error}");
+        assert!(said().expect(0, &[]).is_err());
+    }
+}
