@@ -1,7 +1,7 @@
 # What a person types. Everything real happens in the programs that it calls.
 SHELL := /bin/bash
 CARGO ?= cargo
-BIN := target/x86_64-unknown-linux-gnu/release
+BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
 .PHONY: demo demo-clean test unit e2e vm lint base binaries bench setup help
 

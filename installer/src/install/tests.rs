@@ -1,0 +1,167 @@
+use std::collections::BTreeSet;
+
+use host::facts::{Address, Cgroup, HostFacts, Os};
+
+use super::*;
+
+const MANIFEST: &str = "\
+apiVersion: cluster.gravitational.io/v2
+kind: Cluster
+metadata: {name: My_App, resourceVersion: 1.2.3}
+installer:
+  flavors:
+    default: one
+    items:
+      - {name: one, nodes: [{profile: db, count: 0}, {profile: web, count: 1}]}
+      - {name: three, nodes: [{profile: web, count: 2}, {profile: db, count: 1}]}
+nodeProfiles:
+  - {name: db}
+  - name: web
+    labels: {tier: front}
+    requirements:
+      volumes:
+        - {path: /var/data, targetPath: /data, mode: \"0750\", uid: 7}
+hooks:
+  install:
+    job: |
+      apiVersion: batch/v1
+      kind: Job
+      metadata: {name: install}
+";
+
+fn facts() -> HostFacts {
+    let address = |interface: &str, address: &str, prefix| Address {
+        interface: interface.into(),
+        address: address.parse().unwrap(),
+        prefix,
+    };
+    HostFacts {
+        hostname: "Node-1".into(),
+        cpus: 2,
+        ram_bytes: 4 << 30,
+        os: Os { id: "debian".into(), version_id: "12".into(), pretty_name: "Debian 12".into() },
+        kernel_release: "6.1.0".into(),
+        architecture: "x86_64".into(),
+        addresses: vec![address("lo", "127.0.0.1", 8), address("eth0", "192.168.7.9", 24)],
+        default_route: false,
+        routes: Vec::new(),
+        listening: Vec::new(),
+        cgroup: Cgroup::V2,
+        uid: 0,
+        can_lower_oom_score: true,
+        systemd: true,
+    }
+}
+
+fn image() -> ImageContent {
+    ImageContent {
+        path: "/root/gravity".into(),
+        reference: ImageRef { name: "my".into(), version: "1.2.3".into(), digest: "sha256:aa".into() },
+        manifest_text: MANIFEST.into(),
+        rootfs: "sha256:bb".into(),
+        images: Vec::new(),
+        resources: "sha256:cc".into(),
+    }
+}
+
+fn options() -> Options {
+    Options { flavor: Some("one".into()), ..Options::of_defaults("/var/lib/gravity".as_ref()) }
+}
+
+fn plan_with(change: impl FnOnce(&mut Options), users: &KnownUsers) -> Result<Prepared, Error> {
+    let mut options = options();
+    change(&mut options);
+    let manifest = manifest::parse(MANIFEST, "app.yaml").unwrap();
+    let host = HostTraits { can_lower_oom_score: true, resolv_conf: String::new() };
+    prepare(&options, &manifest, &image(), &facts(), users, &host)
+}
+
+fn refused(change: impl FnOnce(&mut Options)) -> String {
+    plan_with(change, &KnownUsers::default()).unwrap_err().to_string()
+}
+
+fn user(name: &str, uid: u32, gid: u32) -> User {
+    User { name: name.into(), uid, gid, home: "/".into(), shell: "/bin/sh".into() }
+}
+
+#[test]
+fn a_plan_is_whole_and_runs_hooks_last() {
+    let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
+    prepared.plan.validate().unwrap();
+    let leaves: Vec<_> = prepared.plan.leaves().iter().map(|phase| phase.id.clone()).collect();
+    assert_eq!(leaves.first().unwrap(), "/bootstrap");
+    assert_eq!(leaves[leaves.len() - 3..], ["/health", "/install", "/complete"]);
+    for phase in prepared.plan.leaves() {
+        serde_json::from_value::<PhaseSpec>(phase.payload.clone()).unwrap();
+    }
+    let cluster = prepared.cluster;
+    assert_eq!(cluster.name, "my-app");
+    assert_eq!(cluster.nodes[0].profile, "web");
+    assert_eq!(cluster.nodes[0].hostname, "node-1");
+    assert_eq!(cluster.nodes[0].pod_cidrs, ["10.244.0.0/24"]);
+    assert_eq!(cluster.service_user, ServiceUser { name: "planet".into(), uid: 1000, gid: 1000 });
+}
+
+#[test]
+fn volumes_reach_the_planet_with_their_owner() {
+    let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
+    let payload = |id: &str| {
+        let phase = prepared.plan.phase(id).unwrap().payload.clone();
+        serde_json::from_value::<PhaseSpec>(phase).unwrap()
+    };
+    let PhaseSpec::Volumes(volumes) = payload("/prepare/volumes") else { panic!() };
+    assert_eq!((volumes.volumes[0].uid, volumes.volumes[0].gid), (7, 1000));
+    assert_eq!(volumes.volumes[0].mode, 0o750);
+    let PhaseSpec::Planet(planet) = payload("/start/planet") else { panic!() };
+    let config: planet::config::PlanetConfig = serde_json::from_value(planet.config).unwrap();
+    config.check().unwrap();
+    assert!(config.mounts.iter().any(|mount| mount.target == std::path::Path::new("/data")));
+    let rooted: BTreeSet<_> = config
+        .services
+        .iter()
+        .filter(|service| service.uid == 0)
+        .map(|service| service.name.as_str())
+        .collect();
+    // All others run as the service user (page, "Service User").
+    assert_eq!(rooted, BTreeSet::from(["containerd", "flannel", "kube-proxy", "kubelet", "rbac"]));
+    assert!(!serde_json::to_string(&config).unwrap().contains("PRIVATE"));
+}
+
+#[test]
+fn what_does_not_fit_the_host_is_refused_with_what_would() {
+    assert_eq!(
+        refused(|options| options.advertise_address = "10.0.0.1".parse().ok()),
+        "10.0.0.1 is not an address of this node; it has 192.168.7.9"
+    );
+    assert!(refused(|options| options.pod_cidr = "192.168.0.0/16".into()).contains("overlap"));
+    assert!(refused(|options| options.service_cidr = "10.244.128.0/20".into()).contains("overlap"));
+    assert!(refused(|options| options.pod_cidr = "10.244.0.0/28".into()).contains("at least a /24"));
+    assert_eq!(refused(|options| options.flavor = Some("two".into())), "there is no flavor \"two\"; the image has one, three");
+    assert!(refused(|options| options.flavor = Some("three".into())).contains("needs 3 nodes"));
+    assert_eq!(refused(|options| options.role = Some("x".into())), "there is no profile \"x\"; the image has db, web");
+    assert!(refused(|options| options.cluster = Some("-a".into())).contains("can't be a cluster's name"));
+}
+
+#[test]
+fn the_service_user_is_one_that_exists_or_conflicts_early() {
+    let named = |with_id, named| KnownUsers { with_id, named };
+    let theirs = named(Some(user("cloud", 1000, 1001)), None);
+    let prepared = plan_with(|_| (), &theirs).unwrap();
+    assert_eq!(prepared.cluster.service_user.name, "cloud");
+    assert_eq!(prepared.cluster.service_user.gid, 1001);
+    let group = plan_with(|options| options.service_gid = Some(5), &theirs);
+    assert!(group.unwrap_err().to_string().contains("has group 1001"));
+    let taken = plan_with(|_| (), &named(None, Some(user("planet", 980, 980))));
+    assert!(taken.unwrap_err().to_string().contains("use --service-uid=980"));
+}
+
+#[test]
+fn an_address_is_chosen_only_where_there_is_no_doubt() {
+    let mut facts = facts();
+    assert_eq!(choose_address(None, &facts).unwrap().to_string(), "192.168.7.9");
+    let second = Address { interface: "eth1".into(), address: "10.1.1.1".parse().unwrap(), prefix: 8 };
+    facts.addresses.push(second);
+    assert!(matches!(choose_address(None, &facts), Err(Error::SeveralAddresses(_))));
+    facts.addresses.truncate(1);
+    assert!(matches!(choose_address(None, &facts), Err(Error::NoAddress)));
+}
