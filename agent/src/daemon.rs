@@ -71,7 +71,10 @@ fn start_unit(node: &Node) -> Result<(), PhaseError> {
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
-    Cmd::new("systemctl").args(arguments).run().map_err(|error| lasting(&error))?;
+    Cmd::new("systemctl")
+        .args(arguments)
+        .run()
+        .map_err(|error| lasting(&error))?;
     Ok(())
 }
 
@@ -81,7 +84,11 @@ fn start_process(layout: &Layout) -> Result<(), PhaseError> {
     }
     let log = layout.logs().join("planet.log");
     let failed = |error: std::io::Error| file("start the planet; see", &log, &error);
-    let output = std::fs::File::options().create(true).append(true).open(&log).map_err(failed)?;
+    let output = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .map_err(failed)?;
     let errors = output.try_clone().map_err(failed)?;
     // Not waited for: it is the daemon, and makes a session of its own.
     Command::new(layout.gravity())

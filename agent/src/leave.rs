@@ -50,7 +50,9 @@ pub fn leave(layout: &Layout, purge: bool, sink: &dyn Sink) -> Result<Report, Ph
     }
     end_agent(&layout.agent_lock(), AGENT_PATIENCE)?;
     let mut journal = Journal::open(&layout.host_changes()).map_err(|error| lasting(&error))?;
-    let own = Change::OwnedTree { path: layout.state_dir().to_owned() };
+    let own = Change::OwnedTree {
+        path: layout.state_dir().to_owned(),
+    };
     if !journal.changes().any(|change| *change == own) {
         return Err(foreign());
     }
@@ -86,7 +88,10 @@ fn end_agent(lock: &Path, patience: Duration) -> Result<(), PhaseError> {
             Ok(_) => return Ok(()),
         }
     }
-    Err(PhaseError::lasting(format!("the agent that holds {} does not end", lock.display())))
+    Err(PhaseError::lasting(format!(
+        "the agent that holds {} does not end",
+        lock.display()
+    )))
 }
 
 #[cfg(test)]
@@ -119,7 +124,11 @@ mod tests {
         std::fs::create_dir(directory.path().join("data")).unwrap();
         let layout = Layout::new(directory.path());
         let error = leave(&layout, true, &event::Discard).unwrap_err();
-        assert!(error.message.contains("was not made by gravity"), "{}", error.message);
+        assert!(
+            error.message.contains("was not made by gravity"),
+            "{}",
+            error.message
+        );
         let left: Vec<_> = std::fs::read_dir(directory.path()).unwrap().collect();
         assert_eq!(left.len(), 1, "{left:?}");
     }

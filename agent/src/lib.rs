@@ -67,8 +67,14 @@ struct Agent {
 impl Agent {
     fn open(layout: &Layout, operation: &str) -> Result<Self, PhaseError> {
         // The identity becomes part of a path.
-        if operation.is_empty() || !operation.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
-            return Err(PhaseError::lasting(format!("`{operation}` is no operation id")));
+        if operation.is_empty()
+            || !operation
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-')
+        {
+            return Err(PhaseError::lasting(format!(
+                "`{operation}` is no operation id"
+            )));
         }
         let directory = layout.operations().join(operation);
         let journal = Journal::open(&directory.join("agent-journal"))
@@ -85,7 +91,12 @@ impl Agent {
         phases.entry(phase.to_owned()).or_default().clone()
     }
 
-    async fn record(&self, phase: &Phase, state: State, error: Option<String>) -> Result<(), PhaseError> {
+    async fn record(
+        &self,
+        phase: &Phase,
+        state: State,
+        error: Option<String>,
+    ) -> Result<(), PhaseError> {
         let mut journal = self.journal.lock().await;
         journal
             .append(&phase.id, state, error)
@@ -111,7 +122,8 @@ impl Executor for Agent {
         match phases::execute(&self.node, spec, sink).await {
             Ok(()) => self.record(phase, State::Completed, None).await,
             Err(error) => {
-                self.record(phase, State::Failed, Some(error.message.clone())).await?;
+                self.record(phase, State::Failed, Some(error.message.clone()))
+                    .await?;
                 Err(error)
             }
         }

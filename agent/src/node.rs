@@ -25,7 +25,10 @@ impl Node {
     pub fn open(layout: Layout) -> Result<Self, PhaseError> {
         let changes = Journal::open(&layout.host_changes())
             .map_err(|error| PhaseError::lasting(crate::text(&error)))?;
-        Ok(Self { layout, changes: Mutex::new(changes) })
+        Ok(Self {
+            layout,
+            changes: Mutex::new(changes),
+        })
     }
 
     /// Where things are.
@@ -42,7 +45,9 @@ impl Node {
     /// Connects to Kubernetes as administrator.
     pub(crate) async fn kubernetes(&self) -> Result<cluster::Client, PhaseError> {
         let path = self.layout.admin_kubeconfig();
-        cluster::Client::connect(&path).await.map_err(|error| transient(&error))
+        cluster::Client::connect(&path)
+            .await
+            .map_err(|error| transient(&error))
     }
 
     /// The planet's control socket.

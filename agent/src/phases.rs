@@ -32,15 +32,27 @@ pub(crate) async fn execute(
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     match phase {
-        PhaseSpec::Bootstrap(phase) => blocking(node, sink, move |n, _| bootstrap::execute(n, &phase)).await,
-        PhaseSpec::Volumes(phase) => blocking(node, sink, move |n, _| volumes::execute(n, &phase)).await,
-        PhaseSpec::Program(phase) => blocking(node, sink, move |n, _| program::execute(n, &phase)).await,
-        PhaseSpec::Rootfs(phase) => blocking(node, sink, move |n, s| rootfs::execute(n, &phase, s)).await,
-        PhaseSpec::Images(phase) => blocking(node, sink, move |n, s| images::execute(n, &phase, s)).await,
+        PhaseSpec::Bootstrap(phase) => {
+            blocking(node, sink, move |n, _| bootstrap::execute(n, &phase)).await
+        }
+        PhaseSpec::Volumes(phase) => {
+            blocking(node, sink, move |n, _| volumes::execute(n, &phase)).await
+        }
+        PhaseSpec::Program(phase) => {
+            blocking(node, sink, move |n, _| program::execute(n, &phase)).await
+        }
+        PhaseSpec::Rootfs(phase) => {
+            blocking(node, sink, move |n, s| rootfs::execute(n, &phase, s)).await
+        }
+        PhaseSpec::Images(phase) => {
+            blocking(node, sink, move |n, s| images::execute(n, &phase, s)).await
+        }
         PhaseSpec::Resources(phase) => {
             blocking(node, sink, move |n, s| resources::execute(n, &phase, s)).await
         }
-        PhaseSpec::Secrets(phase) => blocking(node, sink, move |n, _| secrets::execute(n, &phase)).await,
+        PhaseSpec::Secrets(phase) => {
+            blocking(node, sink, move |n, _| secrets::execute(n, &phase)).await
+        }
         PhaseSpec::Planet(phase) => planet::execute(node, phase, sink).await,
         PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,
         PhaseSpec::Apply(phase) => apply::execute(node, phase).await,

@@ -25,7 +25,11 @@ const TABLES: &[(&str, &str)] = &[
 /// Removes what is there.
 pub(crate) fn remove(rootfs: &Path, sink: &dyn Sink) {
     let run = |program: &str, arguments: &[&str]| {
-        Cmd::new("chroot").arg(rootfs).arg(program).args(arguments).run()
+        Cmd::new("chroot")
+            .arg(rootfs)
+            .arg(program)
+            .args(arguments)
+            .run()
     };
     let leader = format!("{}/32", spec::LEADER_ADDRESS);
     // Most often the planet has taken its address with it.
@@ -39,7 +43,11 @@ pub(crate) fn remove(rootfs: &Path, sink: &dyn Sink) {
         return;
     };
     for (family, table) in TABLES {
-        if listed.stdout.lines().any(|line| line == format!("table {family} {table}")) {
+        if listed
+            .stdout
+            .lines()
+            .any(|line| line == format!("table {family} {table}"))
+        {
             tell(sink, run("nft", &["delete", "table", family, table]));
         }
     }

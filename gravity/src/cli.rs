@@ -7,9 +7,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Installs Kubernetes clusters from cluster images and operates them.
 #[derive(Debug, Parser)]
-#[command(name = "gravity", version, propagate_version = true, max_term_width = 100)]
-#[command(after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 requirements not met, \
-4 another operation runs, 5 image damaged, 6 cluster degraded, 7 stopped half-way (gravity resume)")]
+#[command(
+    name = "gravity",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 requirements not met, \
+4 another operation runs, 5 image damaged, 6 cluster degraded, 7 stopped half-way (gravity resume)"
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

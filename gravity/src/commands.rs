@@ -48,15 +48,21 @@ impl Session {
             Some(path) => path.clone(),
             None => std::env::current_exe().context("find this program")?,
         };
-        path.canonicalize().with_context(|| format!("find {}", path.display()))
+        path.canonicalize()
+            .with_context(|| format!("find {}", path.display()))
     }
 }
 
 /// Runs a command.
 pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
     // The agent and the planet have other working directories.
-    let state_dir = std::path::absolute(&cli.global.state_dir).context("find the state directory")?;
-    let session = Session { layout: Layout::new(state_dir), global: cli.global, console };
+    let state_dir =
+        std::path::absolute(&cli.global.state_dir).context("find the state directory")?;
+    let session = Session {
+        layout: Layout::new(state_dir),
+        global: cli.global,
+        console,
+    };
     match cli.command {
         Command::Install(arguments) => block_on(install::run(&session, &arguments)),
         Command::Check(arguments) => check::run(&session, &arguments),
@@ -76,14 +82,20 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
 }
 
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
-    tokio::runtime::Runtime::new().context("start the runtime")?.block_on(future)
+    tokio::runtime::Runtime::new()
+        .context("start the runtime")?
+        .block_on(future)
 }
 
 /// Daemons log to standard error, which is a file or the system's journal.
 pub(crate) fn log_to_stderr() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GRAVITY_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr)
+        .init();
 }
 
 /// Refuses everyone but root.
@@ -109,7 +121,10 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         if cause.is::<install::Interrupted>() {
             return ExitCode::Resumable;
         }
-        if cause.downcast_ref::<image::Error>().is_some_and(image::Error::is_damage) {
+        if cause
+            .downcast_ref::<image::Error>()
+            .is_some_and(image::Error::is_damage)
+        {
             return ExitCode::DamagedImage;
         }
     }
@@ -138,7 +153,10 @@ mod tests {
         let busy = || host::lock::Lock::acquire(&path).unwrap_err();
         assert_eq!(exit_code(&busy().into()), ExitCode::Busy);
         let wrapped = installer::coordinator::Error::Locked(busy());
-        assert_eq!(exit_code(&anyhow::Error::from(wrapped).context("resume")), ExitCode::Busy);
+        assert_eq!(
+            exit_code(&anyhow::Error::from(wrapped).context("resume")),
+            ExitCode::Busy
+        );
         let broken = host::lock::Lock::acquire(&path.join("below-a-file")).unwrap_err();
         assert_eq!(exit_code(&broken.into()), ExitCode::Failed);
     }

@@ -35,7 +35,11 @@ pub(crate) fn rbac() -> Vec<Value> {
         })
     };
     vec![
-        binding("gravity:kubelet-api", "system:kubelet-api-admin", KUBELET_CLIENT),
+        binding(
+            "gravity:kubelet-api",
+            "system:kubelet-api-admin",
+            KUBELET_CLIENT,
+        ),
         role(
             "gravity:coredns",
             json!([

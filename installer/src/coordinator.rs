@@ -85,12 +85,20 @@ impl Operation {
     pub fn create(layout: &Layout, plan: Plan) -> Result<Self, Error> {
         let directory = layout.operations().join(&plan.operation_id);
         let path = directory.join("plan.json");
-        std::fs::create_dir_all(&directory)
-            .map_err(|source| Error::Files { what: "create", path: directory.clone(), source })?;
-        let json = serde_json::to_vec_pretty(&plan)
-            .map_err(|source| Error::Plan { path: path.clone(), source })?;
-        host::atomic::write(&path, &json, 0o600)
-            .map_err(|source| Error::Files { what: "write", path, source: std::io::Error::other(source) })?;
+        std::fs::create_dir_all(&directory).map_err(|source| Error::Files {
+            what: "create",
+            path: directory.clone(),
+            source,
+        })?;
+        let json = serde_json::to_vec_pretty(&plan).map_err(|source| Error::Plan {
+            path: path.clone(),
+            source,
+        })?;
+        host::atomic::write(&path, &json, 0o600).map_err(|source| Error::Files {
+            what: "write",
+            path,
+            source: std::io::Error::other(source),
+        })?;
         Ok(Self { directory, plan })
     }
 
@@ -104,7 +112,12 @@ impl Operation {
             .map_err(|_| none())?
             .filter_map(|entry| {
                 let directory = entry.ok()?.path();
-                let modified = directory.join("plan.json").metadata().ok()?.modified().ok()?;
+                let modified = directory
+                    .join("plan.json")
+                    .metadata()
+                    .ok()?
+                    .modified()
+                    .ok()?;
                 Some((modified, directory))
             })
             .max()
@@ -114,10 +127,12 @@ impl Operation {
 
     fn read(directory: PathBuf) -> Result<Self, Error> {
         let path = directory.join("plan.json");
-        let json = std::fs::read(&path)
-            .map_err(|source| Error::Files { what: "read", path: path.clone(), source })?;
-        let plan =
-            serde_json::from_slice(&json).map_err(|source| Error::Plan { path, source })?;
+        let json = std::fs::read(&path).map_err(|source| Error::Files {
+            what: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let plan = serde_json::from_slice(&json).map_err(|source| Error::Plan { path, source })?;
         Ok(Self { directory, plan })
     }
 
@@ -151,7 +166,9 @@ pub async fn run(layout: &Layout, operation: &Operation, sink: Arc<dyn Sink>) ->
     let log = operation.directory.join("agent.log");
     let agent = agent(layout, &operation.plan.operation_id, &log).await?;
     let engine = Engine::default();
-    let result = engine.run(&operation.plan, &mut journal, &agent, sink).await;
+    let result = engine
+        .run(&operation.plan, &mut journal, &agent, sink)
+        .await;
     agent.shutdown().await;
     Ok(result?)
 }
@@ -163,8 +180,15 @@ async fn agent(layout: &Layout, operation: &str, log: &Path) -> Result<rpc::Conn
     if let Ok(connection) = rpc::Connection::open(&socket, operation).await {
         return Ok(connection);
     }
-    let start = |source| Error::StartAgent { log: log.to_owned(), source };
-    let output = std::fs::File::options().create(true).append(true).open(log).map_err(start)?;
+    let start = |source| Error::StartAgent {
+        log: log.to_owned(),
+        source,
+    };
+    let output = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(log)
+        .map_err(start)?;
     let errors = output.try_clone().map_err(start)?;
     // Not waited for: it outlives this process when that is killed.
     Command::new("/proc/self/exe")
@@ -181,7 +205,10 @@ async fn agent(layout: &Layout, operation: &str, log: &Path) -> Result<rpc::Conn
         match rpc::Connection::open(&socket, operation).await {
             Ok(connection) => return Ok(connection),
             Err(source) if Instant::now() > deadline => {
-                return Err(Error::AgentSilent { log: log.to_owned(), source });
+                return Err(Error::AgentSilent {
+                    log: log.to_owned(),
+                    source,
+                });
             }
             // The socket appears some milliseconds after the start.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,

@@ -137,7 +137,9 @@ pub enum Error {
         example: &'static str,
     },
     /// Two networks have addresses in common.
-    #[error("{one} and {other} overlap; choose other networks with --pod-network-cidr and --service-cidr")]
+    #[error(
+        "{one} and {other} overlap; choose other networks with --pod-network-cidr and --service-cidr"
+    )]
     Overlap {
         /// One network.
         one: String,
@@ -180,7 +182,11 @@ pub enum Error {
 }
 
 fn list(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// An install that can be carried out.
@@ -205,23 +211,34 @@ pub fn choose_profile<'a>(
     let mut wanted = role.map(ToOwned::to_owned);
     if let Some(name) = flavor {
         let items = manifest.flavors();
-        let item = items.iter().find(|item| item.name == name).ok_or_else(|| Error::Flavor {
-            name: name.to_owned(),
-            available: items.iter().map(|item| item.name.clone()).collect(),
-        })?;
+        let item = items
+            .iter()
+            .find(|item| item.name == name)
+            .ok_or_else(|| Error::Flavor {
+                name: name.to_owned(),
+                available: items.iter().map(|item| item.name.clone()).collect(),
+            })?;
         let nodes = item.nodes.iter().map(|node| node.count).sum();
         if nodes > 1 {
-            return Err(Error::SeveralNodes { name: name.to_owned(), nodes });
+            return Err(Error::SeveralNodes {
+                name: name.to_owned(),
+                nodes,
+            });
         }
         let first = item.nodes.iter().find(|node| node.count > 0);
         wanted = wanted.or_else(|| first.map(|node| node.profile.clone()));
     }
     let profiles = &manifest.node_profiles;
-    let Some(name) = wanted else { return Ok(profiles.first()) };
+    let Some(name) = wanted else {
+        return Ok(profiles.first());
+    };
     let found = profiles.iter().find(|profile| profile.name == name);
     found.map(Some).ok_or_else(|| Error::Profile {
         name,
-        available: profiles.iter().map(|profile| profile.name.clone()).collect(),
+        available: profiles
+            .iter()
+            .map(|profile| profile.name.clone())
+            .collect(),
     })
 }
 
@@ -235,7 +252,9 @@ pub fn choose_address(wanted: Option<IpAddr>, facts: &HostFacts) -> Result<IpAdd
         .addresses
         .iter()
         .map(|address| address.address)
-        .filter(|address| matches!(address, IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_link_local()))
+        .filter(
+            |address| matches!(address, IpAddr::V4(v4) if !v4.is_loopback() && !v4.is_link_local()),
+        )
         .collect();
     match (wanted, &available[..]) {
         (Some(address), _) if available.contains(&address) => Ok(address),
@@ -250,11 +269,29 @@ fn networks(options: &Options, address: IpAddr) -> Result<Cidr, Error> {
     let read = |option, value: &str, prefix, example| {
         Cidr::parse(value)
             .filter(|cidr| cidr.prefix() <= prefix)
-            .ok_or(Error::Network { option, value: value.to_owned(), prefix, example })
+            .ok_or(Error::Network {
+                option,
+                value: value.to_owned(),
+                prefix,
+                example,
+            })
     };
-    let pods = read("pod-network-cidr", &options.pod_cidr, NODE_PREFIX, DEFAULT_POD_CIDR)?;
-    let services = read("service-cidr", &options.service_cidr, SERVICE_PREFIX, DEFAULT_SERVICE_CIDR)?;
-    let overlap = |one: &str, other: &str| Error::Overlap { one: one.into(), other: other.into() };
+    let pods = read(
+        "pod-network-cidr",
+        &options.pod_cidr,
+        NODE_PREFIX,
+        DEFAULT_POD_CIDR,
+    )?;
+    let services = read(
+        "service-cidr",
+        &options.service_cidr,
+        SERVICE_PREFIX,
+        DEFAULT_SERVICE_CIDR,
+    )?;
+    let overlap = |one: &str, other: &str| Error::Overlap {
+        one: one.into(),
+        other: other.into(),
+    };
     if pods.overlaps(services) {
         return Err(overlap(&options.pod_cidr, &options.service_cidr));
     }
@@ -277,7 +314,11 @@ fn service_user(options: &Options, users: &KnownUsers) -> Result<ServiceUser, Er
                 user.name, user.gid
             )));
         }
-        return Ok(ServiceUser { name: user.name.clone(), uid, gid: user.gid });
+        return Ok(ServiceUser {
+            name: user.name.clone(),
+            uid,
+            gid: user.gid,
+        });
     }
     if let Some(user) = &users.named {
         return Err(Error::ServiceUser(format!(
@@ -285,7 +326,11 @@ fn service_user(options: &Options, users: &KnownUsers) -> Result<ServiceUser, Er
             user.uid
         )));
     }
-    Ok(ServiceUser { name: SERVICE_USER.into(), uid, gid: options.service_gid.unwrap_or(uid) })
+    Ok(ServiceUser {
+        name: SERVICE_USER.into(),
+        uid,
+        gid: options.service_gid.unwrap_or(uid),
+    })
 }
 
 fn cluster_name(options: &Options, manifest: &Manifest) -> Result<String, Error> {
@@ -294,7 +339,11 @@ fn cluster_name(options: &Options, manifest: &Manifest) -> Result<String, Error>
         None => manifest.metadata.name.to_lowercase().replace('_', "-"),
     };
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    match (1..=63).contains(&name.len()) && name.chars().all(good) && !name.starts_with('-') && !name.ends_with('-') {
+    match (1..=63).contains(&name.len())
+        && name.chars().all(good)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+    {
         true => Ok(name),
         false => Err(Error::ClusterName(name)),
     }
@@ -305,7 +354,10 @@ pub(crate) fn cluster_environment(cluster: &ClusterSpec) -> BTreeMap<String, Str
     BTreeMap::from([
         ("GRAVITY_CLUSTER_NAME".into(), cluster.name.clone()),
         ("GRAVITY_CLUSTER_PROVIDER".into(), "generic".into()),
-        ("GRAVITY_CLUSTER_FLAVOR".into(), cluster.flavor.clone().unwrap_or_default()),
+        (
+            "GRAVITY_CLUSTER_FLAVOR".into(),
+            cluster.flavor.clone().unwrap_or_default(),
+        ),
     ])
 }
 
@@ -329,10 +381,14 @@ pub fn prepare(
         id: Uuid::new_v4(),
         hostname: facts.hostname.to_lowercase(),
         advertise_addresses: vec![address],
-        profile: profile.map(|profile| profile.name.clone()).unwrap_or_default(),
+        profile: profile
+            .map(|profile| profile.name.clone())
+            .unwrap_or_default(),
         role: Role::Master,
         pod_cidrs: pods.part(NODE_PREFIX, 0).into_iter().collect(),
-        labels: profile.map(|profile| profile.labels.clone()).unwrap_or_default(),
+        labels: profile
+            .map(|profile| profile.labels.clone())
+            .unwrap_or_default(),
         state_dir: options.state_dir.clone(),
     };
     let cluster = ClusterSpec {
@@ -350,8 +406,18 @@ pub fn prepare(
     };
     let volumes = volumes(profile, &user);
     let operation = Uuid::new_v4().to_string();
-    let context = Context { cluster: &cluster, node: &node, host };
-    let planner = Planner { context: &context, manifest, image, volumes: &volumes, operation: &operation };
+    let context = Context {
+        cluster: &cluster,
+        node: &node,
+        host,
+    };
+    let planner = Planner {
+        context: &context,
+        manifest,
+        image,
+        volumes: &volumes,
+        operation: &operation,
+    };
     let plan = Plan {
         version: PLAN_VERSION,
         operation_id: operation.clone(),
@@ -363,7 +429,9 @@ pub fn prepare(
 }
 
 fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
-    let volumes = profile.map(|profile| &profile.requirements.volumes[..]).unwrap_or_default();
+    let volumes = profile
+        .map(|profile| &profile.requirements.volumes[..])
+        .unwrap_or_default();
     volumes
         .iter()
         .map(|volume| Volume {
@@ -379,7 +447,11 @@ fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
 
 /// A group whose phases run side by side.
 fn group(id: &str, description: &str, phases: Vec<Phase>) -> Phase {
-    Phase { limit_parallel: Some(PARALLEL), phases, ..Phase::new(id, description) }
+    Phase {
+        limit_parallel: Some(PARALLEL),
+        phases,
+        ..Phase::new(id, description)
+    }
 }
 
 struct Planner<'a> {
@@ -396,15 +468,27 @@ impl Planner<'_> {
     fn phases(&self) -> Result<Vec<Phase>, Error> {
         let mut phases = vec![
             self.bootstrap()?,
-            group("/prepare", "Put programs, files and keys in place", self.prepare()?),
-            group("/start", "Start Kubernetes, fill the registry", self.start()?),
+            group(
+                "/prepare",
+                "Put programs, files and keys in place",
+                self.prepare()?,
+            ),
+            group(
+                "/start",
+                "Start Kubernetes, fill the registry",
+                self.start()?,
+            ),
         ];
         let node = self.context.node.hostname.clone();
         let health = PhaseSpec::Health(phase::Health { node });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
         for (hook, id, description) in [
             (HookName::Install, "/install", "Run the install hook"),
-            (HookName::PostInstall, "/post-install", "Run the post-install hook"),
+            (
+                HookName::PostInstall,
+                "/post-install",
+                "Run the post-install hook",
+            ),
         ] {
             if let Some(job) = self.manifest.hooks.get(&hook) {
                 let hook = PhaseSpec::Hook(self.hook(hook.as_str(), job));
@@ -423,12 +507,18 @@ impl Planner<'_> {
     fn bootstrap(&self) -> Result<Phase, Error> {
         let user = self.context.cluster.service_user.clone();
         let spec = PhaseSpec::Bootstrap(phase::Bootstrap { user });
-        self.leaf("/bootstrap", "Create the service user and directories", spec)
+        self.leaf(
+            "/bootstrap",
+            "Create the service user and directories",
+            spec,
+        )
     }
 
     fn prepare(&self) -> Result<Vec<Phase>, Error> {
         let image = self.image.path.clone();
-        let volumes = phase::Volumes { volumes: self.volumes.to_vec() };
+        let volumes = phase::Volumes {
+            volumes: self.volumes.to_vec(),
+        };
         let program = phase::Program {
             image: image.clone(),
             links: ["gravity", "kubectl", "helm"].map(String::from).into(),
@@ -440,10 +530,26 @@ impl Planner<'_> {
         };
         let secrets = secrets::secrets(self.context);
         Ok(vec![
-            self.leaf("/prepare/rootfs", "Unpack the planet", PhaseSpec::Rootfs(rootfs))?,
-            self.leaf("/prepare/secrets", "Make certificates and keys", PhaseSpec::Secrets(secrets))?,
-            self.leaf("/prepare/program", "Install gravity, kubectl and helm", PhaseSpec::Program(program))?,
-            self.leaf("/prepare/volumes", "Create volumes", PhaseSpec::Volumes(volumes))?,
+            self.leaf(
+                "/prepare/rootfs",
+                "Unpack the planet",
+                PhaseSpec::Rootfs(rootfs),
+            )?,
+            self.leaf(
+                "/prepare/secrets",
+                "Make certificates and keys",
+                PhaseSpec::Secrets(secrets),
+            )?,
+            self.leaf(
+                "/prepare/program",
+                "Install gravity, kubectl and helm",
+                PhaseSpec::Program(program),
+            )?,
+            self.leaf(
+                "/prepare/volumes",
+                "Create volumes",
+                PhaseSpec::Volumes(volumes),
+            )?,
         ])
     }
 
@@ -454,8 +560,10 @@ impl Planner<'_> {
             config: serde_json::to_value(&config)?,
             wait_for: vec!["kube-apiserver".into()],
         };
-        let images =
-            phase::Images { image: self.image.path.clone(), images: self.image.images.clone() };
+        let images = phase::Images {
+            image: self.image.path.clone(),
+            images: self.image.images.clone(),
+        };
         let resources = phase::Resources {
             image: self.image.path.clone(),
             digest: self.image.resources.clone(),
@@ -468,18 +576,41 @@ impl Planner<'_> {
         };
         let mut objects = addons::dns(self.context);
         objects.extend(addons::cluster_info(self.context));
-        let planet = self.leaf("/start/planet", "Start the planet", PhaseSpec::Planet(planet))?;
-        let after_planet = |phase| Phase { requires: vec![planet.id.clone()], ..phase };
-        let node = self.leaf("/start/node", "Register the node", PhaseSpec::Node(registered))?;
+        let planet = self.leaf(
+            "/start/planet",
+            "Start the planet",
+            PhaseSpec::Planet(planet),
+        )?;
+        let after_planet = |phase| Phase {
+            requires: vec![planet.id.clone()],
+            ..phase
+        };
+        let node = self.leaf(
+            "/start/node",
+            "Register the node",
+            PhaseSpec::Node(registered),
+        )?;
         let objects = PhaseSpec::Apply(phase::Apply { objects });
-        let objects = self.leaf("/start/resources", "Create the cluster's DNS service and description", objects)?;
+        let objects = self.leaf(
+            "/start/resources",
+            "Create the cluster's DNS service and description",
+            objects,
+        )?;
         let (node, objects) = (after_planet(node), after_planet(objects));
         Ok(vec![
             planet,
             node,
             objects,
-            self.leaf("/start/images", "Fill the registry with container images", PhaseSpec::Images(images))?,
-            self.leaf("/start/hook-resources", "Unpack the resources of hooks", PhaseSpec::Resources(resources))?,
+            self.leaf(
+                "/start/images",
+                "Fill the registry with container images",
+                PhaseSpec::Images(images),
+            )?,
+            self.leaf(
+                "/start/hook-resources",
+                "Unpack the resources of hooks",
+                PhaseSpec::Resources(resources),
+            )?,
         ])
     }
 
@@ -498,9 +629,15 @@ impl Planner<'_> {
     fn labels(&self) -> BTreeMap<String, String> {
         let node = self.context.node;
         let mut labels = node.labels.clone();
-        labels.insert("gravitational.io/advertise-ip".into(), self.context.address().to_string());
+        labels.insert(
+            "gravitational.io/advertise-ip".into(),
+            self.context.address().to_string(),
+        );
         labels.insert("gravitational.io/k8s-role".into(), "master".into());
-        labels.insert("node-role.kubernetes.io/control-plane".into(), String::new());
+        labels.insert(
+            "node-role.kubernetes.io/control-plane".into(),
+            String::new(),
+        );
         if !node.profile.is_empty() {
             labels.insert("role".into(), node.profile.clone());
             labels.extend(node.labels.clone());

@@ -17,7 +17,10 @@ impl Cidr {
     pub fn parse(text: &str) -> Option<Self> {
         let (address, prefix) = text.split_once('/')?;
         let base = u32::from(address.parse::<Ipv4Addr>().ok()?);
-        let prefix: u8 = prefix.parse().ok().filter(|prefix| (1..=32).contains(prefix))?;
+        let prefix: u8 = prefix
+            .parse()
+            .ok()
+            .filter(|prefix| (1..=32).contains(prefix))?;
         let cidr = Self { base, prefix };
         (base & !cidr.mask() == 0).then_some(cidr)
     }
@@ -80,7 +83,15 @@ mod tests {
 
     #[test]
     fn what_is_no_network_is_refused() {
-        for text in ["10.0.0.0", "10.0.0.0/0", "10.0.0.0/33", "10.0.0.1/24", "x/8", "::/64", ""] {
+        for text in [
+            "10.0.0.0",
+            "10.0.0.0/0",
+            "10.0.0.0/33",
+            "10.0.0.1/24",
+            "x/8",
+            "::/64",
+            "",
+        ] {
             assert_eq!(Cidr::parse(text), None, "{text}");
         }
     }

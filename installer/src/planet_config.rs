@@ -46,9 +46,11 @@ pub(crate) fn planet_config(
         files.extend(definition.files);
         services.push(definition.service);
     }
-    mounts.extend(volumes.iter().filter_map(|volume| {
-        Some(mount(volume.path.clone(), volume.target.as_deref()?, false))
-    }));
+    mounts.extend(
+        volumes.iter().filter_map(|volume| {
+            Some(mount(volume.path.clone(), volume.target.as_deref()?, false))
+        }),
+    );
     let balancer = |port| Balancer {
         listen: SocketAddr::new(leader, port),
         backends: vec![SocketAddr::new(address, port)],
@@ -71,7 +73,12 @@ pub(crate) fn planet_config(
 }
 
 fn mount(source: PathBuf, target: impl AsRef<Path>, read_only: bool) -> Mount {
-    Mount { source, target: target.as_ref().to_owned(), read_only, recursive: false }
+    Mount {
+        source,
+        target: target.as_ref().to_owned(),
+        read_only,
+        recursive: false,
+    }
 }
 
 /// Files that make the container a system of its own: names, users.
@@ -101,7 +108,10 @@ fn base_files(context: &Context<'_>) -> Vec<File> {
         "root:x:0:0:root:/root:/bin/bash\nplanet:x:{}:{}::/home/planet:/usr/sbin/nologin\n_apt:x:100:65534::/nonexistent:/usr/sbin/nologin\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
         user.uid, user.gid
     );
-    let group = format!("root:x:0:\ntty:x:5:\nplanet:x:{}:\nnogroup:x:65534:\n", user.gid);
+    let group = format!(
+        "root:x:0:\ntty:x:5:\nplanet:x:{}:\nnogroup:x:65534:\n",
+        user.gid
+    );
     vec![
         file("/etc/hosts", hosts),
         file("/etc/resolv.conf", resolver),
@@ -110,7 +120,10 @@ fn base_files(context: &Context<'_>) -> Vec<File> {
         file("/etc/group", group),
         file(
             "/etc/profile.d/planet.sh",
-            format!("export KUBECONFIG={}\n", crate::services::secret("admin.kubeconfig")),
+            format!(
+                "export KUBECONFIG={}\n",
+                crate::services::secret("admin.kubeconfig")
+            ),
         ),
     ]
 }

@@ -36,17 +36,18 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
         node.clone(),
         "localhost".into(),
     ];
-    let server = |name: &str, authority: &str, names: &[String], addresses: &[IpAddr]| Certificate {
-        name: name.into(),
-        authority: authority.into(),
-        common_name: node.clone(),
-        organizations: Vec::new(),
-        dns_names: names.to_vec(),
-        ip_addresses: addresses.to_vec(),
-        server: true,
-        client: false,
-        root_only: false,
-    };
+    let server =
+        |name: &str, authority: &str, names: &[String], addresses: &[IpAddr]| Certificate {
+            name: name.into(),
+            authority: authority.into(),
+            common_name: node.clone(),
+            organizations: Vec::new(),
+            dns_names: names.to_vec(),
+            ip_addresses: addresses.to_vec(),
+            server: true,
+            client: false,
+            root_only: false,
+        };
     let client = |name: &str, authority: &str, user: &str| Certificate {
         name: name.into(),
         authority: authority.into(),
@@ -59,18 +60,47 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
         root_only: false,
     };
     let certificates = vec![
-        Certificate { client: true, ..server("etcd", "etcd-ca", std::slice::from_ref(node), &[address, local]) },
-        Certificate { client: true, ..server("etcd-peer", "etcd-ca", std::slice::from_ref(node), &[address]) },
+        Certificate {
+            client: true,
+            ..server(
+                "etcd",
+                "etcd-ca",
+                std::slice::from_ref(node),
+                &[address, local],
+            )
+        },
+        Certificate {
+            client: true,
+            ..server(
+                "etcd-peer",
+                "etcd-ca",
+                std::slice::from_ref(node),
+                &[address],
+            )
+        },
         client("etcd-client", "etcd-ca", "kube-apiserver"),
         server("apiserver", "kubernetes-ca", &api_names, &api_addresses),
         client("apiserver-kubelet-client", "kubernetes-ca", KUBELET_CLIENT),
         client("front-proxy-client", "front-proxy-ca", "front-proxy-client"),
         Certificate {
             root_only: true,
-            ..server("kubelet", "kubernetes-ca", std::slice::from_ref(node), &[address])
+            ..server(
+                "kubelet",
+                "kubernetes-ca",
+                std::slice::from_ref(node),
+                &[address],
+            )
         },
-        server("registry", "registry-ca", &[leader_name, node.clone()], &[leader, address]),
-        Certificate { root_only: true, ..client("registry-client", "registry-ca", node) },
+        server(
+            "registry",
+            "registry-ca",
+            &[leader_name, node.clone()],
+            &[leader, address],
+        ),
+        Certificate {
+            root_only: true,
+            ..client("registry-client", "registry-ca", node)
+        },
     ];
     let kubeconfig = |name: &str, user: &str, groups: &[&str], root_only| Kubeconfig {
         name: name.into(),
@@ -81,9 +111,19 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
     };
     let kubeconfigs = vec![
         kubeconfig("admin", "kubernetes-admin", &["system:masters"], true),
-        kubeconfig("controller-manager", "system:kube-controller-manager", &[], false),
+        kubeconfig(
+            "controller-manager",
+            "system:kube-controller-manager",
+            &[],
+            false,
+        ),
         kubeconfig("scheduler", "system:kube-scheduler", &[], false),
-        kubeconfig("kubelet", &format!("system:node:{node}"), &["system:nodes"], true),
+        kubeconfig(
+            "kubelet",
+            &format!("system:node:{node}"),
+            &["system:nodes"],
+            true,
+        ),
         kubeconfig("kube-proxy", "system:kube-proxy", &[], true),
         kubeconfig("flannel", FLANNEL, &[], true),
         kubeconfig("coredns", COREDNS, &[], false),
@@ -99,7 +139,10 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
         authorities: authorities
             .iter()
             .map(|(name, subject)| {
-                ((*name).to_owned(), format!("{} {subject}", context.cluster.name))
+                (
+                    (*name).to_owned(),
+                    format!("{} {subject}", context.cluster.name),
+                )
             })
             .collect(),
         certificates,

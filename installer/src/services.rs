@@ -70,7 +70,11 @@ pub(crate) struct Definition {
 impl Context<'_> {
     /// The address that other nodes reach this one by.
     pub(crate) fn address(&self) -> IpAddr {
-        self.node.advertise_addresses.first().copied().unwrap_or(spec::LEADER_ADDRESS)
+        self.node
+            .advertise_addresses
+            .first()
+            .copied()
+            .unwrap_or(spec::LEADER_ADDRESS)
     }
 
     /// First CIDR of the pod network.
@@ -80,13 +84,20 @@ impl Context<'_> {
 
     /// First CIDR of services.
     pub(crate) fn service_cidr(&self) -> &str {
-        self.cluster.service_cidrs.first().map_or("", String::as_str)
+        self.cluster
+            .service_cidrs
+            .first()
+            .map_or("", String::as_str)
     }
 
     /// A service that runs as the service user.
     pub(crate) fn unprivileged(&self, name: &str, command: Vec<String>, ready: Probe) -> Service {
         let user = &self.cluster.service_user;
-        Service { uid: user.uid, gid: user.gid, ..self.privileged(name, command, ready) }
+        Service {
+            uid: user.uid,
+            gid: user.gid,
+            ..self.privileged(name, command, ready)
+        }
     }
 
     /// A service that runs as root.
@@ -111,7 +122,13 @@ impl Context<'_> {
 
     /// A configuration file that everyone may read: secrets are elsewhere.
     pub(crate) fn file(&self, name: &str, content: String) -> File {
-        File { path: PathBuf::from(CONFIG).join(name), content, mode: 0o644, uid: 0, gid: 0 }
+        File {
+            path: PathBuf::from(CONFIG).join(name),
+            content,
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+        }
     }
 
     /// Data of a service, kept on the host, seen at `target`.
@@ -143,7 +160,11 @@ pub(crate) fn program(name: &str) -> String {
 /// `--key=value` arguments after the program.
 pub(crate) fn command(name: &str, arguments: &[(&str, String)]) -> Vec<String> {
     let mut command = vec![program(name)];
-    command.extend(arguments.iter().map(|(key, value)| format!("--{key}={value}")));
+    command.extend(
+        arguments
+            .iter()
+            .map(|(key, value)| format!("--{key}={value}")),
+    );
     command
 }
 

@@ -121,7 +121,9 @@ pub fn stop(path: &Path, timeout: Duration) -> Result<()> {
 
 /// Ends the container that runs, in order or by force.
 fn end(state: &State, timeout: Duration) -> Result<()> {
-    let Some(pidfd) = state.running().and_then(ProcessId::open) else { return Ok(()) };
+    let Some(pidfd) = state.running().and_then(ProcessId::open) else {
+        return Ok(());
+    };
     for (signal, patience) in [(Signal::SIGTERM, timeout), (Signal::SIGKILL, timeout)] {
         // It may have ended meanwhile.
         drop(sys::pidfd_signal(pidfd.as_fd(), signal));

@@ -41,7 +41,8 @@ pub(crate) fn execute(node: &Node, phase: &Bootstrap) -> Result<(), PhaseError> 
     }
     for name in OWNED {
         let path = node.layout().service(name);
-        chown(&path, Some(user.uid), Some(user.gid)).map_err(|error| file("give away", &path, &error))?;
+        chown(&path, Some(user.uid), Some(user.gid))
+            .map_err(|error| file("give away", &path, &error))?;
     }
     Ok(())
 }

@@ -9,7 +9,10 @@ use crate::node::{lasting, transient};
 
 pub(crate) async fn execute(node: &Node, phase: Complete) -> Result<(), PhaseError> {
     let client = node.kubernetes().await?;
-    client.revoke_hooks(&phase.operation).await.map_err(|error| transient(&error))?;
+    client
+        .revoke_hooks(&phase.operation)
+        .await
+        .map_err(|error| transient(&error))?;
     let layout = node.layout();
     host::atomic::write(&layout.manifest(), phase.manifest.as_bytes(), 0o644)
         .map_err(|error| lasting(&error))?;

@@ -18,9 +18,15 @@ pub(crate) async fn execute(
     phase: Health,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    node.planet().wait_ready(&[], DEADLINE, |_| ()).await.map_err(|error| transient(&error))?;
+    node.planet()
+        .wait_ready(&[], DEADLINE, |_| ())
+        .await
+        .map_err(|error| transient(&error))?;
     let client = node.kubernetes().await?;
-    client.wait_node_ready(&phase.node, DEADLINE).await.map_err(|error| transient(&error))?;
+    client
+        .wait_node_ready(&phase.node, DEADLINE)
+        .await
+        .map_err(|error| transient(&error))?;
     sink.info(&format!("Node {} is ready", phase.node));
     Ok(())
 }

@@ -23,5 +23,7 @@ pub(crate) async fn execute(
         service_user_uid: phase.service_uid,
         operation_id: phase.operation,
     };
-    cluster::hooks::run(&client, &run, sink).await.map_err(|error| lasting(&error))
+    cluster::hooks::run(&client, &run, sink)
+        .await
+        .map_err(|error| lasting(&error))
 }

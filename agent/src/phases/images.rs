@@ -22,7 +22,9 @@ pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<()
     let cluster = ClusterImage::open(image.clone()).map_err(|error| lasting(&error))?;
     let mut contents = Vec::new();
     for entry in &phase.images {
-        let blobs = cluster.image_blobs(&entry.digest).map_err(|error| lasting(&error))?;
+        let blobs = cluster
+            .image_blobs(&entry.digest)
+            .map_err(|error| lasting(&error))?;
         contents.push((entry, blobs));
     }
     let all: BTreeSet<_> = contents.iter().flat_map(|(_, blobs)| blobs).collect();
@@ -33,7 +35,9 @@ pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<()
         let target = node.layout().blob(digest);
         // Blobs come there whole, under their digest.
         if !target.exists() {
-            image.extract(digest, &target).map_err(|error| lasting(&error))?;
+            image
+                .extract(digest, &target)
+                .map_err(|error| lasting(&error))?;
         }
         done += size(digest);
         sink.emit(Event::Progress {
@@ -68,13 +72,21 @@ impl Storage {
         for digest in blobs {
             let path = digest.replacen(':', "/", 1);
             let hex = path.rsplit('/').next().unwrap_or_default();
-            let data = self.0.join("blobs/sha256").join(hex.get(..2).unwrap_or_default()).join(hex).join("data");
+            let data = self
+                .0
+                .join("blobs/sha256")
+                .join(hex.get(..2).unwrap_or_default())
+                .join(hex)
+                .join("data");
             hard_link(&node.layout().blob(digest), &data)?;
             link(&repository.join("_layers").join(&path).join("link"), digest)?;
         }
         let manifests = repository.join("_manifests");
         let path = image.digest.replacen(':', "/", 1);
-        link(&manifests.join("revisions").join(&path).join("link"), &image.digest)?;
+        link(
+            &manifests.join("revisions").join(&path).join("link"),
+            &image.digest,
+        )?;
         if let Some(tag) = &image.tag {
             let tag = manifests.join("tags").join(tag);
             link(&tag.join("index").join(&path).join("link"), &image.digest)?;

@@ -17,7 +17,9 @@ const LINKS: &str = "/usr/local/bin";
 pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
     let program = node.layout().gravity();
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    image.extract_elf(&program).map_err(|error| lasting(&error))?;
+    image
+        .extract_elf(&program)
+        .map_err(|error| lasting(&error))?;
     let components = ClusterImage::open(image)
         .and_then(|cluster| cluster.base())
         .map_err(|error| lasting(&error))?
@@ -28,7 +30,9 @@ pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
         .map_err(|error| lasting(&error))?;
     for name in &phase.links {
         let link = Path::new(LINKS).join(name);
-        node.changes().symlink(&program, &link).map_err(|error| lasting(&error))?;
+        node.changes()
+            .symlink(&program, &link)
+            .map_err(|error| lasting(&error))?;
     }
     Ok(())
 }

@@ -22,7 +22,9 @@ pub(crate) fn execute(node: &Node, phase: &Resources, sink: &dyn Sink) -> Result
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
     let partial = target.with_extension("partial");
     remove(&partial)?;
-    let mut layer = image.reader(&phase.digest).map_err(|error| lasting(&error))?;
+    let mut layer = image
+        .reader(&phase.digest)
+        .map_err(|error| lasting(&error))?;
     unpack(&mut [&mut layer], &partial, &Options::resources(), sink)
         .map_err(|error| lasting(&error))?;
     translate(&partial, phase.service_uid, sink)?;
@@ -48,7 +50,9 @@ fn translate(directory: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseErr
     for entry in entries {
         let entry = entry.map_err(|error| file("read", directory, &error))?;
         let path = entry.path();
-        let kind = entry.file_type().map_err(|error| file("read", &path, &error))?;
+        let kind = entry
+            .file_type()
+            .map_err(|error| file("read", &path, &error))?;
         if kind.is_dir() {
             translate(&path, uid, sink)?;
         } else if kind.is_file() && is_yaml(&path) {
@@ -59,17 +63,25 @@ fn translate(directory: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseErr
 }
 
 fn is_yaml(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+    path.extension()
+        .is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 fn translate_file(path: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseError> {
-    let metadata = path.metadata().map_err(|error| file("read", path, &error))?;
+    let metadata = path
+        .metadata()
+        .map_err(|error| file("read", path, &error))?;
     if metadata.len() > MAX_RESOURCE {
-        sink.warning(&format!("{} is too large to look for runAsUser: -1 in", path.display()));
+        sink.warning(&format!(
+            "{} is too large to look for runAsUser: -1 in",
+            path.display()
+        ));
         return Ok(());
     }
     let bytes = std::fs::read(path).map_err(|error| file("read", path, &error))?;
-    let Ok(text) = String::from_utf8(bytes) else { return Ok(()) };
+    let Ok(text) = String::from_utf8(bytes) else {
+        return Ok(());
+    };
     match manifest::service_user::translate(&text, uid) {
         Some(translated) => {
             let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777;

@@ -15,7 +15,9 @@ pub(crate) fn execute(_: &Node, phase: &Rootfs, sink: &dyn Sink) -> Result<(), P
         return Ok(());
     }
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    let mut layer = image.reader(&phase.layer).map_err(|error| lasting(&error))?;
+    let mut layer = image
+        .reader(&phase.layer)
+        .map_err(|error| lasting(&error))?;
     unpack(&mut [&mut layer], &phase.target, &Options::rootfs(), sink)
         .map_err(|error| lasting(&error))?;
     Ok(())

@@ -31,8 +31,10 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
         let authority = match directory.join(format!("{name}.key")).exists() {
             true => Authority::load(&directory, name).map_err(|error| lasting(&error))?,
             false => {
-                let made = Authority::generate(common_name, AUTHORITY_LIFE).map_err(|error| lasting(&error))?;
-                made.save(&directory, name).map_err(|error| lasting(&error))?;
+                let made = Authority::generate(common_name, AUTHORITY_LIFE)
+                    .map_err(|error| lasting(&error))?;
+                made.save(&directory, name)
+                    .map_err(|error| lasting(&error))?;
                 made
             }
         };
@@ -46,10 +48,20 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
             .ok_or_else(|| PhaseError::lasting(format!("the plan names no authority {name}")))
     };
     for certificate in &phase.certificates {
-        issue(&directory, authority(&certificate.authority)?, certificate, &phase.user)?;
+        issue(
+            &directory,
+            authority(&certificate.authority)?,
+            certificate,
+            &phase.user,
+        )?;
     }
     for kubeconfig in &phase.kubeconfigs {
-        write_kubeconfig(&directory, authority("kubernetes-ca")?, kubeconfig, &phase.user)?;
+        write_kubeconfig(
+            &directory,
+            authority("kubernetes-ca")?,
+            kubeconfig,
+            &phase.user,
+        )?;
     }
     service_account(&directory, &phase.user)?;
     encryption(&directory, &phase.user)

@@ -22,6 +22,8 @@ pub(crate) async fn run(session: &Session, Agent::Run: &Agent) -> Result<ExitCod
     signals.thread_unblock().context("unblock signals")?;
     // The last agent may be about to end.
     let _lock = host::lock::Lock::wait(&session.layout.agent_lock(), PATIENCE)?;
-    agent::serve(session.layout.state_dir()).await.context("serve phases")?;
+    agent::serve(session.layout.state_dir())
+        .await
+        .context("serve phases")?;
     Ok(ExitCode::Ok)
 }

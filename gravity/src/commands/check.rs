@@ -32,7 +32,8 @@ pub(crate) fn run(session: &Session, arguments: &Check) -> Result<ExitCode> {
     let (manifest, _) = command::content(session, &cluster)?;
     let profile = install::choose_profile(&manifest, None, arguments.profile.as_deref())?;
     let facts = HostFacts::collect();
-    let address = install::choose_address(None, &facts).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let address =
+        install::choose_address(None, &facts).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let options = Options::of_defaults(session.layout.state_dir());
     let requirements = requirements(&options, address, profile, &image);
     let report = preflight::check(&requirements, &facts);
@@ -58,10 +59,18 @@ pub(crate) fn requirements(
     // about three times their compressed size.
     let blobs: u64 = image
         .blobs()
-        .map(|blob| if blob.length < blob.size { blob.size } else { blob.size.saturating_mul(4) })
+        .map(|blob| {
+            if blob.length < blob.size {
+                blob.size
+            } else {
+                blob.size.saturating_mul(4)
+            }
+        })
         .sum();
     Requirements {
-        profile: profile.map(|profile| profile.requirements.clone()).unwrap_or_default(),
+        profile: profile
+            .map(|profile| profile.requirements.clone())
+            .unwrap_or_default(),
         state_dir: options.state_dir.clone(),
         state_bytes: blobs + WORKING_ROOM,
         advertise_address,

@@ -13,7 +13,9 @@ use crate::cli::Cli;
 pub(crate) fn completion(session: &Session, shell: clap_complete::Shell) -> Result<ExitCode> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "gravity", &mut script);
-    session.console.print(&String::from_utf8(script).context("write the script")?);
+    session
+        .console
+        .print(&String::from_utf8(script).context("write the script")?);
     Ok(ExitCode::Ok)
 }
 

@@ -49,7 +49,10 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
     let (manifest, content) = content(session, &cluster)?;
     let console = &session.console;
-    console.step(&format!("Installing {} {}", content.reference.name, content.reference.version));
+    console.step(&format!(
+        "Installing {} {}",
+        content.reference.name, content.reference.version
+    ));
     accept_eula(session, &manifest, arguments.accept_eula)?;
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
     let facts = HostFacts::collect();
@@ -67,9 +70,14 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
 }
 
 /// Reads what the plan needs of the image.
-pub(crate) fn content(session: &Session, cluster: &ClusterImage) -> Result<(Manifest, ImageContent)> {
+pub(crate) fn content(
+    session: &Session,
+    cluster: &ClusterImage,
+) -> Result<(Manifest, ImageContent)> {
     let config = &cluster.config;
-    let manifest_text = cluster.manifest_yaml().context("read the image's manifest")?;
+    let manifest_text = cluster
+        .manifest_yaml()
+        .context("read the image's manifest")?;
     let manifest = manifest::parse(&manifest_text, "app.yaml").map_err(diagnostics)?;
     let unsupported = manifest.unsupported();
     if !unsupported.is_empty() {
@@ -81,7 +89,11 @@ pub(crate) fn content(session: &Session, cluster: &ClusterImage) -> Result<(Mani
         .flat_map(registry_images)
         .collect::<BTreeSet<_>>()
         .into_iter()
-        .map(|(repository, tag, digest)| RegistryImage { repository, tag, digest })
+        .map(|(repository, tag, digest)| RegistryImage {
+            repository,
+            tag,
+            digest,
+        })
         .collect();
     let content = ImageContent {
         path: session.image_path()?,
@@ -91,7 +103,10 @@ pub(crate) fn content(session: &Session, cluster: &ClusterImage) -> Result<(Mani
             digest: cluster.image.root().to_owned(),
         },
         manifest_text,
-        rootfs: cluster.base().context("find the planet in the image")?.rootfs,
+        rootfs: cluster
+            .base()
+            .context("find the planet in the image")?
+            .rootfs,
         images,
         resources: config.resources.clone(),
     };
@@ -106,7 +121,10 @@ fn diagnostics(diagnostics: Vec<manifest::Diagnostic>) -> anyhow::Error {
 /// Where the registry serves an image: by its cluster name, and where charts
 /// name it without a registry also as containerd asks for it.
 fn registry_images(image: &ApplicationImage) -> Vec<(String, Option<String>, String)> {
-    let name = image.reference.split_once('/').map_or(image.reference.as_str(), |(_, rest)| rest);
+    let name = image
+        .reference
+        .split_once('/')
+        .map_or(image.reference.as_str(), |(_, rest)| rest);
     let name = name.split_once('@').map_or(name, |(name, _)| name);
     let (repository, tag) = match name.rsplit_once(':') {
         Some((repository, tag)) => (repository, Some(tag.to_owned())),
@@ -123,7 +141,9 @@ fn registry_images(image: &ApplicationImage) -> Vec<(String, Option<String>, Str
 /// somebody else: `leave` will remove all that is in it.
 fn refuse_former(layout: &Layout) -> Result<()> {
     if layout.cluster().exists() {
-        bail!("this node is part of a cluster; `gravity status` shows it, `gravity leave --force` removes it");
+        bail!(
+            "this node is part of a cluster; `gravity status` shows it, `gravity leave --force` removes it"
+        );
     }
     if let Ok(operation) = Operation::last(layout) {
         // Whoever holds the lock runs it now.
@@ -149,7 +169,11 @@ fn refuse_former(layout: &Layout) -> Result<()> {
 /// Something in the state directory that an install which was cut short before
 /// it began can't have left. A disk that is mounted there has a lost+found.
 fn stranger(layout: &Layout) -> Option<PathBuf> {
-    let ours = [layout.operation_lock(), layout.host_changes(), layout.operations()];
+    let ours = [
+        layout.operation_lock(),
+        layout.host_changes(),
+        layout.operations(),
+    ];
     let entries = std::fs::read_dir(layout.state_dir()).ok()?;
     let mut strange: Vec<_> = entries
         .flatten()
@@ -164,31 +188,47 @@ fn stranger(layout: &Layout) -> Option<PathBuf> {
 /// would have to take back what its good parts did.
 fn verify(session: &Session, image: &Image) -> Result<()> {
     session.console.step("Verifying the cluster image");
-    let damages = image.verify(&*session.console).context("verify the cluster image")?;
+    let damages = image
+        .verify(&*session.console)
+        .context("verify the cluster image")?;
     match damages.first() {
         None => Ok(()),
         Some(first) => {
             let path = session.image_path()?;
-            Err(DamagedImage { path, first: first.to_string(), more: damages.len() - 1 }.into())
+            Err(DamagedImage {
+                path,
+                first: first.to_string(),
+                more: damages.len() - 1,
+            }
+            .into())
         }
     }
 }
 
 fn accept_eula(session: &Session, manifest: &Manifest, accepted: bool) -> Result<()> {
-    let Some(text) = manifest.eula() else { return Ok(()) };
+    let Some(text) = manifest.eula() else {
+        return Ok(());
+    };
     if accepted {
         return Ok(());
     }
     session.console.print(text);
     let question = "Do you accept the end-user license agreement?";
-    let answer = session.console.confirm(question).context("use --accept-eula to accept it without a terminal")?;
+    let answer = session
+        .console
+        .confirm(question)
+        .context("use --accept-eula to accept it without a terminal")?;
     if !answer {
         bail!("end-user license agreement was not accepted");
     }
     Ok(())
 }
 
-fn choose_flavor(session: &Session, manifest: &Manifest, wanted: Option<&str>) -> Result<Option<String>> {
+fn choose_flavor(
+    session: &Session,
+    manifest: &Manifest,
+    wanted: Option<&str>,
+) -> Result<Option<String>> {
     let flavors = manifest.flavors();
     if let (Some(name), _) = (wanted, flavors) {
         return Ok(Some(name.to_owned()));
@@ -201,9 +241,13 @@ fn choose_flavor(session: &Session, manifest: &Manifest, wanted: Option<&str>) -
             let names: Vec<_> = several.iter().map(|flavor| flavor.name.as_str()).collect();
             for flavor in several {
                 let description = flavor.description.as_deref().unwrap_or_default();
-                session.console.print(&format!("  {:<16} {description}", flavor.name));
+                session
+                    .console
+                    .print(&format!("  {:<16} {description}", flavor.name));
             }
-            let prompt = manifest.flavor_prompt().unwrap_or("Which flavor do you want to install?");
+            let prompt = manifest
+                .flavor_prompt()
+                .unwrap_or("Which flavor do you want to install?");
             let answer = session
                 .console
                 .ask(prompt, &names, default)
@@ -244,7 +288,8 @@ fn preflight(
     facts: &HostFacts,
 ) -> Result<()> {
     session.console.step("Checking the node's requirements");
-    let profile = install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
+    let profile =
+        install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
     let address = install::choose_address(options.advertise_address, facts)?;
     let requirements = check::requirements(options, address, profile, image);
     check::show(&session.console, &preflight::check(&requirements, facts))
@@ -304,13 +349,28 @@ mod tests {
         // `leave` would remove it.
         std::fs::create_dir(directory.path().join("photos")).unwrap();
         let error = refuse_former(&layout).unwrap_err().to_string();
-        assert!(error.contains("not empty") && error.contains("photos"), "{error}");
+        assert!(
+            error.contains("not empty") && error.contains("photos"),
+            "{error}"
+        );
     }
 
     #[test]
     fn damage_says_where_and_what_to_do() {
-        let error = DamagedImage { path: "/x".into(), first: "the index".into(), more: 2 };
-        assert!(error.to_string().starts_with("/x is damaged: the index and 2 more"), "{error}");
-        assert_eq!(super::super::exit_code(&error.into()), ExitCode::DamagedImage);
+        let error = DamagedImage {
+            path: "/x".into(),
+            first: "the index".into(),
+            more: 2,
+        };
+        assert!(
+            error
+                .to_string()
+                .starts_with("/x is damaged: the index and 2 more"),
+            "{error}"
+        );
+        assert_eq!(
+            super::super::exit_code(&error.into()),
+            ExitCode::DamagedImage
+        );
     }
 }

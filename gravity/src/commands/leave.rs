@@ -10,13 +10,20 @@ pub(crate) fn run(session: &Session, arguments: &Leave) -> Result<ExitCode> {
     require_root()?;
     // Nothing is written to a directory that is not ours.
     if !session.layout.host_changes().exists() {
-        bail!("there is no cluster in {}", session.layout.state_dir().display());
+        bail!(
+            "there is no cluster in {}",
+            session.layout.state_dir().display()
+        );
     }
     if !arguments.force {
-        bail!("this is the cluster's last node: leaving it ends the cluster; use `gravity leave --force`");
+        bail!(
+            "this is the cluster's last node: leaving it ends the cluster; use `gravity leave --force`"
+        );
     }
     if !arguments.confirm
-        && !session.console.confirm("All of the cluster's data on this node will be lost. Go on?")?
+        && !session
+            .console
+            .confirm("All of the cluster's data on this node will be lost. Go on?")?
     {
         bail!("nothing was changed");
     }

@@ -20,18 +20,20 @@ pub(crate) fn before_threads() -> Option<ExitCode> {
     if CLIENTS.contains(&name.as_str()) {
         return Some(report(client(&name)));
     }
-    let arguments: Vec<_> = arguments.filter_map(|argument| argument.into_string().ok()).collect();
+    let arguments: Vec<_> = arguments
+        .filter_map(|argument| argument.into_string().ok())
+        .collect();
     let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
     if arguments.first() == Some(&"planet") {
         super::log_to_stderr();
     }
     match arguments[..] {
-        ["planet", "run", "--config", config] => {
-            Some(report(planet::container::run(Path::new(config)).context("run the planet")))
-        }
-        ["planet", "supervise"] => {
-            Some(report(planet::supervisor::run().context("supervise the planet's services")))
-        }
+        ["planet", "run", "--config", config] => Some(report(
+            planet::container::run(Path::new(config)).context("run the planet"),
+        )),
+        ["planet", "supervise"] => Some(report(
+            planet::supervisor::run().context("supervise the planet's services"),
+        )),
         _ => None,
     }
 }
@@ -68,7 +70,9 @@ fn client(name: &str) -> Result<()> {
 fn state_dir() -> Result<std::path::PathBuf> {
     let program = std::env::current_exe().context("find this program")?;
     let parent = program.parent().and_then(Path::parent);
-    parent.map(Path::to_owned).context("find the state directory of this program")
+    parent
+        .map(Path::to_owned)
+        .context("find the state directory of this program")
 }
 
 fn config(layout: &Layout) -> Result<planet::config::PlanetConfig> {
@@ -88,6 +92,7 @@ pub(crate) fn enter(layout: &Layout, command: &[String]) -> Result<std::convert:
     let env = [("KUBECONFIG".to_owned(), kubeconfig)];
     let command: Vec<_> = command.iter().map(Into::into).collect();
     let terminal = std::io::stdin().is_terminal();
-    let code = planet::enter::exec(process, &command, &env, terminal).context("enter the planet")?;
+    let code =
+        planet::enter::exec(process, &command, &env, terminal).context("enter the planet")?;
     std::process::exit(code)
 }

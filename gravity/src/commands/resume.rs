@@ -11,7 +11,9 @@ pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
     require_root()?;
     let operation = Operation::last(&session.layout)?;
     if operation.state()?.is_completed() {
-        session.console.info("The last operation is complete; `gravity status` shows the cluster");
+        session
+            .console
+            .info("The last operation is complete; `gravity status` shows the cluster");
         return Ok(ExitCode::Ok);
     }
     install::execute(session, &operation).await

@@ -66,14 +66,20 @@ pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
         true => session.console.print_json(&report)?,
         false => session.console.print(&text(&report)),
     }
-    Ok(if report.cluster.state == "degraded" { ExitCode::Degraded } else { ExitCode::Ok })
+    Ok(if report.cluster.state == "degraded" {
+        ExitCode::Degraded
+    } else {
+        ExitCode::Ok
+    })
 }
 
 fn cluster(session: &Session) -> Result<ClusterSpec> {
     let path = session.layout.cluster();
     let Ok(json) = std::fs::read(&path) else {
         match Operation::last(&session.layout) {
-            Ok(_) => bail!("the install has not ended; see `gravity plan`, go on with `gravity resume`"),
+            Ok(_) => {
+                bail!("the install has not ended; see `gravity plan`, go on with `gravity resume`")
+            }
             Err(_) => bail!("there is no cluster on this node; `gravity install` makes one"),
         }
     };
@@ -84,10 +90,13 @@ async fn report(session: &Session) -> Result<Report> {
     let spec = cluster(session)?;
     let mut reasons = Vec::new();
     let services = services(session, &mut reasons).await;
-    let client = tokio::time::timeout(PATIENCE, cluster::Client::connect(&session.layout.admin_kubeconfig()))
-        .await
-        .map_err(anyhow::Error::from)
-        .and_then(|client| client.map_err(anyhow::Error::from));
+    let client = tokio::time::timeout(
+        PATIENCE,
+        cluster::Client::connect(&session.layout.admin_kubeconfig()),
+    )
+    .await
+    .map_err(anyhow::Error::from)
+    .and_then(|client| client.map_err(anyhow::Error::from));
     let ready = match &client {
         Ok(client) => kubernetes(client, &mut reasons).await,
         Err(error) => {
@@ -107,12 +116,21 @@ async fn report(session: &Session) -> Result<Report> {
             None => "unknown",
         };
         if kubernetes != "ready" {
-            let reason = known.and_then(|known| known.reason.as_deref()).unwrap_or("no reason is known");
-            reasons.push(format!("node {} is {kubernetes} in Kubernetes: {reason}", node.hostname));
+            let reason = known
+                .and_then(|known| known.reason.as_deref())
+                .unwrap_or("no reason is known");
+            reasons.push(format!(
+                "node {} is {kubernetes} in Kubernetes: {reason}",
+                node.hostname
+            ));
         }
         Node {
             hostname: node.hostname.clone(),
-            address: node.advertise_addresses.first().map(ToString::to_string).unwrap_or_default(),
+            address: node
+                .advertise_addresses
+                .first()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
             role: node.role,
             profile: node.profile.clone(),
             kubernetes,
@@ -131,7 +149,11 @@ async fn report(session: &Session) -> Result<Report> {
     Ok(Report {
         cluster: Cluster {
             name: spec.name,
-            state: if reasons.is_empty() { "active" } else { "degraded" },
+            state: if reasons.is_empty() {
+                "active"
+            } else {
+                "degraded"
+            },
             reasons,
             image: spec.image.name,
             version: spec.image.version,
@@ -143,14 +165,23 @@ async fn report(session: &Session) -> Result<Report> {
     })
 }
 
-async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<planet::client::ServiceStatus> {
+async fn services(
+    session: &Session,
+    reasons: &mut Vec<String>,
+) -> Vec<planet::client::ServiceStatus> {
     let socket = session.layout.planet_run().join("planet.sock");
     let client = planet::client::Client::new(&socket);
     match tokio::time::timeout(PATIENCE, client.status()).await {
         Ok(Ok(status)) => {
-            let down = status.services.iter().filter(|service| service.state != planet::client::State::Ready);
+            let down = status
+                .services
+                .iter()
+                .filter(|service| service.state != planet::client::State::Ready);
             reasons.extend(down.map(|service| {
-                let error = service.last_error.as_deref().unwrap_or("no reason is known");
+                let error = service
+                    .last_error
+                    .as_deref()
+                    .unwrap_or("no reason is known");
                 format!("service {} is {}: {error}", service.name, service.state)
             }));
             status.services
@@ -169,7 +200,10 @@ async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<planet::c
 async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<NodeStatus> {
     match tokio::time::timeout(PATIENCE, client.status()).await {
         Ok(Ok(status)) => {
-            let system = status.problems.iter().filter(|pod| pod.namespace == "kube-system");
+            let system = status
+                .problems
+                .iter()
+                .filter(|pod| pod.namespace == "kube-system");
             reasons.extend(system.map(|pod| format!("pod {}: {}", pod.name, pod.reason)));
             status.nodes
         }
@@ -190,11 +224,20 @@ pub(crate) async fn endpoints(
     client: &cluster::Client,
 ) -> Result<Vec<Endpoint>> {
     let path = session.layout.manifest();
-    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let manifest = manifest::parse(&text, &path.display().to_string())
-        .map_err(|errors| anyhow::anyhow!("{}", errors.first().map(ToString::to_string).unwrap_or_default()))?;
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let manifest = manifest::parse(&text, &path.display().to_string()).map_err(|errors| {
+        anyhow::anyhow!(
+            "{}",
+            errors.first().map(ToString::to_string).unwrap_or_default()
+        )
+    })?;
     let mut found = Vec::new();
-    for endpoint in manifest.endpoints.iter().filter(|endpoint| !endpoint.hidden) {
+    for endpoint in manifest
+        .endpoints
+        .iter()
+        .filter(|endpoint| !endpoint.hidden)
+    {
         let wanted = cluster::Endpoint {
             namespace: endpoint.namespace.clone(),
             service: endpoint.service_name.clone(),
@@ -202,7 +245,10 @@ pub(crate) async fn endpoints(
             protocol: endpoint.protocol.clone(),
             port: endpoint.port,
         };
-        let urls = client.endpoints(&wanted).await.with_context(|| format!("look up endpoint {}", endpoint.name))?;
+        let urls = client
+            .endpoints(&wanted)
+            .await
+            .with_context(|| format!("look up endpoint {}", endpoint.name))?;
         found.push(Endpoint {
             name: endpoint.name.clone(),
             description: endpoint.description.clone().unwrap_or_default(),
@@ -218,17 +264,31 @@ fn text(report: &Report) -> String {
         format!("Cluster name:    {}", cluster.name),
         format!("Cluster status:  {}", cluster.state),
     ];
-    lines.extend(cluster.reasons.iter().map(|reason| format!("                 {reason}")));
-    lines.push(format!("Cluster image:   {} {}", cluster.image, cluster.version));
+    lines.extend(
+        cluster
+            .reasons
+            .iter()
+            .map(|reason| format!("                 {reason}")),
+    );
+    lines.push(format!(
+        "Cluster image:   {} {}",
+        cluster.image, cluster.version
+    ));
     if let Some(flavor) = &cluster.flavor {
         lines.push(format!("Flavor:          {flavor}"));
     }
     if let Some(operation) = &report.operation {
-        lines.push(format!("Last operation:  {} ({}), {}", operation.kind, operation.id, operation.state));
+        lines.push(format!(
+            "Last operation:  {} ({}), {}",
+            operation.kind, operation.id, operation.state
+        ));
     }
     lines.push("Cluster nodes:".into());
     for node in &report.nodes {
-        lines.push(format!("  * {} / {} / {}", node.hostname, node.address, node.profile));
+        lines.push(format!(
+            "  * {} / {} / {}",
+            node.hostname, node.address, node.profile
+        ));
         lines.push(format!("      Kubernetes:  {}", node.kubernetes));
         for service in &node.services {
             lines.push(format!(

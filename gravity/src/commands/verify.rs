@@ -7,7 +7,9 @@ use super::Session;
 
 pub(crate) fn run(session: &Session) -> Result<ExitCode> {
     let image = session.image()?;
-    let damages = image.verify(&*session.console).context("verify the cluster image")?;
+    let damages = image
+        .verify(&*session.console)
+        .context("verify the cluster image")?;
     for damage in &damages {
         session.console.error_text(&damage.to_string());
     }

@@ -26,20 +26,26 @@ pub(crate) fn run(session: &Session) -> Result<ExitCode> {
     // The installed program carries no image: it has left the list on the node.
     if let Ok(image) = session.image() {
         let cluster = ClusterImage::open(image).context("read the cluster image")?;
-        versions.image = Some(format!("{} {}", cluster.config.name, cluster.config.image_version));
+        versions.image = Some(format!(
+            "{} {}",
+            cluster.config.name, cluster.config.image_version
+        ));
         let base = cluster.base().context("read the base image")?.config;
         versions.base = Some(base.version);
         versions.components = base.components;
     } else if session.global.image.is_some() {
         session.image()?;
     } else if let Ok(json) = std::fs::read(session.layout.components()) {
-        versions.components = serde_json::from_slice(&json).context("read the list of components")?;
+        versions.components =
+            serde_json::from_slice(&json).context("read the list of components")?;
     }
     if session.console.is_json() {
         session.console.print_json(&versions)?;
         return Ok(ExitCode::Ok);
     }
-    session.console.print(&format!("gravity {}", versions.gravity));
+    session
+        .console
+        .print(&format!("gravity {}", versions.gravity));
     if let Some(image) = &versions.image {
         session.console.print(&format!("image   {image}"));
     }

@@ -39,10 +39,17 @@ fn facts() -> HostFacts {
         hostname: "Node-1".into(),
         cpus: 2,
         ram_bytes: 4 << 30,
-        os: Os { id: "debian".into(), version_id: "12".into(), pretty_name: "Debian 12".into() },
+        os: Os {
+            id: "debian".into(),
+            version_id: "12".into(),
+            pretty_name: "Debian 12".into(),
+        },
         kernel_release: "6.1.0".into(),
         architecture: "x86_64".into(),
-        addresses: vec![address("lo", "127.0.0.1", 8), address("eth0", "192.168.7.9", 24)],
+        addresses: vec![
+            address("lo", "127.0.0.1", 8),
+            address("eth0", "192.168.7.9", 24),
+        ],
         default_route: false,
         routes: Vec::new(),
         listening: Vec::new(),
@@ -56,7 +63,11 @@ fn facts() -> HostFacts {
 fn image() -> ImageContent {
     ImageContent {
         path: "/root/gravity".into(),
-        reference: ImageRef { name: "my".into(), version: "1.2.3".into(), digest: "sha256:aa".into() },
+        reference: ImageRef {
+            name: "my".into(),
+            version: "1.2.3".into(),
+            digest: "sha256:aa".into(),
+        },
         manifest_text: MANIFEST.into(),
         rootfs: "sha256:bb".into(),
         images: Vec::new(),
@@ -65,32 +76,54 @@ fn image() -> ImageContent {
 }
 
 fn options() -> Options {
-    Options { flavor: Some("one".into()), ..Options::of_defaults("/var/lib/gravity".as_ref()) }
+    Options {
+        flavor: Some("one".into()),
+        ..Options::of_defaults("/var/lib/gravity".as_ref())
+    }
 }
 
 fn plan_with(change: impl FnOnce(&mut Options), users: &KnownUsers) -> Result<Prepared, Error> {
     let mut options = options();
     change(&mut options);
     let manifest = manifest::parse(MANIFEST, "app.yaml").unwrap();
-    let host = HostTraits { can_lower_oom_score: true, resolv_conf: String::new() };
+    let host = HostTraits {
+        can_lower_oom_score: true,
+        resolv_conf: String::new(),
+    };
     prepare(&options, &manifest, &image(), &facts(), users, &host)
 }
 
 fn refused(change: impl FnOnce(&mut Options)) -> String {
-    plan_with(change, &KnownUsers::default()).unwrap_err().to_string()
+    plan_with(change, &KnownUsers::default())
+        .unwrap_err()
+        .to_string()
 }
 
 fn user(name: &str, uid: u32, gid: u32) -> User {
-    User { name: name.into(), uid, gid, home: "/".into(), shell: "/bin/sh".into() }
+    User {
+        name: name.into(),
+        uid,
+        gid,
+        home: "/".into(),
+        shell: "/bin/sh".into(),
+    }
 }
 
 #[test]
 fn a_plan_is_whole_and_runs_hooks_last() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     prepared.plan.validate().unwrap();
-    let leaves: Vec<_> = prepared.plan.leaves().iter().map(|phase| phase.id.clone()).collect();
+    let leaves: Vec<_> = prepared
+        .plan
+        .leaves()
+        .iter()
+        .map(|phase| phase.id.clone())
+        .collect();
     assert_eq!(leaves.first().unwrap(), "/bootstrap");
-    assert_eq!(leaves[leaves.len() - 3..], ["/health", "/install", "/complete"]);
+    assert_eq!(
+        leaves[leaves.len() - 3..],
+        ["/health", "/install", "/complete"]
+    );
     for phase in prepared.plan.leaves() {
         serde_json::from_value::<PhaseSpec>(phase.payload.clone()).unwrap();
     }
@@ -99,7 +132,14 @@ fn a_plan_is_whole_and_runs_hooks_last() {
     assert_eq!(cluster.nodes[0].profile, "web");
     assert_eq!(cluster.nodes[0].hostname, "node-1");
     assert_eq!(cluster.nodes[0].pod_cidrs, ["10.244.0.0/24"]);
-    assert_eq!(cluster.service_user, ServiceUser { name: "planet".into(), uid: 1000, gid: 1000 });
+    assert_eq!(
+        cluster.service_user,
+        ServiceUser {
+            name: "planet".into(),
+            uid: 1000,
+            gid: 1000
+        }
+    );
 }
 
 #[test]
@@ -109,13 +149,22 @@ fn volumes_reach_the_planet_with_their_owner() {
         let phase = prepared.plan.phase(id).unwrap().payload.clone();
         serde_json::from_value::<PhaseSpec>(phase).unwrap()
     };
-    let PhaseSpec::Volumes(volumes) = payload("/prepare/volumes") else { panic!() };
+    let PhaseSpec::Volumes(volumes) = payload("/prepare/volumes") else {
+        panic!()
+    };
     assert_eq!((volumes.volumes[0].uid, volumes.volumes[0].gid), (7, 1000));
     assert_eq!(volumes.volumes[0].mode, 0o750);
-    let PhaseSpec::Planet(planet) = payload("/start/planet") else { panic!() };
+    let PhaseSpec::Planet(planet) = payload("/start/planet") else {
+        panic!()
+    };
     let config: planet::config::PlanetConfig = serde_json::from_value(planet.config).unwrap();
     config.check().unwrap();
-    assert!(config.mounts.iter().any(|mount| mount.target == std::path::Path::new("/data")));
+    assert!(
+        config
+            .mounts
+            .iter()
+            .any(|mount| mount.target == std::path::Path::new("/data"))
+    );
     let rooted: BTreeSet<_> = config
         .services
         .iter()
@@ -123,7 +172,10 @@ fn volumes_reach_the_planet_with_their_owner() {
         .map(|service| service.name.as_str())
         .collect();
     // All others run as the service user (page, "Service User").
-    assert_eq!(rooted, BTreeSet::from(["containerd", "flannel", "kube-proxy", "kubelet", "rbac"]));
+    assert_eq!(
+        rooted,
+        BTreeSet::from(["containerd", "flannel", "kube-proxy", "kubelet", "rbac"])
+    );
     assert!(!serde_json::to_string(&config).unwrap().contains("PRIVATE"));
 }
 
@@ -135,11 +187,22 @@ fn what_does_not_fit_the_host_is_refused_with_what_would() {
     );
     assert!(refused(|options| options.pod_cidr = "192.168.0.0/16".into()).contains("overlap"));
     assert!(refused(|options| options.service_cidr = "10.244.128.0/20".into()).contains("overlap"));
-    assert!(refused(|options| options.pod_cidr = "10.244.0.0/28".into()).contains("at least a /24"));
-    assert_eq!(refused(|options| options.flavor = Some("two".into())), "there is no flavor \"two\"; the image has one, three");
+    assert!(
+        refused(|options| options.pod_cidr = "10.244.0.0/28".into()).contains("at least a /24")
+    );
+    assert_eq!(
+        refused(|options| options.flavor = Some("two".into())),
+        "there is no flavor \"two\"; the image has one, three"
+    );
     assert!(refused(|options| options.flavor = Some("three".into())).contains("needs 3 nodes"));
-    assert_eq!(refused(|options| options.role = Some("x".into())), "there is no profile \"x\"; the image has db, web");
-    assert!(refused(|options| options.cluster = Some("-a".into())).contains("can't be a cluster's name"));
+    assert_eq!(
+        refused(|options| options.role = Some("x".into())),
+        "there is no profile \"x\"; the image has db, web"
+    );
+    assert!(
+        refused(|options| options.cluster = Some("-a".into()))
+            .contains("can't be a cluster's name")
+    );
 }
 
 #[test]
@@ -152,16 +215,34 @@ fn the_service_user_is_one_that_exists_or_conflicts_early() {
     let group = plan_with(|options| options.service_gid = Some(5), &theirs);
     assert!(group.unwrap_err().to_string().contains("has group 1001"));
     let taken = plan_with(|_| (), &named(None, Some(user("planet", 980, 980))));
-    assert!(taken.unwrap_err().to_string().contains("use --service-uid=980"));
+    assert!(
+        taken
+            .unwrap_err()
+            .to_string()
+            .contains("use --service-uid=980")
+    );
 }
 
 #[test]
 fn an_address_is_chosen_only_where_there_is_no_doubt() {
     let mut facts = facts();
-    assert_eq!(choose_address(None, &facts).unwrap().to_string(), "192.168.7.9");
-    let second = Address { interface: "eth1".into(), address: "10.1.1.1".parse().unwrap(), prefix: 8 };
+    assert_eq!(
+        choose_address(None, &facts).unwrap().to_string(),
+        "192.168.7.9"
+    );
+    let second = Address {
+        interface: "eth1".into(),
+        address: "10.1.1.1".parse().unwrap(),
+        prefix: 8,
+    };
     facts.addresses.push(second);
-    assert!(matches!(choose_address(None, &facts), Err(Error::SeveralAddresses(_))));
+    assert!(matches!(
+        choose_address(None, &facts),
+        Err(Error::SeveralAddresses(_))
+    ));
     facts.addresses.truncate(1);
-    assert!(matches!(choose_address(None, &facts), Err(Error::NoAddress)));
+    assert!(matches!(
+        choose_address(None, &facts),
+        Err(Error::NoAddress)
+    ));
 }

@@ -12,13 +12,27 @@ const SOCKET: &str = "/run/containerd/containerd.sock";
 const DATA: &str = "/var/lib/containerd";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let command = vec![program("containerd"), "--config".into(), config("containerd.toml")];
-    let ready = Probe::Unix { path: SOCKET.into() };
+    let command = vec![
+        program("containerd"),
+        "--config".into(),
+        config("containerd.toml"),
+    ];
+    let ready = Probe::Unix {
+        path: SOCKET.into(),
+    };
     let mut service = context.privileged("containerd", command, ready);
     service.post_start = vec![
-        [&program("ctr"), "--namespace", "k8s.io", "images", "import", "--local", PAUSE_ARCHIVE]
-            .map(String::from)
-            .into(),
+        [
+            &program("ctr"),
+            "--namespace",
+            "k8s.io",
+            "images",
+            "import",
+            "--local",
+            PAUSE_ARCHIVE,
+        ]
+        .map(String::from)
+        .into(),
     ];
     // The shims outlive it: pods don't notice a restart.
     service.stop_timeout_seconds = 10;
@@ -30,11 +44,17 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     Definition {
         service,
         files: vec![
-            context.file("containerd.toml", settings(!context.host.can_lower_oom_score)),
+            context.file(
+                "containerd.toml",
+                settings(!context.host.can_lower_oom_score),
+            ),
             registry,
             network,
         ],
-        mounts: vec![Mount { recursive: true, ..context.data("containerd", DATA) }],
+        mounts: vec![Mount {
+            recursive: true,
+            ..context.data("containerd", DATA)
+        }],
     }
 }
 

@@ -12,12 +12,18 @@ const READY_PORT: u16 = 8181;
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let command = vec![program("coredns"), "-conf".into(), config("Corefile")];
-    let ready = Probe::Http { url: format!("http://127.0.0.1:{READY_PORT}/ready") };
+    let ready = Probe::Http {
+        url: format!("http://127.0.0.1:{READY_PORT}/ready"),
+    };
     let mut service = context.unprivileged("coredns", command, ready);
     service.requires = vec![super::rbac::NAME.into()];
     service.capabilities = vec!["CAP_NET_BIND_SERVICE".into()];
     let files = vec![context.file("Corefile", corefile(context))];
-    Definition { service, files, mounts: Vec::new() }
+    Definition {
+        service,
+        files,
+        mounts: Vec::new(),
+    }
 }
 
 fn corefile(context: &Context<'_>) -> String {

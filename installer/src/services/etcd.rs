@@ -27,7 +27,10 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
                 "listen-client-urls",
                 format!("https://127.0.0.1:{CLIENT_PORT},https://{address}:{CLIENT_PORT}"),
             ),
-            ("advertise-client-urls", format!("https://{address}:{CLIENT_PORT}")),
+            (
+                "advertise-client-urls",
+                format!("https://{address}:{CLIENT_PORT}"),
+            ),
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer.clone()),
             ("initial-cluster", format!("{name}={peer}")),
@@ -48,9 +51,18 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("log-level", "warn".into()),
         ],
     );
-    let mut service =
-        context.unprivileged("etcd", command, Probe::Http { url: format!("{metrics}/readyz") });
+    let mut service = context.unprivileged(
+        "etcd",
+        command,
+        Probe::Http {
+            url: format!("{metrics}/readyz"),
+        },
+    );
     service.directories = vec![DATA.into()];
     service.stop_timeout_seconds = 20;
-    Definition { service, files: Vec::new(), mounts: vec![context.data("etcd", DATA)] }
+    Definition {
+        service,
+        files: Vec::new(),
+        mounts: vec![context.data("etcd", DATA)],
+    }
 }

@@ -20,10 +20,18 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("ip-masq", "true".into()),
         ],
     );
-    let ready = Probe::File { path: "/run/flannel/subnet.env".into() };
+    let ready = Probe::File {
+        path: "/run/flannel/subnet.env".into(),
+    };
     let mut service = context.privileged("flannel", command, ready);
     service.requires = vec![super::rbac::NAME.into()];
-    service.env.insert("NODE_NAME".into(), context.node.hostname.clone());
+    service
+        .env
+        .insert("NODE_NAME".into(), context.node.hostname.clone());
     let files = vec![context.file("flannel.json", format!("{settings:#}\n"))];
-    Definition { service, files, mounts: Vec::new() }
+    Definition {
+        service,
+        files,
+        mounts: Vec::new(),
+    }
 }

@@ -70,18 +70,30 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("tls-private-key-file", secret("apiserver.key")),
             ("client-ca-file", secret("kubernetes-ca.crt")),
             ("kubelet-certificate-authority", secret("kubernetes-ca.crt")),
-            ("kubelet-client-certificate", secret("apiserver-kubelet-client.crt")),
+            (
+                "kubelet-client-certificate",
+                secret("apiserver-kubelet-client.crt"),
+            ),
             ("kubelet-client-key", secret("apiserver-kubelet-client.key")),
             ("kubelet-preferred-address-types", "InternalIP".into()),
             ("service-cluster-ip-range", context.service_cidr().into()),
-            ("service-account-issuer", format!("https://kubernetes.default.svc.{}", context.cluster.domain)),
+            (
+                "service-account-issuer",
+                format!("https://kubernetes.default.svc.{}", context.cluster.domain),
+            ),
             ("service-account-key-file", secret("service-account.pub")),
-            ("service-account-signing-key-file", secret("service-account.key")),
+            (
+                "service-account-signing-key-file",
+                secret("service-account.key"),
+            ),
             ("proxy-client-cert-file", secret("front-proxy-client.crt")),
             ("proxy-client-key-file", secret("front-proxy-client.key")),
             ("requestheader-client-ca-file", secret("front-proxy-ca.crt")),
             ("requestheader-allowed-names", "front-proxy-client".into()),
-            ("requestheader-extra-headers-prefix", "X-Remote-Extra-".into()),
+            (
+                "requestheader-extra-headers-prefix",
+                "X-Remote-Extra-".into(),
+            ),
             ("requestheader-group-headers", "X-Remote-Group".into()),
             ("requestheader-username-headers", "X-Remote-User".into()),
             ("authorization-mode", "Node,RBAC".into()),
@@ -98,7 +110,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("v", "1".into()),
         ],
     );
-    let ready = Probe::Http { url: format!("https://{address}:{}/readyz", spec::API_PORT) };
+    let ready = Probe::Http {
+        url: format!("https://{address}:{}/readyz", spec::API_PORT),
+    };
     let mut service = context.unprivileged("kube-apiserver", command, ready);
     service.requires = vec!["etcd".into()];
     service.directories = vec!["/var/log/planet/audit".into()];
@@ -110,5 +124,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         context.file("admission.yaml", ADMISSION.into()),
         context.file("audit.yaml", AUDIT.into()),
     ];
-    Definition { service, files, mounts: Vec::new() }
+    Definition {
+        service,
+        files,
+        mounts: Vec::new(),
+    }
 }

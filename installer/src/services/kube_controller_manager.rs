@@ -20,14 +20,23 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("cluster-signing-cert-file", secret("kubernetes-ca.crt")),
             ("cluster-signing-key-file", secret("kubernetes-ca.key")),
             ("root-ca-file", secret("kubernetes-ca.crt")),
-            ("service-account-private-key-file", secret("service-account.key")),
+            (
+                "service-account-private-key-file",
+                secret("service-account.key"),
+            ),
             ("use-service-account-credentials", "true".into()),
             ("profiling", "false".into()),
             ("v", "1".into()),
         ],
     );
-    let ready = Probe::Http { url: "https://127.0.0.1:10257/healthz".into() };
+    let ready = Probe::Http {
+        url: "https://127.0.0.1:10257/healthz".into(),
+    };
     let mut service = context.unprivileged("kube-controller-manager", command, ready);
     service.requires = vec!["kube-apiserver".into()];
-    Definition { service, files: Vec::new(), mounts: Vec::new() }
+    Definition {
+        service,
+        files: Vec::new(),
+        mounts: Vec::new(),
+    }
 }

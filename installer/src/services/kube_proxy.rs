@@ -25,10 +25,19 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         },
         "oomScoreAdj": 0,
     });
-    let command = command("kube-proxy", &[("config", config("kube-proxy.yaml")), ("v", "1".into())]);
-    let ready = Probe::Http { url: "http://127.0.0.1:10256/livez".into() };
+    let command = command(
+        "kube-proxy",
+        &[("config", config("kube-proxy.yaml")), ("v", "1".into())],
+    );
+    let ready = Probe::Http {
+        url: "http://127.0.0.1:10256/livez".into(),
+    };
     let mut service = context.privileged("kube-proxy", command, ready);
     service.requires = vec!["kube-apiserver".into()];
     let files = vec![context.file("kube-proxy.yaml", format!("{settings:#}\n"))];
-    Definition { service, files, mounts: Vec::new() }
+    Definition {
+        service,
+        files,
+        mounts: Vec::new(),
+    }
 }

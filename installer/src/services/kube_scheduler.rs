@@ -19,8 +19,14 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("v", "1".into()),
         ],
     );
-    let ready = Probe::Http { url: "https://127.0.0.1:10259/healthz".into() };
+    let ready = Probe::Http {
+        url: "https://127.0.0.1:10259/healthz".into(),
+    };
     let mut service = context.unprivileged("kube-scheduler", command, ready);
     service.requires = vec!["kube-apiserver".into()];
-    Definition { service, files: Vec::new(), mounts: Vec::new() }
+    Definition {
+        service,
+        files: Vec::new(),
+        mounts: Vec::new(),
+    }
 }

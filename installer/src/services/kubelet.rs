@@ -17,19 +17,28 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("v", "1".into()),
         ],
     );
-    let ready = Probe::Http { url: "http://127.0.0.1:10248/healthz".into() };
+    let ready = Probe::Http {
+        url: "http://127.0.0.1:10248/healthz".into(),
+    };
     let mut service = context.privileged("kubelet", command, ready);
     service.requires = vec!["containerd".into(), "kube-apiserver".into()];
     let upstream = context.file("resolv.conf", context.host.resolv_conf.clone());
     Definition {
         service,
         files: vec![context.file("kubelet.yaml", settings(context)), upstream],
-        mounts: vec![Mount { recursive: true, ..context.data("kubelet", DATA) }],
+        mounts: vec![Mount {
+            recursive: true,
+            ..context.data("kubelet", DATA)
+        }],
     }
 }
 
 fn settings(context: &Context<'_>) -> String {
-    let oom_score = if context.host.can_lower_oom_score { -999 } else { 0 };
+    let oom_score = if context.host.can_lower_oom_score {
+        -999
+    } else {
+        0
+    };
     let settings = serde_json::json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",

@@ -29,5 +29,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         "apiVersion": "v1", "kind": "List", "items": crate::addons::rbac(),
     });
     let files = vec![context.file("rbac.json", format!("{list:#}\n"))];
-    Definition { service, files, mounts: Vec::new() }
+    Definition {
+        service,
+        files,
+        mounts: Vec::new(),
+    }
 }

@@ -11,7 +11,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     let command = vec![program("registry"), "serve".into(), config("registry.yaml")];
     let mut service = context.unprivileged("registry", command, Probe::Tcp { address: listen });
     // It would otherwise look for collectors of traces.
-    service.env.insert("OTEL_TRACES_EXPORTER".into(), "none".into());
+    service
+        .env
+        .insert("OTEL_TRACES_EXPORTER".into(), "none".into());
     let settings = serde_json::json!({
         "version": 0.1,
         "log": { "level": "warn", "accesslog": { "disabled": true } },
@@ -32,6 +34,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     Definition {
         service,
         files: vec![context.file("registry.yaml", format!("{settings:#}\n"))],
-        mounts: vec![Mount { read_only: true, ..context.data("registry", DATA) }],
+        mounts: vec![Mount {
+            read_only: true,
+            ..context.data("registry", DATA)
+        }],
     }
 }

@@ -78,17 +78,23 @@ pub trait Sink: Send + Sync {
 
     /// Emits [`Event::Step`].
     fn step(&self, message: &str) {
-        self.emit(Event::Step { message: message.into() });
+        self.emit(Event::Step {
+            message: message.into(),
+        });
     }
 
     /// Emits [`Event::Info`].
     fn info(&self, message: &str) {
-        self.emit(Event::Info { message: message.into() });
+        self.emit(Event::Info {
+            message: message.into(),
+        });
     }
 
     /// Emits [`Event::Warning`].
     fn warning(&self, message: &str) {
-        self.emit(Event::Warning { message: message.into() });
+        self.emit(Event::Warning {
+            message: message.into(),
+        });
     }
 }
 
@@ -113,13 +119,19 @@ pub struct Memory(std::sync::Mutex<Vec<Event>>);
 impl Memory {
     /// All events so far, in order.
     pub fn events(&self) -> Vec<Event> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
     }
 }
 
 impl Sink for Memory {
     fn emit(&self, event: Event) {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(event);
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .push(event);
     }
 }
 
@@ -138,6 +150,9 @@ mod tests {
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
         let later = r#"{"event":"telepathy","thought":1}"#;
-        assert_eq!(serde_json::from_str::<Event>(later).unwrap(), Event::Unknown);
+        assert_eq!(
+            serde_json::from_str::<Event>(later).unwrap(),
+            Event::Unknown
+        );
     }
 }

@@ -35,11 +35,17 @@ impl Connection {
                 async move { UnixStream::connect(path).await.map(TokioIo::new) }
             }))
             .await
-            .map_err(|source| Error::Connect { socket: socket.to_owned(), source })?;
+            .map_err(|source| Error::Connect {
+                socket: socket.to_owned(),
+                source,
+            })?;
         let client = AgentClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        Ok(Self { client, operation: operation.to_owned() })
+        Ok(Self {
+            client,
+            operation: operation.to_owned(),
+        })
     }
 
     /// Asks the agent to end once nothing runs.
@@ -51,7 +57,11 @@ impl Connection {
     fn request(&self, phase: &Phase) -> Result<PhaseRequest, PhaseError> {
         let phase = serde_json::to_vec(phase)
             .map_err(|error| PhaseError::lasting(format!("write phase: {error}")))?;
-        Ok(PhaseRequest { protocol: PROTOCOL, operation: self.operation.clone(), phase })
+        Ok(PhaseRequest {
+            protocol: PROTOCOL,
+            operation: self.operation.clone(),
+            phase,
+        })
     }
 }
 
@@ -66,12 +76,17 @@ async fn follow(
             }
             Some(Reply::Done(_)) => return Ok(()),
             Some(Reply::Failure(failure)) => {
-                return Err(PhaseError { message: failure.message, transient: failure.transient });
+                return Err(PhaseError {
+                    message: failure.message,
+                    transient: failure.transient,
+                });
             }
             None => {}
         }
     }
-    Err(PhaseError::transient("the agent ended before the phase did"))
+    Err(PhaseError::transient(
+        "the agent ended before the phase did",
+    ))
 }
 
 fn broken(status: tonic::Status) -> PhaseError {

@@ -17,11 +17,7 @@ pub const PROTOCOL: u32 = 1;
 /// Largest message in bytes: a phase with its payload.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
-#[expect(
-    unreachable_pub,
-    clippy::all,
-    reason = "generated from agent.proto"
-)]
+#[expect(unreachable_pub, clippy::all, reason = "generated from agent.proto")]
 mod proto {
     tonic::include_proto!("gravity.agent.v1");
 }
@@ -103,7 +99,13 @@ mod tests {
             let socket = socket.clone();
             async move {
                 let open = move |_: &str| Ok(executor.clone() as Arc<dyn Executor>);
-                super::serve(&socket, Duration::from_secs(60), std::future::pending(), Arc::new(open)).await
+                super::serve(
+                    &socket,
+                    Duration::from_secs(60),
+                    std::future::pending(),
+                    Arc::new(open),
+                )
+                .await
             }
         });
         let connection = loop {
@@ -113,9 +115,20 @@ mod tests {
             }
         };
         let sink = Arc::new(Memory::default());
-        connection.execute(&phase("well"), sink.clone()).await.unwrap();
-        assert_eq!(sink.events(), [Event::Info { message: "executing /a".into() }]);
-        let failed = connection.execute(&phase("lasting"), sink.clone()).await.unwrap_err();
+        connection
+            .execute(&phase("well"), sink.clone())
+            .await
+            .unwrap();
+        assert_eq!(
+            sink.events(),
+            [Event::Info {
+                message: "executing /a".into()
+            }]
+        );
+        let failed = connection
+            .execute(&phase("lasting"), sink.clone())
+            .await
+            .unwrap_err();
         assert_eq!(failed, PhaseError::lasting("no space"));
         let failed = connection.undo(&phase(""), sink.clone()).await.unwrap_err();
         assert_eq!(failed, PhaseError::transient("not now"));

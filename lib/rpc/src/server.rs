@@ -11,15 +11,13 @@ use event::{Event, Sink};
 use operation::{Executor, Phase, PhaseError};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Notify, mpsc};
-use tokio_stream::{Stream, StreamExt};
 use tokio_stream::wrappers::{UnboundedReceiverStream, UnixListenerStream};
+use tokio_stream::{Stream, StreamExt};
 use tonic::{Request, Response, Status};
 
 use crate::proto::agent_server::{Agent, AgentServer};
 use crate::proto::phase_reply::Reply;
-use crate::proto::{
-    Done, Failure, PhaseReply, PhaseRequest, ShutdownReply, ShutdownRequest,
-};
+use crate::proto::{Done, Failure, PhaseReply, PhaseRequest, ShutdownReply, ShutdownRequest};
 use crate::{Error, MAX_MESSAGE, PROTOCOL};
 
 /// Makes the executor of an operation by its identity.
@@ -39,7 +37,10 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send + 'static,
     open: Arc<OpenOperation>,
 ) -> Result<(), Error> {
-    let listen = |source| Error::Listen { socket: socket.to_owned(), source };
+    let listen = |source| Error::Listen {
+        socket: socket.to_owned(),
+        source,
+    };
     match std::fs::remove_file(socket) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(listen(error)),
         _ => {}
@@ -52,12 +53,18 @@ pub async fn serve(
         stop.await;
         stopped.stop();
     });
-    let service = AgentServer::new(Service { open, activity: activity.clone() })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service = AgentServer::new(Service {
+        open,
+        activity: activity.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE)
+    .max_encoding_message_size(MAX_MESSAGE);
     let served = tonic::transport::Server::builder()
         .add_service(service)
-        .serve_with_incoming_shutdown(UnixListenerStream::new(listener).filter(is_ours), activity.ended(idle))
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener).filter(is_ours),
+            activity.ended(idle),
+        )
         .await
         .map_err(Error::Serve);
     stop.abort();
@@ -98,7 +105,9 @@ impl Activity {
 
     async fn ended(self: Arc<Self>, idle: Duration) {
         loop {
-            let quiet = tokio::time::timeout(idle, self.changed.notified()).await.is_err();
+            let quiet = tokio::time::timeout(idle, self.changed.notified())
+                .await
+                .is_err();
             let nothing_runs = self.running.load(Ordering::SeqCst) == 0;
             if nothing_runs && (quiet || self.stop.load(Ordering::SeqCst)) {
                 return;
@@ -129,7 +138,9 @@ impl Sink for SessionSink {
     fn emit(&self, event: Event) {
         if let Ok(json) = serde_json::to_vec(&event) {
             // A session that has ended has nobody to tell.
-            drop(self.0.send(Ok(PhaseReply { reply: Some(Reply::Event(json)) })));
+            drop(self.0.send(Ok(PhaseReply {
+                reply: Some(Reply::Event(json)),
+            })));
         }
     }
 }
@@ -156,14 +167,17 @@ impl Service {
             };
             let reply = match result {
                 Ok(()) => Reply::Done(Done {}),
-                Err(error) => {
-                    Reply::Failure(Failure { message: error.message, transient: error.transient })
-                }
+                Err(error) => Reply::Failure(Failure {
+                    message: error.message,
+                    transient: error.transient,
+                }),
             };
             drop(send.send(Ok(PhaseReply { reply: Some(reply) })));
             drop(running);
         });
-        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(receive))))
+        Ok(Response::new(Box::pin(UnboundedReceiverStream::new(
+            receive,
+        ))))
     }
 }
 

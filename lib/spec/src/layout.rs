@@ -147,7 +147,10 @@ mod tests {
     #[test]
     fn digests_become_paths_without_colons() {
         let layout = Layout::new("/x");
-        assert_eq!(layout.blob("sha256:ab"), Path::new("/x/store/blobs/sha256/ab"));
+        assert_eq!(
+            layout.blob("sha256:ab"),
+            Path::new("/x/store/blobs/sha256/ab")
+        );
         assert_eq!(layout.rootfs("sha256:ab"), Path::new("/x/planet/rootfs/ab"));
     }
 }
