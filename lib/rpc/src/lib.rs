@@ -17,7 +17,11 @@ pub const PROTOCOL: u32 = 1;
 /// Largest message in bytes: a phase with its payload.
 pub const MAX_MESSAGE: usize = 16 << 20;
 
-#[expect(unreachable_pub, clippy::all, reason = "generated from agent.proto")]
+#[expect(
+    unreachable_pub,
+    clippy::allow_attributes,
+    reason = "generated from agent.proto"
+)]
 mod proto {
     tonic::include_proto!("gravity.agent.v1");
 }
