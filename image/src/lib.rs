@@ -15,8 +15,6 @@ pub mod digest;
 pub mod encode;
 mod error;
 pub mod file;
-#[cfg(test)]
-mod measure;
 mod ordered;
 pub mod pack;
 mod tarstream;

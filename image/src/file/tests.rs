@@ -122,6 +122,7 @@ fn what_was_written_is_read() {
         );
     }
     assert_eq!(image.verify(&Discard).unwrap(), []);
+    assert_eq!(image.verify_stored(&Discard).unwrap(), []);
     // Stopping in the middle must not hang.
     let mut reader = image.reader(&sha256(&s.raw)).unwrap();
     assert!(reader.next_chunk().unwrap().is_some());
@@ -334,6 +335,10 @@ fn every_flipped_byte_is_found() {
             Err(Error::Damaged { .. }) => {}
             Err(error) => panic!("{offset}: {error}"),
             Ok(image) => {
+                assert!(
+                    !image.verify_stored(&Discard).unwrap().is_empty(),
+                    "{offset}"
+                );
                 let damage = image.verify(&Discard).unwrap();
                 assert_eq!(damage.len(), 1, "{offset}: {damage:?}");
                 let range = damage[0].offset..damage[0].offset + damage[0].length;

@@ -10,11 +10,11 @@ use std::sync::{Mutex, PoisonError};
 
 use event::{Event, Sink, Unit};
 
-use super::format::{Blob, Encoding, FOOTER, PAGE, align, head_page, index_hash};
+use super::format::{Blob, Encoding, FOOTER, Frame, PAGE, align, head_page, index_hash};
 use super::read::Image;
 use crate::Result;
 use crate::chunks::decode_frame;
-use crate::digest::Hasher;
+use crate::digest::{Hasher, sha256};
 use crate::ordered::threads_for;
 
 /// A part of the file that is not what was written.
@@ -41,21 +41,51 @@ impl std::fmt::Display for Damage {
     }
 }
 
+/// Frames that one thread checks before it takes others.
+const FRAMES_AT_A_TIME: usize = 16;
+
 enum Part<'a> {
     Elf,
     Head,
     Blob(&'a Blob),
+    /// Frames of a blob as they are stored.
+    Frames(&'a Blob, &'a [Frame]),
     Padding(u64, u64),
     End,
 }
 
 impl Image {
-    /// Compares every byte of the file with what was written. Damage to the
-    /// end of the file is found by [`Image::open`] already.
+    /// Compares every byte of the file with what was written, and the content of
+    /// compressed blobs with their digests. Damage to the end of the file is
+    /// found by [`Image::open`] already.
     ///
     /// # Errors
     /// None at present: what can't be read is damage.
     pub fn verify(&self, sink: &dyn Sink) -> Result<Vec<Damage>> {
+        self.examine(sink, |blob, parts| parts.push(Part::Blob(blob)))
+    }
+
+    /// Compares every byte of the file with what was written. Whoever reads a
+    /// compressed blob checks its content: here it is not decompressed, so that
+    /// an install begins sooner.
+    ///
+    /// # Errors
+    /// None at present: what can't be read is damage.
+    pub fn verify_stored(&self, sink: &dyn Sink) -> Result<Vec<Damage>> {
+        self.examine(sink, |blob, parts| match blob.encoding {
+            Encoding::Raw => parts.push(Part::Blob(blob)),
+            Encoding::ZstdFrames => {
+                let groups = blob.frames.chunks(FRAMES_AT_A_TIME);
+                parts.extend(groups.map(|frames| Part::Frames(blob, frames)));
+            }
+        })
+    }
+
+    fn examine<'a>(
+        &'a self,
+        sink: &dyn Sink,
+        split: impl Fn(&'a Blob, &mut Vec<Part<'a>>),
+    ) -> Result<Vec<Damage>> {
         let mut parts = vec![Part::Elf, Part::Head];
         let mut at = self.elf().size;
         if align(at) > at {
@@ -63,7 +93,7 @@ impl Image {
         }
         at = align(at) + PAGE;
         for blob in self.blobs() {
-            parts.push(Part::Blob(blob));
+            split(blob, &mut parts);
             at = blob.offset + blob.length;
             if align(at) > at {
                 parts.push(Part::Padding(at, align(at)));
@@ -169,6 +199,26 @@ impl Image {
                     Encoding::ZstdFrames => self.check_frames(blob, &report),
                 }
                 blob.length
+            }
+            Part::Frames(blob, frames) => {
+                let mut length = 0;
+                for frame in *frames {
+                    let offset = blob.offset + frame.offset;
+                    let stored = u64::from(frame.length);
+                    length += stored;
+                    let problem = match read(offset, stored) {
+                        Ok(bytes) if sha256(&bytes) == frame.hash => continue,
+                        Ok(_) => "is not what was written".into(),
+                        Err(error) => unreadable(error),
+                    };
+                    report(
+                        format!("a frame of {}", name(blob)),
+                        offset,
+                        stored,
+                        problem,
+                    );
+                }
+                length
             }
             Part::End => {
                 // Read again: it may have changed since the image was opened.

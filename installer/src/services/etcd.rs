@@ -45,6 +45,10 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("peer-trusted-ca-file", secret("etcd-ca.crt")),
             ("peer-cert-file", secret("etcd-peer.crt")),
             ("peer-key-file", secret("etcd-peer.key")),
+            // A single member elects itself: it need not wait a second for
+            // others. Several members get times for a network between them.
+            ("heartbeat-interval", "10".into()),
+            ("election-timeout", "100".into()),
             ("auto-compaction-retention", "8h".into()),
             ("quota-backend-bytes", (8_u64 << 30).to_string()),
             ("logger", "zap".into()),
