@@ -1,6 +1,7 @@
 # What a person types. Everything real happens in the programs that it calls.
 SHELL := /bin/bash
 CARGO ?= cargo
+CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
 .PHONY: demo demo-clean test unit e2e vm lint base binaries bench setup help
@@ -39,4 +40,5 @@ vm: base ## the same image in a virtual machine with systemd; needs root
 test: setup lint unit e2e ## everything that must pass
 
 bench: base ## ratios against peers, measured in one run
-	$(BIN)/testnode bench
+	$(BIN)/make-base --kubeadm $(CACHE)/kubeadm
+	$(BIN)/testnode bench --kubeadm $(CACHE)/kubeadm/kubeadm

@@ -7,10 +7,6 @@ use serde_json::{Value, json};
 use crate::secrets::{COREDNS, FLANNEL, KUBELET_CLIENT};
 use crate::services::Context;
 
-/// Offset of the DNS service's address in the service network, as kubeadm and
-/// others have it: the tenth.
-const DNS_OFFSET: u32 = 10;
-
 /// Rights of our own services.
 pub(crate) fn rbac() -> Vec<Value> {
     let role = |name: &str, rules: Value| {
@@ -60,7 +56,9 @@ pub(crate) fn rbac() -> Vec<Value> {
 }
 
 /// The `kube-dns` Service, for what looks for it by name. Pods use the
-/// link-local address, which needs no Service.
+/// link-local address, which needs no Service. Its address is not fixed: where
+/// the request that makes it is cut off, the API server may keep the address
+/// for minutes without a Service, and refuse it to the next try.
 pub(crate) fn dns(context: &Context<'_>) -> Vec<Value> {
     let port = crate::services::dns_service_port();
     let address = context.address();
@@ -75,7 +73,6 @@ pub(crate) fn dns(context: &Context<'_>) -> Vec<Value> {
                 "labels": { "k8s-app": "kube-dns", "kubernetes.io/name": "CoreDNS" },
             },
             "spec": {
-                "clusterIP": crate::network::nth_address(context.service_cidr(), DNS_OFFSET),
                 "ports": [
                     { "name": "dns", "port": 53, "targetPort": port, "protocol": "UDP" },
                     { "name": "dns-tcp", "port": 53, "targetPort": port, "protocol": "TCP" },
