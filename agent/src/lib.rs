@@ -10,6 +10,7 @@ pub mod leave;
 mod node;
 mod phases;
 mod residue;
+mod room;
 
 use std::collections::HashMap;
 use std::path::Path;

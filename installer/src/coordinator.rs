@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event::Sink;
-use operation::{Engine, Journal, Plan, PlanState};
+use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState};
 use spec::layout::Layout;
 
 /// How long an agent may take to listen after it was started.
@@ -164,13 +164,55 @@ pub async fn run(layout: &Layout, operation: &Operation, sink: Arc<dyn Sink>) ->
     let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
     let mut journal = Journal::open(&operation.journal()).map_err(Error::Journal)?;
     let log = operation.directory.join("agent.log");
-    let agent = agent(layout, &operation.plan.operation_id, &log).await?;
+    let agent = LocalAgent {
+        layout: layout.clone(),
+        operation: operation.plan.operation_id.clone(),
+        log,
+        starting: tokio::sync::Mutex::default(),
+    };
+    // What keeps it from starting at all is no phase's failure.
+    agent.connect().await?;
     let engine = Engine::default();
     let result = engine
         .run(&operation.plan, &mut journal, &agent, sink)
         .await;
-    agent.shutdown().await;
+    if let Ok(connection) = rpc::Connection::open(&layout.agent_socket(), &agent.operation).await {
+        connection.shutdown().await;
+    }
     Ok(result?)
+}
+
+/// The node's agent; another one is started where it has died.
+struct LocalAgent {
+    layout: Layout,
+    operation: String,
+    log: PathBuf,
+    starting: tokio::sync::Mutex<()>,
+}
+
+impl LocalAgent {
+    async fn connect(&self) -> Result<rpc::Connection, Error> {
+        let _one = self.starting.lock().await;
+        agent(&self.layout, &self.operation, &self.log).await
+    }
+
+    async fn connection(&self) -> Result<rpc::Connection, PhaseError> {
+        self.connect().await.map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            PhaseError::transient(format!("{error}{}", cause.unwrap_or_default()))
+        })
+    }
+}
+
+#[async_trait::async_trait]
+impl Executor for LocalAgent {
+    async fn execute(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        self.connection().await?.execute(phase, sink).await
+    }
+
+    async fn undo(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        self.connection().await?.undo(phase, sink).await
+    }
 }
 
 /// Connects to the node's agent; starts it where none listens. An agent of a

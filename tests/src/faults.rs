@@ -629,7 +629,9 @@ fn full_disk(setup: &Setup) -> Result<()> {
     };
     let unmount = || {
         setup
-            .shell(&format!("umount {STATE} && rmdir {STATE}"))?
+            .shell(&format!(
+                "umount {STATE} && rmdir {STATE} && rm -rf /run/mount"
+            ))?
             .expect(0, &[])
     };
     mount("900M")?;
@@ -661,7 +663,11 @@ fn full_disk(setup: &Setup) -> Result<()> {
 }
 
 fn fill(setup: &Setup) -> Result<()> {
-    let fill = format!("dd if=/dev/zero of={STATE}/filler bs=4M 2>/dev/null");
+    let fill = format!(
+        "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
+         fallocate -l $((free - 4194304)) {STATE}/filler; \
+         dd if=/dev/zero of={STATE}/filler2 bs=64K 2>/dev/null"
+    );
     let (reached, said) = setup.until("install", "/prepare/rootfs", &fill)?;
     ensure!(reached, "the phase did not begin: {}", said.text);
     said.expect(RESUMABLE, &["No space left on device", "gravity resume"])?;
@@ -669,7 +675,9 @@ fn fill(setup: &Setup) -> Result<()> {
     setup
         .said(&[IMAGE, "resume"])?
         .expect(RESUMABLE, &["No space left on device"])?;
-    setup.shell(&format!("rm {STATE}/filler"))?.expect(0, &[])?;
+    setup
+        .shell(&format!("rm {STATE}/filler {STATE}/filler2"))?
+        .expect(0, &[])?;
     setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
     setup.is_active()
 }

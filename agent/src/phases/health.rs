@@ -7,8 +7,8 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::Health;
 
-use crate::Node;
 use crate::node::transient;
+use crate::{Node, room};
 
 /// Slow machines under load take minutes.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -18,15 +18,22 @@ pub(crate) async fn execute(
     phase: Health,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    node.planet()
-        .wait_ready(&[], DEADLINE, |_| ())
-        .await
-        .map_err(|error| transient(&error))?;
-    let client = node.kubernetes().await?;
-    client
-        .wait_node_ready(&phase.node, DEADLINE)
-        .await
-        .map_err(|error| transient(&error))?;
+    let ready = async {
+        let planet = node.planet();
+        planet
+            .wait_ready(&[], DEADLINE, |_| ())
+            .await
+            .map_err(|error| transient(&error))?;
+        let client = node.kubernetes().await?;
+        client
+            .wait_node_ready(&phase.node, DEADLINE)
+            .await
+            .map_err(|error| transient(&error))
+    };
+    tokio::select! {
+        ready = ready => ready?,
+        full = room::exhausted(node.layout().state_dir()) => return Err(full),
+    }
     sink.info(&format!("Node {} is ready", phase.node));
     Ok(())
 }

@@ -9,7 +9,7 @@ use planet::config::PlanetConfig;
 use spec::phase::Planet;
 
 use crate::node::{lasting, transient};
-use crate::{Node, daemon};
+use crate::{Node, daemon, room};
 
 /// From the start of the container until the API answers; seconds as a rule,
 /// minutes under emulation.
@@ -25,10 +25,13 @@ pub(crate) async fn execute(
     tokio::task::spawn_blocking(move || start(&starter, &config))
         .await
         .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))??;
-    node.planet()
-        .wait_ready(&phase.wait_for, DEADLINE, |_| ())
-        .await
-        .map_err(|error| transient(&error))?;
+    let planet = node.planet();
+    tokio::select! {
+        ready = planet.wait_ready(&phase.wait_for, DEADLINE, |_| ()) => {
+            ready.map_err(|error| transient(&error))?;
+        }
+        full = room::exhausted(node.layout().state_dir()) => return Err(full),
+    }
     sink.info(&format!("Services are up: {}", phase.wait_for.join(", ")));
     Ok(())
 }
