@@ -318,8 +318,14 @@ pub fn in_machine(setup: &Setup, console: &Console) -> Result<()> {
         ("status".to_owned(), "showed its status"),
     ] {
         console.step(&format!("./gravity {command}"));
-        let (code, _) = machine.run(&format!("{IMAGE} {command}"), left(), &mut show)?;
-        ensure!(code == 0, "./gravity {command} ended with {code}");
+        // The port looks like a terminal to programs.
+        let whole = format!("TERM=dumb {IMAGE} {command}");
+        let (code, _) = machine.run(&whole, left(), &mut show)?;
+        if code != 0 {
+            // The machine does not stay to be looked at.
+            let _ = machine.run("tail -n 20 /var/lib/gravity/log/*.log", left(), &mut show);
+            bail!("./gravity {command} ended with {code}");
+        }
         console.info(&format!(
             "It {wanted}, {} from the start",
             render::duration(started.elapsed())
@@ -333,7 +339,7 @@ pub fn in_machine(setup: &Setup, console: &Console) -> Result<()> {
         "{url} does not serve the page: {page}"
     );
     console.step("./gravity leave");
-    let leave = format!("{IMAGE} leave --force --confirm");
+    let leave = format!("TERM=dumb {IMAGE} leave --force --confirm");
     let (code, _) = machine.run(&leave, left(), &mut show)?;
     ensure!(code == 0, "{leave} ended with {code}");
     let units = machine.must("systemctl list-units --all 'gravity*' --no-legend", left())?;

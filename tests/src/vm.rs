@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use console::render;
 use event::Sink;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 
 use crate::{file, process, rootfs};
 
@@ -247,7 +245,7 @@ impl Machine {
         let log = path.join("qemu.log");
         let log_file = File::create(&log).with_context(|| log.display().to_string())?;
         let mut child = qemu(disk, options, accelerator, &path)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(log_file.try_clone().context("opening the log twice")?)
             .stderr(log_file)
             .spawn()
@@ -443,12 +441,21 @@ fn sweep(all: &Path) {
     }
 }
 
-/// QEMU, under `timeout`: so it ends also when this program is killed.
+/// Runs QEMU until its time is over or standard input ends, which it does when
+/// this program ends in whatever way.
+const WATCH: &str = r#"
+exec 3<&0
+"$@" </dev/null 3<&- &
+child=$!
+(cat <&3 >/dev/null; kill $child) 2>/dev/null &
+wait $child
+"#;
+
+/// QEMU, watched.
 fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Path) -> Command {
-    let mut command = Command::new("timeout");
-    command
-        .arg("--kill-after=5")
-        .arg(options.limit.as_secs().to_string());
+    let mut command = Command::new("sh");
+    command.args(["-c", WATCH, "sh", "timeout", "--kill-after=5"]);
+    command.arg(options.limit.as_secs().to_string());
     command.args([
         "qemu-system-x86_64",
         "-nodefaults",
@@ -502,12 +509,10 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
     command
 }
 
-/// Ends QEMU through `timeout`, which passes the signal on.
+/// Ends QEMU, see [`WATCH`].
 fn stop(child: &mut Child) {
-    if matches!(child.try_wait(), Ok(None)) {
-        let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
-        let _ = child.wait();
-    }
+    drop(child.stdin.take());
+    let _ = child.wait();
 }
 
 /// Where it is written down that KVM does not do on this machine and kernel.
@@ -536,7 +541,7 @@ mod tests {
     /// A machine whose channel is the other end of the result.
     fn machine() -> (Machine, UnixStream) {
         let (channel, other) = UnixStream::pair().unwrap();
-        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        let child = Command::new("true").spawn().unwrap();
         let directory = PathBuf::from("/nonexistent/machine");
         (
             Machine {
