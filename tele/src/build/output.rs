@@ -340,7 +340,7 @@ mod tests {
                 .to_string()
                 .contains("no directory")
         );
-        let output = Output::choose(None, Path::new("/work/my-app"), false).unwrap();
+        let output = Output::choose(None, Path::new("/srv/my-app"), false).unwrap();
         assert_eq!(output.path(), Path::new("my-app.tar"));
         assert!(Output::choose(None, Path::new("/"), false).is_err());
     }
