@@ -18,3 +18,19 @@ pub mod services;
 pub(crate) fn api_url() -> String {
     format!("https://{}:{}", spec::LEADER_ADDRESS, spec::API_PORT)
 }
+
+/// URL of the API server on a master itself.
+pub(crate) fn local_api_url(address: std::net::IpAddr) -> String {
+    let server = std::net::SocketAddr::new(address, spec::API_PORT);
+    format!("https://{server}")
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn urls_hold_addresses_of_both_families() {
+        let url = |address: &str| super::local_api_url(address.parse().unwrap());
+        assert_eq!(url("10.0.0.1"), "https://10.0.0.1:6443");
+        assert_eq!(url("fd00::1"), "https://[fd00::1]:6443");
+    }
+}

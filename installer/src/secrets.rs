@@ -109,15 +109,22 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
         server: crate::api_url(),
         root_only,
     };
+    // These two need the API server of their own version, as kubeadm has it; and
+    // the controller manager ends when it loses the API while it starts, which
+    // through the balancer it would with every restart of the supervisor.
+    let at_home = |made: Kubeconfig| Kubeconfig {
+        server: crate::local_api_url(address),
+        ..made
+    };
     let kubeconfigs = vec![
         kubeconfig("admin", "kubernetes-admin", &["system:masters"], true),
-        kubeconfig(
+        at_home(kubeconfig(
             "controller-manager",
             "system:kube-controller-manager",
             &[],
             false,
-        ),
-        kubeconfig("scheduler", "system:kube-scheduler", &[], false),
+        )),
+        at_home(kubeconfig("scheduler", "system:kube-scheduler", &[], false)),
         kubeconfig(
             "kubelet",
             &format!("system:node:{node}"),

@@ -560,7 +560,7 @@ fn killed_supervisor(setup: &Setup) -> Result<()> {
     setup.is_active()?;
     let before = setup.services()?;
     let inside = "for p in $(cat /proc/1/task/1/children); do \
-        if tr '\\0' ' ' </proc/$p/cmdline | grep -q 'planet supervise'; then kill -9 $p && echo KILLED; fi; done";
+        if tr '\\0' ' ' </proc/$p/cmdline | grep -q 'planet [s]upervise'; then kill -9 $p && echo KILLED; fi; done";
     setup
         .said(&[IMAGE, "exec", "sh", "-c", inside])?
         .expect(0, &["KILLED"])?;
@@ -573,7 +573,7 @@ fn killed_supervisor(setup: &Setup) -> Result<()> {
     );
 
     let daemon = "for p in /proc/[0-9]*; do \
-        if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'gravity planet run --config'; then \
+        if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'gravity planet [r]un --config'; then \
         kill -9 ${p#/proc/} && echo KILLED; fi; done; true";
     setup.shell(daemon)?.expect(0, &["KILLED"])?;
     setup.is_active()?;
