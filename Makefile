@@ -29,12 +29,16 @@ lint: ## formatting, clippy
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
 
 unit: ## tests that need neither root nor a base image
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --exclude gravity-tests
+	$(CARGO) test -p gravity-tests --lib
 
 e2e: base ## tests on nodes in namespaces; needs root
+	$(CARGO) test -p gravity-tests --test node
 	$(BIN)/testnode e2e
+	$(BIN)/testnode faults --image $(CACHE)/sample/sample-1.0.0
 
 vm: base ## the same image in a virtual machine with systemd; needs root
+	$(CARGO) test -p gravity-tests --test vm
 	$(BIN)/testnode vm-smoke
 
 test: setup lint unit e2e ## everything that must pass

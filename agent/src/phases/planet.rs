@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event::Sink;
+use host::changes::Journal;
 use operation::PhaseError;
 use planet::config::PlanetConfig;
 use spec::phase::Planet;
@@ -15,6 +16,11 @@ use crate::{Node, daemon, room};
 /// minutes under emulation.
 const DEADLINE: Duration = Duration::from_secs(600);
 
+/// Module that has the `net.bridge.*` kernel parameters.
+const BRIDGE_MODULE: &str = "br_netfilter";
+/// List of modules that systemd loads at boot.
+const MODULES_AT_BOOT: &str = "/etc/modules-load.d/gravity.conf";
+
 pub(crate) async fn execute(
     node: &Arc<Node>,
     phase: Planet,
@@ -22,7 +28,8 @@ pub(crate) async fn execute(
 ) -> Result<(), PhaseError> {
     let starter = node.clone();
     let config = phase.config;
-    tokio::task::spawn_blocking(move || start(&starter, &config))
+    let warnings = sink.clone();
+    tokio::task::spawn_blocking(move || start(&starter, &config, &*warnings))
         .await
         .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))??;
     let planet = node.planet();
@@ -36,18 +43,48 @@ pub(crate) async fn execute(
     Ok(())
 }
 
-fn start(node: &Node, config: &serde_json::Value) -> Result<(), PhaseError> {
+fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(), PhaseError> {
     let planet: PlanetConfig =
         serde_json::from_value(config.clone()).map_err(|error| lasting(&error))?;
-    {
-        let mut changes = node.changes();
-        for (key, value) in &planet.sysctls {
-            // The planet sets them again at each start, and tells which it can't.
-            drop(changes.set_sysctl(key, value));
-        }
-    }
+    prepare_kernel(&mut node.changes(), &planet, sink)?;
     let json = serde_json::to_vec_pretty(&planet).map_err(|error| lasting(&error))?;
     host::atomic::write(&node.layout().planet_config(), &json, 0o644)
         .map_err(|error| lasting(&error))?;
     daemon::start(node)
+}
+
+/// Gives the kernel what the services need. Most modules are loaded by the
+/// kernel itself when they are used; the one that shows bridged packets to the
+/// packet filter is not, and without it a pod doesn't reach a Service whose pod
+/// is on the same node.
+fn prepare_kernel(
+    changes: &mut Journal,
+    planet: &PlanetConfig,
+    sink: &dyn Sink,
+) -> Result<(), PhaseError> {
+    let bridges = planet
+        .sysctls
+        .keys()
+        .find(|key| key.starts_with("net.bridge."));
+    if let Some(key) = bridges
+        && host::sysctl::get(key).is_err_and(|error| error.is_missing())
+    {
+        changes
+            .load_module(BRIDGE_MODULE)
+            .map_err(|error| lasting(&error))?;
+        if host::facts::has_systemd() {
+            let list = format!("{BRIDGE_MODULE}\n");
+            changes
+                .write_file(MODULES_AT_BOOT.as_ref(), list.as_bytes(), 0o644)
+                .map_err(|error| lasting(&error))?;
+        }
+    }
+    for (key, value) in &planet.sysctls {
+        // Some kernels don't let root set some: the planet tries again at each
+        // start and says so in its state.
+        if let Err(error) = changes.set_sysctl(key, value) {
+            sink.warning(&crate::text(&error));
+        }
+    }
+    Ok(())
 }
