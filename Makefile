@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e vm lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e faults vm lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -35,7 +35,9 @@ unit: ## tests that need neither root nor a base image
 e2e: base ## tests on nodes in namespaces; needs root
 	$(CARGO) test -p gravity-tests --test node
 	$(BIN)/testnode e2e
-	$(BIN)/testnode faults --image $(CACHE)/sample/sample-1.0.0
+
+faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
+	$(BIN)/testnode faults
 
 vm: base ## the same image in a virtual machine with systemd; needs root
 	$(CARGO) test -p gravity-tests --test vm

@@ -21,13 +21,14 @@ use crate::node::{self, Options, Throwaway};
 use crate::process;
 use crate::snapshot::{ALLOWED, Snapshot};
 
+/// The sample's flavor of one node.
+const FLAVOR: &str = "--flavor=one";
 /// The image in the node.
 const IMAGE: &str = "/root/gravity";
 /// A damaged copy of it.
 const BAD: &str = "/root/damaged";
 const STATE: &str = "/var/lib/gravity";
-/// Leaf phases in the order in which the installer starts them. An image with
-/// hooks has more.
+/// Leaf phases of the sample in the order in which the installer starts them.
 const PHASES: &[&str] = &[
     "/bootstrap",
     "/prepare/rootfs",
@@ -40,6 +41,8 @@ const PHASES: &[&str] = &[
     "/start/node",
     "/start/resources",
     "/health",
+    "/install",
+    "/post-install",
     "/complete",
 ];
 
@@ -173,7 +176,7 @@ impl Setup {
 
     fn install(&self, arguments: &[&str]) -> Result<Said> {
         let address = format!("--advertise-addr={}", self.node.address());
-        let mut words = vec![IMAGE, "install", "--accept-eula", &address];
+        let mut words = vec![IMAGE, "install", "--accept-eula", FLAVOR, &address];
         words.extend(arguments);
         self.said(&words)
     }
@@ -182,7 +185,10 @@ impl Setup {
     /// Whether it has begun.
     fn until(&self, what: &str, phase: &str, then: &str) -> Result<(bool, Said)> {
         let address = match what {
-            "install" => format!("--accept-eula --advertise-addr={}", self.node.address()),
+            "install" => format!(
+                "--accept-eula {FLAVOR} --advertise-addr={}",
+                self.node.address()
+            ),
             _ => String::new(),
         };
         let script = format!(
@@ -311,7 +317,13 @@ fn index(image: &Image) -> u64 {
 fn refusals(setup: &Setup) -> Result<()> {
     let address = setup.node.address();
     setup
-        .said(&[IMAGE, "install", "--advertise-addr=10.99.0.250"])?
+        .said(&[
+            IMAGE,
+            "install",
+            "--accept-eula",
+            FLAVOR,
+            "--advertise-addr=10.99.0.250",
+        ])?
         .expect(
             FAILED,
             &["10.99.0.250 is not an address of this node", address],
@@ -348,7 +360,7 @@ fn taken_port(setup: &Setup) -> Result<()> {
         "perl -MIO::Socket::INET -e '{listen}' >/dev/null & \
          listener=$!; \
          for n in $(seq 100); do grep -q ':192B ' /proc/net/tcp && break; sleep 0.05; done; \
-         {IMAGE} install --accept-eula --advertise-addr={}; code=$?; \
+         {IMAGE} install --accept-eula {FLAVOR} --advertise-addr={}; code=$?; \
          echo listener $listener; kill $listener; exit $code",
         setup.node.address()
     );
@@ -457,7 +469,7 @@ fn foreign_directory(setup: &Setup) -> Result<()> {
 /// A second install beside the first, after it was killed, and after it ended.
 fn two_at_once(setup: &Setup) -> Result<()> {
     let again = format!(
-        "{{ {IMAGE} install --accept-eula --advertise-addr={0}; echo SECOND $?; \
+        "{{ {IMAGE} install --accept-eula {FLAVOR} --advertise-addr={0}; echo SECOND $?; \
            {IMAGE} resume; echo RESUME $?; {IMAGE} leave --force --confirm; echo LEAVE $?; }} 2>&1",
         setup.node.address()
     );
@@ -482,7 +494,7 @@ fn two_at_once(setup: &Setup) -> Result<()> {
     setup.leave()?.expect(0, &[])?;
     // Both at the same moment: one of them wins.
     let both = format!(
-        "for n in 1 2; do ( {IMAGE} install --accept-eula --advertise-addr={} >/tmp/out$n 2>&1; echo code $? ) & done; \
+        "for n in 1 2; do ( {IMAGE} install --accept-eula {FLAVOR} --advertise-addr={} >/tmp/out$n 2>&1; echo code $? ) & done; \
          wait; cat /tmp/out1 /tmp/out2; rm /tmp/out1 /tmp/out2",
         setup.node.address()
     );
