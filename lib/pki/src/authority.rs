@@ -13,8 +13,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
 };
 use time::OffsetDateTime;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -189,6 +190,28 @@ impl Authority {
     /// When a name can't be part of a certificate.
     pub fn issue(&self, leaf: &Leaf) -> Result<Issued, Error> {
         let key = new_key()?;
+        Ok(Issued {
+            certificate_pem: self.certify(leaf, &key)?,
+            key_pem: key.serialize_pem(),
+        })
+    }
+
+    /// Makes a certificate for the key of a request, which is all that is taken
+    /// of it: names and rights are `leaf`'s.
+    ///
+    /// # Errors
+    /// When `request` is none, isn't signed by its own key, or a name can't be
+    /// part of a certificate.
+    pub fn sign(&self, request: &str, leaf: &Leaf) -> Result<String, Error> {
+        let refused = |source| Error::Request {
+            common_name: leaf.common_name.clone(),
+            source,
+        };
+        let request = CertificateSigningRequestParams::from_pem(request).map_err(refused)?;
+        self.certify(leaf, &request.public_key)
+    }
+
+    fn certify(&self, leaf: &Leaf, key: &impl PublicKeyData) -> Result<String, Error> {
         let mut params = parameters(
             &leaf.common_name,
             &leaf.organizations,
@@ -220,16 +243,44 @@ impl Authority {
         params.use_authority_key_identifier_extension = true;
         let certificate =
             params
-                .signed_by(&key, &self.issuer)
+                .signed_by(key, &self.issuer)
                 .map_err(|source| Error::Certificate {
                     common_name: leaf.common_name.clone(),
                     source,
                 })?;
-        Ok(Issued {
-            certificate_pem: certificate.pem(),
-            key_pem: key.serialize_pem(),
-        })
+        Ok(certificate.pem())
     }
+}
+
+/// A key and the request for a certificate of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Request {
+    /// `PRIVATE KEY`, PKCS #8.
+    pub key_pem: String,
+    /// `CERTIFICATE REQUEST`; whoever signs it decides on names and rights.
+    pub request_pem: String,
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Request").finish_non_exhaustive()
+    }
+}
+
+/// Makes a key and a request for its certificate.
+///
+/// # Errors
+/// When the system has no random bytes.
+pub fn request() -> Result<Request, Error> {
+    let key = new_key()?;
+    let request = CertificateParams::default()
+        .serialize_request(&key)
+        .and_then(|request| request.pem())
+        .map_err(Error::Key)?;
+    Ok(Request {
+        key_pem: key.serialize_pem(),
+        request_pem: request,
+    })
 }
 
 fn new_key() -> Result<KeyPair, Error> {

@@ -7,11 +7,12 @@
 
 mod authority;
 mod random;
+pub mod tls;
 
 use std::fmt;
 use std::path::PathBuf;
 
-pub use authority::{Authority, Issued, Leaf};
+pub use authority::{Authority, Issued, Leaf, Request, request};
 pub use random::{base64, random, token};
 
 /// Why a key or a certificate could not be had.
@@ -32,6 +33,25 @@ pub enum Error {
         /// What is wrong.
         source: rcgen::Error,
     },
+    /// What should be a request for a certificate is none.
+    #[error("read the certificate request of `{common_name}`")]
+    Request {
+        /// Whom it is for.
+        common_name: String,
+        /// What is wrong.
+        source: rcgen::Error,
+    },
+    /// A key or certificate can't be used for TLS.
+    #[error("use {what} for TLS")]
+    Tls {
+        /// Which one.
+        what: &'static str,
+        /// What is wrong.
+        source: rustls::Error,
+    },
+    /// It is no PEM, or holds something else.
+    #[error("there is no {0} in what should be one")]
+    Pem(&'static str),
     /// A DNS name that no certificate can carry.
     #[error("`{name}` is no DNS name for the certificate of `{common_name}`")]
     DnsName {
