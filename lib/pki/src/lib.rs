@@ -6,6 +6,7 @@
 //! `Debug` output or in errors.
 
 mod authority;
+pub mod join_token;
 mod random;
 pub mod tls;
 
@@ -13,6 +14,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use authority::{Authority, Issued, Leaf, Request, request};
+pub use join_token::JoinToken;
 pub use random::{base64, random, token};
 
 /// Why a key or a certificate could not be had.

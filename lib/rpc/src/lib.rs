@@ -1,4 +1,5 @@
-//! Sessions between the coordinator of an operation and the agents of nodes.
+//! Sessions between the coordinator of an operation and the agents of nodes,
+//! and between nodes and the [`controller`] of their cluster.
 //!
 //! In: an [`operation::Executor`] on the agent's side, which [`serve`] offers
 //! on a local socket that root alone can open. Out: [`Connection`], which is
@@ -6,6 +7,7 @@
 //! [`MAX_MESSAGE`]; a sender of another protocol version is refused.
 
 mod client;
+pub mod controller;
 mod server;
 
 pub use client::Connection;
@@ -20,10 +22,14 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 #[expect(
     unreachable_pub,
     clippy::allow_attributes,
-    reason = "generated from agent.proto"
+    reason = "generated from agent.proto and controller.proto"
 )]
 mod proto {
     tonic::include_proto!("gravity.agent.v1");
+
+    pub mod controller {
+        tonic::include_proto!("gravity.controller.v1");
+    }
 }
 
 /// Why a session could not be had.

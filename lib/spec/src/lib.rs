@@ -34,6 +34,9 @@ pub const REGISTRY_PORT: u16 = 5000;
 /// Port of the Kubernetes API.
 pub const API_PORT: u16 = 6443;
 
+/// Port at which the controllers of a cluster listen, on masters.
+pub const CONTROLLER_PORT: u16 = 3009;
+
 /// What is known of a cluster; the same on all of its nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
@@ -123,4 +126,53 @@ pub struct RegistryImage {
     pub tag: Option<String>,
     /// Digest of its manifest.
     pub digest: String,
+}
+
+/// A node that asks to join.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// Host name, lower-case.
+    pub hostname: String,
+    /// Addresses by which other nodes reach it.
+    pub advertise_addresses: Vec<IpAddr>,
+    /// Profile of the manifest.
+    pub profile: String,
+    /// Labels of that profile.
+    pub labels: BTreeMap<String, String>,
+    /// Where the node keeps everything.
+    pub state_dir: PathBuf,
+    /// Digest of the cluster image that it has.
+    pub image: String,
+}
+
+/// What a node gets when it is taken in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The cluster, with the node in it.
+    pub cluster: ClusterSpec,
+    /// Which of the cluster's nodes it is.
+    pub node: Uuid,
+    /// Certificate of its identity, PEM.
+    pub certificate: String,
+    /// Certificates of the cluster's authorities by name, PEM.
+    pub authorities: BTreeMap<String, String>,
+}
+
+impl ClusterSpec {
+    /// The node with an identity.
+    pub fn node(&self, id: Uuid) -> Option<&NodeSpec> {
+        self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// Addresses of the masters.
+    pub fn masters(&self) -> impl Iterator<Item = IpAddr> {
+        let masters = self.nodes.iter().filter(|node| node.role == Role::Master);
+        masters.filter_map(|node| node.advertise_addresses.first().copied())
+    }
+
+    /// Where the controllers of the cluster listen.
+    pub fn controllers(&self) -> Vec<std::net::SocketAddr> {
+        let address = |master| std::net::SocketAddr::new(master, CONTROLLER_PORT);
+        self.masters().map(address).collect()
+    }
 }

@@ -1,0 +1,138 @@
+//! Sessions between nodes and the controller of their cluster.
+//!
+//! In: a [`Controller`], which [`serve`] offers over TLS at a port of a master.
+//! Out: a [`Session`] of a node with one. Who is no member proves on each
+//! connection that it knows a token, and is shown the same; members are known
+//! by their certificates. Connections, messages and times are bounded.
+
+mod client;
+mod server;
+
+use std::collections::BTreeMap;
+
+use pki::JoinToken;
+use spec::{Candidate, ClusterSpec, Membership};
+use uuid::Uuid;
+
+pub use client::Session;
+pub use server::serve;
+
+/// Version of this protocol. Both sides must speak the same.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message in bytes.
+const MAX_MESSAGE: usize = 4 << 20;
+
+/// Who makes a proof: the node.
+const NODE: &str = "node";
+/// Who makes a proof: the controller.
+const CONTROLLER: &str = "controller";
+
+/// Prefix of the common name in a node's certificate; its id follows.
+const MEMBER: &str = "node:";
+
+/// Common name in the certificate of a node's identity.
+pub fn member_name(node: Uuid) -> String {
+    format!("{MEMBER}{node}")
+}
+
+fn member(common_name: &str) -> Option<Uuid> {
+    common_name.strip_prefix(MEMBER)?.parse().ok()
+}
+
+/// Why the controller does not do what it was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// As things are it never will.
+    #[error("{0}")]
+    Refused(String),
+    /// Asking again may help.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+/// What nodes can ask of a cluster.
+#[async_trait::async_trait]
+pub trait Controller: Send + Sync + 'static {
+    /// The tokens that are valid now.
+    ///
+    /// # Errors
+    /// When they can't be had.
+    async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal>;
+
+    /// What the cluster is.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    async fn describe(&self) -> Result<ClusterSpec, Refusal>;
+
+    /// Takes a node in. `request` asks for the certificate of its identity.
+    ///
+    /// # Errors
+    /// When it doesn't fit the cluster.
+    async fn join(&self, candidate: Candidate, request: &str) -> Result<Membership, Refusal>;
+
+    /// Signs certificates of a member, by their names.
+    ///
+    /// # Errors
+    /// When the node is not to have one of them.
+    async fn sign(
+        &self,
+        node: Uuid,
+        requests: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, Refusal>;
+
+    /// Makes the member's object in Kubernetes.
+    ///
+    /// # Errors
+    /// When Kubernetes refuses it.
+    async fn register(&self, node: Uuid) -> Result<(), Refusal>;
+
+    /// Moves pods off the member and forgets it.
+    ///
+    /// # Errors
+    /// When pods can't be moved and it isn't forced.
+    async fn leave(&self, node: Uuid, force: bool) -> Result<(), Refusal>;
+}
+
+/// Why a session could not be had, or what it was answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Nobody answers there.
+    #[error("connect to the cluster at {address}")]
+    Connect {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// It is another cluster, or somebody in between.
+    #[error(
+        "{address} is not the cluster that the token is of; check the address and the whole token"
+    )]
+    WrongCluster {
+        /// Where.
+        address: std::net::SocketAddr,
+        /// What TLS said.
+        source: std::io::Error,
+    },
+    /// No address at all was given.
+    #[error("there is no address of the cluster")]
+    NoAddress,
+    /// A key or certificate is damaged.
+    #[error("prepare the session with the cluster")]
+    Tls(#[from] pki::Error),
+    /// The session broke.
+    #[error("the session with the cluster broke: {0}")]
+    Broken(String),
+    /// The controller knows the token no better than we know the controller.
+    #[error("who answers does not know the token: it is not our cluster")]
+    Unproven,
+    /// The controller says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use pki::tls::{Identity, Trust};
+use pki::{Authority, Leaf};
+use spec::{ImageRef, ServiceUser};
+use tokio::net::{TcpListener, TcpStream};
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn leaf(name: &str) -> Leaf {
+    Leaf {
+        common_name: name.into(),
+        organizations: Vec::new(),
+        dns_names: Vec::new(),
+        ip_addresses: vec!["127.0.0.1".parse().unwrap()],
+        server: true,
+        client: true,
+        valid_for: HOUR,
+    }
+}
+
+fn cluster() -> ClusterSpec {
+    ClusterSpec {
+        version: spec::VERSION,
+        id: Uuid::nil(),
+        name: "test".into(),
+        image: ImageRef {
+            name: "test".into(),
+            version: "1.0.0".into(),
+            digest: "sha256:0".into(),
+        },
+        flavor: None,
+        service_user: ServiceUser {
+            name: "planet".into(),
+            uid: 1000,
+            gid: 1000,
+        },
+        pod_cidrs: Vec::new(),
+        service_cidrs: Vec::new(),
+        vxlan_port: 8472,
+        domain: "cluster.local".into(),
+        nodes: Vec::new(),
+    }
+}
+
+/// A cluster that takes everybody in and tells what it was asked.
+struct Fake {
+    authority: Authority,
+    tokens: Vec<JoinToken>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Fake {
+    fn note(&self, text: String) {
+        self.asked.lock().unwrap().push(text);
+    }
+}
+
+const ID: Uuid = Uuid::from_u128(7);
+
+#[async_trait::async_trait]
+impl Controller for Fake {
+    async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
+        Ok(self.tokens.clone())
+    }
+    async fn describe(&self) -> Result<ClusterSpec, Refusal> {
+        Ok(cluster())
+    }
+    async fn join(&self, candidate: Candidate, request: &str) -> Result<Membership, Refusal> {
+        self.note(format!("join {}", candidate.hostname));
+        let certificate = self
+            .authority
+            .sign(request, &leaf(&member_name(ID)))
+            .unwrap();
+        Ok(Membership {
+            cluster: cluster(),
+            node: ID,
+            certificate,
+            authorities: BTreeMap::new(),
+        })
+    }
+    async fn sign(
+        &self,
+        node: Uuid,
+        requests: BTreeMap<String, String>,
+    ) -> Result<BTreeMap<String, String>, Refusal> {
+        self.note(format!("sign {node} {}", requests.len()));
+        Ok(requests)
+    }
+    async fn register(&self, _: Uuid) -> Result<(), Refusal> {
+        Err(Refusal::NotNow("later".into()))
+    }
+    async fn leave(&self, node: Uuid, force: bool) -> Result<(), Refusal> {
+        self.note(format!("leave {node} {force}"));
+        Ok(())
+    }
+}
+
+struct Served {
+    fake: Arc<Fake>,
+    address: std::net::SocketAddr,
+    task: tokio::task::JoinHandle<Result<(), crate::Error>>,
+}
+
+async fn start() -> Served {
+    let authority = Authority::generate("rpc", HOUR).unwrap();
+    let print = pki::tls::fingerprint(authority.certificate_pem()).unwrap();
+    let issued = authority.issue(&leaf("controller")).unwrap();
+    let identity = Identity {
+        certificate_pem: issued.certificate_pem + authority.certificate_pem(),
+        key_pem: issued.key_pem,
+    };
+    let tls = pki::tls::server(&identity, authority.certificate_pem()).unwrap();
+    let fake = Arc::new(Fake {
+        authority,
+        tokens: vec![
+            JoinToken::generate(print).unwrap(),
+            JoinToken::parse("chosen-token").unwrap(),
+        ],
+        asked: Mutex::default(),
+    });
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let task = tokio::spawn(serve(listener, tls, fake.clone(), std::future::pending()));
+    Served {
+        fake,
+        address,
+        task,
+    }
+}
+
+fn trust(token: &JoinToken) -> Trust {
+    token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint)
+}
+
+fn candidate() -> Candidate {
+    Candidate {
+        hostname: "node-2".into(),
+        advertise_addresses: Vec::new(),
+        profile: String::new(),
+        labels: BTreeMap::new(),
+        state_dir: "/var/lib/gravity".into(),
+        image: "sha256:0".into(),
+    }
+}
+
+#[tokio::test]
+async fn a_node_joins_by_either_kind_of_token_and_then_has_an_identity() {
+    let served = start().await;
+    for token in &served.fake.tokens {
+        let mut session = Session::open(&[served.address], &trust(token), None)
+            .await
+            .unwrap();
+        assert_eq!(session.describe(token).await.unwrap(), cluster());
+        let request = pki::request().unwrap();
+        let membership = session
+            .join(token, &candidate(), &request.request_pem)
+            .await
+            .unwrap();
+        // Without a certificate it is nobody yet.
+        let refused = session.leave(false).await.unwrap_err();
+        assert!(matches!(refused, Error::Refused(_)), "{refused}");
+
+        let identity = Identity {
+            certificate_pem: membership.certificate,
+            key_pem: request.key_pem,
+        };
+        let authority = Trust::Authority(served.fake.authority.certificate_pem().into());
+        let mut session = Session::open(&[served.address], &authority, Some(&identity))
+            .await
+            .unwrap();
+        let requests = BTreeMap::from([("kubelet".to_owned(), "pem".to_owned())]);
+        assert_eq!(session.sign(requests.clone()).await.unwrap(), requests);
+        let later = session.register().await.unwrap_err();
+        assert!(
+            matches!(later, Error::Refused(Refusal::NotNow(_))),
+            "{later}"
+        );
+        session.leave(true).await.unwrap();
+    }
+    let once = [
+        "join node-2",
+        &format!("sign {ID} 1"),
+        &format!("leave {ID} true"),
+    ];
+    assert_eq!(*served.fake.asked.lock().unwrap(), [once, once].concat());
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_refused_and_nothing_is_done() {
+    let served = start().await;
+    let ours = &served.fake.tokens[0];
+    let other_secret = JoinToken {
+        secret: "0".repeat(32),
+        ..ours.clone()
+    };
+    let unknown = JoinToken {
+        id: "00000000".into(),
+        ..ours.clone()
+    };
+    for token in [
+        other_secret,
+        unknown,
+        JoinToken::parse("wrong-token").unwrap(),
+    ] {
+        let mut session = Session::open(&[served.address], &trust(&token), None)
+            .await
+            .unwrap();
+        let error = session
+            .join(&token, &candidate(), "not looked at")
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("token is wrong"), "{error}");
+    }
+    // A token of another cluster: we do not even speak.
+    let foreign = JoinToken::generate([1; 32]).unwrap();
+    let error = Session::open(&[served.address], &trust(&foreign), None)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::WrongCluster { .. }), "{error}");
+    assert!(served.fake.asked.lock().unwrap().is_empty());
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_know_the_token_is_not_believed() {
+    // It has taken the place of the cluster and accepts every proof.
+    let served = start().await;
+    let token = JoinToken::parse("chosen-token").unwrap();
+    let mut session = Session::open(&[served.address], &Trust::Proof, None)
+        .await
+        .unwrap();
+    let hmac = pki::tls::proof("guessed-token", &[0; 32], CONTROLLER);
+    assert!(matches!(
+        session.demand(&token, &hmac),
+        Err(Error::Unproven)
+    ));
+    // A proof of our own, sent back, is none either.
+    let mirrored = session.proof(&token).hmac;
+    assert!(matches!(
+        session.demand(&token, &mirrored),
+        Err(Error::Unproven)
+    ));
+    session.describe(&token).await.unwrap();
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn garbage_and_half_open_connections_disturb_nobody() {
+    let served = start().await;
+    let mut open = Vec::new();
+    for index in 0..100_u8 {
+        let mut stream = TcpStream::connect(served.address).await.unwrap();
+        if index % 2 == 0 {
+            tokio::io::AsyncWriteExt::write_all(&mut stream, &[index; 512])
+                .await
+                .unwrap();
+        }
+        open.push(stream);
+    }
+    let token = &served.fake.tokens[0];
+    let mut session = Session::open(&[served.address], &trust(token), None)
+        .await
+        .unwrap();
+    session.describe(token).await.unwrap();
+    drop(open);
+    served.task.abort();
+}
