@@ -437,6 +437,7 @@ fn damaged_image(setup: &Setup) -> Result<()> {
             BAD,
             "install",
             "--accept-eula",
+            FLAVOR,
             &format!("--advertise-addr={}", setup.node.address()),
         ];
         let said = setup.said(&install)?;
