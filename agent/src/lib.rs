@@ -22,7 +22,7 @@ use operation::{Executor, Journal, Phase, PhaseError, State};
 use spec::layout::Layout;
 use spec::phase::PhaseSpec;
 
-pub use node::Node;
+pub use node::{Node, session};
 
 /// How long an agent lives with nothing to do.
 const IDLE: Duration = Duration::from_secs(30);

@@ -3,11 +3,14 @@
 //! In: the state directory. Out: where things are, the journal of changes to
 //! the host, a connection to the planet and to Kubernetes.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use host::changes::Journal;
 use operation::PhaseError;
+use pki::tls::{Identity, Trust};
+use rpc::controller::Session;
 use spec::layout::Layout;
 
 /// A node and the journal of what was changed on it.
@@ -44,8 +47,13 @@ impl Node {
 
     /// Connects to Kubernetes as administrator.
     pub(crate) async fn kubernetes(&self) -> Result<cluster::Client, PhaseError> {
-        let path = self.layout.admin_kubeconfig();
-        cluster::Client::connect(&path)
+        self.kubernetes_as("admin").await
+    }
+
+    /// Connects to Kubernetes with one of the node's kubeconfigs.
+    pub(crate) async fn kubernetes_as(&self, name: &str) -> Result<cluster::Client, PhaseError> {
+        let name = format!("{name}.kubeconfig");
+        cluster::Client::connect(&self.layout.planet_secrets().join(name))
             .await
             .map_err(|error| transient(&error))
     }
@@ -69,4 +77,21 @@ pub(crate) fn lasting(error: &(dyn std::error::Error + 'static)) -> PhaseError {
 /// A failure to do something with a file.
 pub(crate) fn file(what: &str, path: &Path, error: &std::io::Error) -> PhaseError {
     PhaseError::lasting(format!("{what} {}: {error}", path.display()))
+}
+
+/// Opens a session of this node, a member, with a controller of its cluster.
+///
+/// # Errors
+/// When the node's identity can't be read or no controller answers.
+pub async fn session(layout: &Layout, controllers: &[SocketAddr]) -> Result<Session, PhaseError> {
+    let read =
+        |path: &Path| std::fs::read_to_string(path).map_err(|error| file("read", path, &error));
+    let identity = Identity {
+        certificate_pem: read(&layout.node_certificate())?,
+        key_pem: read(&layout.node_key())?,
+    };
+    let trust = Trust::Authority(read(&layout.rpc_authority())?);
+    Session::open(controllers, &trust, Some(&identity))
+        .await
+        .map_err(|error| transient(&error))
 }

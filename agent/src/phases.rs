@@ -6,12 +6,15 @@
 mod apply;
 mod bootstrap;
 mod complete;
+mod complete_join;
 mod health;
 mod hook;
 mod images;
+mod join_secrets;
 mod kubernetes_node;
 mod planet;
 mod program;
+mod register;
 mod resources;
 mod rootfs;
 mod secrets;
@@ -52,6 +55,11 @@ pub(crate) async fn execute(
         }
         PhaseSpec::Secrets(phase) => {
             blocking(node, sink, move |n, _| secrets::execute(n, &phase)).await
+        }
+        PhaseSpec::JoinSecrets(phase) => join_secrets::execute(node, phase).await,
+        PhaseSpec::Register(phase) => register::execute(node, phase).await,
+        PhaseSpec::CompleteJoin(phase) => {
+            blocking(node, sink, move |n, _| complete_join::execute(n, &phase)).await
         }
         PhaseSpec::Planet(phase) => planet::execute(node, phase, sink).await,
         PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,

@@ -1,6 +1,6 @@
 //! The command line of `gravity`.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -60,6 +60,8 @@ impl From<Output> for console::Format {
 pub(crate) enum Command {
     /// Install a cluster on this node
     Install(Install),
+    /// Add this node to a cluster, as a worker
+    Join(Join),
     /// Check this node against the requirements of the cluster image
     Check(Check),
     /// Go on with an operation that was interrupted or failed
@@ -70,6 +72,11 @@ pub(crate) enum Command {
     Status,
     /// Remove the cluster from this node
     Leave(Leave),
+    /// Remove another node from the cluster; on a master
+    Remove(Remove),
+    /// Make, list and end the tokens with which nodes join; on a master
+    #[command(subcommand)]
+    Token(Token),
     /// Run a command inside the planet, where all Kubernetes services are
     Exec(Exec),
     /// Open a shell inside the planet
@@ -92,6 +99,9 @@ pub(crate) enum Command {
     /// Execute phases on this node
     #[command(hide = true, subcommand)]
     Agent(Agent),
+    /// Take nodes in and let them go: a service of masters
+    #[command(hide = true)]
+    Controller(Controller),
     /// Run the container of Kubernetes services
     #[command(hide = true, subcommand)]
     Planet(Planet),
@@ -134,6 +144,99 @@ pub(crate) struct Install {
     /// Accept the end-user license agreement without being asked
     #[arg(long)]
     pub(crate) accept_eula: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Join {
+    /// Addresses of masters, separated by commas: IP or IP:PORT
+    #[arg(value_name = "PEER", required = true, value_delimiter = ',', value_parser = peer)]
+    pub(crate) peers: Vec<SocketAddr>,
+    /// Token of the cluster: see `gravity token create` on a master
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "GRAVITY_TOKEN",
+        hide_env_values = true,
+        required_unless_present = "token_file"
+    )]
+    pub(crate) token: Option<String>,
+    /// File with the token; - reads it from standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub(crate) token_file: Option<PathBuf>,
+    /// Profile of this node; by default the only one for workers
+    #[arg(long, value_name = "PROFILE")]
+    pub(crate) role: Option<String>,
+    /// Address by which other nodes reach this one; by default its only one
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise_addr: Option<IpAddr>,
+}
+
+fn peer(text: &str) -> Result<SocketAddr, String> {
+    text.parse::<SocketAddr>()
+        .or_else(|_| {
+            text.parse::<IpAddr>()
+                .map(|address| SocketAddr::new(address, spec::CONTROLLER_PORT))
+        })
+        .map_err(|_| "not an address such as 10.0.0.1".into())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    /// Host name of the node
+    #[arg(value_name = "NODE")]
+    pub(crate) node: String,
+    /// Go on when its pods can't be moved to other nodes
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Don't ask
+    #[arg(long)]
+    pub(crate) confirm: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and show how nodes join with it
+    Create {
+        /// How long it is good, such as 30m, 24h or 7d
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
+        ttl: jiff::SignedDuration,
+        /// File with a token of your own choice, of 6 to 128 characters; - reads it from
+        /// standard input
+        #[arg(long, value_name = "FILE")]
+        token_file: Option<PathBuf>,
+    },
+    /// List tokens, without their secrets
+    #[command(visible_alias = "ls")]
+    List,
+    /// End a token
+    #[command(visible_alias = "rm")]
+    Remove {
+        /// Its name
+        name: String,
+    },
+}
+
+fn ttl(text: &str) -> Result<jiff::SignedDuration, String> {
+    // A day has 24 hours here, whatever clocks do.
+    let days = text
+        .strip_suffix('d')
+        .and_then(|days| days.parse::<i64>().ok());
+    let ttl = match days {
+        Some(days) => days.checked_mul(24).map(jiff::SignedDuration::from_hours),
+        None => text.parse().ok(),
+    };
+    ttl.filter(|ttl| ttl.is_positive() && ttl.as_hours() <= 24 * 3650)
+        .ok_or_else(|| "not a time such as 30m, 24h or 7d, at most 3650d".into())
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Controller {
+    /// Where it listens
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Directory of authorities, certificates and kubeconfigs
+    #[arg(long, value_name = "DIR")]
+    pub(crate) secrets: PathBuf,
 }
 
 #[derive(Debug, Args)]

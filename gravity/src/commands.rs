@@ -6,13 +6,17 @@
 mod agent;
 mod check;
 mod completion;
+mod controller;
 mod exec;
 mod install;
+mod join;
 mod leave;
 mod plan;
 pub(crate) mod planet;
+mod remove;
 mod resume;
 mod status;
+mod token;
 mod verify;
 mod version;
 
@@ -42,6 +46,18 @@ impl Session {
         .context("open the cluster image")
     }
 
+    /// Kubernetes, as its administrator. Masters only.
+    pub(crate) async fn administrator(&self) -> Result<cluster::Client> {
+        let kubeconfig = self.layout.admin_kubeconfig();
+        if !kubeconfig.exists() && self.layout.cluster().exists() {
+            bail!("this node is a worker; run this on a master");
+        }
+        if !kubeconfig.exists() {
+            bail!("there is no cluster on this node; `gravity install` makes one");
+        }
+        Ok(cluster::Client::connect(&kubeconfig).await?)
+    }
+
     /// Path of that image, absolute: the agent opens it, too.
     pub(crate) fn image_path(&self) -> Result<std::path::PathBuf> {
         let path = match &self.global.image {
@@ -65,11 +81,15 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
     };
     match cli.command {
         Command::Install(arguments) => block_on(install::run(&session, &arguments)),
+        Command::Join(arguments) => block_on(join::run(&session, &arguments)),
         Command::Check(arguments) => check::run(&session, &arguments),
         Command::Resume => block_on(resume::run(&session)),
         Command::Plan => plan::run(&session),
         Command::Status => block_on(status::run(&session)),
-        Command::Leave(arguments) => leave::run(&session, &arguments),
+        Command::Leave(arguments) => block_on(leave::run(&session, &arguments)),
+        Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
+        Command::Token(arguments) => block_on(token::run(&session, &arguments)),
+        Command::Controller(arguments) => block_on(controller::run(&arguments)),
         Command::Exec(arguments) => exec::run(&session, &arguments.command),
         Command::Shell => exec::run(&session, &["/bin/bash".into(), "--login".into()]),
         Command::Verify => verify::run(&session),

@@ -100,12 +100,27 @@ pub(crate) fn dns(context: &Context<'_>) -> Vec<Value> {
     ]
 }
 
-/// What hooks and people may want to know of the cluster.
-pub(crate) fn cluster_info(context: &Context<'_>) -> Vec<Value> {
-    vec![json!({
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": { "name": "cluster-info", "namespace": "kube-system" },
-        "data": crate::install::cluster_environment(context.cluster),
-    })]
+/// What hooks and people may want to know of the cluster, and what nodes that
+/// join need to.
+///
+/// # Errors
+/// When the description can't be written as JSON.
+pub(crate) fn cluster_info(context: &Context<'_>) -> Result<Vec<Value>, serde_json::Error> {
+    let map = |name: &str, data: Value| {
+        json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": { "name": name, "namespace": "kube-system" },
+            "data": data,
+        })
+    };
+    let environment = crate::install::cluster_environment(context.cluster);
+    let description = serde_json::to_string_pretty(context.cluster)?;
+    Ok(vec![
+        map("cluster-info", json!(environment)),
+        map(
+            cluster::DESCRIPTION,
+            json!({ cluster::DESCRIPTION_KEY: description }),
+        ),
+    ])
 }

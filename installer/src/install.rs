@@ -31,7 +31,7 @@ pub const DEFAULT_SERVICE_ID: u32 = 1000;
 /// Name of the service user where it is created.
 pub const SERVICE_USER: &str = "planet";
 /// Part of the pod network that a node gets, as flannel has it.
-const NODE_PREFIX: u8 = 24;
+pub(crate) const NODE_PREFIX: u8 = 24;
 /// Phases of one node that run side by side.
 const PARALLEL: usize = 4;
 /// Longest prefix of a service network: leaves 256 addresses.
@@ -428,7 +428,7 @@ pub fn prepare(
     Ok(Prepared { cluster, plan })
 }
 
-fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
+pub(crate) fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
     let volumes = profile
         .map(|profile| &profile.requirements.volumes[..])
         .unwrap_or_default();
@@ -445,8 +445,34 @@ fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
         .collect()
 }
 
+/// Labels of a node in Kubernetes.
+pub(crate) fn node_labels(node: &NodeSpec) -> BTreeMap<String, String> {
+    let mut labels = node.labels.clone();
+    let address = node.advertise_addresses.first().map(ToString::to_string);
+    labels.insert(
+        "gravitational.io/advertise-ip".into(),
+        address.unwrap_or_default(),
+    );
+    let role = match node.role {
+        Role::Master => {
+            labels.insert(
+                "node-role.kubernetes.io/control-plane".into(),
+                String::new(),
+            );
+            "master"
+        }
+        Role::Worker => "node",
+    };
+    labels.insert("gravitational.io/k8s-role".into(), role.into());
+    if !node.profile.is_empty() {
+        labels.insert("role".into(), node.profile.clone());
+        labels.extend(node.labels.clone());
+    }
+    labels
+}
+
 /// A group whose phases run side by side.
-fn group(id: &str, description: &str, phases: Vec<Phase>) -> Phase {
+pub(crate) fn group(id: &str, description: &str, phases: Vec<Phase>) -> Phase {
     Phase {
         limit_parallel: Some(PARALLEL),
         phases,
@@ -454,12 +480,13 @@ fn group(id: &str, description: &str, phases: Vec<Phase>) -> Phase {
     }
 }
 
-struct Planner<'a> {
-    context: &'a Context<'a>,
-    manifest: &'a Manifest,
-    image: &'a ImageContent,
-    volumes: &'a [Volume],
-    operation: &'a str,
+/// Makes phases.
+pub(crate) struct Planner<'a> {
+    pub(crate) context: &'a Context<'a>,
+    pub(crate) manifest: &'a Manifest,
+    pub(crate) image: &'a ImageContent,
+    pub(crate) volumes: &'a [Volume],
+    pub(crate) operation: &'a str,
 }
 
 impl Planner<'_> {
@@ -471,7 +498,7 @@ impl Planner<'_> {
             group(
                 "/prepare",
                 "Put programs, files and keys in place",
-                self.prepare()?,
+                self.prepare(PhaseSpec::Secrets(secrets::secrets(self.context)))?,
             ),
             group(
                 "/start",
@@ -480,7 +507,10 @@ impl Planner<'_> {
             ),
         ];
         let node = self.context.node.hostname.clone();
-        let health = PhaseSpec::Health(phase::Health { node });
+        let health = PhaseSpec::Health(phase::Health {
+            node,
+            kubeconfig: "admin".into(),
+        });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
         for (hook, id, description) in [
             (HookName::Install, "/install", "Run the install hook"),
@@ -504,7 +534,7 @@ impl Planner<'_> {
         Ok(phases)
     }
 
-    fn bootstrap(&self) -> Result<Phase, Error> {
+    pub(crate) fn bootstrap(&self) -> Result<Phase, Error> {
         let user = self.context.cluster.service_user.clone();
         let spec = PhaseSpec::Bootstrap(phase::Bootstrap { user });
         self.leaf(
@@ -514,7 +544,7 @@ impl Planner<'_> {
         )
     }
 
-    fn prepare(&self) -> Result<Vec<Phase>, Error> {
+    pub(crate) fn prepare(&self, secrets: PhaseSpec) -> Result<Vec<Phase>, Error> {
         let image = self.image.path.clone();
         let volumes = phase::Volumes {
             volumes: self.volumes.to_vec(),
@@ -528,18 +558,13 @@ impl Planner<'_> {
             layer: self.image.rootfs.clone(),
             target: self.rootfs(),
         };
-        let secrets = secrets::secrets(self.context);
         Ok(vec![
             self.leaf(
                 "/prepare/rootfs",
                 "Unpack the planet",
                 PhaseSpec::Rootfs(rootfs),
             )?,
-            self.leaf(
-                "/prepare/secrets",
-                "Make certificates and keys",
-                PhaseSpec::Secrets(secrets),
-            )?,
+            self.leaf("/prepare/secrets", "Make certificates and keys", secrets)?,
             self.leaf(
                 "/prepare/program",
                 "Install gravity, kubectl and helm",
@@ -555,32 +580,14 @@ impl Planner<'_> {
 
     fn start(&self) -> Result<Vec<Phase>, Error> {
         let node = self.context.node;
-        let config = planet_config::planet_config(self.context, self.rootfs(), self.volumes);
-        let planet = phase::Planet {
-            config: serde_json::to_value(&config)?,
-            wait_for: vec!["kube-apiserver".into()],
-        };
-        let images = phase::Images {
-            image: self.image.path.clone(),
-            images: self.image.images.clone(),
-        };
-        let resources = phase::Resources {
-            image: self.image.path.clone(),
-            digest: self.image.resources.clone(),
-            service_uid: self.context.cluster.service_user.uid,
-        };
         let registered = phase::Node {
             name: node.hostname.clone(),
-            labels: self.labels(),
+            labels: node_labels(node),
             pod_cidrs: node.pod_cidrs.clone(),
         };
         let mut objects = addons::dns(self.context);
-        objects.extend(addons::cluster_info(self.context));
-        let planet = self.leaf(
-            "/start/planet",
-            "Start the planet",
-            PhaseSpec::Planet(planet),
-        )?;
+        objects.extend(addons::cluster_info(self.context)?);
+        let planet = self.planet("kube-apiserver")?;
         let after_planet = |phase| Phase {
             requires: vec![planet.id.clone()],
             ..phase
@@ -597,10 +604,37 @@ impl Planner<'_> {
             objects,
         )?;
         let (node, objects) = (after_planet(node), after_planet(objects));
-        Ok(vec![
-            planet,
-            node,
-            objects,
+        let mut phases = vec![planet, node, objects];
+        phases.extend(self.contents()?);
+        Ok(phases)
+    }
+
+    /// Starts the planet and waits for one of its services.
+    pub(crate) fn planet(&self, wait_for: &str) -> Result<Phase, Error> {
+        let config = planet_config::planet_config(self.context, self.rootfs(), self.volumes);
+        let planet = phase::Planet {
+            config: serde_json::to_value(&config)?,
+            wait_for: vec![wait_for.into()],
+        };
+        self.leaf(
+            "/start/planet",
+            "Start the planet",
+            PhaseSpec::Planet(planet),
+        )
+    }
+
+    /// What every node keeps of the image.
+    pub(crate) fn contents(&self) -> Result<[Phase; 2], Error> {
+        let images = phase::Images {
+            image: self.image.path.clone(),
+            images: self.image.images.clone(),
+        };
+        let resources = phase::Resources {
+            image: self.image.path.clone(),
+            digest: self.image.resources.clone(),
+            service_uid: self.context.cluster.service_user.uid,
+        };
+        Ok([
             self.leaf(
                 "/start/images",
                 "Fill the registry with container images",
@@ -618,31 +652,17 @@ impl Planner<'_> {
         Layout::new(&self.context.node.state_dir).rootfs(&self.image.rootfs)
     }
 
-    fn leaf(&self, id: &str, description: &str, payload: PhaseSpec) -> Result<Phase, Error> {
+    pub(crate) fn leaf(
+        &self,
+        id: &str,
+        description: &str,
+        payload: PhaseSpec,
+    ) -> Result<Phase, Error> {
         Ok(Phase {
             node: Some(self.context.node.hostname.clone()),
             payload: serde_json::to_value(payload)?,
             ..Phase::new(id, description)
         })
-    }
-
-    fn labels(&self) -> BTreeMap<String, String> {
-        let node = self.context.node;
-        let mut labels = node.labels.clone();
-        labels.insert(
-            "gravitational.io/advertise-ip".into(),
-            self.context.address().to_string(),
-        );
-        labels.insert("gravitational.io/k8s-role".into(), "master".into());
-        labels.insert(
-            "node-role.kubernetes.io/control-plane".into(),
-            String::new(),
-        );
-        if !node.profile.is_empty() {
-            labels.insert("role".into(), node.profile.clone());
-            labels.extend(node.labels.clone());
-        }
-        labels
     }
 
     fn hook(&self, name: &str, job: &str) -> phase::Hook {
@@ -662,4 +682,4 @@ impl Planner<'_> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

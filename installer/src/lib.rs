@@ -4,11 +4,13 @@
 //! [`spec::ClusterSpec`], an [`operation::Plan`] whose payloads are
 //! [`spec::phase::PhaseSpec`], and a coordinator that has agents execute it.
 //! Making specs, plans and configurations is pure; only [`coordinator`] touches
-//! the machine.
+//! the machine, and [`controller`] the cluster.
 
 mod addons;
+pub mod controller;
 pub mod coordinator;
 pub mod install;
+pub mod join;
 pub mod network;
 mod planet_config;
 mod secrets;

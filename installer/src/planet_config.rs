@@ -3,14 +3,14 @@
 //! In: cluster, node and host. Out: a [`PlanetConfig`]. Pure.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use planet::config::{Balancer, File, Mount, PlanetConfig, SCHEMA_VERSION};
 use spec::layout::{Layout, PLANET_RESOURCES, PLANET_SECRETS};
 use spec::phase::Volume;
 
-use crate::services::{Context, MASTER};
+use crate::services::{self, Context};
 
 /// What the services need of the kernel; kubelet and the bridge check for it.
 const SYSCTLS: &[(&str, &str)] = &[
@@ -29,8 +29,7 @@ pub(crate) fn planet_config(
     volumes: &[Volume],
 ) -> PlanetConfig {
     let layout = Layout::new(&context.node.state_dir);
-    let definitions: Vec<_> = MASTER.iter().map(|define| define(context)).collect();
-    let address = context.address();
+    let definitions = services::definitions(context);
     let leader = spec::LEADER_ADDRESS;
     let mut mounts = vec![
         mount(layout.programs(), "/opt/gravity/bin", true),
@@ -51,10 +50,14 @@ pub(crate) fn planet_config(
             Some(mount(volume.path.clone(), volume.target.as_deref()?, false))
         }),
     );
-    let balancer = |port| Balancer {
+    let balancer = |port, backends: &[IpAddr]| Balancer {
         listen: SocketAddr::new(leader, port),
-        backends: vec![SocketAddr::new(address, port)],
+        backends: backends
+            .iter()
+            .map(|backend| SocketAddr::new(*backend, port))
+            .collect(),
     };
+    let masters: Vec<_> = context.cluster.masters().collect();
     PlanetConfig {
         version: SCHEMA_VERSION,
         hostname: context.node.hostname.clone(),
@@ -63,7 +66,11 @@ pub(crate) fn planet_config(
         mounts,
         files,
         link_local_addresses: vec![format!("{leader}/32")],
-        balancers: vec![balancer(spec::API_PORT), balancer(spec::REGISTRY_PORT)],
+        // Every node has all images in a registry of its own.
+        balancers: vec![
+            balancer(spec::API_PORT, &masters),
+            balancer(spec::REGISTRY_PORT, &[context.address()]),
+        ],
         sysctls: SYSCTLS
             .iter()
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))

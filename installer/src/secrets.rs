@@ -6,6 +6,7 @@
 
 use std::net::IpAddr;
 
+use spec::NodeSpec;
 use spec::phase::{Certificate, Kubeconfig, Secrets};
 
 use crate::services::Context;
@@ -14,8 +15,67 @@ use crate::services::Context;
 pub(crate) const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 /// User of CoreDNS.
 pub(crate) const COREDNS: &str = "system:coredns";
+/// Certificate of the controller.
+pub(crate) const CONTROLLER_CERTIFICATE: &str = "controller";
 /// User of flannel.
 pub(crate) const FLANNEL: &str = "system:flannel";
+
+/// Authorities by name, with what their common names end in.
+const AUTHORITIES: &[(&str, &str)] = &[
+    ("kubernetes-ca", "kubernetes"),
+    ("etcd-ca", "etcd"),
+    ("front-proxy-ca", "front-proxy"),
+    ("registry-ca", "registry"),
+    (RPC_AUTHORITY, "rpc"),
+];
+
+/// Authority that controllers and nodes know each other by.
+pub(crate) const RPC_AUTHORITY: &str = "rpc-ca";
+/// Authorities whose certificates, not keys, a worker has.
+pub(crate) const WORKER_AUTHORITIES: &[&str] = &["kubernetes-ca", "registry-ca", RPC_AUTHORITY];
+
+/// What a worker asks the controller for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Requested {
+    pub(crate) certificates: Vec<Certificate>,
+    pub(crate) kubeconfigs: Vec<Kubeconfig>,
+}
+
+/// Certificates and kubeconfigs that every node has.
+pub(crate) fn of_worker(node: &NodeSpec) -> Requested {
+    let address = address(node);
+    let name = &node.hostname;
+    Requested {
+        certificates: vec![
+            Certificate {
+                root_only: true,
+                ..server("kubelet", "kubernetes-ca", name, &[name], &[address])
+            },
+            server(
+                "registry",
+                "registry-ca",
+                name,
+                &[spec::LEADER_NAME, name],
+                &[spec::LEADER_ADDRESS, address],
+            ),
+            Certificate {
+                root_only: true,
+                ..client("registry-client", "registry-ca", name)
+            },
+        ],
+        kubeconfigs: vec![
+            kubeconfig(
+                "kubelet",
+                &format!("system:node:{name}"),
+                &["system:nodes"],
+                true,
+            ),
+            kubeconfig("kube-proxy", "system:kube-proxy", &[], true),
+            kubeconfig("flannel", FLANNEL, &[], true),
+            kubeconfig("coredns", COREDNS, &[], false),
+        ],
+    }
+}
 
 /// Makes the payload for a master.
 pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
@@ -23,92 +83,52 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
     let address = context.address();
     let local: IpAddr = std::net::Ipv4Addr::LOCALHOST.into();
     let leader = spec::LEADER_ADDRESS;
-    let leader_name = spec::LEADER_NAME.to_owned();
-    let domain = &context.cluster.domain;
+    let service_domain = format!("kubernetes.default.svc.{}", context.cluster.domain);
     let mut api_addresses = vec![address, leader, local];
     api_addresses.extend(crate::network::first_address(context.service_cidr()));
     let api_names = [
-        "kubernetes".to_owned(),
-        "kubernetes.default".into(),
-        "kubernetes.default.svc".into(),
-        format!("kubernetes.default.svc.{domain}"),
-        leader_name.clone(),
-        node.clone(),
-        "localhost".into(),
+        "kubernetes",
+        "kubernetes.default",
+        "kubernetes.default.svc",
+        &service_domain,
+        spec::LEADER_NAME,
+        node,
+        "localhost",
     ];
-    let server =
-        |name: &str, authority: &str, names: &[String], addresses: &[IpAddr]| Certificate {
-            name: name.into(),
-            authority: authority.into(),
-            common_name: node.clone(),
-            organizations: Vec::new(),
-            dns_names: names.to_vec(),
-            ip_addresses: addresses.to_vec(),
-            server: true,
-            client: false,
-            root_only: false,
-        };
-    let client = |name: &str, authority: &str, user: &str| Certificate {
-        name: name.into(),
-        authority: authority.into(),
-        common_name: user.into(),
-        organizations: Vec::new(),
-        dns_names: Vec::new(),
-        ip_addresses: Vec::new(),
-        server: false,
-        client: true,
-        root_only: false,
-    };
-    let certificates = vec![
+    let Requested {
+        mut certificates,
+        mut kubeconfigs,
+    } = of_worker(context.node);
+    certificates.extend([
         Certificate {
             client: true,
-            ..server(
-                "etcd",
-                "etcd-ca",
-                std::slice::from_ref(node),
-                &[address, local],
-            )
+            ..server("etcd", "etcd-ca", node, &[node], &[address, local])
         },
         Certificate {
             client: true,
-            ..server(
-                "etcd-peer",
-                "etcd-ca",
-                std::slice::from_ref(node),
-                &[address],
-            )
+            ..server("etcd-peer", "etcd-ca", node, &[node], &[address])
         },
         client("etcd-client", "etcd-ca", "kube-apiserver"),
-        server("apiserver", "kubernetes-ca", &api_names, &api_addresses),
+        server(
+            "apiserver",
+            "kubernetes-ca",
+            node,
+            &api_names,
+            &api_addresses,
+        ),
         client("apiserver-kubelet-client", "kubernetes-ca", KUBELET_CLIENT),
         client("front-proxy-client", "front-proxy-ca", "front-proxy-client"),
         Certificate {
             root_only: true,
             ..server(
-                "kubelet",
-                "kubernetes-ca",
-                std::slice::from_ref(node),
-                &[address],
+                CONTROLLER_CERTIFICATE,
+                RPC_AUTHORITY,
+                node,
+                &[node],
+                &[address, leader, local],
             )
         },
-        server(
-            "registry",
-            "registry-ca",
-            &[leader_name, node.clone()],
-            &[leader, address],
-        ),
-        Certificate {
-            root_only: true,
-            ..client("registry-client", "registry-ca", node)
-        },
-    ];
-    let kubeconfig = |name: &str, user: &str, groups: &[&str], root_only| Kubeconfig {
-        name: name.into(),
-        common_name: user.into(),
-        organizations: groups.iter().map(|group| (*group).into()).collect(),
-        server: crate::api_url(),
-        root_only,
-    };
+    ]);
     // These two need the API server of their own version, as kubeadm has it; and
     // the controller manager ends when it loses the API while it starts, which
     // through the balancer it would with every restart of the supervisor.
@@ -116,7 +136,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
         server: crate::local_api_url(address),
         ..made
     };
-    let kubeconfigs = vec![
+    kubeconfigs.extend([
         kubeconfig("admin", "kubernetes-admin", &["system:masters"], true),
         at_home(kubeconfig(
             "controller-manager",
@@ -125,25 +145,10 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
             false,
         )),
         at_home(kubeconfig("scheduler", "system:kube-scheduler", &[], false)),
-        kubeconfig(
-            "kubelet",
-            &format!("system:node:{node}"),
-            &["system:nodes"],
-            true,
-        ),
-        kubeconfig("kube-proxy", "system:kube-proxy", &[], true),
-        kubeconfig("flannel", FLANNEL, &[], true),
-        kubeconfig("coredns", COREDNS, &[], false),
-    ];
-    let authorities = [
-        ("kubernetes-ca", "kubernetes"),
-        ("etcd-ca", "etcd"),
-        ("front-proxy-ca", "front-proxy"),
-        ("registry-ca", "registry"),
-    ];
+    ]);
     Secrets {
         user: context.cluster.service_user.clone(),
-        authorities: authorities
+        authorities: AUTHORITIES
             .iter()
             .map(|(name, subject)| {
                 (
@@ -154,5 +159,54 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
             .collect(),
         certificates,
         kubeconfigs,
+    }
+}
+
+fn address(node: &NodeSpec) -> IpAddr {
+    let first = node.advertise_addresses.first().copied();
+    first.unwrap_or(spec::LEADER_ADDRESS)
+}
+
+fn server(
+    name: &str,
+    authority: &str,
+    node: &str,
+    dns_names: &[&str],
+    addresses: &[IpAddr],
+) -> Certificate {
+    Certificate {
+        name: name.into(),
+        authority: authority.into(),
+        common_name: node.into(),
+        organizations: Vec::new(),
+        dns_names: dns_names.iter().map(|name| (*name).into()).collect(),
+        ip_addresses: addresses.to_vec(),
+        server: true,
+        client: false,
+        root_only: false,
+    }
+}
+
+fn client(name: &str, authority: &str, user: &str) -> Certificate {
+    Certificate {
+        name: name.into(),
+        authority: authority.into(),
+        common_name: user.into(),
+        organizations: Vec::new(),
+        dns_names: Vec::new(),
+        ip_addresses: Vec::new(),
+        server: false,
+        client: true,
+        root_only: false,
+    }
+}
+
+fn kubeconfig(name: &str, user: &str, groups: &[&str], root_only: bool) -> Kubeconfig {
+    Kubeconfig {
+        name: name.into(),
+        common_name: user.into(),
+        organizations: groups.iter().map(|group| (*group).into()).collect(),
+        server: crate::api_url(),
+        root_only,
     }
 }

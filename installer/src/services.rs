@@ -5,6 +5,7 @@
 //! Pure: the same context gives the same definitions.
 
 mod containerd;
+mod controller;
 mod coredns;
 mod etcd;
 mod flannel;
@@ -21,25 +22,48 @@ use std::path::PathBuf;
 
 use planet::config::{File, Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS};
-use spec::{ClusterSpec, NodeSpec};
+use spec::{ClusterSpec, NodeSpec, Role};
 
 /// Directory of the services' configuration files.
 pub(crate) const CONFIG: &str = "/etc/planet";
 
-/// All services of a master.
-pub(crate) const MASTER: &[fn(&Context<'_>) -> Definition] = &[
-    etcd::define,
-    kube_apiserver::define,
-    kube_controller_manager::define,
-    kube_scheduler::define,
+/// Makes one service.
+type Define = fn(&Context<'_>) -> Definition;
+
+/// Services of every node.
+const EVERYWHERE: &[Define] = &[
     containerd::define,
     kubelet::define,
     kube_proxy::define,
     flannel::define,
     coredns::define,
     registry::define,
-    rbac::define,
 ];
+
+/// What masters have beside them.
+const CONTROL_PLANE: &[Define] = &[
+    etcd::define,
+    kube_apiserver::define,
+    kube_controller_manager::define,
+    kube_scheduler::define,
+    rbac::define,
+    controller::define,
+];
+
+/// The services of the context's node. What requires a service that runs on
+/// masters alone finds it through the balancer.
+pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
+    let mut all: Vec<_> = EVERYWHERE.iter().map(|define| define(context)).collect();
+    if context.node.role == Role::Master {
+        all.extend(CONTROL_PLANE.iter().map(|define| define(context)));
+    }
+    let names: Vec<_> = all.iter().map(|made| made.service.name.clone()).collect();
+    for definition in &mut all {
+        let requires = &mut definition.service.requires;
+        requires.retain(|name| names.contains(name));
+    }
+    all
+}
 
 /// What the host is like, as far as services depend on it.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -13,10 +13,19 @@ pub(crate) async fn execute(node: &Node, phase: Complete) -> Result<(), PhaseErr
         .revoke_hooks(&phase.operation)
         .await
         .map_err(|error| transient(&error))?;
+    store(node, &phase.cluster, &phase.manifest)
+}
+
+/// Stores what is known of the cluster.
+pub(super) fn store(
+    node: &Node,
+    cluster: &spec::ClusterSpec,
+    manifest: &str,
+) -> Result<(), PhaseError> {
     let layout = node.layout();
-    host::atomic::write(&layout.manifest(), phase.manifest.as_bytes(), 0o644)
+    host::atomic::write(&layout.manifest(), manifest.as_bytes(), 0o644)
         .map_err(|error| lasting(&error))?;
-    let cluster = serde_json::to_vec_pretty(&phase.cluster).map_err(|error| lasting(&error))?;
+    let cluster = serde_json::to_vec_pretty(cluster).map_err(|error| lasting(&error))?;
     // Last: its presence says that there is a cluster.
     host::atomic::write(&layout.cluster(), &cluster, 0o644).map_err(|error| lasting(&error))
 }

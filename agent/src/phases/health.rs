@@ -24,7 +24,7 @@ pub(crate) async fn execute(
             .wait_ready(&[], DEADLINE, |_| ())
             .await
             .map_err(|error| transient(&error))?;
-        let client = node.kubernetes().await?;
+        let client = node.kubernetes_as(&phase.kubeconfig).await?;
         client
             .wait_node_ready(&phase.node, DEADLINE)
             .await

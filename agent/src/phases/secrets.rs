@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use operation::PhaseError;
-use pki::{Authority, Leaf};
+use pki::{Authority, Issued, Leaf};
 use spec::ServiceUser;
 use spec::phase::{Certificate, Kubeconfig, Secrets};
 
@@ -19,8 +19,6 @@ use crate::node::{file, lasting};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Authorities are replaced by hand, with bundles: ten years.
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
-/// Leaf certificates: one year.
-const LEAF_LIFE: Duration = DAY.saturating_mul(365);
 /// Bytes of the key that encrypts Kubernetes secrets at rest.
 const ENCRYPTION_KEY: usize = 32;
 
@@ -73,10 +71,8 @@ fn issue(
     certificate: &Certificate,
     user: &ServiceUser,
 ) -> Result<(), PhaseError> {
-    let key = directory.join(format!("{}.key", certificate.name));
-    let owner = (!certificate.root_only).then_some(user);
-    if key.exists() {
-        return own(&key, owner);
+    if own_certificate(directory, certificate, user)? {
+        return Ok(());
     }
     let issued = authority
         .issue(&Leaf {
@@ -86,14 +82,10 @@ fn issue(
             ip_addresses: certificate.ip_addresses.clone(),
             server: certificate.server,
             client: certificate.client,
-            valid_for: LEAF_LIFE,
+            valid_for: pki::LEAF_LIFETIME,
         })
         .map_err(|error| lasting(&error))?;
-    let path = directory.join(format!("{}.crt", certificate.name));
-    host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644)
-        .map_err(|error| lasting(&error))?;
-    // The key last: its presence says that both are there.
-    secret(&key, issued.key_pem.as_bytes(), owner)
+    store_certificate(directory, certificate, &issued, user)
 }
 
 fn write_kubeconfig(
@@ -102,10 +94,8 @@ fn write_kubeconfig(
     kubeconfig: &Kubeconfig,
     user: &ServiceUser,
 ) -> Result<(), PhaseError> {
-    let path = directory.join(format!("{}.kubeconfig", kubeconfig.name));
-    let owner = (!kubeconfig.root_only).then_some(user);
-    if path.exists() {
-        return own(&path, owner);
+    if own_kubeconfig(directory, kubeconfig, user)? {
+        return Ok(());
     }
     let issued = authority
         .issue(&Leaf {
@@ -115,9 +105,73 @@ fn write_kubeconfig(
             ip_addresses: Vec::new(),
             server: false,
             client: true,
-            valid_for: LEAF_LIFE,
+            valid_for: pki::LEAF_LIFETIME,
         })
         .map_err(|error| lasting(&error))?;
+    store_kubeconfig(
+        directory,
+        kubeconfig,
+        authority.certificate_pem(),
+        &issued,
+        user,
+    )
+}
+
+/// Whether a certificate is there with its key, which then has its owner.
+pub(super) fn own_certificate(
+    directory: &Path,
+    certificate: &Certificate,
+    user: &ServiceUser,
+) -> Result<bool, PhaseError> {
+    let key = directory.join(format!("{}.key", certificate.name));
+    own_existing(&key, (!certificate.root_only).then_some(user))
+}
+
+/// Whether a kubeconfig is there, which then has its owner.
+pub(super) fn own_kubeconfig(
+    directory: &Path,
+    kubeconfig: &Kubeconfig,
+    user: &ServiceUser,
+) -> Result<bool, PhaseError> {
+    let path = directory.join(format!("{}.kubeconfig", kubeconfig.name));
+    own_existing(&path, (!kubeconfig.root_only).then_some(user))
+}
+
+fn own_existing(path: &Path, owner: Option<&ServiceUser>) -> Result<bool, PhaseError> {
+    match path.exists() {
+        true => own(path, owner).map(|()| true),
+        false => Ok(false),
+    }
+}
+
+/// Writes a certificate and its key.
+pub(super) fn store_certificate(
+    directory: &Path,
+    certificate: &Certificate,
+    issued: &Issued,
+    user: &ServiceUser,
+) -> Result<(), PhaseError> {
+    let path = directory.join(format!("{}.crt", certificate.name));
+    host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644)
+        .map_err(|error| lasting(&error))?;
+    // The key last: its presence says that both are there.
+    let key = directory.join(format!("{}.key", certificate.name));
+    secret(
+        &key,
+        issued.key_pem.as_bytes(),
+        (!certificate.root_only).then_some(user),
+    )
+}
+
+/// Writes a kubeconfig that holds its client certificate.
+pub(super) fn store_kubeconfig(
+    directory: &Path,
+    kubeconfig: &Kubeconfig,
+    authority_pem: &str,
+    issued: &Issued,
+    user: &ServiceUser,
+) -> Result<(), PhaseError> {
+    let path = directory.join(format!("{}.kubeconfig", kubeconfig.name));
     let base64 = |pem: &str| pki::base64(pem.as_bytes());
     // JSON is YAML.
     let content = serde_json::json!({
@@ -127,7 +181,7 @@ fn write_kubeconfig(
             "name": "planet",
             "cluster": {
                 "server": kubeconfig.server,
-                "certificate-authority-data": base64(authority.certificate_pem()),
+                "certificate-authority-data": base64(authority_pem),
             },
         }],
         "users": [{
@@ -144,7 +198,11 @@ fn write_kubeconfig(
         "current-context": "planet",
     });
     let content = format!("{content:#}\n");
-    secret(&path, content.as_bytes(), owner)
+    secret(
+        &path,
+        content.as_bytes(),
+        (!kubeconfig.root_only).then_some(user),
+    )
 }
 
 /// The key that signs tokens of service accounts.

@@ -20,6 +20,9 @@ use spec::{ClusterSpec, ImageRef, RegistryImage};
 use super::{Session, check, require_root, status};
 use crate::cli::Install;
 
+/// Kind of an operation that adds a node; see [`installer::join`].
+const JOIN: &str = "join";
+
 /// The image is not what was built.
 #[derive(Debug, thiserror::Error)]
 #[error(
@@ -139,7 +142,7 @@ fn registry_images(image: &ApplicationImage) -> Vec<(String, Option<String>, Str
 
 /// Refuses a node that has, or had, a cluster, and a directory with data of
 /// somebody else: `leave` will remove all that is in it.
-fn refuse_former(layout: &Layout) -> Result<()> {
+pub(crate) fn refuse_former(layout: &Layout) -> Result<()> {
     if layout.cluster().exists() {
         bail!(
             "this node is part of a cluster; `gravity status` shows it, `gravity leave --force` removes it"
@@ -149,7 +152,7 @@ fn refuse_former(layout: &Layout) -> Result<()> {
         // Whoever holds the lock runs it now.
         drop(host::lock::Lock::acquire(&layout.operation_lock())?);
         bail!(
-            "an install of this node ({}) has not ended; go on with `gravity resume`, \
+            "an operation of this node ({}) has not ended; go on with `gravity resume`, \
              or start anew after `gravity leave --force`",
             operation.plan.operation_id
         );
@@ -186,7 +189,7 @@ fn stranger(layout: &Layout) -> Option<PathBuf> {
 
 /// Refuses a damaged image before anything is changed: half-way, somebody
 /// would have to take back what its good parts did.
-fn verify(session: &Session, image: &Image) -> Result<()> {
+pub(crate) fn verify(session: &Session, image: &Image) -> Result<()> {
     session.console.step("Verifying the cluster image");
     let damages = image
         .verify_stored(&*session.console)
@@ -272,7 +275,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
     }
 }
 
-fn host_traits(facts: &HostFacts) -> HostTraits {
+pub(crate) fn host_traits(facts: &HostFacts) -> HostTraits {
     HostTraits {
         can_lower_oom_score: facts.can_lower_oom_score,
         // A host without one looks up nothing outside.
@@ -321,7 +324,12 @@ pub(crate) async fn execute(session: &Session, operation: &Operation) -> Result<
     let cluster: ClusterSpec = serde_json::from_slice(
         &std::fs::read(session.layout.cluster()).context("read the cluster's description")?,
     )?;
-    let client = cluster::Client::connect(&session.layout.admin_kubeconfig()).await?;
+    if operation.plan.kind == JOIN {
+        let text = format!("This node is part of cluster {}", cluster.name);
+        session.console.info(&text);
+        return Ok(ExitCode::Ok);
+    }
+    let client = session.administrator().await?;
     let endpoints = status::endpoints(session, &client).await?;
     let mut lines = vec![format!("Cluster {} is active", cluster.name)];
     lines.extend(status::endpoints_text(&endpoints));

@@ -29,7 +29,7 @@ hooks:
       metadata: {name: install}
 ";
 
-fn facts() -> HostFacts {
+pub(crate) fn facts() -> HostFacts {
     let address = |interface: &str, address: &str, prefix| Address {
         interface: interface.into(),
         address: address.parse().unwrap(),
@@ -60,7 +60,7 @@ fn facts() -> HostFacts {
     }
 }
 
-fn image() -> ImageContent {
+pub(crate) fn image() -> ImageContent {
     ImageContent {
         path: "/root/gravity".into(),
         reference: ImageRef {
@@ -99,7 +99,7 @@ fn refused(change: impl FnOnce(&mut Options)) -> String {
         .to_string()
 }
 
-fn user(name: &str, uid: u32, gid: u32) -> User {
+pub(crate) fn user(name: &str, uid: u32, gid: u32) -> User {
     User {
         name: name.into(),
         uid,
@@ -174,7 +174,14 @@ fn volumes_reach_the_planet_with_their_owner() {
     // All others run as the service user (page, "Service User").
     assert_eq!(
         rooted,
-        BTreeSet::from(["containerd", "flannel", "kube-proxy", "kubelet", "rbac"])
+        BTreeSet::from([
+            "containerd",
+            "controller",
+            "flannel",
+            "kube-proxy",
+            "kubelet",
+            "rbac"
+        ])
     );
     assert!(!serde_json::to_string(&config).unwrap().contains("PRIVATE"));
 }

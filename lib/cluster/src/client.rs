@@ -88,6 +88,16 @@ pub enum Error {
         /// What its Ready condition says.
         state: String,
     },
+    /// Pods didn't leave a node in time.
+    #[error("pods are left on node {node} after {seconds} s: {}", .pods.join(", "))]
+    NotDrained {
+        /// The node.
+        node: String,
+        /// How long was waited.
+        seconds: u64,
+        /// What is left, `namespace/name`.
+        pods: Vec<String>,
+    },
     /// A list is longer than any that we can have made.
     #[error("more than {MAX_OBJECTS} objects while {0}")]
     TooMany(String),

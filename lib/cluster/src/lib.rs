@@ -6,12 +6,15 @@
 
 mod apply;
 mod client;
+mod drain;
 mod endpoints;
 pub mod hooks;
+mod membership;
 mod node;
 mod status;
 
 pub use apply::documents;
 pub use client::{Client, Error};
 pub use endpoints::Endpoint;
+pub use membership::{DESCRIPTION, DESCRIPTION_KEY, Description, StoredToken};
 pub use status::{NodeStatus, PodProblem, Status};

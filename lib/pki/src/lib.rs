@@ -17,6 +17,9 @@ pub use authority::{Authority, Issued, Leaf, Request, request};
 pub use join_token::JoinToken;
 pub use random::{base64, random, token};
 
+/// How long certificates of services and nodes are valid: a year.
+pub const LEAF_LIFETIME: std::time::Duration = std::time::Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Why a key or a certificate could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -89,6 +89,21 @@ impl Layout {
         self.planet_secrets().join("admin.kubeconfig")
     }
 
+    /// Certificate by which the cluster knows this node; its key lies beside it.
+    pub fn node_certificate(&self) -> PathBuf {
+        self.secrets().join("node.crt")
+    }
+
+    /// Key of [`Layout::node_certificate`].
+    pub fn node_key(&self) -> PathBuf {
+        self.secrets().join("node.key")
+    }
+
+    /// Certificate of the authority that controllers and nodes are known by.
+    pub fn rpc_authority(&self) -> PathBuf {
+        self.planet_secrets().join("rpc-ca.crt")
+    }
+
     /// Operations, a directory each.
     pub fn operations(&self) -> PathBuf {
         self.0.join("operations")

@@ -4,7 +4,7 @@
 //! go by than the cluster image. Payloads hold no secrets and no shell.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -30,6 +30,10 @@ pub enum PhaseSpec {
     Resources(Resources),
     /// Makes certificates, keys and kubeconfigs.
     Secrets(Secrets),
+    /// Makes keys and has the cluster's controller sign their certificates.
+    JoinSecrets(JoinSecrets),
+    /// Has the cluster's controller make the Kubernetes node object.
+    Register(Register),
     /// Starts the planet and waits for some of its services.
     Planet(Planet),
     /// Makes the Kubernetes node object as planned.
@@ -42,6 +46,8 @@ pub enum PhaseSpec {
     Hook(Hook),
     /// Stores what is known of the cluster on the node.
     Complete(Complete),
+    /// The same on a node that joined.
+    CompleteJoin(CompleteJoin),
 }
 
 /// See [`PhaseSpec::Bootstrap`].
@@ -128,6 +134,28 @@ pub struct Secrets {
     pub kubeconfigs: Vec<Kubeconfig>,
 }
 
+/// See [`PhaseSpec::JoinSecrets`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinSecrets {
+    /// Who reads the services' secrets.
+    pub user: ServiceUser,
+    /// Where the controllers listen.
+    pub controllers: Vec<SocketAddr>,
+    /// Certificates of the authorities by name, PEM.
+    pub authorities: BTreeMap<String, String>,
+    /// Certificates to ask for.
+    pub certificates: Vec<Certificate>,
+    /// Kubeconfigs to write, with certificates to ask for.
+    pub kubeconfigs: Vec<Kubeconfig>,
+}
+
+/// See [`PhaseSpec::Register`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Register {
+    /// Where the controllers listen.
+    pub controllers: Vec<SocketAddr>,
+}
+
 /// A certificate and its key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Certificate {
@@ -166,6 +194,13 @@ pub struct Kubeconfig {
     pub root_only: bool,
 }
 
+impl Kubeconfig {
+    /// By which name its client certificate is asked for.
+    pub fn certificate(&self) -> String {
+        format!("{}.kubeconfig", self.name)
+    }
+}
+
 /// See [`PhaseSpec::Planet`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Planet {
@@ -198,6 +233,13 @@ pub struct Apply {
 pub struct Health {
     /// Name of the node in Kubernetes.
     pub node: String,
+    /// Name of the kubeconfig with which the API is asked.
+    #[serde(default = "admin")]
+    pub kubeconfig: String,
+}
+
+fn admin() -> String {
+    "admin".into()
 }
 
 /// See [`PhaseSpec::Hook`].
@@ -222,6 +264,15 @@ pub struct Hook {
 pub struct Complete {
     /// Identity of the operation that ends.
     pub operation: String,
+    /// What is known of the cluster.
+    pub cluster: crate::ClusterSpec,
+    /// The resolved manifest, YAML or JSON.
+    pub manifest: String,
+}
+
+/// See [`PhaseSpec::CompleteJoin`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompleteJoin {
     /// What is known of the cluster.
     pub cluster: crate::ClusterSpec,
     /// The resolved manifest, YAML or JSON.

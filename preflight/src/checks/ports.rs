@@ -15,6 +15,7 @@ const ID: &str = "ports";
 const OWN: &[(u16, &str)] = &[
     (2379, "etcd"),
     (2380, "etcd"),
+    (spec::CONTROLLER_PORT, "the cluster's controller"),
     (REGISTRY_PORT, "the registry"),
     (API_PORT, "the Kubernetes API"),
     (10248, "kubelet"),

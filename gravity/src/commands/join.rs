@@ -1,0 +1,142 @@
+//! `gravity join`: asks the cluster, checks the node, has it taken in, plans,
+//! and has the plan executed.
+
+use anyhow::{Context, Result, anyhow, bail};
+use console::ExitCode;
+use event::Sink;
+use host::facts::HostFacts;
+use image::cluster::ClusterImage;
+use installer::coordinator::Operation;
+use installer::install::{self, KnownUsers, choose_address};
+use installer::join;
+use pki::tls::Trust;
+use pki::{JoinToken, Request};
+use spec::layout::Layout;
+use spec::{Candidate, ClusterSpec, Membership};
+
+use super::install::{content, execute, host_traits, refuse_former, verify};
+use super::{Session, check, require_root, token};
+use crate::cli::Join;
+
+pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode> {
+    require_root()?;
+    refuse_former(&session.layout)?;
+    let token = match (&arguments.token, &arguments.token_file) {
+        (Some(text), _) => token::parse(text)?,
+        (None, Some(path)) => token::read(path)?,
+        (None, None) => bail!("a token is needed: --token or --token-file"),
+    };
+    let image = session.image()?;
+    let (manifest, content) = content(
+        session,
+        &ClusterImage::open(image.clone()).context("read the cluster image")?,
+    )?;
+    session.console.step("Connecting to the cluster");
+    let cluster = describe(arguments, &token).await?;
+    session
+        .console
+        .step(&format!("Joining cluster {}", cluster.name));
+    let options = join::Options {
+        advertise_address: arguments.advertise_addr,
+        role: arguments.role.clone(),
+        state_dir: session.layout.state_dir().to_owned(),
+    };
+    let facts = HostFacts::collect();
+    let user = &cluster.service_user;
+    let users = KnownUsers {
+        with_id: host::users::user_by_id(user.uid)?,
+        named: host::users::user_by_name(&user.name)?,
+    };
+    let candidate = join::candidate(&options, &manifest, &content, &cluster, &facts, &users)?;
+    session.console.step("Checking the node's requirements");
+    let network = install::Options {
+        pod_cidr: first(&cluster.pod_cidrs),
+        service_cidr: first(&cluster.service_cidrs),
+        vxlan_port: cluster.vxlan_port,
+        ..install::Options::of_defaults(&options.state_dir)
+    };
+    let requirements = check::requirements(
+        &network,
+        choose_address(options.advertise_address, &facts)?,
+        join::choose_profile(&manifest, options.role.as_deref())?,
+        &image,
+    );
+    check::show(&session.console, &preflight::check(&requirements, &facts))?;
+    verify(session, &image)?;
+    let plan = |membership: &Membership| {
+        let host = host_traits(&facts);
+        Ok(join::plan(membership, &manifest, &content, &users, &host)?)
+    };
+    let operation = begin(session, arguments, &token, &candidate, plan).await?;
+    execute(session, &operation).await
+}
+
+fn first(cidrs: &[String]) -> String {
+    cidrs.first().cloned().unwrap_or_default()
+}
+
+async fn open(arguments: &Join, token: &JoinToken) -> Result<rpc::controller::Session> {
+    let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
+    Ok(rpc::controller::Session::open(&arguments.peers, &trust, None).await?)
+}
+
+async fn describe(arguments: &Join, token: &JoinToken) -> Result<ClusterSpec> {
+    let cluster = open(arguments, token).await?.describe(token).await?;
+    if cluster.version != spec::VERSION {
+        bail!(
+            "the cluster's description has version {}, this program knows {}: use the gravity of the cluster's image",
+            cluster.version,
+            spec::VERSION
+        );
+    }
+    Ok(cluster)
+}
+
+/// Makes the state directory ours, has the node taken in and writes its plan
+/// down. Where that fails the node is as it was.
+async fn begin(
+    session: &Session,
+    arguments: &Join,
+    token: &JoinToken,
+    candidate: &Candidate,
+    plan: impl Fn(&Membership) -> Result<operation::Plan>,
+) -> Result<Operation> {
+    let layout = &session.layout;
+    let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
+    if layout.cluster().exists() || Operation::last(layout).is_ok() {
+        bail!("another operation of this node has begun; see `gravity plan`");
+    }
+    agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
+    let joined = async {
+        let request = pki::request()?;
+        let membership = open(arguments, token)
+            .await?
+            .join(token, candidate, &request.request_pem)
+            .await?;
+        keep_identity(layout, &request, &membership)?;
+        Ok::<_, anyhow::Error>(Operation::create(layout, plan(&membership)?)?)
+    };
+    match joined.await {
+        Ok(operation) => Ok(operation),
+        Err(error) => {
+            agent::leave::leave(layout, false, &event::Discard)
+                .map_err(|error| anyhow!(error.message))
+                .context("take back what was begun")?;
+            Err(error)
+        }
+    }
+}
+
+fn keep_identity(layout: &Layout, request: &Request, membership: &Membership) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let directory = layout.secrets();
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| format!("create {}", directory.display()))?;
+    host::atomic::write(&layout.node_key(), request.key_pem.as_bytes(), 0o600)?;
+    let certificate = membership.certificate.as_bytes();
+    host::atomic::write(&layout.node_certificate(), certificate, 0o644)?;
+    Ok(())
+}

@@ -1,0 +1,40 @@
+//! `gravity remove`: takes another node out of the cluster.
+
+use anyhow::{Context, Result, bail};
+use console::ExitCode;
+use event::Sink;
+use installer::controller;
+
+use super::{Session, require_root};
+use crate::cli::Remove;
+
+pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCode> {
+    require_root()?;
+    let client = session.administrator().await?;
+    let node = &arguments.node;
+    let cluster = controller::description(&client).await?;
+    let known = cluster.nodes.iter().any(|known| known.hostname == *node);
+    if !known && !client.has_node(node).await? {
+        let names: Vec<_> = cluster
+            .nodes
+            .iter()
+            .map(|node| node.hostname.as_str())
+            .collect();
+        bail!(
+            "the cluster has no node {node}; it has {}",
+            names.join(", ")
+        );
+    }
+    let question = format!("Remove {node} from the cluster and move its pods elsewhere?");
+    if !arguments.confirm && !session.console.confirm(&question)? {
+        bail!("nothing was changed");
+    }
+    session.console.step(&format!("Moving pods off {node}"));
+    controller::remove(&client, node, arguments.force)
+        .await
+        .with_context(|| format!("remove {node}; --force goes on without its pods"))?;
+    session.console.info(&format!(
+        "{node} is removed; `gravity leave --force` on it takes everything of ours off"
+    ));
+    Ok(ExitCode::Ok)
+}

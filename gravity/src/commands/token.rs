@@ -1,0 +1,147 @@
+//! `gravity token`: with what nodes join.
+
+use std::io::Read;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use console::ExitCode;
+use jiff::{SignedDuration, Timestamp};
+use pki::JoinToken;
+use serde::Serialize;
+
+use super::{Session, require_root};
+use crate::cli::Token;
+
+/// Largest file that a token is read from, in bytes.
+const MAX_FILE: u64 = 4096;
+
+/// What `token create --output json` prints.
+#[derive(Debug, Serialize)]
+struct Created {
+    name: String,
+    token: String,
+    expires: Timestamp,
+    join: String,
+}
+
+/// What `token list --output json` prints.
+#[derive(Debug, Serialize)]
+struct Listed {
+    name: String,
+    expires: Timestamp,
+    expired: bool,
+}
+
+pub(crate) async fn run(session: &Session, arguments: &Token) -> Result<ExitCode> {
+    require_root()?;
+    match arguments {
+        Token::Create { ttl, token_file } => create(session, *ttl, token_file.as_deref()).await,
+        Token::List => list(session).await,
+        Token::Remove { name } => remove(session, name).await,
+    }
+}
+
+async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> Result<ExitCode> {
+    let client = session.administrator().await?;
+    let token = match file {
+        Some(path) => read(path)?,
+        None => {
+            let path = session.layout.rpc_authority();
+            let authority = std::fs::read_to_string(&path)
+                .with_context(|| format!("read {}", path.display()))?;
+            JoinToken::generate(pki::tls::fingerprint(&authority)?)?
+        }
+    };
+    let name = match token.id.as_str() {
+        "" => pki::token(4)?,
+        id => id.to_owned(),
+    };
+    let stored = cluster::StoredToken {
+        name,
+        text: token.text(),
+        expires: Timestamp::now().checked_add(ttl).context("add the time")?,
+    };
+    client.add_join_token(&stored).await?;
+    let cluster = installer::controller::description(&client).await?;
+    let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
+    // One of the user's own choice is not shown again.
+    let shown = match file {
+        Some(_) => "TOKEN".to_owned(),
+        None => stored.text.clone(),
+    };
+    let join = format!("./gravity join {} --token={shown}", masters.join(","));
+    if session.console.is_json() {
+        session.console.print_json(&Created {
+            name: stored.name,
+            token: shown,
+            expires: stored.expires,
+            join,
+        })?;
+    } else {
+        session.console.print(&format!(
+            "Token {} is good until {}. On the node that is to join, in the directory of the cluster image:\n  {join}",
+            stored.name, stored.expires
+        ));
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn list(session: &Session) -> Result<ExitCode> {
+    let client = session.administrator().await?;
+    let now = Timestamp::now();
+    let tokens: Vec<_> = client
+        .join_tokens()
+        .await?
+        .into_iter()
+        .map(|token| Listed {
+            expired: token.expires <= now,
+            name: token.name,
+            expires: token.expires,
+        })
+        .collect();
+    if session.console.is_json() {
+        session.console.print_json(&tokens)?;
+        return Ok(ExitCode::Ok);
+    }
+    if tokens.is_empty() {
+        session
+            .console
+            .print("There are no tokens; `gravity token create` makes one");
+    }
+    for token in tokens {
+        let state = if token.expired { "expired" } else { "valid" };
+        session.console.print(&format!(
+            "{}  {state:<7}  until {}",
+            token.name, token.expires
+        ));
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn remove(session: &Session, name: &str) -> Result<ExitCode> {
+    let client = session.administrator().await?;
+    if !client.remove_join_token(name).await? {
+        bail!("there is no token {name}; `gravity token list` shows all");
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// A token from a file or, for `-`, standard input.
+pub(crate) fn read(path: &Path) -> Result<JoinToken> {
+    let mut text = String::new();
+    let limited = |from: &mut dyn Read, text: &mut String| from.take(MAX_FILE).read_to_string(text);
+    match path.to_str() {
+        Some("-") => limited(&mut std::io::stdin(), &mut text),
+        _ => std::fs::File::open(path).and_then(|mut file| limited(&mut file, &mut text)),
+    }
+    .with_context(|| format!("read the token from {}", path.display()))?;
+    parse(&text)
+}
+
+/// A token as it was typed.
+pub(crate) fn parse(text: &str) -> Result<JoinToken> {
+    use pki::join_token::{CHOSEN_MAX, CHOSEN_MIN};
+    JoinToken::parse(text).with_context(|| {
+        format!("what was given as token has not {CHOSEN_MIN} to {CHOSEN_MAX} printable characters without spaces")
+    })
+}

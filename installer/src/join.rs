@@ -1,0 +1,244 @@
+//! The join of a node into a cluster.
+//!
+//! In: the cluster's description, what the node is. Out: first a [`Candidate`],
+//! which the cluster's controller takes in or refuses; then, of the
+//! [`Membership`] that it answers, a [`Plan`]. Pure: nothing is touched.
+
+use host::facts::HostFacts;
+use manifest::{Manifest, NodeProfile, ServiceRole};
+use operation::{PLAN_VERSION, Phase, Plan};
+use spec::phase::{self, PhaseSpec};
+use spec::{Candidate, ClusterSpec, Membership, NodeSpec};
+use uuid::Uuid;
+
+use crate::install::{self, ImageContent, KnownUsers, Planner, choose_address, group};
+use crate::secrets;
+use crate::services::{Context, HostTraits};
+
+/// What the user chose.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `--advertise-addr`
+    pub advertise_address: Option<std::net::IpAddr>,
+    /// `--role`
+    pub role: Option<String>,
+    /// `--state-dir`
+    pub state_dir: std::path::PathBuf,
+}
+
+/// Why a node can't join.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// What fails for an install, too.
+    #[error(transparent)]
+    Install(#[from] install::Error),
+    /// It has another image than the cluster.
+    #[error(
+        "this is the image {mine}, the cluster was installed from {theirs}; join with a copy of that file"
+    )]
+    Image {
+        /// The node's.
+        mine: String,
+        /// The cluster's.
+        theirs: String,
+    },
+    /// Which profile it should have can't be told.
+    #[error("choose the node's profile with --role; the image has {}", .0.join(", "))]
+    SeveralProfiles(Vec<String>),
+    /// More masters need more than this version can do.
+    #[error(
+        "profile \"{0}\" is of masters; this version adds workers only: choose another with --role"
+    )]
+    Master(String),
+    /// The service user's name or id is somebody else's here.
+    #[error("{0}")]
+    ServiceUser(String),
+    /// The answer doesn't hold the node.
+    #[error("the cluster's answer does not hold this node")]
+    NotTaken,
+}
+
+/// The profile that the node gets: `--role`, or the only one there is that is
+/// not of masters.
+///
+/// # Errors
+/// When there is no such profile or it can't be told.
+pub fn choose_profile<'a>(
+    manifest: &'a Manifest,
+    role: Option<&str>,
+) -> Result<Option<&'a NodeProfile>, Error> {
+    let is_master = |profile: &NodeProfile| profile.service_role == Some(ServiceRole::Master);
+    if role.is_some() {
+        let profile = install::choose_profile(manifest, None, role)?;
+        return match profile {
+            Some(profile) if is_master(profile) => Err(Error::Master(profile.name.clone())),
+            profile => Ok(profile),
+        };
+    }
+    let all = &manifest.node_profiles;
+    let mut free = all.iter().filter(|profile| !is_master(profile));
+    match (free.next(), free.next()) {
+        (None, _) if all.is_empty() => Ok(None),
+        (Some(only), None) => Ok(Some(only)),
+        _ => Err(Error::SeveralProfiles(
+            all.iter().map(|profile| profile.name.clone()).collect(),
+        )),
+    }
+}
+
+/// What the node tells the controller of itself.
+///
+/// # Errors
+/// When node, image and cluster don't fit each other.
+pub fn candidate(
+    options: &Options,
+    manifest: &Manifest,
+    image: &ImageContent,
+    cluster: &ClusterSpec,
+    facts: &HostFacts,
+    users: &KnownUsers,
+) -> Result<Candidate, Error> {
+    if image.reference.digest != cluster.image.digest {
+        let name = |image: &spec::ImageRef| {
+            let digest = image.digest.get(..19).unwrap_or(&image.digest);
+            format!("{} {} ({digest})", image.name, image.version)
+        };
+        return Err(Error::Image {
+            mine: name(&image.reference),
+            theirs: name(&cluster.image),
+        });
+    }
+    check_user(cluster, users)?;
+    let profile = choose_profile(manifest, options.role.as_deref())?;
+    Ok(Candidate {
+        hostname: facts.hostname.to_lowercase(),
+        advertise_addresses: vec![choose_address(options.advertise_address, facts)?],
+        profile: profile
+            .map(|profile| profile.name.clone())
+            .unwrap_or_default(),
+        labels: profile
+            .map(|profile| profile.labels.clone())
+            .unwrap_or_default(),
+        state_dir: options.state_dir.clone(),
+        image: image.reference.digest.clone(),
+    })
+}
+
+/// The service user has the same id on all nodes.
+fn check_user(cluster: &ClusterSpec, users: &KnownUsers) -> Result<(), Error> {
+    let user = &cluster.service_user;
+    if let Some(here) = &users.with_id
+        && here.gid != user.gid
+    {
+        return Err(Error::ServiceUser(format!(
+            "user {} (uid {}) has group {} on this node and {} in the cluster",
+            here.name, here.uid, here.gid, user.gid
+        )));
+    }
+    match &users.named {
+        Some(here) if users.with_id.is_none() => Err(Error::ServiceUser(format!(
+            "user {} has uid {} on this node, where the cluster's service user has {}",
+            here.name, here.uid, user.uid
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Plans the join of a node that was taken in.
+///
+/// # Errors
+/// When the membership is of another node.
+pub fn plan(
+    membership: &Membership,
+    manifest: &Manifest,
+    image: &ImageContent,
+    users: &KnownUsers,
+    host: &HostTraits,
+) -> Result<Plan, Error> {
+    let mut cluster = membership.cluster.clone();
+    // The user may have another name here.
+    if let Some(user) = &users.with_id {
+        cluster.service_user.name.clone_from(&user.name);
+    }
+    let node = cluster.node(membership.node).ok_or(Error::NotTaken)?;
+    let profile = install::choose_profile(manifest, None, Some(&node.profile))?;
+    let volumes = install::volumes(profile, &cluster.service_user);
+    let operation = Uuid::new_v4().to_string();
+    let context = Context {
+        cluster: &cluster,
+        node,
+        host,
+    };
+    let planner = Planner {
+        context: &context,
+        manifest,
+        image,
+        volumes: &volumes,
+        operation: &operation,
+    };
+    Ok(Plan {
+        version: PLAN_VERSION,
+        kind: "join".into(),
+        created_by_version: env!("CARGO_PKG_VERSION").into(),
+        phases: phases(&planner, membership, node)?,
+        operation_id: operation.clone(),
+    })
+}
+
+fn phases(
+    planner: &Planner<'_>,
+    membership: &Membership,
+    node: &NodeSpec,
+) -> Result<Vec<Phase>, Error> {
+    let cluster = planner.context.cluster;
+    let controllers = cluster.controllers();
+    let requested = secrets::of_worker(node);
+    let secrets = phase::JoinSecrets {
+        user: cluster.service_user.clone(),
+        controllers: controllers.clone(),
+        authorities: membership.authorities.clone(),
+        certificates: requested.certificates,
+        kubeconfigs: requested.kubeconfigs,
+    };
+    let register = phase::Register { controllers };
+    let mut start = vec![
+        planner.leaf(
+            "/start/node",
+            "Register the node",
+            PhaseSpec::Register(register),
+        )?,
+        planner.planet("kubelet")?,
+    ];
+    start.extend(planner.contents()?);
+    let health = phase::Health {
+        node: node.hostname.clone(),
+        kubeconfig: "kubelet".into(),
+    };
+    let complete = phase::CompleteJoin {
+        cluster: cluster.clone(),
+        manifest: planner.image.manifest_text.clone(),
+    };
+    Ok(vec![
+        planner.bootstrap()?,
+        group(
+            "/prepare",
+            "Put programs, files and keys in place",
+            planner.prepare(PhaseSpec::JoinSecrets(secrets))?,
+        ),
+        group("/start", "Start the node, fill its registry", start),
+        planner.leaf(
+            "/health",
+            "Wait until the node is ready",
+            PhaseSpec::Health(health),
+        )?,
+        planner.leaf(
+            "/complete",
+            "Store the cluster's state",
+            PhaseSpec::CompleteJoin(complete),
+        )?,
+    ])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,167 @@
+use std::collections::BTreeMap;
+
+use spec::{Role, ServiceUser};
+
+use super::*;
+use crate::install::tests::{facts, image, user};
+
+const MANIFEST: &str = "\
+apiVersion: cluster.gravitational.io/v2
+kind: Cluster
+metadata: {name: app, resourceVersion: 1.2.3}
+nodeProfiles:
+  - {name: boss, serviceRole: master}
+  - {name: web, labels: {tier: front}}
+";
+
+fn cluster() -> ClusterSpec {
+    let node = |hostname: &str, address: &str, role, pods: &str| NodeSpec {
+        id: Uuid::from_u128(u128::from(hostname == "node-1")),
+        hostname: hostname.into(),
+        advertise_addresses: vec![address.parse().unwrap()],
+        profile: "web".into(),
+        role,
+        pod_cidrs: vec![pods.into()],
+        labels: BTreeMap::new(),
+        state_dir: "/var/lib/gravity".into(),
+    };
+    ClusterSpec {
+        version: spec::VERSION,
+        id: Uuid::nil(),
+        name: "app".into(),
+        image: image().reference,
+        flavor: None,
+        service_user: ServiceUser {
+            name: "planet".into(),
+            uid: 1000,
+            gid: 1000,
+        },
+        pod_cidrs: vec!["10.244.0.0/16".into()],
+        service_cidrs: vec!["10.100.0.0/16".into()],
+        vxlan_port: 8472,
+        domain: "cluster.local".into(),
+        nodes: vec![
+            node("first", "192.168.7.8", Role::Master, "10.244.0.0/24"),
+            node("node-1", "192.168.7.9", Role::Worker, "10.244.1.0/24"),
+        ],
+    }
+}
+
+fn options() -> Options {
+    Options {
+        advertise_address: None,
+        role: None,
+        state_dir: "/var/lib/gravity".into(),
+    }
+}
+
+fn manifest() -> Manifest {
+    manifest::parse(MANIFEST, "app.yaml").unwrap()
+}
+
+fn asked(cluster: &ClusterSpec, users: &KnownUsers) -> Result<Candidate, Error> {
+    candidate(&options(), &manifest(), &image(), cluster, &facts(), users)
+}
+
+#[test]
+fn a_node_tells_what_it_is() {
+    let candidate = asked(&cluster(), &KnownUsers::default()).unwrap();
+    assert_eq!(candidate.hostname, "node-1");
+    assert_eq!(candidate.profile, "web");
+    assert_eq!(candidate.labels["tier"], "front");
+    assert_eq!(
+        candidate.advertise_addresses,
+        ["192.168.7.9".parse::<std::net::IpAddr>().unwrap()]
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_the_cluster_hears_of_it() {
+    let mut other = cluster();
+    other.image.digest = "sha256:ff".into();
+    let error = asked(&other, &KnownUsers::default()).unwrap_err();
+    assert!(error.to_string().contains("a copy of that file"), "{error}");
+
+    let with_id = KnownUsers {
+        with_id: Some(user("alice", 1000, 50)),
+        named: None,
+    };
+    let error = asked(&cluster(), &with_id).unwrap_err();
+    assert!(error.to_string().contains("alice"), "{error}");
+    let named = KnownUsers {
+        with_id: None,
+        named: Some(user("planet", 1005, 1005)),
+    };
+    let error = asked(&cluster(), &named).unwrap_err();
+    assert!(error.to_string().contains("1005"), "{error}");
+
+    let error = choose_profile(&manifest(), Some("boss")).unwrap_err();
+    assert!(error.to_string().contains("workers only"), "{error}");
+    let error = choose_profile(&manifest(), Some("none")).unwrap_err();
+    assert!(error.to_string().contains("no profile"), "{error}");
+}
+
+#[test]
+fn a_workers_plan_has_no_part_of_the_control_plane() {
+    let membership = Membership {
+        cluster: cluster(),
+        node: Uuid::from_u128(1),
+        certificate: String::new(),
+        authorities: BTreeMap::new(),
+    };
+    let host = HostTraits {
+        can_lower_oom_score: true,
+        resolv_conf: String::new(),
+    };
+    let plan = plan(
+        &membership,
+        &manifest(),
+        &image(),
+        &KnownUsers::default(),
+        &host,
+    )
+    .unwrap();
+    plan.validate().unwrap();
+    let planet = plan
+        .leaves()
+        .into_iter()
+        .find(|phase| phase.id == "/start/planet")
+        .unwrap();
+    let config: planet::config::PlanetConfig =
+        serde_json::from_value(planet.payload["config"].clone()).unwrap();
+    config.check().unwrap();
+    let mut services: Vec<_> = config
+        .services
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    services.sort_unstable();
+    let expected = [
+        "containerd",
+        "coredns",
+        "flannel",
+        "kube-proxy",
+        "kubelet",
+        "registry",
+    ];
+    assert_eq!(services, expected);
+    let backends: Vec<_> = config
+        .balancers
+        .iter()
+        .map(|balancer| balancer.backends[0].to_string())
+        .collect();
+    assert_eq!(backends, ["192.168.7.8:6443", "192.168.7.9:5000"]);
+
+    let stranger = Membership {
+        node: Uuid::from_u128(9),
+        ..membership
+    };
+    let error = super::plan(
+        &stranger,
+        &manifest(),
+        &image(),
+        &KnownUsers::default(),
+        &host,
+    );
+    assert!(matches!(error, Err(Error::NotTaken)));
+}

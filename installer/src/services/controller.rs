@@ -1,0 +1,36 @@
+//! The controller that nodes join and leave by.
+
+use std::net::SocketAddr;
+
+use planet::config::Probe;
+use spec::layout::PLANET_SECRETS;
+
+use super::{Context, Definition};
+
+/// Our own program inside.
+const PROGRAM: &str = "/opt/gravity/bin/gravity";
+
+pub(crate) fn define(context: &Context<'_>) -> Definition {
+    let listen = SocketAddr::new(context.address(), spec::CONTROLLER_PORT);
+    let listen_text = listen.to_string();
+    let command = [
+        PROGRAM,
+        "controller",
+        "--listen",
+        &listen_text,
+        "--secrets",
+        PLANET_SECRETS,
+    ];
+    // It signs with the keys of the authorities, which are root's.
+    let mut service = context.privileged(
+        "controller",
+        command.map(String::from).into(),
+        Probe::Tcp { address: listen },
+    );
+    service.requires = vec!["kube-apiserver".into()];
+    Definition {
+        service,
+        files: Vec::new(),
+        mounts: Vec::new(),
+    }
+}
