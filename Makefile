@@ -35,6 +35,7 @@ unit: ## tests that need neither root nor a base image
 e2e: base ## tests on nodes in namespaces; needs root
 	$(CARGO) test -p gravity-tests --test node
 	$(BIN)/testnode e2e
+	$(BIN)/testnode join
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod faults;
 pub mod file;
 pub mod inside;
+pub mod join;
 pub mod node;
 pub mod process;
 pub mod registry;

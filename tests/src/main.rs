@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{faults, inside, sample};
+use gravity_tests::{faults, inside, join, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -92,6 +92,14 @@ enum Task {
     E2e {
         /// Name of the node.
         #[arg(default_value = "e2e")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Have a second node join the sample's cluster, work in it and leave.
+    Join {
+        /// First part of the nodes' names.
+        #[arg(default_value = "join")]
         name: String,
         #[command(flatten)]
         scenario: Scenario,
@@ -229,6 +237,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::E2e { name, scenario } => {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
         }
+        Task::Join { name, scenario } => join::run(&scenario.into(), &name, console)?,
         Task::Faults { image, only } => {
             let setup = Setup {
                 sample: "tests/sample".into(),

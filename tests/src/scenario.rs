@@ -22,7 +22,7 @@ use crate::vm::{self, Disk, Machine, SECOND_DISK};
 use crate::{file, process, sample};
 
 /// The image in a node.
-const IMAGE: &str = "/root/gravity";
+pub(crate) const IMAGE: &str = "/root/gravity";
 /// How long a page may take to be there after an install.
 const PAGE: Duration = Duration::from_secs(30);
 
@@ -102,7 +102,7 @@ impl Setup {
         Ok(output)
     }
 
-    fn create(&self, name: &str, sink: &dyn Sink) -> Result<Node> {
+    pub(crate) fn create(&self, name: &str, sink: &dyn Sink) -> Result<Node> {
         if node::delete(name)? {
             sink.info(&format!("Removed the node {name} of a former run"));
         }
@@ -115,7 +115,7 @@ impl Setup {
 }
 
 /// Runs a program whose output the user sees.
-fn run_visibly(command: &mut Command) -> Result<()> {
+pub(crate) fn run_visibly(command: &mut Command) -> Result<()> {
     let status = command
         .status()
         .with_context(|| format!("starting {command:?}"))?;
@@ -123,7 +123,7 @@ fn run_visibly(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-fn install(node: &Node, image: &Path, sink: &dyn Sink) -> Result<Duration> {
+pub(crate) fn install(node: &Node, image: &Path, sink: &dyn Sink) -> Result<Duration> {
     sink.step(&format!("Copying the image to node {}", node.name()));
     node.copy(image, IMAGE)?;
     node.run(&["chmod", "755", IMAGE])?;
@@ -198,7 +198,7 @@ pub(crate) fn check_status(text: &str) -> Result<String> {
 
 /// Fails unless the node is well and its endpoint serves the page. Returns the
 /// endpoint's URL.
-fn check(node: &Node) -> Result<String> {
+pub(crate) fn check(node: &Node) -> Result<String> {
     let url = check_status(&node.text(&[IMAGE, "status", "--output", "json"])?)?;
     let mut last = String::new();
     let served = process::wait_until(PAGE, || {

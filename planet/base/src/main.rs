@@ -37,8 +37,8 @@ use crate::versions::Versions;
 #[command(name = "make-base", version)]
 struct Options {
     /// Version of the base image, the name of a file beside the components.
-    #[arg(long = "base", default_value = env!("CARGO_PKG_VERSION"))]
-    version: String,
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    base: String,
     /// Directory of the versions files. By default that of this program's source.
     #[arg(long)]
     source: Option<PathBuf>,
@@ -92,7 +92,7 @@ fn run(options: &Options, console: &Console) -> Result<()> {
         // cargo run sets it.
         std::env::var_os("CARGO_MANIFEST_DIR").map_or("planet/base".into(), PathBuf::from)
     });
-    let versions = Versions::load(&source, &options.version)?;
+    let versions = Versions::load(&source, &options.base)?;
     let cache = match &options.cache {
         Some(cache) => cache.clone(),
         None => home("XDG_CACHE_HOME", ".cache")?.join("gravity"),
@@ -265,4 +265,16 @@ fn build_init(source: &Path) -> Result<PathBuf> {
         }
     }
     bail!("cargo built no planet-init")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        <Options as clap::CommandFactory>::command().debug_assert();
+        let options = Options::try_parse_from(["make-base", "--base", "6.1.0"]).unwrap();
+        assert_eq!(options.base, "6.1.0");
+    }
 }

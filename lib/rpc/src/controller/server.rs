@@ -95,6 +95,10 @@ async fn accept(
                         let _ = ready.send(Ok(connection)).await;
                     }
                 }
+                // Probes of a service's readiness do so.
+                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    tracing::debug!(%address, "gone before the handshake");
+                }
                 Ok(Err(error)) => tracing::warn!(%address, %error, "refused a connection"),
                 Err(_) => tracing::warn!(%address, "a handshake took too long"),
             }

@@ -1,0 +1,231 @@
+//! Two nodes: the second joins, works, leaves, and joins again to be removed.
+//!
+//! In: the sample's cluster image. Out: an error at the first thing that is not
+//! as it should be; the nodes then stay to be looked at.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use console::{Console, render};
+use event::Sink;
+use serde::Deserialize;
+
+use crate::node::{self, Node};
+use crate::scenario::{IMAGE, Setup, check, install, run_visibly};
+use crate::snapshot::{ALLOWED, Snapshot};
+use crate::{process, sample};
+
+/// How long pods may take to be where they should.
+const PODS: Duration = Duration::from_secs(60);
+/// Replicas of the sample's web server: enough for both nodes to get some.
+const REPLICAS: usize = 4;
+
+/// What is read of `gravity token create --output json`.
+#[derive(Debug, Deserialize)]
+struct Token {
+    name: String,
+    token: String,
+}
+
+/// A pod: its node and address.
+#[derive(Debug)]
+struct Pod {
+    node: String,
+    address: String,
+}
+
+/// Runs the scenario on the nodes `NAME-1` and `NAME-2`.
+///
+/// # Errors
+/// At the first check that fails.
+pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
+    node::require_root()?;
+    let image = setup.image(console)?;
+    let first = setup.create(&format!("{name}-1"), console)?;
+    let second = setup.create(&format!("{name}-2"), console)?;
+    second.copy(&image, IMAGE)?;
+    second.run(&["chmod", "755", IMAGE])?;
+    let before = Snapshot::take(&second)?;
+    install(&first, &image, console)?;
+
+    console.step("Joining with wrong tokens");
+    let token = token(&first)?;
+    refusals(&first, &second, &token)?;
+    let left = before.differences(&Snapshot::take(&second)?, ALLOWED);
+    ensure!(
+        left.is_empty(),
+        "a refused join left differences:\n{}",
+        left.join("\n")
+    );
+
+    console.step("./gravity join");
+    let started = Instant::now();
+    run_visibly(&mut join(&first, &second, &token.token)?)?;
+    console.info(&format!(
+        "Joined in {}",
+        render::duration(started.elapsed())
+    ));
+    check(&first)?;
+    ensure!(
+        nodes(&first)? == [first.name(), second.name()],
+        "not both nodes are ready"
+    );
+    across(&first, &second)?;
+    console.info("Pods of both nodes reach each other, by address and by service");
+    refuse_again(&first, &second, &token.token)?;
+
+    console.step("./gravity leave");
+    run_visibly(&mut second.command(&[IMAGE, "leave", "--confirm"])?)?;
+    let left = before.differences(&Snapshot::take(&second)?, ALLOWED);
+    ensure!(
+        left.is_empty(),
+        "`leave` left {} differences:\n{}",
+        left.len(),
+        left.join("\n")
+    );
+    ensure!(nodes(&first)? == [first.name()], "the node has not left");
+    running_on(&first, &[first.name()])?;
+    check(&first)?;
+
+    console.step("Joining again, then ./gravity remove on the master");
+    run_visibly(&mut join(&first, &second, &token.token)?)?;
+    run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
+    ensure!(nodes(&first)? == [first.name()], "the node was not removed");
+    let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
+    let refused = refused.context("running leave")?;
+    run_visibly(&mut first.command(&[IMAGE, "token", "remove", &token.name])?)?;
+    ensure!(
+        refused.status.success(),
+        "a node that the cluster has forgotten can't leave: {}",
+        String::from_utf8_lossy(&refused.stderr)
+    );
+    let ended = said(&mut join(&first, &second, &token.token)?)?;
+    ensure!(
+        ended.contains("token is wrong or has expired"),
+        "an ended token is not refused: {ended}"
+    );
+    second.delete()?;
+    first.delete()
+}
+
+fn token(master: &Node) -> Result<Token> {
+    let text = master.text(&[IMAGE, "token", "create", "--ttl=1h", "--output=json"])?;
+    serde_json::from_str(&text).with_context(|| format!("reading the token from {text}"))
+}
+
+fn join(master: &Node, node: &Node, token: &str) -> Result<std::process::Command> {
+    let token = format!("--token={token}");
+    node.command(&[IMAGE, "join", master.address(), &token])
+}
+
+/// What a command that must fail says.
+fn said(command: &mut std::process::Command) -> Result<String> {
+    let output = command.output().context("running a command")?;
+    let text = [output.stdout, output.stderr].concat();
+    let text = String::from_utf8_lossy(&text).into_owned();
+    ensure!(!output.status.success(), "it should have failed: {text}");
+    Ok(text)
+}
+
+/// Tokens that are not the cluster's, and addresses where it is not.
+fn refusals(first: &Node, second: &Node, good: &Token) -> Result<()> {
+    let (rest, fingerprint) = good.token.rsplit_once('.').context("no fingerprint")?;
+    let flip = |hex: &str| -> String {
+        let last = if hex.ends_with('0') { "1" } else { "0" };
+        format!("{}{last}", &hex[..hex.len() - 1])
+    };
+    let other_secret = format!("{}.{fingerprint}", flip(rest));
+    let other_cluster = format!("{rest}.{}", flip(fingerprint));
+    for (token, word) in [
+        (other_secret.as_str(), "token is wrong"),
+        (&other_cluster, "is not the cluster that the token is of"),
+        ("some-secret", "token is wrong"),
+        ("short", "printable characters"),
+    ] {
+        let text = said(&mut join(first, second, token)?)?;
+        ensure!(text.contains(word), "no \"{word}\" in: {text}");
+    }
+    // Nobody listens there.
+    let nowhere = format!("{}:1", first.address());
+    let token = format!("--token={}", good.token);
+    let text = said(&mut second.command(&[IMAGE, "join", &nowhere, &token])?)?;
+    ensure!(text.contains("connect to the cluster"), "{text}");
+    Ok(())
+}
+
+/// A node that is one of a cluster does not become another one.
+fn refuse_again(first: &Node, second: &Node, token: &str) -> Result<()> {
+    let text = said(&mut join(first, second, token)?)?;
+    ensure!(text.contains("is part of a cluster"), "{text}");
+    let text = said(&mut second.command(&[IMAGE, "token", "list"])?)?;
+    ensure!(text.contains("run this on a master"), "{text}");
+    Ok(())
+}
+
+/// Names of the nodes that Kubernetes says are ready.
+fn nodes(master: &Node) -> Result<Vec<String>> {
+    let jsonpath = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
+    let text = master.text(&["kubectl", "get", "nodes", "-o", jsonpath])?;
+    let ready = text.lines().filter_map(|line| line.strip_suffix("=True"));
+    Ok(ready.map(ToOwned::to_owned).collect())
+}
+
+fn pods(master: &Node) -> Result<Vec<Pod>> {
+    let jsonpath = "jsonpath={range .items[*]}{.spec.nodeName}={.status.podIP}{'\\n'}{end}";
+    let text = master.text(&[
+        "kubectl",
+        "get",
+        "pods",
+        "--field-selector=status.phase=Running",
+        "-l",
+        "app=web",
+        "-o",
+        jsonpath,
+    ])?;
+    let pod = |line: &str| {
+        let (node, address) = line.split_once('=')?;
+        Some(Pod {
+            node: node.into(),
+            address: address.into(),
+        })
+    };
+    Ok(text.lines().filter_map(pod).collect())
+}
+
+/// Waits until all replicas run, on each of `names` at least one.
+fn running_on(master: &Node, names: &[&str]) -> Result<Vec<Pod>> {
+    let mut last = Vec::new();
+    let there = process::wait_until(PODS, || {
+        last = pods(master).unwrap_or_default();
+        last.len() == REPLICAS
+            && names
+                .iter()
+                .all(|name| last.iter().any(|pod| pod.node == *name))
+    });
+    ensure!(there, "pods are not where they should be: {last:?}");
+    Ok(last)
+}
+
+/// Every node reaches every pod, and the service by its port on both.
+fn across(first: &Node, second: &Node) -> Result<()> {
+    let replicas = format!("--replicas={REPLICAS}");
+    first.run(&["kubectl", "scale", "deployment", "web", &replicas])?;
+    let pods = running_on(first, &[first.name(), second.name()])?;
+    let urls = pods
+        .iter()
+        .map(|pod| format!("http://{}:8080", pod.address))
+        .chain([first, second].map(|node| format!("http://{}:30080", node.address())));
+    for url in urls {
+        for node in [first, second] {
+            let mut last = String::new();
+            let served = process::wait_until(PODS, || {
+                last = node
+                    .text(&["curl", "-sS", "--fail", "-m", "5", &url])
+                    .unwrap_or_else(|error| format!("{error:#}"));
+                last == sample::PAGE
+            });
+            ensure!(served, "{url} from {}: {last}", node.name());
+        }
+    }
+    Ok(())
+}
