@@ -15,6 +15,7 @@ use oci_spec::image::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::layer::Compression;
 use crate::{Error, Image, Result, Writer};
 
 /// `artifactType` of the cluster's manifest.
@@ -36,6 +37,8 @@ pub const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
 /// Version of [`ClusterConfig`].
 pub const CONFIG_VERSION: u32 = 1;
+/// Most layers of an image; the kernel mounts no more than 500.
+const MAX_LAYERS: usize = 500;
 /// Most bytes of a document: an OCI manifest, an index, a config.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
 
@@ -124,6 +127,24 @@ pub struct Base {
     pub gravity: String,
     /// Digest of the list of components, where there is one.
     pub sbom: Option<String>,
+}
+
+/// The root filesystem of a planet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Planet {
+    /// Digest that stands for all of it.
+    pub digest: String,
+    /// Its layers, the lowest, which is the base's root filesystem, first.
+    pub layers: Vec<PlanetLayer>,
+}
+
+/// One layer of a [`Planet`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanetLayer {
+    /// Digest of the blob.
+    pub digest: String,
+    /// Media type of the layer, which tells its compression.
+    pub media_type: String,
 }
 
 /// A cluster image whose documents were read.
@@ -231,6 +252,50 @@ impl ClusterImage {
             }
         }
         Ok(blobs)
+    }
+
+    /// The planet of nodes of this profile: its own, or the base's.
+    ///
+    /// # Errors
+    /// When a layer is missing or of an unknown kind, or the lowest isn't the
+    /// base's root filesystem.
+    pub fn planet(&self, profile: &str) -> Result<Planet> {
+        let rootfs = self.base()?.rootfs;
+        let Some(digest) = self.config.planets.get(profile) else {
+            return Ok(Planet {
+                digest: rootfs.clone(),
+                layers: vec![PlanetLayer {
+                    digest: rootfs,
+                    media_type: LAYER_TAR.into(),
+                }],
+            });
+        };
+        let what = || format!("the planet of profile {profile}");
+        let mut layers = Vec::new();
+        for layer in self.image_manifest(digest)?.layers() {
+            let (digest, media_type) = (layer.digest().to_string(), layer.media_type().to_string());
+            Compression::of(&media_type)?;
+            if self.image.blob(&digest).is_none() {
+                return Err(Error::MissingBlob { digest });
+            }
+            layers.push(PlanetLayer { digest, media_type });
+        }
+        if layers.len() > MAX_LAYERS {
+            return Err(invalid(
+                &what(),
+                format!("has {} layers, more than {MAX_LAYERS}", layers.len()),
+            ));
+        }
+        if layers.first().is_none_or(|layer| layer.digest != rootfs) {
+            return Err(invalid(
+                &what(),
+                format!("does not begin with the base's root filesystem, {rootfs}"),
+            ));
+        }
+        Ok(Planet {
+            digest: digest.clone(),
+            layers,
+        })
     }
 
     /// The base and its parts.

@@ -3,6 +3,7 @@
 //! - [`file`]: the format of the file, [`Writer`] and [`Image`];
 //! - [`encode`]: how uncompressed blobs are compressed, and the cache of that;
 //! - [`cluster`]: what the blobs of a cluster image mean;
+//! - [`layer`]: the tar in a layer, whatever compresses it;
 //! - [`unpack`]: tar layers to a directory, trusting nothing in them;
 //! - [`pack`]: a directory to a tar with the same bytes every time.
 //!
@@ -15,6 +16,7 @@ pub mod digest;
 pub mod encode;
 mod error;
 pub mod file;
+pub mod layer;
 mod ordered;
 pub mod pack;
 mod tarstream;

@@ -53,6 +53,10 @@ pub(crate) struct TarStream<'a> {
     content: u64,
     /// Padding after it.
     padding: u64,
+    /// Bytes that came.
+    read: u64,
+    /// Bytes that may come.
+    max: u64,
 }
 
 fn refuse(entry: &[u8], reason: impl Into<String>) -> Error {
@@ -63,13 +67,17 @@ fn refuse(entry: &[u8], reason: impl Into<String>) -> Error {
 }
 
 impl<'a> TarStream<'a> {
-    pub(crate) fn new(source: &'a mut dyn Chunks) -> Self {
+    /// Reads at most `max` bytes of `source`, so that what compresses to
+    /// nothing ends too.
+    pub(crate) fn new(source: &'a mut dyn Chunks, max: u64) -> Self {
         Self {
             source,
             chunk: None,
             at: 0,
             content: 0,
             padding: 0,
+            read: 0,
+            max,
         }
     }
 
@@ -91,8 +99,16 @@ impl<'a> TarStream<'a> {
                 .source
                 .next_chunk()
                 .map_err(|e| Error::io("read", std::path::Path::new("the layer"), e))?;
-            if self.chunk.is_none() {
+            let Some(chunk) = &self.chunk else {
                 return Ok(None);
+            };
+            self.read = self.read.saturating_add(chunk.len() as u64);
+            if self.read > self.max {
+                return Err(Error::TooLarge {
+                    what: "a layer, decompressed and with all headers,".into(),
+                    size: self.read,
+                    limit: self.max,
+                });
             }
         }
     }
@@ -255,15 +271,12 @@ impl<'a> TarStream<'a> {
             if entry.kind == Kind::File && byte != b'7' && entry.path.ends_with(b"/") {
                 entry.kind = Kind::Directory;
             }
+            // Nothing else has content, whatever size its header tells: a hard
+            // link's is that of the file, a directory's once was a quota.
             if entry.kind != Kind::File {
-                // A hard link's size is that of the file, without content.
-                if entry.kind != Kind::Hardlink {
-                    self.content = entry.size;
-                }
                 entry.size = 0;
-            } else {
-                self.content = entry.size;
             }
+            self.content = entry.size;
             self.padding = padding(self.content);
             return Ok(Some(entry));
         }

@@ -122,6 +122,9 @@ const WRITERS: usize = 2;
 /// Pieces that wait for a writer. With their chunks, of at most 1 MiB as we
 /// write them, this bounds the memory.
 const QUEUE: usize = 16;
+/// Bytes of a tar that an entry takes beside its content, a long name and some
+/// attributes included. Bounds what a layer decompresses to.
+const HEADERS: u64 = 4096;
 /// From this size on a piece is sent to the disk at once, not at the end.
 const EARLY_WRITEBACK: usize = 256 << 10;
 
@@ -622,11 +625,12 @@ struct Unpacker<'a> {
 impl Unpacker<'_> {
     fn layer(&mut self, source: &mut dyn Chunks) -> Result<()> {
         self.created.clear();
-        let mut tar = TarStream::new(source);
+        let limits = &self.options.limits;
+        let headers = limits.entries.saturating_mul(HEADERS);
+        let mut tar = TarStream::new(source, limits.bytes.saturating_add(headers));
         while let Some(entry) = tar.next_entry()? {
             self.failure.check()?;
             self.report.entries += 1;
-            let limits = &self.options.limits;
             if self.report.entries > limits.entries {
                 let reason = format!("there are more than {} entries", limits.entries);
                 return Err(refuse(&entry.path, reason));

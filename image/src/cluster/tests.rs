@@ -49,6 +49,7 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
         .add_blob_file(&rootfs, &digest, LAYER_TAR, Encoding::Raw)
         .unwrap();
     let rootfs = descriptor(&digest, 6, LAYER_TAR).unwrap();
+    let lowest = rootfs.clone();
     let elf = add(&mut writer, b"elf", GRAVITY_ELF);
     let base = BaseConfig {
         version: "6.0.0".into(),
@@ -66,6 +67,9 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
     let config = add(&mut writer, b"{}", MediaType::ImageConfig.as_ref());
     let layer = add(&mut writer, b"layer", MediaType::ImageLayerGzip.as_ref());
     let app = image_of(&mut writer, None, config, vec![layer.clone(), layer]);
+    let config = add(&mut writer, b"{}", MediaType::ImageConfig.as_ref());
+    let own = add(&mut writer, b"own", MediaType::ImageLayerZstd.as_ref());
+    let planet = image_of(&mut writer, None, config, vec![lowest, own]);
     let manifest = add(&mut writer, b"kind: Cluster\n", MANIFEST_YAML);
     let resources = add(&mut writer, b"tar", LAYER_TAR);
     let mut config = ClusterConfig {
@@ -77,7 +81,7 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
             reference: "gravity:6.0.0".into(),
             digest: base.digest().to_string(),
         },
-        planets: BTreeMap::new(),
+        planets: BTreeMap::from([("db".into(), planet.digest().to_string())]),
         images: vec![ApplicationImage {
             reference: "leader.telekube.local:5000/app:1".into(),
             source: "quay.io/app:1".into(),
@@ -87,7 +91,14 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
         resources: resources.digest().to_string(),
     };
     change(&mut config);
-    let root = write_root(&mut writer, &config, manifest, resources, base, vec![app])?;
+    let root = write_root(
+        &mut writer,
+        &config,
+        manifest,
+        resources,
+        base,
+        vec![app, planet],
+    )?;
     writer.finish(&root, "linux/amd64").unwrap();
     ClusterImage::open(Image::open(path).unwrap())
 }
@@ -105,11 +116,35 @@ fn a_cluster_is_found_from_its_root() {
     let digest = &cluster.config.images[0].digest;
     let blobs = cluster.image_blobs(digest).unwrap();
     assert_eq!(blobs, [digest.clone(), sha256(b"{}"), sha256(b"layer")]);
-    assert_eq!(cluster.index.manifests().len(), 3);
+    assert_eq!(cluster.index.manifests().len(), 4);
     let again = tempfile::tempdir().unwrap();
     build(again.path(), |_| {}).unwrap();
     let bytes = |dir: &tempfile::TempDir| std::fs::read(dir.path().join("image")).unwrap();
     assert!(bytes(&dir) == bytes(&again));
+}
+
+#[test]
+fn each_profile_has_a_planet() {
+    let dir = tempfile::tempdir().unwrap();
+    let cluster = build(dir.path(), |_| {}).unwrap();
+    let layers = |profile: &str| {
+        let layers = cluster.planet(profile).unwrap().layers.into_iter();
+        layers
+            .map(|layer| (layer.digest, layer.media_type))
+            .collect::<Vec<_>>()
+    };
+    let rootfs = (sha256(b"rootfs"), LAYER_TAR.to_owned());
+    let own = (sha256(b"own"), MediaType::ImageLayerZstd.to_string());
+    assert_eq!(layers("web"), [rootfs.clone()]);
+    assert_eq!(layers("db"), [rootfs, own]);
+    assert_eq!(cluster.planet("web").unwrap().digest, sha256(b"rootfs"));
+    // An image that isn't made of the base.
+    let cluster = build(dir.path(), |config| {
+        let app = config.images[0].digest.clone();
+        config.planets.insert("db".into(), app);
+    });
+    let error = cluster.unwrap().planet("db").unwrap_err().to_string();
+    assert!(error.contains("does not begin with the base's"), "{error}");
 }
 
 #[test]

@@ -211,6 +211,55 @@ fn whiteouts_hide_lower_layers_only() {
 }
 
 #[test]
+fn compressed_layers_go_on_top_of_the_base() {
+    let base = Layer::default()
+        .dir("etc")
+        .file("etc/old", b"1")
+        .file("etc/kept", b"1")
+        .end();
+    let upper = Layer::default()
+        .file("etc/.wh.old", b"")
+        .file("usr/bin/tree", b"2")
+        .end();
+    let top = Layer::default()
+        .file("usr/.wh..wh..opq", b"")
+        .file("usr/bin/jq", b"3")
+        .end();
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &upper).unwrap();
+    let upper = gzip.finish().unwrap();
+    let top = zstd::encode_all(&top[..], 3).unwrap();
+    let decode = |bytes: &[u8], compression: crate::layer::Compression| {
+        let mut tar = Vec::new();
+        let mut reader = compression.decode(bytes).unwrap();
+        std::io::Read::read_to_end(&mut reader, &mut tar).unwrap();
+        tar
+    };
+    let layers = [
+        base,
+        decode(&upper, crate::layer::Compression::Gzip),
+        decode(&top, crate::layer::Compression::Zstd),
+    ];
+    let (dir, _) = apply(&layers, &Options::rootfs()).unwrap();
+    let there = |name: &str| dir.path().join("root").join(name).exists();
+    assert!(there("etc/kept") && there("usr/bin/jq"));
+    assert!(!there("etc/old") && !there("usr/bin/tree"));
+}
+
+#[test]
+fn what_is_no_file_has_no_content_whatever_its_header_says() {
+    // As every other reader has it: what follows is the next header.
+    let mut layer = Layer::default()
+        .entry(EntryType::Directory, "d", "", 0o755, &[0; 512])
+        .0;
+    layer.truncate(512);
+    let layer = Layer(layer).file("d/f", b"1");
+    let (dir, report) = apply(&[layer.end()], &Options::resources()).unwrap();
+    assert!(dir.path().join("root/d/f").exists());
+    assert_eq!((report.entries, report.bytes), (2, 1));
+}
+
+#[test]
 fn hostile_names_are_refused() {
     let rootfs = Options::rootfs();
     for path in [
@@ -370,6 +419,12 @@ fn everything_is_bounded() {
             .file("d", b""),
         &options,
     );
+    // What follows the end is read for its digest, but not for ever.
+    options.limits.entries = 1;
+    let mut endless = Layer::default().file("a", b"").end();
+    endless.resize(1 << 20, 0);
+    let error = apply(&[endless], &options).unwrap_err().to_string();
+    assert!(error.contains("with all headers"), "{error}");
     // An extended header that claims to be huge is not allocated.
     let mut layer = Layer::default()
         .entry(EntryType::XHeader, "x", "", 0, b"")
