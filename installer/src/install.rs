@@ -89,12 +89,22 @@ pub struct ImageContent {
     pub reference: ImageRef,
     /// The resolved manifest as text.
     pub manifest_text: String,
-    /// Digest of the tar of the planet's root filesystem.
-    pub rootfs: String,
+    /// Root filesystem of the planet of each profile, and of `""` for a node
+    /// without one.
+    pub planets: BTreeMap<String, Rootfs>,
     /// Images for the registry.
     pub images: Vec<RegistryImage>,
     /// Digest of the resources.
     pub resources: String,
+}
+
+/// Root filesystem of a planet.
+#[derive(Debug, Clone)]
+pub struct Rootfs {
+    /// Digest that stands for all of it.
+    pub digest: String,
+    /// Its layers, lowest first.
+    pub layers: Vec<phase::Layer>,
 }
 
 /// Users of the host that matter for the service user.
@@ -176,6 +186,9 @@ pub enum Error {
     /// The service user conflicts with a user of the host.
     #[error("{0}")]
     ServiceUser(String),
+    /// The image has no planet for the node's profile.
+    #[error("the image holds no planet for profile \"{0}\"; build it anew")]
+    Planet(String),
     /// A payload can't be written.
     #[error("write the plan")]
     Payload(#[from] serde_json::Error),
@@ -555,8 +568,8 @@ impl Planner<'_> {
         };
         let rootfs = phase::Rootfs {
             image,
-            layer: self.image.rootfs.clone(),
-            target: self.rootfs(),
+            layers: self.filesystem()?.layers.clone(),
+            target: self.rootfs()?,
         };
         Ok(vec![
             self.leaf(
@@ -611,7 +624,7 @@ impl Planner<'_> {
 
     /// Starts the planet and waits for one of its services.
     pub(crate) fn planet(&self, wait_for: &str) -> Result<Phase, Error> {
-        let config = planet_config::planet_config(self.context, self.rootfs(), self.volumes);
+        let config = planet_config::planet_config(self.context, self.rootfs()?, self.volumes);
         let planet = phase::Planet {
             config: serde_json::to_value(&config)?,
             wait_for: vec![wait_for.into()],
@@ -648,8 +661,15 @@ impl Planner<'_> {
         ])
     }
 
-    fn rootfs(&self) -> PathBuf {
-        Layout::new(&self.context.node.state_dir).rootfs(&self.image.rootfs)
+    fn filesystem(&self) -> Result<&Rootfs, Error> {
+        let profile = &self.context.node.profile;
+        let planet = self.image.planets.get(profile);
+        planet.ok_or_else(|| Error::Planet(profile.clone()))
+    }
+
+    fn rootfs(&self) -> Result<PathBuf, Error> {
+        let layout = Layout::new(&self.context.node.state_dir);
+        Ok(layout.rootfs(&self.filesystem()?.digest))
     }
 
     pub(crate) fn leaf(

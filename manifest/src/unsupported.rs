@@ -130,7 +130,6 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
 /// The storage drivers all mean containerd's overlay: nothing to do.
 fn of_system(options: &SystemOptions, path: &str, asked: &mut Vec<String>) {
     let fields = [
-        ("baseImage", options.base_image.is_some()),
         ("docker.args", !options.docker.args.is_empty()),
         ("etcd.args", !options.etcd.args.is_empty()),
         ("kubelet.args", !options.kubelet.args.is_empty()),

@@ -9,6 +9,7 @@ pub(crate) mod charts;
 pub(crate) mod images;
 pub(crate) mod manifest;
 pub(crate) mod output;
+pub(crate) mod planet;
 pub(crate) mod resources;
 pub(crate) mod yaml;
 
@@ -113,6 +114,15 @@ impl Job<'_> {
         let cache = Layout::open_or_create(self.state.join("images"))?;
         let encoded = image::encode::Cache::open(self.state.join("encoded"))?;
 
+        let planets = runtime.block_on(planet::select(
+            &manifest,
+            &base,
+            self.hub,
+            &cache,
+            self.client,
+            sink,
+        ))?;
+
         sink.step("Discovering container images");
         let mut skip = resources::Skip::new(&source, output, self.state);
         let mut found = resources::discover(&source, &mut skip, sink.as_ref())?;
@@ -164,7 +174,10 @@ impl Job<'_> {
                 reference: base.reference.clone(),
                 digest: base.digest.to_string(),
             },
-            planets: Default::default(),
+            planets: planets
+                .iter()
+                .flat_map(planet::Planet::of_profiles)
+                .collect(),
             images: pulled
                 .iter()
                 .map(|image| image.application.clone())
@@ -182,6 +195,7 @@ impl Job<'_> {
             resources: (&tar, &packed),
             base: &base,
             images: &pulled,
+            planets: &planets,
         };
         let executable = output::write_image(
             &content,
@@ -225,4 +239,4 @@ fn epoch() -> Result<u64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

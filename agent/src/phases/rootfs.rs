@@ -1,8 +1,8 @@
 //! Unpacks the planet's root filesystem.
 
 use event::Sink;
-use image::Image;
 use image::unpack::{Options, unpack};
+use image::{Chunks, Image, layer};
 use operation::PhaseError;
 use spec::phase::Rootfs;
 
@@ -15,10 +15,16 @@ pub(crate) fn execute(_: &Node, phase: &Rootfs, sink: &dyn Sink) -> Result<(), P
         return Ok(());
     }
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    let mut layer = image
-        .reader(&phase.layer)
-        .map_err(|error| lasting(&error))?;
-    unpack(&mut [&mut layer], &phase.target, &Options::rootfs(), sink)
+    let mut layers = Vec::new();
+    for one in &phase.layers {
+        let layer = layer::open(&image, &one.digest, &one.media_type);
+        layers.push(layer.map_err(|error| lasting(&error))?);
+    }
+    let mut chunks: Vec<&mut dyn Chunks> = Vec::new();
+    for layer in &mut layers {
+        chunks.push(layer.as_mut());
+    }
+    unpack(&mut chunks, &phase.target, &Options::rootfs(), sink)
         .map_err(|error| lasting(&error))?;
     Ok(())
 }

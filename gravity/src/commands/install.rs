@@ -1,6 +1,6 @@
 //! `gravity install`: asks, checks, plans, and has the plan executed.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,10 +11,11 @@ use host::facts::HostFacts;
 use image::Image;
 use image::cluster::{ApplicationImage, ClusterImage};
 use installer::coordinator::{self, Operation};
-use installer::install::{self, ImageContent, KnownUsers, Options};
+use installer::install::{self, ImageContent, KnownUsers, Options, Rootfs};
 use installer::services::HostTraits;
 use manifest::Manifest;
 use spec::layout::Layout;
+use spec::phase::Layer;
 use spec::{ClusterSpec, ImageRef, RegistryImage};
 
 use super::{Session, check, require_root, status};
@@ -106,14 +107,33 @@ pub(crate) fn content(
             digest: cluster.image.root().to_owned(),
         },
         manifest_text,
-        rootfs: cluster
-            .base()
-            .context("find the planet in the image")?
-            .rootfs,
+        planets: planets(cluster, &manifest)?,
         images,
         resources: config.resources.clone(),
     };
     Ok((manifest, content))
+}
+
+/// The planet of each profile, and of a node without one.
+fn planets(cluster: &ClusterImage, manifest: &Manifest) -> Result<BTreeMap<String, Rootfs>> {
+    let profiles = manifest.node_profiles.iter().map(|profile| &*profile.name);
+    profiles
+        .chain([""])
+        .map(|profile| {
+            let planet = cluster
+                .planet(profile)
+                .context("find the planet in the image")?;
+            let layers = planet.layers.into_iter().map(|layer| Layer {
+                digest: layer.digest,
+                media_type: layer.media_type,
+            });
+            let rootfs = Rootfs {
+                digest: planet.digest,
+                layers: layers.collect(),
+            };
+            Ok((profile.to_owned(), rootfs))
+        })
+        .collect()
 }
 
 fn diagnostics(diagnostics: Vec<manifest::Diagnostic>) -> anyhow::Error {

@@ -69,10 +69,24 @@ pub(crate) fn image() -> ImageContent {
             digest: "sha256:aa".into(),
         },
         manifest_text: MANIFEST.into(),
-        rootfs: "sha256:bb".into(),
+        planets: planets(&[("db", &["sha256:bb"]), ("web", &["sha256:bb", "sha256:dd"])]),
         images: Vec::new(),
         resources: "sha256:cc".into(),
     }
+}
+
+fn planets(of: &[(&str, &[&str])]) -> BTreeMap<String, Rootfs> {
+    let layer = |digest: &&str| phase::Layer {
+        digest: (*digest).to_owned(),
+        media_type: "application/vnd.oci.image.layer.v1.tar".into(),
+    };
+    of.iter()
+        .map(|(profile, layers)| {
+            let digest = layers.last().unwrap_or(&"").to_string();
+            let layers = layers.iter().map(layer).collect();
+            ((*profile).to_owned(), Rootfs { digest, layers })
+        })
+        .collect()
 }
 
 fn options() -> Options {
@@ -184,6 +198,24 @@ fn volumes_reach_the_planet_with_their_owner() {
         ])
     );
     assert!(!serde_json::to_string(&config).unwrap().contains("PRIVATE"));
+}
+
+#[test]
+fn a_node_runs_the_planet_of_its_profile() {
+    let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
+    let payload = |id: &str| {
+        let phase = prepared.plan.phase(id).unwrap().payload.clone();
+        serde_json::from_value::<PhaseSpec>(phase).unwrap()
+    };
+    let (PhaseSpec::Rootfs(rootfs), PhaseSpec::Planet(planet)) =
+        (payload("/prepare/rootfs"), payload("/start/planet"))
+    else {
+        panic!()
+    };
+    let digests: Vec<_> = rootfs.layers.iter().map(|layer| &*layer.digest).collect();
+    assert_eq!(digests, ["sha256:bb", "sha256:dd"]);
+    let config: planet::config::PlanetConfig = serde_json::from_value(planet.config).unwrap();
+    assert_eq!(config.rootfs, rootfs.target);
 }
 
 #[test]

@@ -39,7 +39,7 @@ impl Layout {
         self.blobs().join(digest.replacen(':', "/", 1))
     }
 
-    /// Unpacked root filesystem of the planet. `digest` is of its tar.
+    /// Unpacked root filesystem of the planet. `digest` stands for all of it.
     pub fn rootfs(&self, digest: &str) -> PathBuf {
         self.0.join("planet/rootfs").join(hex(digest))
     }

@@ -95,10 +95,19 @@ pub struct Program {
 pub struct Rootfs {
     /// The cluster image file on the node.
     pub image: PathBuf,
-    /// Digest of its tar.
-    pub layer: String,
+    /// Its layers, lowest first.
+    pub layers: Vec<Layer>,
     /// Directory that is made of them.
     pub target: PathBuf,
+}
+
+/// A layer of a root filesystem.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Digest of the blob.
+    pub digest: String,
+    /// OCI media type, which tells how it is compressed.
+    pub media_type: String,
 }
 
 /// See [`PhaseSpec::Images`].

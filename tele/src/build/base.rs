@@ -24,6 +24,8 @@ pub(crate) struct Base {
     pub(crate) digest: Digest,
     pub(crate) manifest: ImageManifest,
     pub(crate) config: BaseConfig,
+    /// The tar of the planet's root filesystem.
+    pub(crate) rootfs: Descriptor,
     /// The static program.
     pub(crate) gravity: Digest,
 }
@@ -90,23 +92,19 @@ fn read(hub: &Layout, reference: &str, descriptor: Descriptor) -> Result<Base> {
     }
     let config = hub.read_json(&Digest::try_from(manifest.config().digest())?)?;
     let layer = |kind: &str| {
-        let found = manifest
-            .layers()
-            .iter()
-            .find(|layer| layer.media_type().as_ref() == kind);
-        found
-            .map(|layer| Digest::try_from(layer.digest()))
-            .transpose()
+        let mut layers = manifest.layers().iter();
+        let found = layers.find(|layer| layer.media_type().as_ref() == kind);
+        found.with_context(|| format!("it has no layer of type {kind}"))
     };
-    let gravity =
-        layer(GRAVITY_ELF)?.with_context(|| format!("it has no layer of type {GRAVITY_ELF}"))?;
-    layer(LAYER_TAR)?.with_context(|| format!("it has no layer of type {LAYER_TAR}"))?;
+    let gravity = Digest::try_from(layer(GRAVITY_ELF)?.digest())?;
+    let rootfs = layer(LAYER_TAR)?.clone();
     Ok(Base {
         reference: reference.into(),
         descriptor,
         digest,
         manifest,
         config,
+        rootfs,
         gravity,
     })
 }

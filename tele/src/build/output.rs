@@ -24,6 +24,7 @@ use super::PARTIAL;
 use super::base::Base;
 use super::images::Vendored;
 use super::manifest::Source;
+use super::planet::Planet;
 
 const PLATFORM: &str = "linux/amd64";
 /// An uncompressed layer as Docker calls it.
@@ -225,6 +226,7 @@ pub(crate) struct Content<'a> {
     pub(crate) resources: (&'a Path, &'a Packed),
     pub(crate) base: &'a Base,
     pub(crate) images: &'a [Vendored],
+    pub(crate) planets: &'a [Planet],
 }
 
 /// Writes the executable; returns its path.
@@ -267,6 +269,17 @@ pub(crate) fn write_image(
         }
         let mut descriptor = image.pulled.manifest.clone();
         let name = [(REF_NAME.to_owned(), image.application.reference.clone())];
+        descriptor.set_annotations(Some(name.into()));
+        manifests.push(descriptor);
+    }
+    for planet in content.planets {
+        writer.add_blob_bytes(&planet.manifest, planet.descriptor.media_type().as_ref())?;
+        copy_document(&mut writer, &planet.layout, &planet.config)?;
+        for layer in &planet.layers {
+            copy(&mut writer, &planet.layout, layer)?;
+        }
+        let mut descriptor = planet.descriptor.clone();
+        let name = [(REF_NAME.to_owned(), planet.name.clone())];
         descriptor.set_annotations(Some(name.into()));
         manifests.push(descriptor);
     }

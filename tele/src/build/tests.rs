@@ -41,7 +41,7 @@ spec:
 ";
 
 /// A vendor's machine.
-struct Vendor {
+pub(crate) struct Vendor {
     dir: tempfile::TempDir,
     /// An image that is in the cache, pinned.
     image: String,
@@ -54,7 +54,7 @@ fn put(path: &Path, text: &str, mode: u32) {
 }
 
 impl Vendor {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hub = Layout::open_or_create(dir.path().join("hub")).unwrap();
         let config = json!({
@@ -114,11 +114,11 @@ impl Vendor {
         vendor
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub(crate) fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn put(&self, name: &str, text: &str) {
+    pub(crate) fn put(&self, name: &str, text: &str) {
         put(
             &self.at("app").join(name),
             &text.replace("IMAGE", &self.image),
@@ -126,7 +126,7 @@ impl Vendor {
         );
     }
 
-    fn build(&self, name: &str, sink: &Arc<Memory>) -> Result<PathBuf> {
+    pub(crate) fn build(&self, name: &str, sink: &Arc<Memory>) -> Result<PathBuf> {
         let path = self.at(name);
         let (app, state) = (self.at("app"), self.at("state"));
         let hub = Layout::open(self.at("hub")).unwrap();
@@ -173,6 +173,102 @@ impl Vendor {
             None => format!("{error:#}"),
         }
     }
+}
+
+const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+impl Vendor {
+    /// Puts a planet image into the hub: its lowest layer, recompressed as
+    /// Buildah does, and one of its own whose content has this digest.
+    pub(crate) fn planet(&self, name: &str, lowest: &[u8], own: &[u8], content: &Digest) {
+        self.planet_on(name, b"recompressed", lowest, own, content);
+    }
+
+    /// The same with the blob of its lowest layer.
+    pub(crate) fn planet_on(
+        &self,
+        name: &str,
+        blob: &[u8],
+        lowest: &[u8],
+        own: &[u8],
+        content: &Digest,
+    ) {
+        let hub = Layout::open(self.at("hub")).unwrap();
+        let put = |bytes: &[u8], kind: &str| hub.put_blob_bytes(bytes, kind).unwrap();
+        let config = json!({
+            "os": "linux", "architecture": "amd64",
+            "rootfs": {"type": "layers", "diff_ids": [Digest::of(lowest).as_str(), content.as_str()]},
+        });
+        let kind = "application/vnd.oci.image.config.v1+json";
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": MANIFEST, "config": put(config.to_string().as_bytes(), kind),
+            "layers": [put(blob, GZIP), put(own, GZIP)],
+        });
+        let manifest = put(manifest.to_string().as_bytes(), MANIFEST);
+        hub.tag(name, manifest).unwrap();
+    }
+}
+
+#[test]
+fn a_planet_of_ones_own_adds_its_layers() {
+    let vendor = Vendor::new();
+    let base = b"rootfs".repeat(1000);
+    let own = gzip_of(b"package");
+    // As Buildah names an image without a registry.
+    let content = Digest::of(b"package");
+    vendor.planet("localhost/custom-planet:1.0.0", &base, &own, &content);
+    let profiles = |image: &str| {
+        let profiles = format!(
+            "nodeProfiles:\n- {{name: worker, systemOptions: {{baseImage: '{image}'}}}}\n- {{name: db}}\n"
+        );
+        vendor.put("app.yaml", &format!("{APP}{profiles}"));
+    };
+    profiles("custom-planet:1.0.0");
+    let path = vendor.build("shop", &Arc::default()).unwrap();
+    let image = Image::open(path).unwrap();
+    assert_eq!(image.verify(&event::Discard).unwrap(), []);
+    let cluster = ClusterImage::open(image.clone()).unwrap();
+    let layers = |profile: &str| -> Vec<String> {
+        let planet = cluster.planet(profile).unwrap();
+        planet
+            .layers
+            .into_iter()
+            .map(|layer| layer.digest)
+            .collect()
+    };
+    let (rootfs, own) = (Digest::of(&base).to_string(), Digest::of(&own).to_string());
+    assert_eq!(layers("worker"), [rootfs.clone(), own]);
+    assert_eq!(layers("db"), [rootfs]);
+    assert!(image.blob(Digest::of(b"recompressed").as_str()).is_none());
+    // All that its manifest names is there.
+    cluster
+        .image_blobs(&cluster.config.planets["worker"])
+        .unwrap();
+
+    let error = |name: &str| {
+        profiles(name);
+        vendor.error()
+    };
+    let text = error("custom-planet:latest");
+    assert!(text.contains("not a semantic version"), "{text}");
+    vendor.planet("old:1.0.0", b"another base", b"", &content);
+    let text = error("old:1.0.0");
+    assert!(
+        text.contains("does not descend from") && text.contains("FROM planet:6.0.0"),
+        "{text}"
+    );
+    vendor.planet("bad:1.0.0", &base, b"no gzip", &content);
+    let text = error("bad:1.0.0");
+    assert!(text.contains("does not decompress"), "{text}");
+    vendor.planet("lies:1.0.0", &base, &gzip_of(b"other"), &content);
+    let text = error("lies:1.0.0");
+    assert!(text.contains("its config says"), "{text}");
+}
+
+pub(crate) fn gzip_of(bytes: &[u8]) -> Vec<u8> {
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, bytes).unwrap();
+    gzip.finish().unwrap()
 }
 
 #[test]
