@@ -20,6 +20,14 @@ pub(crate) enum Command {
     Build(Build),
     /// Lists the images of the hub.
     Ls(Ls),
+    /// Shows what a cluster image holds.
+    Inspect(crate::inspect::Inspect),
+    /// Shows what changed from one cluster image to another.
+    Diff(crate::diff::Diff),
+    /// Compares every byte of a cluster image with what was built.
+    Verify(crate::verify::Verify),
+    /// Writes the content of a cluster image as an OCI image layout.
+    Export(crate::export::Export),
     /// Prints the version.
     Version,
 }

@@ -4,7 +4,11 @@
 
 mod build;
 mod cli;
+mod diff;
+mod export;
+mod inspect;
 mod ls;
+mod verify;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,6 +25,13 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Build(arguments) => build::run(&arguments, &console),
         Command::Ls(arguments) => ls::run(&arguments, &console),
+        Command::Inspect(arguments) => inspect::run(&arguments, &console),
+        Command::Diff(arguments) => diff::run(&arguments, &console),
+        Command::Verify(arguments) => match verify::run(&arguments, &console) {
+            Ok(code) => return code.into(),
+            Err(error) => Err(error),
+        },
+        Command::Export(arguments) => export::run(&arguments, &console),
         Command::Version => {
             console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));
             Ok(())
