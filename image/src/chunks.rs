@@ -6,7 +6,6 @@
 //! must be ready to undo it.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
 use std::ops::Deref;
 use std::os::unix::fs::FileExt;
@@ -15,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::digest::{Hasher, sha256};
+use crate::file::Window;
 use crate::file::format::{Blob, Encoding};
 use crate::ordered::{Ordered, threads_for};
 use crate::{Error, Result};
@@ -119,7 +119,7 @@ impl<R: Read + Send> Chunks for ReadChunks<R> {
 
 /// What a worker needs to make chunk `i` of a blob.
 struct Decoder {
-    file: Arc<File>,
+    file: Arc<Window>,
     blob: Arc<Blob>,
     pool: Arc<Pool>,
     stored: Vec<u8>,
@@ -246,7 +246,7 @@ impl fmt::Debug for BlobReader {
 }
 
 impl BlobReader {
-    pub(crate) fn new(file: &Arc<File>, blob: Arc<Blob>) -> Self {
+    pub(crate) fn new(file: &Arc<Window>, blob: Arc<Blob>) -> Self {
         let pool = Arc::<Pool>::default();
         let decoder = || Decoder {
             file: Arc::clone(file),

@@ -22,4 +22,4 @@ pub mod unpack;
 
 pub use chunks::{BlobReader, Chunk, Chunks, ReadChunks};
 pub use error::{Error, Result};
-pub use file::{Blob, Damage, Encoding, Image, Writer};
+pub use file::{Blob, Damage, Encoding, Image, Part, Writer};

@@ -20,12 +20,15 @@
 //! The same inputs give the same bytes.
 
 pub mod format;
+mod parts;
 mod read;
 mod verify;
 mod write;
 
 pub use format::{Blob, Encoding, Frame, Index};
+pub use parts::{Part, STRUCTURE};
 pub use read::Image;
+pub(crate) use read::Window;
 pub use verify::Damage;
 pub use write::Writer;
 

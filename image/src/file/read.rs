@@ -25,6 +25,30 @@ const SEEK_BACK: u64 = 64 << 20;
 /// How far a head page is sought: no program is longer.
 const SEEK_HEAD: u64 = 1 << 30;
 
+/// Length of an archive's header.
+const HEADER: u64 = 512;
+
+/// The file that an image is, or is part of: offsets count from the image's
+/// first byte.
+#[derive(Debug)]
+pub(crate) struct Window {
+    pub(super) file: File,
+    pub(super) start: u64,
+}
+
+impl FileExt for Window {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        match self.start.checked_add(offset) {
+            Some(offset) => self.file.read_at(buffer, offset),
+            None => Ok(0),
+        }
+    }
+
+    fn write_at(&self, _: &[u8], _: u64) -> io::Result<usize> {
+        Err(io::ErrorKind::ReadOnlyFilesystem.into())
+    }
+}
+
 /// An open cluster image. Cheap to clone; usable from many threads.
 #[derive(Debug, Clone)]
 pub struct Image(Arc<Inner>);
@@ -32,8 +56,10 @@ pub struct Image(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     path: PathBuf,
-    file: Arc<File>,
+    file: Arc<Window>,
     length: u64,
+    /// Length of the file that the image is part of.
+    whole: u64,
     footer: Footer,
     platform: String,
     root: String,
@@ -43,8 +69,8 @@ struct Inner {
 }
 
 impl Image {
-    /// Opens the image at `path`: footer and index are read and checked, no
-    /// blob is.
+    /// Opens the image at `path`, or that in the archive at `path` of which it
+    /// is the first entry: footer and index are read and checked, no blob is.
     ///
     /// # Errors
     /// [`Error::NotAnImage`], [`Error::Truncated`], [`Error::Appended`],
@@ -70,13 +96,25 @@ impl Image {
 
     fn from_file(file: File, path: &Path) -> Result<Self> {
         let meta = file.metadata().map_err(Error::at("read", path))?;
-        let length = meta.len();
+        let whole = meta.len();
         if !meta.is_file() {
             return Err(Error::NotAnImage {
                 path: path.to_owned(),
-                length,
+                length: whole,
             });
         }
+        let (start, length) = match archived(&file, whole).map_err(Error::at("read", path))? {
+            Some(size) if size > whole - HEADER => {
+                return Err(Error::Truncated {
+                    path: path.to_owned(),
+                    length: whole,
+                    expected: HEADER.checked_add(size),
+                });
+            }
+            Some(size) => (HEADER, size),
+            None => (0, whole),
+        };
+        let file = Window { file, start };
         let read = |offset: u64, length: u64| -> Result<Vec<u8>> {
             let mut bytes = vec![0; length as usize];
             file.read_exact_at(&mut bytes, offset)
@@ -139,6 +177,7 @@ impl Image {
             path: path.to_owned(),
             file: Arc::new(file),
             length,
+            whole,
             footer,
             platform: index.platform,
             root: index.root,
@@ -153,9 +192,19 @@ impl Image {
         &self.0.path
     }
 
-    /// Length of the file in bytes.
+    /// Length of the image in bytes.
     pub fn length(&self) -> u64 {
         self.0.length
+    }
+
+    /// Where the image begins in its file: 0, or behind an archive's header.
+    pub(super) fn start(&self) -> u64 {
+        self.0.file.start
+    }
+
+    /// Length of the file, of which the image may be a part.
+    pub(super) fn whole(&self) -> u64 {
+        self.0.whole
     }
 
     /// Digest of the blob that leads to all others.
@@ -187,7 +236,7 @@ impl Image {
             .map(Arc::as_ref)
     }
 
-    pub(super) fn file(&self) -> &Arc<File> {
+    pub(super) fn file(&self) -> &Window {
         &self.0.file
     }
 
@@ -308,6 +357,21 @@ impl Image {
     }
 }
 
+/// Size of the first entry, where the file is an archive that begins with an
+/// image.
+fn archived(file: &File, length: u64) -> io::Result<Option<u64>> {
+    let mut block = [0; HEADER as usize];
+    if length < HEADER {
+        return Ok(None);
+    }
+    file.read_exact_at(&mut block, 0)?;
+    if !block.starts_with(b"gravity\0") || block[257..262] != *b"ustar" {
+        return Ok(None);
+    }
+    let header = tar::Header::from_byte_slice(&block);
+    Ok(header.entry_size().ok())
+}
+
 /// Writes a file that appears at `dest` whole or not at all.
 fn write_new(dest: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let parent = match dest.parent() {
@@ -329,7 +393,7 @@ fn write_new(dest: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>)
 }
 
 /// Tells why the end of the file is no footer.
-fn diagnose(file: &File, path: &Path, length: u64, reason: &NoFooter) -> Error {
+fn diagnose(file: &Window, path: &Path, length: u64, reason: &NoFooter) -> Error {
     let path = path.to_owned();
     match reason {
         NoFooter::Version(version) => {
@@ -363,7 +427,7 @@ fn diagnose(file: &File, path: &Path, length: u64, reason: &NoFooter) -> Error {
 }
 
 /// How many bytes follow a footer that is whole.
-fn appended(file: &File, length: u64) -> Option<u64> {
+fn appended(file: &Window, length: u64) -> Option<u64> {
     let floor = length.saturating_sub(SEEK_BACK);
     let mut end = length;
     let mut buffer = vec![0; CHUNK + FOOTER];
@@ -396,7 +460,7 @@ fn appended(file: &File, length: u64) -> Option<u64> {
 }
 
 /// Whether a head page is where it should be behind a program.
-fn has_head(file: &File, length: u64) -> bool {
+fn has_head(file: &Window, length: u64) -> bool {
     let mut head = [0; 28];
     (0..length.min(SEEK_HEAD))
         .step_by(PAGE as usize)
@@ -412,7 +476,7 @@ fn has_head(file: &File, length: u64) -> bool {
 
 /// Whether the file is a 64-bit program whose section headers lie beyond its
 /// end.
-fn elf_is_cut(file: &File, length: u64) -> bool {
+fn elf_is_cut(file: &Window, length: u64) -> bool {
     let mut header = [0; 64];
     if file.read_exact_at(&mut header, 0).is_err() || !header.starts_with(b"\x7fELF\x02\x01") {
         return false;
@@ -425,13 +489,13 @@ fn elf_is_cut(file: &File, length: u64) -> bool {
 
 impl digest::Hasher {
     /// Hashes `length` bytes at `offset` of `file`.
-    pub(crate) fn of_range(file: &File, offset: u64, length: u64) -> io::Result<String> {
+    pub(crate) fn of_range(file: &impl FileExt, offset: u64, length: u64) -> io::Result<String> {
         Self::of_range_in(file, offset, length, &mut Vec::new())
     }
 
     /// The same with a buffer that is used again.
     pub(crate) fn of_range_in(
-        file: &File,
+        file: &impl FileExt,
         offset: u64,
         length: u64,
         buffer: &mut Vec<u8>,

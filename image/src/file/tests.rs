@@ -413,8 +413,66 @@ fn frames_that_say_something_else_than_the_digest_are_found() {
         .unwrap()
         .clone();
     blob.digest = sha256(b"something else");
-    let file = std::sync::Arc::new(std::fs::File::open(&s.path).unwrap());
+    let file = std::sync::Arc::new(read::Window {
+        file: std::fs::File::open(&s.path).unwrap(),
+        start: 0,
+    });
     let mut reader = crate::BlobReader::new(&file, std::sync::Arc::new(blob));
     let error = std::io::copy(&mut reader, &mut std::io::sink()).unwrap_err();
     assert!(error.to_string().contains("expected"), "{error}");
+}
+
+/// The image as the first entry of an archive, with another behind it.
+fn archive(image: &Path, path: &Path) -> Vec<u8> {
+    let mut archive = tar::Builder::new(Vec::new());
+    for (name, bytes) in [
+        ("gravity", std::fs::read(image).unwrap()),
+        ("README", b"text".to_vec()),
+    ] {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o755);
+        archive
+            .append_data(&mut header, name, bytes.as_slice())
+            .unwrap();
+    }
+    let bytes = archive.into_inner().unwrap();
+    put(path, &bytes);
+    bytes
+}
+
+#[test]
+fn an_image_in_an_archive_is_opened_and_a_cut_one_told() {
+    let sample = sample(9_000, 3_000_000);
+    let path = sample.dir.path().join("image.tar");
+    let bytes = archive(&sample.path, &path);
+    let image = Image::open(&path).unwrap();
+    assert_eq!(image.verify(&Discard).unwrap(), []);
+    let dest = sample.dir.path().join("out");
+    image.extract_elf(&dest).unwrap();
+    assert_eq!(std::fs::read(&dest).unwrap(), noise(10_000, 3));
+    image.extract(&sha256(&sample.tar), &dest).unwrap();
+    assert_eq!(std::fs::read(&dest).unwrap(), sample.tar);
+    put(&path, &bytes[..100_000]);
+    assert!(matches!(Image::open(&path), Err(Error::Truncated { .. })));
+}
+
+#[test]
+fn the_parts_and_zeros_are_the_file() {
+    let sample = sample(9_000, 3_000_000);
+    let tar = sample.dir.path().join("image.tar");
+    archive(&sample.path, &tar);
+    for path in [&sample.path, &tar] {
+        let whole = std::fs::read(path).unwrap();
+        let mut again = vec![0; whole.len()];
+        let parts = Image::open(path).unwrap().parts().unwrap();
+        for part in &parts {
+            let range = part.offset as usize..(part.offset + part.length) as usize;
+            assert_eq!(sha256(&whole[range.clone()]), part.digest);
+            again[range.clone()].copy_from_slice(&whole[range]);
+        }
+        assert!(again == whole);
+        assert!(parts.iter().any(|part| part.media_type == "a/tar+zstd"));
+        assert!(parts.iter().any(|part| part.digest == sha256(&sample.raw)));
+    }
 }
