@@ -36,7 +36,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         arguments.overwrite,
     )?;
     let hub = arguments.hub.open()?;
-    let state = state_dir(arguments)?;
+    let state = state_dir(arguments.state_dir.as_ref())?;
     let (registries, credentials) = (
         Registries::from_environment()?,
         Credentials::from_environment(),
@@ -195,8 +195,8 @@ impl Job<'_> {
 }
 
 /// `--state-dir`, or a directory in the user's cache.
-fn state_dir(arguments: &Build) -> Result<PathBuf> {
-    if let Some(dir) = &arguments.state_dir {
+pub(crate) fn state_dir(named: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(dir) = named {
         return std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()));
     }
     let variable = |name: &str| {

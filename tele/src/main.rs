@@ -1,10 +1,16 @@
-//! The `tele` program: builds cluster images.
+//! The `tele` program: builds cluster images, and moves them to and from a hub.
 //!
 //! In: a command line. Out: an exit code of [`console::ExitCode`].
 
+mod artifact;
 mod build;
 mod cli;
+mod hub;
+mod login;
 mod ls;
+mod pull;
+mod push;
+mod rm;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -20,7 +26,12 @@ fn main() -> ExitCode {
     let console = Arc::new(Console::new(Format::Auto));
     let result = match cli.command {
         Command::Build(arguments) => build::run(&arguments, &console),
+        Command::Push(arguments) => push::run(&arguments, &console),
+        Command::Pull(arguments) => pull::run(&arguments, &console),
         Command::Ls(arguments) => ls::run(&arguments, &console),
+        Command::Rm(arguments) => rm::run(&arguments, &console),
+        Command::Login(arguments) => login::login(&arguments, &console),
+        Command::Logout(arguments) => login::logout(&arguments, &console),
         Command::Version => {
             console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));
             Ok(())
