@@ -71,26 +71,17 @@ pub(crate) struct Build {
 
 #[derive(Debug, Args)]
 pub(crate) struct Hub {
-    /// Directory with base images, in OCI image layout [default: gravity/hub
-    /// in the user's data directory].
-    #[arg(long = "hub", value_name = "DIR", env = "GRAVITY_HUB")]
-    pub(crate) dir: Option<PathBuf>,
+    /// Where base images are: a directory in OCI image layout, or a registry as
+    /// https://HOST[/PATH] [default: gravity/hub in the user's data directory].
+    #[arg(long = "hub", value_name = "DIR|URL", env = "GRAVITY_HUB")]
+    pub(crate) location: Option<String>,
 }
 
 impl Hub {
-    /// Opens the hub.
-    pub(crate) fn open(&self) -> anyhow::Result<oci::Layout> {
+    /// Opens the hub; `create` makes a directory that is not there.
+    pub(crate) fn open(&self, client: &oci::Client, create: bool) -> anyhow::Result<oci::Hub> {
         use anyhow::Context;
-        let dir = self.dir.clone().or_else(oci::hub::default_dir);
-        let dir =
-            dir.context("there is no home directory to look for the hub in: name it with --hub")?;
-        if dir.to_str().is_some_and(|text| text.contains("://")) {
-            anyhow::bail!(
-                "{}: a hub that is a registry is not supported by this release yet: name a directory",
-                dir.display()
-            );
-        }
-        oci::Layout::open(dir).context(
+        oci::Hub::open(self.location.as_deref(), client, create).context(
             "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
         )
     }

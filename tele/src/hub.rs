@@ -18,10 +18,8 @@ use tokio::runtime::Runtime;
 /// Where the hub is.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// The hub: a directory, or a registry as https://HOST[/PATH] [default:
-    /// gravity/hub in the user's data directory].
-    #[arg(long = "hub", value_name = "DIR|URL", env = "GRAVITY_HUB")]
-    pub(crate) location: Option<String>,
+    #[command(flatten)]
+    pub(crate) hub: crate::cli::Hub,
     /// Transfers at a time.
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=64))]
     pub(crate) parallel: u8,
@@ -43,9 +41,7 @@ impl Options {
             usize::from(self.parallel),
             Retry::default(),
         );
-        let hub = Hub::open(self.location.as_deref(), &client, create).context(
-            "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
-        )?;
+        let hub = self.hub.open(&client, create)?;
         Ok(Connection { runtime, hub })
     }
 }
