@@ -34,6 +34,7 @@ unit: ## tests that need neither root nor a base image
 
 e2e: base ## tests on nodes in namespaces; needs root
 	$(CARGO) test -p gravity-tests --test node
+	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub
 	$(BIN)/testnode e2e
 	$(BIN)/testnode join
 

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, bail};
 use console::Console;
 use event::Sink;
 use image::cluster::{BaseReference, CONFIG_VERSION, ClusterConfig};
-use oci::{Client, Credentials, Layout, Registries, Retry};
+use oci::{Client, Credentials, Hub, Layout, Progress, Registries, Retry};
 
 use crate::cli::Build;
 use output::Output;
@@ -36,8 +36,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         &std::env::current_dir()?,
         arguments.overwrite,
     )?;
-    let hub = arguments.hub.open()?;
-    let state = state_dir(arguments)?;
+    let state = state_dir(arguments.state_dir.as_ref())?;
     let (registries, credentials) = (
         Registries::from_environment()?,
         Credentials::from_environment(),
@@ -48,6 +47,11 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         usize::from(arguments.parallel),
         Retry::default(),
     );
+    // What a registry holds is fetched to where a directory would be.
+    let (hub, remote) = match arguments.hub.open(&client, false)? {
+        Hub::Directory(hub) => (hub, None),
+        remote => (Layout::open_or_create(state.join("hub"))?, Some(remote)),
+    };
     let helm = std::env::var_os("HELM")
         .filter(|value| !value.is_empty())
         .unwrap_or_else(|| "helm".into());
@@ -55,6 +59,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         path: &arguments.path,
         state: &state,
         hub: &hub,
+        remote: remote.as_ref(),
         chart_options: charts::Options {
             helm: &helm,
             set: &arguments.set,
@@ -81,6 +86,8 @@ pub(crate) struct Job<'a> {
     /// What is kept between builds.
     pub(crate) state: &'a Path,
     pub(crate) hub: &'a Layout,
+    /// The registry that fills `hub`.
+    pub(crate) remote: Option<&'a Hub>,
     pub(crate) chart_options: charts::Options<'a>,
     pub(crate) client: &'a Client,
     pub(crate) parallel: usize,
@@ -103,7 +110,13 @@ impl Job<'_> {
         manifest::complete(&mut manifest, &source, &runtime, self.client)?;
 
         sink.step("Selecting base image");
-        let base = base::select(self.hub, manifest.base_image.as_ref())?;
+        let mut wanted = manifest.base_image.clone();
+        if let Some(remote) = self.remote {
+            let progress = Progress::new("base image", sink.clone());
+            let fetch = base::fetch(remote, wanted.as_ref(), self.hub, &progress);
+            wanted = Some(runtime.block_on(fetch)?);
+        }
+        let base = base::select(self.hub, wanted.as_ref())?;
         sink.info(&format!(
             "Base image {} ({})",
             base.reference,
@@ -209,8 +222,8 @@ impl Job<'_> {
 }
 
 /// `--state-dir`, or a directory in the user's cache.
-fn state_dir(arguments: &Build) -> Result<PathBuf> {
-    if let Some(dir) = &arguments.state_dir {
+pub(crate) fn state_dir(named: Option<&PathBuf>) -> Result<PathBuf> {
+    if let Some(dir) = named {
         return std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()));
     }
     let variable = |name: &str| {

@@ -6,6 +6,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::login::{Login, Logout};
+use crate::ls::Ls;
+use crate::pull::Pull;
+use crate::push::Push;
+use crate::rm::Rm;
+
 /// Builds cluster images.
 #[derive(Debug, Parser)]
 #[command(name = "tele", version, about)]
@@ -18,6 +24,10 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Builds a cluster image from an Image Manifest.
     Build(Build),
+    /// Puts a cluster image into the hub.
+    Push(Push),
+    /// Gets a cluster image from the hub.
+    Pull(Pull),
     /// Lists the images of the hub.
     Ls(Ls),
     /// Shows what a cluster image holds.
@@ -28,6 +38,12 @@ pub(crate) enum Command {
     Verify(crate::verify::Verify),
     /// Writes the content of a cluster image as an OCI image layout.
     Export(crate::export::Export),
+    /// Removes a version of an image from the hub.
+    Rm(Rm),
+    /// Keeps a login for a registry.
+    Login(Login),
+    /// Forgets the login for a registry.
+    Logout(Logout),
     /// Prints the version.
     Version,
 }
@@ -62,36 +78,18 @@ pub(crate) struct Build {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Ls {
-    #[command(flatten)]
-    pub(crate) hub: Hub,
-    /// All versions. They always are shown.
-    #[arg(long, hide = true)]
-    pub(crate) all: bool,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Hub {
-    /// Directory with base images, in OCI image layout [default: gravity/hub
-    /// in the user's data directory].
-    #[arg(long = "hub", value_name = "DIR", env = "GRAVITY_HUB")]
-    pub(crate) dir: Option<PathBuf>,
+    /// Where base images are: a directory in OCI image layout, or a registry as
+    /// https://HOST[/PATH] [default: gravity/hub in the user's data directory].
+    #[arg(long = "hub", value_name = "DIR|URL", env = "GRAVITY_HUB")]
+    pub(crate) location: Option<String>,
 }
 
 impl Hub {
-    /// Opens the hub.
-    pub(crate) fn open(&self) -> anyhow::Result<oci::Layout> {
+    /// Opens the hub; `create` makes a directory that is not there.
+    pub(crate) fn open(&self, client: &oci::Client, create: bool) -> anyhow::Result<oci::Hub> {
         use anyhow::Context;
-        let dir = self.dir.clone().or_else(oci::hub::default_dir);
-        let dir =
-            dir.context("there is no home directory to look for the hub in: name it with --hub")?;
-        if dir.to_str().is_some_and(|text| text.contains("://")) {
-            anyhow::bail!(
-                "{}: a hub that is a registry is not supported by this release yet: name a directory",
-                dir.display()
-            );
-        }
-        oci::Layout::open(dir).context(
+        oci::Hub::open(self.location.as_deref(), client, create).context(
             "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
         )
     }
@@ -112,6 +110,5 @@ mod tests {
         };
         assert!(build.overwrite && build.set == ["a=b", "c=d"] && build.parallel == 6);
         assert!(Cli::try_parse_from(["tele", "build", "--parallel", "0"]).is_err());
-        assert!(Cli::try_parse_from(["tele", "push", "x"]).is_err());
     }
 }

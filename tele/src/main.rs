@@ -1,13 +1,19 @@
-//! The `tele` program: builds cluster images.
+//! The `tele` program: builds cluster images, and moves them to and from a hub.
 //!
 //! In: a command line. Out: an exit code of [`console::ExitCode`].
 
+mod artifact;
 mod build;
 mod cli;
 mod diff;
 mod export;
+mod hub;
 mod inspect;
+mod login;
 mod ls;
+mod pull;
+mod push;
+mod rm;
 mod verify;
 
 use std::process::ExitCode;
@@ -24,6 +30,8 @@ fn main() -> ExitCode {
     let console = Arc::new(Console::new(Format::Auto));
     let result = match cli.command {
         Command::Build(arguments) => build::run(&arguments, &console),
+        Command::Push(arguments) => push::run(&arguments, &console),
+        Command::Pull(arguments) => pull::run(&arguments, &console),
         Command::Ls(arguments) => ls::run(&arguments, &console),
         Command::Inspect(arguments) => inspect::run(&arguments, &console),
         Command::Diff(arguments) => diff::run(&arguments, &console),
@@ -32,6 +40,9 @@ fn main() -> ExitCode {
             Err(error) => Err(error),
         },
         Command::Export(arguments) => export::run(&arguments, &console),
+        Command::Rm(arguments) => rm::run(&arguments, &console),
+        Command::Login(arguments) => login::login(&arguments, &console),
+        Command::Logout(arguments) => login::logout(&arguments, &console),
         Command::Version => {
             console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));
             Ok(())

@@ -10,17 +10,26 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use oci::Layout;
+use pki::{Authority, Leaf};
 
 use crate::{file, process};
 
 /// How long the registry may take to answer.
 const START: Duration = Duration::from_secs(20);
 
+/// Who may use a secure registry.
+pub const USER: &str = "vendor";
+/// With which password.
+pub const PASSWORD: &str = "sesame street";
+/// The same as the registry wants it: bcrypt of the least cost.
+const HTPASSWD: &str = "vendor:$2b$04$aAbopwg3B.BiVi9MKZaiSOVJLVDLIrUl/w2LCV0pT8b/j4HPDicB6\n";
+
 /// A registry that runs.
 #[derive(Debug)]
 pub struct Registry {
     child: Child,
     address: SocketAddr,
+    data: PathBuf,
 }
 
 impl Registry {
@@ -30,17 +39,59 @@ impl Registry {
     /// When it is not built, or does not answer.
     pub fn start(directory: &Path) -> Result<Self> {
         file::make_directory(directory)?;
-        // The port is free a moment later too, most probably.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .and_then(|listener| listener.local_addr())
-            .context("finding a free port")?;
+        Self::serve(directory, free_address()?, &serde_json::json!({}))
+    }
+
+    /// The same over TLS, for [`USER`] with [`PASSWORD`] alone. What clients
+    /// have to know of its authority is in `directory/certs.d`.
+    ///
+    /// # Errors
+    /// As [`Registry::start`].
+    pub fn start_secure(directory: &Path) -> Result<Self> {
+        let address = free_address()?;
+        let authority = Authority::generate("registry", Duration::from_secs(86400))?;
+        let issued = authority.issue(&Leaf {
+            common_name: "registry".into(),
+            organizations: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: vec![address.ip()],
+            server: true,
+            client: false,
+            valid_for: Duration::from_secs(86400),
+        })?;
+        let known = directory.join("certs.d").join(address.to_string());
+        file::make_directory(&known)?;
+        file::write(&known.join("ca.crt"), authority.certificate_pem())?;
+        let (certificate, key) = (directory.join("tls.crt"), directory.join("tls.key"));
+        file::write(&certificate, issued.certificate_pem)?;
+        file::write(&key, issued.key_pem)?;
+        let htpasswd = directory.join("htpasswd");
+        file::write(&htpasswd, HTPASSWD)?;
+        let security = serde_json::json!({
+            "tls": { "certificate": certificate, "key": key },
+            "auth": { "htpasswd": { "realm": "tests", "path": htpasswd } },
+        });
+        Self::serve(directory, address, &security)
+    }
+
+    fn serve(directory: &Path, address: SocketAddr, security: &serde_json::Value) -> Result<Self> {
         let config = directory.join("config.json");
-        let text = serde_json::json!({
+        let data = directory.join("data");
+        let mut text = serde_json::json!({
             "version": 0.1,
             "log": { "level": "warn", "accesslog": { "disabled": true } },
-            "storage": { "filesystem": { "rootdirectory": directory.join("data") } },
+            "storage": {
+                "filesystem": { "rootdirectory": data },
+                "delete": { "enabled": true },
+            },
             "http": { "addr": address.to_string() },
         });
+        if let Some(tls) = security.get("tls") {
+            text["http"]["tls"] = tls.clone();
+        }
+        if let Some(auth) = security.get("auth") {
+            text["auth"] = auth.clone();
+        }
         file::write(&config, serde_json::to_vec(&text)?)?;
         let log = directory.join("log");
         let log = std::fs::File::create(&log).with_context(|| log.display().to_string())?;
@@ -53,7 +104,11 @@ impl Registry {
             .stderr(log)
             .spawn()
             .context("starting the registry")?;
-        let mut registry = Self { child, address };
+        let mut registry = Self {
+            child,
+            address,
+            data,
+        };
         let answers = process::wait_until(START, || {
             TcpStream::connect(address).is_ok() || !matches!(registry.child.try_wait(), Ok(None))
         });
@@ -62,6 +117,18 @@ impl Registry {
             bail!("the registry did not start: {}", log.trim());
         }
         Ok(registry)
+    }
+
+    /// How many bytes all blobs take.
+    #[must_use]
+    pub fn stored(&self) -> u64 {
+        walkdir::WalkDir::new(self.data.join("docker/registry/v2/blobs"))
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| entry.metadata().ok())
+            .filter(std::fs::Metadata::is_file)
+            .map(|meta| meta.len())
+            .sum()
     }
 
     /// Copies all images of a layout into it, by skopeo.
@@ -108,11 +175,36 @@ impl Registry {
     }
 }
 
+/// The port is free a moment later too, most probably.
+fn free_address() -> Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .context("finding a free port")
+}
+
 impl Drop for Registry {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The `tele` program: `$GRAVITY_TELE`, else that beside the program that runs.
+///
+/// # Errors
+/// When it is not built.
+pub fn tele() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("GRAVITY_TELE") {
+        return Ok(path.into());
+    }
+    let own = std::env::current_exe().context("finding this program")?;
+    // Tests are in `deps` below the programs.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|path| path.join("tele"))
+        .find(|path| path.is_file())
+        .with_context(|| format!("no tele program beside {}; build it", own.display()))
 }
 
 /// A program that `make base` built: in `$GRAVITY_COMPONENTS`, else the newest

@@ -1,15 +1,20 @@
 //! Credentials for registries: `auth.json` and `config.json`.
 //!
 //! In: the files that `podman login`, `skopeo login` and `docker login` write.
-//! Out: user and password for a repository, and which files were looked at.
+//! Out: user and password for a repository, which files were looked at, and
+//! those files with a login more or less.
 //! Passwords are never part of a message.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::layout::read_bounded;
 
 const MAX_SIZE: u64 = 1 << 20;
 
@@ -72,25 +77,22 @@ impl Credentials {
     /// and Docker's `config.json`. A file that can't be read counts as one
     /// without entries; [`Credentials::looked_at`] says so.
     pub fn from_environment() -> Self {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
+        Self::load(files())
+    }
+
+    /// A login for one registry, and nothing else.
+    pub fn only(registry: &str, login: Login) -> Self {
+        let entry = Entry {
+            auth: Some(encode(&login)),
+            ..Entry::default()
         };
-        if let Some(path) = variable("REGISTRY_AUTH_FILE") {
-            return Self::load([path]);
+        let document = Document {
+            auths: [(registry.to_owned(), entry)].into(),
+            ..Document::default()
+        };
+        Self {
+            files: vec![("the given login".into(), File::Read(document))],
         }
-        let home = variable("HOME");
-        let config =
-            variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
-        let docker =
-            variable("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
-        let files = [
-            variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
-            config.map(|dir| dir.join("containers/auth.json")),
-            docker.map(|dir| dir.join("config.json")),
-        ];
-        Self::load(files.into_iter().flatten())
     }
 
     /// Reads these files; the first with an entry that fits counts.
@@ -192,6 +194,158 @@ impl Credentials {
             false => files.join("; "),
         }
     }
+}
+
+/// Why a login can't be kept or removed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SaveError {
+    /// There is no place for it.
+    #[error("there is no directory to keep logins in: set HOME or REGISTRY_AUTH_FILE")]
+    NoHome,
+    /// The file is not what it must be.
+    #[error("{}: {reason}: repair or remove it", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file can't be written.
+    #[error("cannot write {}", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Keeps a login where other container tools look for it first; returns the
+/// file. All else in it stays.
+///
+/// # Errors
+/// When the file is malformed or can't be written.
+pub fn save(registry: &str, login: &Login) -> Result<PathBuf, SaveError> {
+    let path = files().into_iter().next().ok_or(SaveError::NoHome)?;
+    save_in(&path, registry, login)?;
+    Ok(path)
+}
+
+fn save_in(path: &Path, registry: &str, login: &Login) -> Result<(), SaveError> {
+    let mut document = document(path)?.unwrap_or_else(|| Value::Object(Map::new()));
+    let auths = document
+        .as_object_mut()
+        .map(|all| {
+            all.entry("auths")
+                .or_insert_with(|| Value::Object(Map::new()))
+        })
+        .and_then(Value::as_object_mut)
+        .ok_or_else(|| SaveError::Malformed {
+            path: path.to_owned(),
+            reason: "it has no object `auths`".into(),
+        })?;
+    auths.retain(|key, _| normal(key) != normal(registry));
+    auths.insert(
+        registry.into(),
+        serde_json::json!({ "auth": encode(login) }),
+    );
+    write(path, &document)
+}
+
+/// Removes the logins for a registry; returns the files that had one.
+///
+/// # Errors
+/// When a file is malformed or can't be written.
+pub fn forget(registry: &str) -> Result<Vec<PathBuf>, SaveError> {
+    let mut had = Vec::new();
+    for path in files() {
+        if forget_in(&path, registry)? {
+            had.push(path);
+        }
+    }
+    Ok(had)
+}
+
+fn forget_in(path: &Path, registry: &str) -> Result<bool, SaveError> {
+    let Some(mut document) = document(path)? else {
+        return Ok(false);
+    };
+    let Some(auths) = document.get_mut("auths").and_then(Value::as_object_mut) else {
+        return Ok(false);
+    };
+    let before = auths.len();
+    auths.retain(|key, _| normal(key) != normal(registry));
+    if auths.len() == before {
+        return Ok(false);
+    }
+    write(path, &document).map(|()| true)
+}
+
+/// Files with credentials, in the order in which they count.
+fn files() -> Vec<PathBuf> {
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(path) = variable("REGISTRY_AUTH_FILE") {
+        return vec![path];
+    }
+    let home = variable("HOME");
+    let config =
+        variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
+    let docker =
+        variable("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
+    let files = [
+        variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        config.map(|dir| dir.join("containers/auth.json")),
+        docker.map(|dir| dir.join("config.json")),
+    ];
+    files.into_iter().flatten().collect()
+}
+
+/// The whole file; nothing when there is none.
+fn document(path: &Path) -> Result<Option<Value>, SaveError> {
+    let malformed = |reason: String| SaveError::Malformed {
+        path: path.to_owned(),
+        reason,
+    };
+    let bytes = read_bounded(path, MAX_SIZE).map_err(|error| malformed(error.to_string()))?;
+    let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) else {
+        return Ok(None);
+    };
+    // What serde tells may quote a secret: the place alone.
+    let value = serde_json::from_slice(&bytes).map_err(|error| {
+        malformed(format!(
+            "malformed at line {} column {}",
+            error.line(),
+            error.column()
+        ))
+    })?;
+    Ok(Some(value))
+}
+
+fn write(path: &Path, document: &Value) -> Result<(), SaveError> {
+    let failed = |source| SaveError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    if let Some(parent) = path.parent() {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(parent)
+            .map_err(failed)?;
+    }
+    let text = serde_json::to_vec_pretty(document)
+        .map_err(|error| failed(std::io::Error::other(error)))?;
+    host::atomic::write(path, &text, 0o600).map_err(|error| failed(error.source))
+}
+
+fn encode(login: &Login) -> String {
+    let text = format!("{}:{}", login.user, login.password);
+    base64::engine::general_purpose::STANDARD.encode(text)
 }
 
 fn read(path: &Path) -> File {
@@ -303,6 +457,50 @@ mod tests {
         assert!(
             said.contains("malformed at line 1") && !said.contains("secret"),
             "{said}"
+        );
+    }
+
+    #[test]
+    fn a_login_is_kept_beside_the_others_and_forgotten() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("new/auth.json");
+        let login = Login {
+            user: "me".into(),
+            password: "p:w".into(),
+        };
+        save_in(&path, "a.io", &login).unwrap();
+        save_in(&path, "b.io:5000", &login).unwrap();
+        save_in(
+            &path,
+            "a.io",
+            &Login {
+                user: "you".into(),
+                ..login.clone()
+            },
+        )
+        .unwrap();
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let all = Credentials::load([path.clone()]);
+        assert_eq!(all.login("a.io", "x").unwrap().user, "you");
+        assert_eq!(all.login("b.io:5000", "x"), Some(login.clone()));
+        assert!(forget_in(&path, "https://a.io/").unwrap());
+        assert!(!forget_in(&path, "a.io").unwrap());
+        assert!(!forget_in(&dir.path().join("none"), "a.io").unwrap());
+        let all = Credentials::load([path.clone()]);
+        assert!(all.login("a.io", "x").is_none() && all.login("b.io:5000", "x").is_some());
+        host::atomic::write(&path, b"{\"auths\": \"secret\"}", 0o600).unwrap();
+        let error = save_in(&path, "a.io", &login).unwrap_err().to_string();
+        assert!(
+            error.contains("no object `auths`") && !error.contains("secret"),
+            "{error}"
+        );
+        assert_eq!(
+            Credentials::only("c.io", login.clone()).login("c.io", "x"),
+            Some(login)
         );
     }
 }

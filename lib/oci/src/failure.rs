@@ -38,6 +38,8 @@ pub enum Failure {
         status: u16,
         /// Beginning of what it said.
         body: String,
+        /// How long it wants to be left alone.
+        retry_after: Option<std::time::Duration>,
         /// How often it was tried.
         tries: u32,
     },
@@ -103,6 +105,14 @@ impl Failure {
             Self::Status { status, .. } => matches!(status, 408 | 429 | 500..=599),
             Self::Transport { .. } | Self::Short { .. } => true,
             _ => false,
+        }
+    }
+
+    /// How long the other end wants to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<std::time::Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
         }
     }
 

@@ -6,21 +6,22 @@
 //! only to the registry it is for and to the token service that this names.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::Engine;
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, HeaderMap, HeaderName, RANGE, RETRY_AFTER, WWW_AUTHENTICATE,
+};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
+use crate::certificates::Certificates;
 use crate::credentials::{Credentials, Login};
 use crate::failure::Failure;
 use crate::registries::Endpoint;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// Longest silence within an answer.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_TOKEN: u64 = 256 << 10;
 /// Longest wait that a registry may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(30);
@@ -32,6 +33,9 @@ pub struct Retry {
     pub tries: u32,
     /// Wait before the second try; it doubles with each further one.
     pub delay: Duration,
+    /// Longest silence within an answer; a registry that is slow but sends is
+    /// waited for.
+    pub idle: Duration,
 }
 
 impl Default for Retry {
@@ -39,6 +43,7 @@ impl Default for Retry {
         Self {
             tries: 5,
             delay: Duration::from_millis(300),
+            idle: Duration::from_secs(60),
         }
     }
 }
@@ -56,12 +61,21 @@ impl Tries {
 
     /// Waits before the next try, or gives the failure back when it is final.
     pub(crate) async fn next(&mut self, failure: Failure) -> Result<(), Failure> {
+        match failure.is_transient() {
+            true => self.anyway(failure).await,
+            false => Err(failure.tried(self.made + 1)),
+        }
+    }
+
+    /// The same when another try may help though the failure doesn't look so.
+    pub(crate) async fn anyway(&mut self, failure: Failure) -> Result<(), Failure> {
         self.made += 1;
-        if !failure.is_transient() || self.made >= self.retry.tries {
+        if self.made >= self.retry.tries {
             return Err(failure.tried(self.made));
         }
         tracing::debug!(%failure, "trying again");
-        tokio::time::sleep(self.retry.delay * 2u32.saturating_pow(self.made - 1)).await;
+        let delay = self.retry.delay * 2u32.saturating_pow(self.made - 1);
+        tokio::time::sleep(delay.max(failure.retry_after().unwrap_or_default())).await;
         Ok(())
     }
 }
@@ -69,13 +83,57 @@ impl Tries {
 /// The connections and what was learnt of registries.
 #[derive(Debug)]
 pub(crate) struct Http {
-    secure: OnceLock<reqwest::Client>,
-    insecure: OnceLock<reqwest::Client>,
+    /// By host and whether its certificate is not verified. All hosts without
+    /// certificates of their own share the one of the empty name.
+    clients: Mutex<HashMap<(String, bool), reqwest::Client>>,
+    idle: Duration,
     credentials: Credentials,
+    certificates: Certificates,
     /// Value of the authorization header by host and repository.
     granted: Mutex<HashMap<(String, String), String>>,
     /// Hosts of insecure endpoints that speak plain HTTP, or don't.
     plain: Mutex<HashMap<String, bool>>,
+}
+
+/// One request to a registry.
+#[derive(Debug, Clone)]
+pub(crate) struct Call<'a> {
+    pub(crate) method: Method,
+    pub(crate) to: To<'a>,
+    pub(crate) headers: Vec<(HeaderName, String)>,
+    pub(crate) body: Option<&'a [u8]>,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone)]
+pub(crate) enum To<'a> {
+    /// A path below the repository.
+    Repository(&'a str),
+    /// A path below the host.
+    Host(&'a str),
+    /// An address that the registry gave.
+    Address(Url),
+}
+
+impl<'a> Call<'a> {
+    pub(crate) fn new(method: Method, to: To<'a>) -> Self {
+        Self {
+            method,
+            to,
+            headers: Vec::new(),
+            body: None,
+        }
+    }
+
+    pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    pub(crate) fn body(mut self, body: &'a [u8]) -> Self {
+        self.body = Some(body);
+        self
+    }
 }
 
 #[derive(Deserialize)]
@@ -85,11 +143,16 @@ struct Token {
 }
 
 impl Http {
-    pub(crate) fn new(credentials: Credentials) -> Self {
+    pub(crate) fn new(
+        credentials: Credentials,
+        certificates: Certificates,
+        idle: Duration,
+    ) -> Self {
         Self {
-            secure: OnceLock::new(),
-            insecure: OnceLock::new(),
+            clients: Mutex::default(),
+            idle,
             credentials,
+            certificates,
             granted: Mutex::default(),
             plain: Mutex::default(),
         }
@@ -103,37 +166,70 @@ impl Http {
         accept: Option<&str>,
         from: u64,
     ) -> Result<Response, Failure> {
+        let mut call = Call::new(Method::GET, To::Repository(path));
+        if let Some(accept) = accept {
+            call = call.header(ACCEPT, accept);
+        }
+        if from > 0 {
+            call = call.header(RANGE, format!("bytes={from}-"));
+        }
+        self.call(endpoint, call).await
+    }
+
+    /// Makes a request; logs in where it must. Credentials go to the
+    /// endpoint's host alone: not behind a redirect to another one, and not to
+    /// an address elsewhere.
+    pub(crate) async fn call(
+        &self,
+        endpoint: &Endpoint,
+        call: Call<'_>,
+    ) -> Result<Response, Failure> {
         let scheme = self.scheme(endpoint).await;
-        let url = format!(
-            "{scheme}://{}/v2/{}/{path}",
-            endpoint.host, endpoint.repository
-        );
-        let client = self.client(endpoint.insecure, &url)?;
+        let text = match &call.to {
+            To::Repository(path) => format!(
+                "{scheme}://{}/v2/{}/{path}",
+                endpoint.host, endpoint.repository
+            ),
+            To::Host(path) => format!("{scheme}://{}{path}", endpoint.host),
+            To::Address(url) => url.to_string(),
+        };
+        let malformed = |_| Failure::Malformed {
+            url: text.clone(),
+            reason: "the address is malformed".into(),
+        };
+        let url = Url::parse(&text).map_err(malformed)?;
+        let home = Url::parse(&format!("{scheme}://{}", endpoint.host)).map_err(malformed)?;
+        let ours = home.origin() == url.origin();
+        let host = match ours {
+            true => endpoint.host.clone(),
+            false => authority(&url),
+        };
+        let client = self.client(&host, endpoint.insecure, &text)?;
         let key = (endpoint.host.clone(), endpoint.repository.clone());
-        let mut granted = lock(&self.granted).get(&key).cloned();
-        let mut asked = false;
+        let mut granted = lock(&self.granted).get(&key).filter(|_| ours).cloned();
+        let mut asked = !ours;
         loop {
-            let mut request = client.get(&url);
-            if let Some(accept) = accept {
-                request = request.header(ACCEPT, accept);
+            let mut request = client.request(call.method.clone(), url.clone());
+            for (name, value) in &call.headers {
+                request = request.header(name, value);
             }
-            if from > 0 {
-                request = request.header(RANGE, format!("bytes={from}-"));
+            if let Some(body) = call.body {
+                request = request.body(body.to_vec());
             }
             if let Some(value) = &granted {
                 request = request.header(AUTHORIZATION, value);
             }
-            let response = request.send().await.map_err(|e| transport(&url, &e))?;
+            let response = request.send().await.map_err(|e| transport(&text, &e))?;
             if response.status() != StatusCode::UNAUTHORIZED || asked {
-                return self.checked(endpoint, &url, response).await;
+                return self.checked(endpoint, &text, response).await;
             }
-            // Also when a token was sent: it may have expired.
+            // Also when a token was sent: it may have expired, or not suffice.
             asked = true;
             let Some(value) = self
-                .log_in(endpoint, scheme, &url, response.headers())
+                .log_in(endpoint, scheme, &text, response.headers())
                 .await?
             else {
-                return self.checked(endpoint, &url, response).await;
+                return self.checked(endpoint, &text, response).await;
             };
             lock(&self.granted).insert(key.clone(), value.clone());
             granted = Some(value);
@@ -144,7 +240,10 @@ impl Http {
     /// bytes.
     pub(crate) async fn fetch(&self, url: &str, max: u64) -> Result<Vec<u8>, Failure> {
         let insecure = url.starts_with("http://");
-        let client = self.client(insecure, url)?;
+        let host = Url::parse(url)
+            .map(|url| authority(&url))
+            .unwrap_or_default();
+        let client = self.client(&host, insecure, url)?;
         let response = client
             .get(url)
             .send()
@@ -177,9 +276,7 @@ impl Http {
                 looked_at: self.credentials.looked_at(&endpoint.host),
             }),
             status => {
-                if let Some(wait) = retry_after(response.headers()) {
-                    tokio::time::sleep(wait).await;
-                }
+                let retry_after = retry_after(response.headers());
                 let text = body(response, 4096, &url).await.unwrap_or_default();
                 let text = String::from_utf8_lossy(&text);
                 let body = text
@@ -193,6 +290,7 @@ impl Http {
                     url,
                     status,
                     body,
+                    retry_after,
                     tries: 1,
                 })
             }
@@ -253,7 +351,10 @@ impl Http {
                 "asks for a token over plain HTTP, from {realm}"
             )));
         }
-        let ours = format!("repository:{}:pull", endpoint.repository);
+        let ours = match endpoint.repository.as_str() {
+            "" => "registry:catalog:*".to_owned(),
+            repository => format!("repository:{repository}:pull"),
+        };
         {
             let mut query = address.query_pairs_mut();
             if let Some(service) = bearer.get("service") {
@@ -261,7 +362,8 @@ impl Http {
             }
             query.append_pair("scope", bearer.get("scope").unwrap_or(&ours));
         }
-        let mut request = self.client(endpoint.insecure, realm)?.get(address);
+        let client = self.client(&authority(&address), endpoint.insecure, realm)?;
+        let mut request = client.get(address);
         if let Some(login) = &login {
             request = request.header(AUTHORIZATION, basic_header(login));
         }
@@ -291,7 +393,7 @@ impl Http {
             return name(*plain);
         }
         let probe = |scheme: &str| format!("{scheme}://{}/v2/", endpoint.host);
-        let Ok(client) = self.client(true, &probe("https")) else {
+        let Ok(client) = self.client(&endpoint.host, true, &probe("https")) else {
             return "http";
         };
         let plain = match client.get(probe("https")).send().await {
@@ -306,33 +408,64 @@ impl Http {
         name(plain)
     }
 
-    fn client(&self, insecure: bool, url: &str) -> Result<&reqwest::Client, Failure> {
-        let slot = if insecure {
-            &self.insecure
-        } else {
-            &self.secure
+    fn client(&self, host: &str, insecure: bool, url: &str) -> Result<reqwest::Client, Failure> {
+        let malformed = |reason| Failure::Malformed {
+            url: url.to_owned(),
+            reason,
         };
-        if let Some(client) = slot.get() {
+        let known = |host: &str| {
+            lock(&self.clients)
+                .get(&(host.to_owned(), insecure))
+                .cloned()
+        };
+        let keep = |host: &str, client: &reqwest::Client| {
+            lock(&self.clients).insert((host.to_owned(), insecure), client.clone());
+        };
+        if let Some(client) = known(host) {
+            return Ok(client);
+        }
+        let own = self.certificates.of(host).map_err(malformed)?;
+        let shared = own.is_none();
+        if shared && let Some(client) = known("") {
+            keep(host, &client);
             return Ok(client);
         }
         // Another crate may have installed the same provider before.
         drop(rustls::crypto::ring::default_provider().install_default());
-        let builder = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder()
             .user_agent(concat!("gravity/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT);
-        let builder = match insecure {
+            .read_timeout(self.idle);
+        builder = match insecure {
             true => builder.tls_danger_accept_invalid_certs(true),
             false => builder.https_only(true),
         };
-        let client = builder.build().map_err(|error| Failure::Malformed {
-            url: url.to_owned(),
-            reason: format!(
+        if let Some(own) = own {
+            builder = builder.tls_certs_merge(own.authorities);
+            if let Some(identity) = own.identity {
+                builder = builder.identity(identity);
+            }
+        }
+        let client = builder.build().map_err(|error| {
+            malformed(format!(
                 "TLS can't be set up: {}: is the package ca-certificates installed?",
                 chain(&error)
-            ),
+            ))
         })?;
-        Ok(slot.get_or_init(|| client))
+        keep(host, &client);
+        if shared {
+            keep("", &client);
+        }
+        Ok(client)
+    }
+}
+
+/// Host and, unless it is the scheme's own, port.
+pub(crate) fn authority(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
     }
 }
 

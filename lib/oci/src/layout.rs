@@ -4,6 +4,7 @@
 //! name only when it is complete and was verified; the index is replaced as a
 //! whole while a lock is held, so several processes may write to one layout.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
@@ -265,7 +266,7 @@ impl Layout {
     /// When the index is malformed or can't be written.
     pub fn tag(&self, reference: &str, mut descriptor: Descriptor) -> Result<()> {
         let _lock = self.lock()?;
-        let mut index = self.index()?;
+        let index = self.index()?;
         let mut annotations = descriptor.annotations().clone().unwrap_or_default();
         annotations.insert(REF_NAME.into(), reference.into());
         descriptor.set_annotations(Some(annotations));
@@ -276,6 +277,55 @@ impl Layout {
             .cloned()
             .collect();
         manifests.push(descriptor);
+        self.write_index(index, manifests)
+    }
+
+    /// Takes a tag away, and all blobs that it alone led to.
+    ///
+    /// # Errors
+    /// [`LayoutError::NoSuchImage`]; or why something can't be removed.
+    pub fn remove(&self, reference: &str) -> Result<()> {
+        // Whoever adds an image holds this while its blobs have no tag.
+        let guard = self.open_lock(".keep")?;
+        guard.lock().map_err(at("lock", &self.dir))?;
+        let _lock = self.lock()?;
+        let removed = self.resolve(reference)?;
+        let index = self.index()?;
+        let rest: Vec<Descriptor> = index
+            .manifests()
+            .iter()
+            .filter(|d| name_of(d) != Some(reference))
+            .cloned()
+            .collect();
+        let (mut gone, mut kept) = (HashSet::new(), HashSet::new());
+        crate::hub::reach(self, &removed, &mut gone);
+        for descriptor in &rest {
+            crate::hub::reach(self, descriptor, &mut kept);
+        }
+        self.write_index(index, rest)?;
+        for digest in gone.difference(&kept) {
+            let path = self.blob_path(digest);
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(at("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// While this is held, no blob is removed.
+    ///
+    /// # Errors
+    /// When it can't be had.
+    pub fn keep(&self) -> Result<File> {
+        let file = self.open_lock(".keep")?;
+        file.lock_shared().map_err(at("lock", &self.dir))?;
+        Ok(file)
+    }
+
+    fn write_index(&self, mut index: ImageIndex, mut manifests: Vec<Descriptor>) -> Result<()> {
         manifests.sort_by(|a, b| {
             (name_of(a), a.digest().as_ref()).cmp(&(name_of(b), b.digest().as_ref()))
         });
@@ -352,15 +402,19 @@ impl Layout {
     }
 
     fn lock(&self) -> Result<File> {
-        let path = self.dir.join(".lock");
-        let file = File::options()
+        let file = self.open_lock(".lock")?;
+        file.lock().map_err(at("lock", &self.dir))?;
+        Ok(file)
+    }
+
+    fn open_lock(&self, name: &str) -> Result<File> {
+        let path = self.dir.join(name);
+        File::options()
             .create(true)
             .truncate(false)
             .write(true)
             .open(&path)
-            .map_err(at("open", &path))?;
-        file.lock().map_err(at("lock", &path))?;
-        Ok(file)
+            .map_err(at("open", &path))
     }
 
     fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
@@ -489,7 +543,7 @@ fn sorted(value: serde_json::Value) -> serde_json::Value {
 }
 
 /// The content of a file, or nothing where there is none.
-fn read_bounded(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),

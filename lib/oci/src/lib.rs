@@ -3,12 +3,15 @@
 //! - [`digest`]: digests, and how content is compared with them;
 //! - [`reference`](mod@reference): names of images;
 //! - [`layout`]: a directory in OCI image layout, with tags;
-//! - [`hub`]: where the layout with base images is;
-//! - [`registries`], [`credentials`]: the user's mirrors and logins;
-//! - [`registry`]: pulls images from registries into a layout.
+//! - [`hub`]: where base images and cluster images are kept;
+//! - [`registries`], [`certificates`], [`credentials`]: the user's mirrors,
+//!   authorities and logins;
+//! - [`registry`]: pulls images from registries into a layout;
+//! - [`push`]: sends content to registries.
 //!
 //! All that is read is bounded, and content has its digest or is refused.
 
+pub mod certificates;
 pub mod credentials;
 pub mod digest;
 mod failure;
@@ -16,17 +19,21 @@ mod http;
 pub mod hub;
 pub mod layout;
 pub mod progress;
+pub mod push;
 pub mod reference;
 pub mod registries;
 pub mod registry;
 
+pub use certificates::Certificates;
 pub use credentials::Credentials;
 pub use digest::Digest;
 pub use failure::{Failure, PullError};
 pub use http::Retry;
+pub use hub::Hub;
 pub use layout::Layout;
 pub use oci_spec::image as spec;
 pub use progress::Progress;
+pub use push::Content;
 pub use reference::Reference;
 pub use registries::Registries;
 pub use registry::{Client, Pulled};

@@ -1,4 +1,5 @@
-//! Where registries are: mirrors and locations of `registries.conf`.
+//! Where registries are: mirrors and locations of `registries.conf`, and the
+//! certificates for single ones.
 //!
 //! In: the file in its version 2, as other container tools read it. Out: for
 //! an image the places to ask, in order. Rules of `registries.conf.d` replace
@@ -8,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::certificates::Certificates;
 use crate::reference::{DOCKER_HUB, Reference};
 
 const MAX_SIZE: u64 = 1 << 20;
@@ -16,6 +18,7 @@ const MAX_SIZE: u64 = 1 << 20;
 #[derive(Debug, Clone, Default)]
 pub struct Registries {
     rules: Vec<Rule>,
+    certificates: Certificates,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -105,8 +108,9 @@ impl Registries {
                 .filter(|value| !value.is_empty())
                 .map(PathBuf::from)
         };
+        let certificates = Certificates::from_environment();
         if let Some(path) = variable("CONTAINERS_REGISTRIES_CONF") {
-            return Self::load(&[path]);
+            return Ok(Self::load(&[path])?.with_certificates(certificates));
         }
         let config = variable("XDG_CONFIG_HOME")
             .or_else(|| variable("HOME").map(|home| home.join(".config")));
@@ -131,7 +135,18 @@ impl Registries {
         });
         drop_ins.sort();
         files.extend(drop_ins);
-        Self::load(&files)
+        Ok(Self::load(&files)?.with_certificates(certificates))
+    }
+
+    /// The same rules with these certificates for single registries.
+    #[must_use]
+    pub fn with_certificates(mut self, certificates: Certificates) -> Self {
+        self.certificates = certificates;
+        self
+    }
+
+    pub(crate) fn certificates(&self) -> &Certificates {
+        &self.certificates
     }
 
     /// Reads files; a rule of a later one replaces that with the same prefix.

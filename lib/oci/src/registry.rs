@@ -31,15 +31,15 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.o
 
 /// Pulls images. Clones share connections, tokens and limits.
 #[derive(Debug, Clone)]
-pub struct Client(Arc<Inner>);
+pub struct Client(pub(crate) Arc<Inner>);
 
 #[derive(Debug)]
-struct Inner {
-    http: Http,
-    registries: Registries,
-    retry: Retry,
+pub(crate) struct Inner {
+    pub(crate) http: Http,
+    pub(crate) registries: Registries,
+    pub(crate) retry: Retry,
     /// Transfers at a time.
-    transfers: Semaphore,
+    pub(crate) transfers: Semaphore,
     /// Held by who transfers the blob, so that an image that shares it waits.
     blobs: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -58,14 +58,14 @@ pub struct Pulled {
 }
 
 /// A manifest or an index with its bytes.
-struct Document {
-    bytes: Vec<u8>,
-    digest: Digest,
-    media_type: String,
-    content: Content,
+pub(crate) struct Document {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) digest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) content: Content,
 }
 
-enum Content {
+pub(crate) enum Content {
     Index(Box<ImageIndex>),
     Image(Box<ImageManifest>),
 }
@@ -80,7 +80,7 @@ impl Client {
         retry: Retry,
     ) -> Self {
         Self(Arc::new(Inner {
-            http: Http::new(credentials),
+            http: Http::new(credentials, registries.certificates().clone(), retry.idle),
             registries,
             retry,
             transfers: Semaphore::new(parallel.clamp(1, 64)),
@@ -220,7 +220,7 @@ impl Client {
         })
     }
 
-    async fn manifest(
+    pub(crate) async fn manifest(
         &self,
         place: &Endpoint,
         wanted: &str,
@@ -278,7 +278,7 @@ impl Client {
         }
     }
 
-    async fn blob(
+    pub(crate) async fn blob(
         &self,
         name: &str,
         digest: &Digest,
@@ -402,7 +402,7 @@ fn begins_at(range: Option<&reqwest::header::HeaderValue>) -> Option<u64> {
 }
 
 /// What a manifest says it is; its fields must agree.
-fn read(bytes: Vec<u8>, kind: Option<String>) -> Result<Document, String> {
+pub(crate) fn read(bytes: Vec<u8>, kind: Option<String>) -> Result<Document, String> {
     let malformed = |error: serde_json::Error| format!("the manifest is malformed: {error}");
     let value: Value = serde_json::from_slice(&bytes).map_err(malformed)?;
     if value.get("schemaVersion").and_then(Value::as_u64) == Some(1) {
@@ -436,7 +436,7 @@ fn read(bytes: Vec<u8>, kind: Option<String>) -> Result<Document, String> {
 }
 
 /// The entry for linux/amd64; the plain variant where there are several.
-fn choose(index: &ImageIndex) -> Result<Digest, String> {
+pub(crate) fn choose(index: &ImageIndex) -> Result<Digest, String> {
     let platform = |d: &Descriptor| {
         d.platform()
             .as_ref()

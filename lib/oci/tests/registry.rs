@@ -246,6 +246,7 @@ fn user(stub: &Stub, mirror: Option<&Stub>, login: Option<&str>) -> User {
     let retry = Retry {
         tries: 3,
         delay: Duration::from_millis(1),
+        idle: Duration::from_millis(500),
     };
     let client = Client::new(
         Registries::parse(&conf).unwrap(),

@@ -6,10 +6,13 @@
 use anyhow::{Context, Result, bail};
 use image::cluster::{BASE_ARTIFACT, BASE_CONFIG, BaseConfig, GRAVITY_ELF, LAYER_TAR};
 use manifest::BaseImage;
+use oci::layout::MAX_DOCUMENT;
 use oci::spec::{Descriptor, ImageManifest};
-use oci::{Digest, Layout};
+use oci::{Digest, Hub, Layout, Progress};
 use semver::{Version, VersionReq};
 
+/// Name of base images in a hub.
+const NAME: &str = "gravity";
 /// Version of the planet's configuration schema that this program knows.
 const PLANET_CONFIG: u32 = 1;
 const PLATFORM: &str = "linux/amd64";
@@ -52,7 +55,7 @@ impl Base {
 pub(crate) fn select(hub: &Layout, wanted: Option<&BaseImage>) -> Result<Base> {
     let version = wanted.and_then(|base| base.version.as_ref());
     let reference = match version {
-        Some(version) => format!("gravity:{version}"),
+        Some(version) => format!("{NAME}:{version}"),
         None => newest(hub)?,
     };
     let descriptor = hub
@@ -64,13 +67,77 @@ pub(crate) fn select(hub: &Layout, wanted: Option<&BaseImage>) -> Result<Base> {
     Ok(base)
 }
 
+/// Has the base image that is asked for, else the newest that fits, in the
+/// layout `into`; returns which.
+pub(crate) async fn fetch(
+    hub: &Hub,
+    wanted: Option<&BaseImage>,
+    into: &Layout,
+    progress: &Progress,
+) -> Result<BaseImage> {
+    let mut versions = match wanted.and_then(|base| base.version.clone()) {
+        Some(version) => vec![version],
+        None => {
+            let tags = hub.tags(NAME).await?;
+            let versions = tags.iter().map(|tag| oci::hub::version(tag));
+            versions
+                .filter_map(|version| Version::parse(&version).ok())
+                .collect()
+        }
+    };
+    versions.sort();
+    let mut unfit = None;
+    while let Some(version) = versions.pop() {
+        let tag = oci::hub::tag(&version.to_string());
+        let entry = hub.entry(NAME, &tag).await.with_context(|| {
+            format!("cannot find the base image {NAME}:{version}: `tele ls` lists what there is")
+        })?;
+        let config = entry.manifest.config().clone();
+        if config.media_type().as_ref() == BASE_CONFIG && config.size() <= MAX_DOCUMENT {
+            let blobs = hub
+                .fetch(NAME, std::slice::from_ref(&config), into, progress)
+                .await?;
+            let config: BaseConfig = blobs.read_json(&Digest::try_from(config.digest())?)?;
+            if let Err(error) = fits(&config) {
+                unfit = Some(error.context(format!("cannot use the base image {NAME}:{version}")));
+                continue;
+            }
+        }
+        hub.fetch(NAME, entry.manifest.layers(), into, progress)
+            .await?;
+        progress.finish();
+        into.put_blob_bytes(&entry.bytes, entry.descriptor.media_type().as_ref())?;
+        into.tag(&format!("{NAME}:{version}"), entry.descriptor)?;
+        return Ok(BaseImage {
+            name: NAME.into(),
+            version: Some(version),
+        });
+    }
+    match unfit {
+        Some(error) => Err(error),
+        None => bail!("the hub {} holds no base image", hub.describe()),
+    }
+}
+
+/// The newest that fits, else why the newest doesn't.
 fn newest(hub: &Layout) -> Result<String> {
-    let tags = hub.tags()?;
-    let versions = tags
-        .iter()
-        .filter_map(|(name, _)| Version::parse(name.strip_prefix("gravity:")?).ok());
-    match versions.max() {
-        Some(version) => Ok(format!("gravity:{version}")),
+    let mut versions: Vec<(Version, Descriptor)> = hub
+        .tags()?
+        .into_iter()
+        .filter_map(|(name, descriptor)| {
+            let version = name.strip_prefix(NAME)?.strip_prefix(':')?;
+            Some((Version::parse(version).ok()?, descriptor))
+        })
+        .collect();
+    versions.sort_by(|a, b| b.0.cmp(&a.0));
+    let reference = |version: &Version| format!("{NAME}:{version}");
+    let fitting = versions.iter().find(|(version, descriptor)| {
+        read(hub, &reference(version), descriptor.clone())
+            .and_then(|base| fits(&base.config))
+            .is_ok()
+    });
+    match fitting.or(versions.first()) {
+        Some((version, _)) => Ok(reference(version)),
         None => bail!(
             "the hub {} holds no base image: `make base` makes one",
             hub.dir().display()

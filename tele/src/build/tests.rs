@@ -141,6 +141,7 @@ impl Vendor {
             path: &app,
             state: &state,
             hub: &hub,
+            remote: None,
             chart_options: charts::Options {
                 helm: helm.as_os_str(),
                 set: &[],
