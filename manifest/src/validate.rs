@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use crate::decode::{Source, repeated};
 use crate::inline::Location;
 use crate::types::{Manifest, NodeProfile};
-use crate::{Diagnostic, diagnostic, yaml};
+use crate::yaml::{self, Limits};
+use crate::{Diagnostic, diagnostic};
 
 struct Findings<'a> {
     source: &'a Source,
@@ -286,7 +287,7 @@ fn hook_job(path: &str, job: &str, findings: &mut Findings<'_>) {
         return;
     }
     let help = "write a Kubernetes Job (apiVersion: batch/v1, kind: Job) or its URI";
-    match yaml::documents(job).as_deref() {
+    match yaml::documents(job, &Limits::MANIFEST).as_deref() {
         Err(error) => {
             let message = format!(
                 "the job is not YAML: its line {}: {}",
