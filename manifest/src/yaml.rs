@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use serde_saphyr::granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use crate::decode::Decoder;
+use crate::decode::{Decoder, MAX_DIAGNOSTICS};
 use crate::{Diagnostic, Manifest, fields, validate};
 
 /// Largest text that is read, in bytes. A manifest holds texts and a logo
@@ -78,9 +78,48 @@ pub fn parse(text: &str, file: &str) -> Result<Manifest, Vec<Diagnostic>> {
         _ => {
             let mut diagnostics = decoder.diagnostics;
             diagnostics.sort_by_key(|one| (one.line, one.column));
+            diagnostics.truncate(MAX_DIAGNOSTICS);
             Err(diagnostics)
         }
     }
+}
+
+/// Reads a manifest of which nothing is known, not even that it is text.
+///
+/// # Errors
+/// Like [`parse`].
+pub fn parse_bytes(bytes: &[u8], file: &str) -> Result<Manifest, Vec<Diagnostic>> {
+    let (good, rest) = match std::str::from_utf8(bytes) {
+        Ok(text) => (text, None),
+        Err(error) => {
+            let (good, bad) = bytes.split_at(error.valid_up_to());
+            (std::str::from_utf8(good).unwrap_or_default(), bad.first())
+        }
+    };
+    let noise = |c: char| c.is_control() && !matches!(c, '\n' | '\r' | '\t' | '\u{85}');
+    let (at, what) = match (good.char_indices().find(|(_, c)| noise(*c)), rest) {
+        (Some((at, c)), _) => (at, format!("the control character U+{:04X}", u32::from(c))),
+        (None, Some(byte)) => (
+            good.len(),
+            format!("the byte 0x{byte:02x}, which is not UTF-8"),
+        ),
+        (None, None) => return parse(good, file),
+    };
+    let before = &good[..at];
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    let at = Position {
+        line: before.matches('\n').count() + 1,
+        column: line.chars().count() + 1,
+    };
+    let mut decoder = Decoder::new(file);
+    let help = "write the manifest as UTF-8 text";
+    decoder.error(
+        at,
+        "syntax",
+        format!("the manifest holds {what}"),
+        Some(help.into()),
+    );
+    Err(decoder.diagnostics)
 }
 
 /// Where in a text, from 1.
@@ -188,6 +227,18 @@ impl Node {
         match &self.value {
             Value::List(items) => items,
             _ => &[],
+        }
+    }
+
+    /// A value that isn't there.
+    pub(crate) fn nothing() -> Self {
+        Self {
+            at: Position::START,
+            bytes: 0..0,
+            value: Value::Scalar {
+                text: String::new(),
+                plain: true,
+            },
         }
     }
 

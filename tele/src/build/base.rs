@@ -53,7 +53,7 @@ pub(crate) fn select(hub: &Layout, wanted: Option<&BaseImage>) -> Result<Base> {
     let version = wanted.and_then(|base| base.version.as_ref());
     let reference = match version {
         Some(version) => format!("gravity:{version}"),
-        None => newest(hub)?,
+        None => newest(hub, wanted.is_some_and(|base| base.stable))?,
     };
     let descriptor = hub
         .resolve(&reference)
@@ -64,12 +64,15 @@ pub(crate) fn select(hub: &Layout, wanted: Option<&BaseImage>) -> Result<Base> {
     Ok(base)
 }
 
-fn newest(hub: &Layout) -> Result<String> {
+fn newest(hub: &Layout, stable: bool) -> Result<String> {
     let tags = hub.tags()?;
     let versions = tags
         .iter()
         .filter_map(|(name, _)| Version::parse(name.strip_prefix("gravity:")?).ok());
-    match versions.max() {
+    match versions
+        .filter(|version| !stable || version.pre.is_empty())
+        .max()
+    {
         Some(version) => Ok(format!("gravity:{version}")),
         None => bail!(
             "the hub {} holds no base image: `make base` makes one",
