@@ -3,13 +3,21 @@
 //! In: a [`Node`] and the path of its field. Out: the value, or `None` after a
 //! diagnostic; decoding goes on, so that every error is told. Where each field
 //! stood is kept in [`Source`] for later findings.
+//!
+//! The same decoders describe themselves: run by [`schema_of`] each leaves the
+//! JSON Schema of what it takes, so that schema and decoder can't differ.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
+use serde_json::{Value as Json, json};
+
 use crate::diagnostic::nearest;
-use crate::yaml::{Entry, Node, Position, Value};
+use crate::yaml::{Entry, Node, Position, Value, short};
 use crate::{Diagnostic, Severity, ValueError};
+
+/// Findings that are told; who reads so many reads no more.
+pub(crate) const MAX_DIAGNOSTICS: usize = 1000;
 
 /// Where the fields of a manifest stand. Equal to any other: manifests are the
 /// same when their values are.
@@ -104,6 +112,16 @@ fn diagnostic(
 pub(crate) struct Decoder {
     source: Source,
     pub(crate) diagnostics: Vec<Diagnostic>,
+    /// Of the value that was decoded last, while a schema is made.
+    schema: Option<Json>,
+}
+
+/// The schema of what `decode` takes.
+pub(crate) fn schema_of<T>(decode: impl Fn(&mut Decoder, &Node, &str) -> T) -> Json {
+    let mut decoder = Decoder::new("");
+    decoder.schema = Some(Json::Null);
+    decode(&mut decoder, &Node::nothing(), "");
+    decoder.schema.unwrap_or_default()
 }
 
 impl Decoder {
@@ -115,6 +133,23 @@ impl Decoder {
         Self {
             source,
             diagnostics: Vec::new(),
+            schema: None,
+        }
+    }
+
+    /// Says what the decoder takes.
+    fn shape(&mut self, schema: impl FnOnce() -> Json) {
+        if let Some(shape) = &mut self.schema {
+            *shape = schema();
+        }
+    }
+
+    /// Adds rules to what the inner decoder takes.
+    pub(crate) fn narrow(&mut self, rules: &[(&str, Json)]) {
+        if let Some(Json::Object(shape)) = &mut self.schema {
+            for (rule, value) in rules {
+                shape.insert((*rule).to_owned(), value.clone());
+            }
         }
     }
 
@@ -130,7 +165,9 @@ impl Decoder {
         help: Option<String>,
     ) {
         let found = diagnostic(&self.source.file, at, code, message, help);
-        self.diagnostics.push(found);
+        if self.diagnostics.len() < MAX_DIAGNOSTICS {
+            self.diagnostics.push(found);
+        }
     }
 
     fn wrong_type(&mut self, node: &Node, path: &str, expected: &str) {
@@ -156,7 +193,11 @@ impl Decoder {
             known: Vec::new(),
             missing: Vec::new(),
             broken: false,
+            properties: serde_json::Map::new(),
         };
+        if self.schema.is_some() {
+            return fields;
+        }
         match &node.value {
             Value::Map(entries) => {
                 self.duplicates(entries, path);
@@ -177,7 +218,7 @@ impl Decoder {
             if let Some(first) = seen.insert(&entry.key, entry.key_at) {
                 let message = format!(
                     "`{}` is written twice, first in line {}",
-                    join(path, &entry.key),
+                    join(path, &short(&entry.key)),
                     first.line
                 );
                 self.error(
@@ -213,6 +254,8 @@ pub(crate) struct Fields<'n> {
     known: Vec<&'static str>,
     missing: Vec<&'static str>,
     broken: bool,
+    /// Schemas of the fields, while a schema is made.
+    properties: serde_json::Map<String, Json>,
 }
 
 impl Fields<'_> {
@@ -224,6 +267,12 @@ impl Fields<'_> {
         decode: impl Fn(&mut Decoder, &Node, &str) -> Option<T>,
     ) -> Option<T> {
         self.known.push(name);
+        if decoder.schema.is_some() {
+            decode(decoder, &Node::nothing(), &join(&self.path, name));
+            let schema = decoder.schema.clone().unwrap_or_default();
+            self.properties.insert(name.to_owned(), or_null(schema));
+            return None;
+        }
         let entry = self
             .entries
             .iter()
@@ -255,19 +304,38 @@ impl Fields<'_> {
         if !there && !self.broken {
             self.missing.push(name);
         }
-        self.optional(decoder, name, decode)
+        let value = self.optional(decoder, name, decode);
+        if let Some(schema) = &decoder.schema {
+            self.properties.insert(name.to_owned(), schema.clone());
+        }
+        value
     }
 
     /// Reports fields that nobody asked for and those that are missing. A
     /// misspelt field is reported once, as unknown.
     pub(crate) fn finish(self, decoder: &mut Decoder) {
+        if decoder.schema.is_some() {
+            let mut schema = json!({
+                "type": "object",
+                "properties": self.properties,
+                "additionalProperties": false,
+            });
+            if !self.missing.is_empty() {
+                schema["required"] = json!(self.missing);
+            }
+            decoder.shape(|| schema);
+            return;
+        }
         let unknown: Vec<_> = self
             .entries
             .iter()
             .filter(|entry| !self.known.contains(&entry.key.as_str()))
             .collect();
         for entry in &unknown {
-            let message = format!("there is no field `{}`", join(&self.path, &entry.key));
+            let message = format!(
+                "there is no field `{}`",
+                join(&self.path, &short(&entry.key))
+            );
             let help = match nearest(&entry.key, self.known.iter().copied()) {
                 Some(known) => format!("did you mean `{known}`?"),
                 None => format!("fields here are {}", self.known.join(", ")),
@@ -285,8 +353,22 @@ impl Fields<'_> {
     }
 }
 
+/// A field that may be missing may be null as well.
+fn or_null(mut schema: Json) -> Json {
+    match schema.get_mut("type") {
+        Some(Json::Array(types)) => types.push(json!("null")),
+        Some(only) => *only = json!([only.take(), "null"]),
+        None => {}
+    }
+    if let Some(Json::Array(words)) = schema.get_mut("enum") {
+        words.push(Json::Null);
+    }
+    schema
+}
+
 /// Text. Plain numbers and words count as they are written: `7.10` stays `7.10`.
 pub(crate) fn text(decoder: &mut Decoder, node: &Node, path: &str) -> Option<String> {
+    decoder.shape(|| json!({"type": ["string", "number", "boolean"]}));
     match node.text() {
         Some(text) => Some(text.to_owned()),
         None => {
@@ -298,7 +380,9 @@ pub(crate) fn text(decoder: &mut Decoder, node: &Node, path: &str) -> Option<Str
 
 /// Text that isn't empty.
 pub(crate) fn name(decoder: &mut Decoder, node: &Node, path: &str) -> Option<String> {
-    let text = text(decoder, node, path)?;
+    let text = text(decoder, node, path);
+    decoder.narrow(&[("pattern", json!(r"\S"))]);
+    let text = text?;
     if text.trim().is_empty() {
         decoder.error(
             node.at,
@@ -313,6 +397,7 @@ pub(crate) fn name(decoder: &mut Decoder, node: &Node, path: &str) -> Option<Str
 
 /// `true` or `false`.
 pub(crate) fn boolean(decoder: &mut Decoder, node: &Node, path: &str) -> Option<bool> {
+    decoder.shape(|| json!({"type": "boolean"}));
     match &node.value {
         Value::Scalar { text, plain: true } if text == "true" => Some(true),
         Value::Scalar { text, plain: true } if text == "false" => Some(false),
@@ -331,24 +416,26 @@ pub(crate) fn integer<T: FromStr>(decoder: &mut Decoder, node: &Node, path: &str
         }
         _ => None,
     };
+    let max = (1_u128 << (8 * size_of::<T>())) - 1;
+    decoder.shape(|| json!({"type": "integer", "minimum": 0, "maximum": max}));
     if number.is_none() {
-        let bits = 8 * size_of::<T>();
-        let expected = format!(
-            "a whole number from 0 to {}, without quotes",
-            (1_u128 << bits) - 1
-        );
+        let expected = format!("a whole number from 0 to {max}, without quotes");
         decoder.wrong_type(node, path, &expected);
     }
     number
 }
 
+/// What [`parsed`] reads.
+pub(crate) trait Parsed: FromStr<Err = ValueError> {
+    /// Rules for its text.
+    fn rules() -> Vec<(&'static str, Json)>;
+}
+
 /// Text that `T` reads.
-pub(crate) fn parsed<T: FromStr<Err = ValueError>>(
-    decoder: &mut Decoder,
-    node: &Node,
-    path: &str,
-) -> Option<T> {
-    let text = text(decoder, node, path)?;
+pub(crate) fn parsed<T: Parsed>(decoder: &mut Decoder, node: &Node, path: &str) -> Option<T> {
+    let text = text(decoder, node, path);
+    decoder.narrow(&T::rules());
+    let text = text?;
     match text.parse() {
         Ok(value) => Some(value),
         Err(ValueError { message, allowed }) => {
@@ -368,6 +455,12 @@ pub(crate) fn list<T>(
     item: impl Fn(&mut Decoder, &Node, &str) -> Option<T>,
 ) -> impl Fn(&mut Decoder, &Node, &str) -> Option<Vec<T>> {
     move |decoder, node, path| {
+        if decoder.schema.is_some() {
+            item(decoder, node, path);
+            let items = decoder.schema.take();
+            decoder.schema = Some(json!({"type": "array", "items": items}));
+            return None;
+        }
         let Value::List(nodes) = &node.value else {
             decoder.wrong_type(node, path, "a list");
             return None;
@@ -387,6 +480,12 @@ pub(crate) fn text_map(
     node: &Node,
     path: &str,
 ) -> Option<BTreeMap<String, String>> {
+    if decoder.schema.is_some() {
+        text(decoder, node, path);
+        let values = decoder.schema.take();
+        decoder.schema = Some(json!({"type": "object", "additionalProperties": values}));
+        return None;
+    }
     let Value::Map(entries) = &node.value else {
         decoder.wrong_type(node, path, "a mapping");
         return None;
@@ -395,7 +494,7 @@ pub(crate) fn text_map(
     let value = |entry: &Entry| {
         Some((
             entry.key.clone(),
-            text(decoder, &entry.value, &join(path, &entry.key))?,
+            text(decoder, &entry.value, &join(path, &short(&entry.key)))?,
         ))
     };
     Some(entries.iter().filter_map(value).collect())

@@ -4,16 +4,21 @@
 use std::collections::BTreeMap;
 
 use semver::Version;
+use serde_json::json;
 
-use crate::HookName;
 use crate::decode::{Decoder, Source, boolean, integer, list, name, parsed, text, text_map};
 use crate::types::{
-    Aws, Cpu, CustomCheck, Device, Docker, Endpoint, Etcd, Eula, Extension, Extensions, Flavor,
-    FlavorNode, Flavors, Generic, Installer, Kind, Kubelet, License, Manifest, Metadata, Network,
-    NodeProfile, Os, Port, Ports, Protocol, Provider, ProviderNetwork, Providers, Ram,
-    Requirements, SystemOptions, Taint, TaintEffect, Terraform, Volume,
+    Aws, Cpu, CustomCheck, Dependencies, Device, Docker, Enabled, Encryption, Endpoint, Etcd, Eula,
+    Extension, Extensions, Flavor, FlavorNode, Flavors, Generic, IamPolicy, Ingress, Installer,
+    Kind, Kubelet, License, Manifest, Metadata, Network, NodeProfile, Os, Port, Ports, ProfileAws,
+    ProfileProviders, Protocol, Provider, ProviderNetwork, Providers, Ram, Requirements, Runtime,
+    Storage, SystemDependencies, SystemOptions, Taint, TaintEffect, Terraform, Volume,
 };
-use crate::yaml::Node;
+use crate::yaml::{Node, Value};
+use crate::{HookName, Mode, PortRange, ValueError};
+
+/// The only repository of packages there is.
+const REPOSITORY: &str = "gravitational.io";
 
 const API_VERSION: &str = "cluster.gravitational.io/v2";
 const API_VERSIONS: [&str; 2] = [API_VERSION, "bundle.gravitational.io/v2"];
@@ -39,6 +44,10 @@ pub(crate) fn manifest(d: &mut Decoder, node: &Node) -> Manifest {
         license: f.or_default(d, "license", license),
         system_options: f.or_default(d, "systemOptions", system_options),
         extensions: f.or_default(d, "extensions", extensions),
+        web_config: f.optional(d, "webConfig", web_config),
+        dependencies: f.or_default(d, "dependencies", dependencies),
+        ingress: f.or_default(d, "ingress", ingress),
+        storage: f.or_default(d, "storage", storage),
         hooks: f.or_default(d, "hooks", hooks),
         source: Source::default(),
     };
@@ -53,11 +62,17 @@ fn no_metadata() -> Metadata {
         description: None,
         author: None,
         labels: BTreeMap::new(),
+        namespace: None,
+        repository: None,
+        created_timestamp: None,
+        hidden: false,
     }
 }
 
 fn api_version(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
-    let version = text(d, node, path)?;
+    let version = text(d, node, path);
+    d.narrow(&[("type", json!("string")), ("enum", json!(API_VERSIONS))]);
+    let version = version?;
     if !API_VERSIONS.contains(&version.as_str()) {
         let message =
             format!("`{path}`: \"{version}\" is not a version of the manifest that is known");
@@ -74,19 +89,20 @@ fn api_version(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
 
 /// `url(...)` around a URL, as in a style sheet, is taken off.
 fn logo(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
-    let value = text(d, node, path)?;
+    let value = text(d, node, path);
+    let pattern = r#"^\s*(url\(\s*["']?)?(file://|https?://|data:image/)"#;
+    d.narrow(&[("type", json!("string")), ("pattern", json!(pattern))]);
+    let value = value?;
+    let value = value.trim();
     let inner = value
-        .trim()
         .strip_prefix("url(")
         .and_then(|rest| rest.strip_suffix(')'));
-    let logo = inner.map_or(value.as_str(), |inner| {
-        inner.trim().trim_matches(['"', '\''])
-    });
-    if !["data:", "file://", "http://", "https://"]
+    let logo = inner.map_or(value, |inner| inner.trim().trim_matches(['"', '\'']));
+    if !["data:image/", "file://", "http://", "https://"]
         .iter()
         .any(|scheme| logo.starts_with(scheme))
     {
-        let help = "write a URL that begins with file://, https://, http:// or data:";
+        let help = "write a URL that begins with file://, https://, http:// or data:image/";
         let message = format!("`{path}`: {} is not the URL of an image", node.describe());
         d.error(node.at, "invalid-value", message, Some(help.into()));
         return None;
@@ -104,13 +120,66 @@ fn metadata(d: &mut Decoder, node: &Node, path: &str) -> Option<Metadata> {
         description: f.optional(d, "description", text),
         author: f.optional(d, "author", text),
         labels: f.or_default(d, "labels", text_map),
+        namespace: f.optional(d, "namespace", dns_label),
+        repository: f.optional(d, "repository", repository),
+        created_timestamp: f.optional(d, "createdTimestamp", timestamp),
+        hidden: f.or_default(d, "hidden", boolean),
     };
     f.finish(d);
     Some(metadata)
 }
 
+/// A value that has the wrong form.
+fn invalid<T>(d: &mut Decoder, node: &Node, path: &str, what: &str, help: &str) -> Option<T> {
+    let message = format!("`{path}`: {} is not {what}", node.describe());
+    d.error(node.at, "invalid-value", message, Some(help.into()));
+    None
+}
+
+/// The name of a namespace or a service.
+fn dns_label(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
+    let name = name(d, node, path);
+    d.narrow(&[("pattern", json!("^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"))]);
+    let name = name?;
+    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let edges = name.starts_with('-') || name.ends_with('-');
+    if name.len() > 63 || edges || !name.chars().all(good) {
+        let help =
+            "use at most 63 lower-case letters, digits and \"-\", a letter or digit at both ends";
+        return invalid(d, node, path, "a Kubernetes name", help);
+    }
+    Some(name)
+}
+
+fn repository(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
+    let name = text(d, node, path);
+    d.narrow(&[("type", json!("string")), ("enum", json!([REPOSITORY]))]);
+    match name? {
+        name if name == REPOSITORY => Some(name),
+        _ => invalid(
+            d,
+            node,
+            path,
+            "a repository",
+            "leave it out: there is only gravitational.io",
+        ),
+    }
+}
+
+fn timestamp(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
+    let time = text(d, node, path);
+    d.narrow(&[("type", json!("string")), ("format", json!("date-time"))]);
+    let time = time?;
+    match time.parse::<jiff::Timestamp>() {
+        Ok(_) => Some(time),
+        Err(_) => invalid(d, node, path, "a time", "write it as 2026-01-31T12:00:00Z"),
+    }
+}
+
 fn image_name(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
-    let name = name(d, node, path)?;
+    let name = name(d, node, path);
+    d.narrow(&[("pattern", json!("^[a-zA-Z0-9_-]{1,128}$"))]);
+    let name = name?;
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !name.chars().all(good) || name.len() > 128 {
         let message = format!("`{path}`: \"{name}\" is not a name");
@@ -126,7 +195,11 @@ fn image_name(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
 }
 
 fn version(d: &mut Decoder, node: &Node, path: &str) -> Option<Version> {
-    let version = text(d, node, path)?;
+    let version = text(d, node, path);
+    let pattern =
+        r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$";
+    d.narrow(&[("type", json!("string")), ("pattern", json!(pattern))]);
+    let version = version?;
     let parsed = Version::parse(&version);
     if let Err(error) = &parsed {
         let message = format!("`{path}`: \"{version}\" is not a semantic version ({error})");
@@ -146,8 +219,8 @@ fn endpoint(d: &mut Decoder, node: &Node, path: &str) -> Option<Endpoint> {
         name: f.required(d, "name", name).unwrap_or_default(),
         description: f.optional(d, "description", text),
         selector: f.or_default(d, "selector", text_map),
-        service_name: f.optional(d, "serviceName", name),
-        namespace: f.optional(d, "namespace", name),
+        service_name: f.optional(d, "serviceName", dns_label),
+        namespace: f.optional(d, "namespace", dns_label),
         protocol: f.optional(d, "protocol", name),
         port: f.optional(d, "port", integer),
         hidden: f.or_default(d, "hidden", boolean),
@@ -173,11 +246,22 @@ fn aws(d: &mut Decoder, node: &Node, path: &str) -> Option<Aws> {
     let aws = Aws {
         network: f.optional(d, "network", provider_network),
         regions: f.or_default(d, "regions", list(name)),
+        iam_policy: f.optional(d, "iamPolicy", iam_policy),
         terraform: f.or_default(d, "terraform", terraform),
         disabled: f.or_default(d, "disabled", boolean),
     };
     f.finish(d);
     Some(aws)
+}
+
+fn iam_policy(d: &mut Decoder, node: &Node, path: &str) -> Option<IamPolicy> {
+    let mut f = d.fields(node, path);
+    let policy = IamPolicy {
+        version: f.optional(d, "version", name),
+        actions: f.or_default(d, "actions", list(name)),
+    };
+    f.finish(d);
+    Some(policy)
 }
 
 fn provider_network(d: &mut Decoder, node: &Node, path: &str) -> Option<ProviderNetwork> {
@@ -291,11 +375,30 @@ fn node_profile(d: &mut Decoder, node: &Node, path: &str) -> Option<NodeProfile>
         taints: f.or_default(d, "taints", list(taint)),
         service_role: f.optional(d, "serviceRole", parsed),
         expand_policy: f.optional(d, "expandPolicy", parsed),
+        providers: f.or_default(d, "providers", profile_providers),
         requirements: f.or_default(d, "requirements", requirements),
         system_options: f.or_default(d, "systemOptions", system_options),
     };
     f.finish(d);
     Some(profile)
+}
+
+fn profile_providers(d: &mut Decoder, node: &Node, path: &str) -> Option<ProfileProviders> {
+    let mut f = d.fields(node, path);
+    let providers = ProfileProviders {
+        aws: f.or_default(d, "aws", profile_aws),
+    };
+    f.finish(d);
+    Some(providers)
+}
+
+fn profile_aws(d: &mut Decoder, node: &Node, path: &str) -> Option<ProfileAws> {
+    let mut f = d.fields(node, path);
+    let aws = ProfileAws {
+        instance_types: f.or_default(d, "instanceTypes", list(name)),
+    };
+    f.finish(d);
+    Some(aws)
 }
 
 fn taint(d: &mut Decoder, node: &Node, path: &str) -> Option<Taint> {
@@ -380,16 +483,19 @@ fn volume(d: &mut Decoder, node: &Node, path: &str) -> Option<Volume> {
         skip_if_missing: skip,
         uid: f.optional(d, "uid", integer),
         gid: f.optional(d, "gid", integer),
-        mode: f.optional(d, "mode", parsed),
+        mode: f.optional(d, "mode", mode),
         recursive: f.or_default(d, "recursive", boolean),
         hidden: f.or_default(d, "hidden", boolean),
+        selinux_label: f.optional(d, "seLinuxLabel", name),
     };
     f.finish(d);
     Some(volume)
 }
 
 fn absolute_path(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
-    let value = text(d, node, path)?;
+    let value = text(d, node, path);
+    d.narrow(&[("type", json!("string")), ("pattern", json!("^/"))]);
+    let value = value?;
     if !value.starts_with('/') || value.split('/').any(|part| part == "..") || value.contains('\0')
     {
         let message = format!("`{path}`: \"{value}\" is not an absolute path");
@@ -404,12 +510,26 @@ fn absolute_path(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
     Some(value)
 }
 
+/// Without quotes YAML reads 0755 as octal or decimal, by its version.
+fn mode(d: &mut Decoder, node: &Node, path: &str) -> Option<Mode> {
+    if let Value::Scalar { text, plain: true } = &node.value
+        && !node.is_null()
+        && text.bytes().all(|digit| digit.is_ascii_digit())
+    {
+        let message = format!("`{path}` must be text in quotes, not the number {text}");
+        let help = format!("write \"{text}\"");
+        d.error(node.at, "wrong-type", message, Some(help));
+        return None;
+    }
+    parsed(d, node, path)
+}
+
 fn device(d: &mut Decoder, node: &Node, path: &str) -> Option<Device> {
     let mut f = d.fields(node, path);
     let device = Device {
         path: f.required(d, "path", absolute_path).unwrap_or_default(),
         permissions: f.optional(d, "permissions", permissions),
-        file_mode: f.optional(d, "fileMode", parsed),
+        file_mode: f.optional(d, "fileMode", mode),
         uid: f.or_default(d, "uid", integer),
         gid: f.or_default(d, "gid", integer),
     };
@@ -418,7 +538,12 @@ fn device(d: &mut Decoder, node: &Node, path: &str) -> Option<Device> {
 }
 
 fn permissions(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
-    let value = text(d, node, path)?;
+    let value = text(d, node, path);
+    d.narrow(&[
+        ("type", json!("string")),
+        ("pattern", json!("^[rwm]{1,3}$")),
+    ]);
+    let value = value?;
     let twice = |(at, c): (usize, char)| value[..at].contains(c);
     if value.is_empty()
         || !value.chars().all(|c| "rwm".contains(c))
@@ -446,19 +571,96 @@ fn port(d: &mut Decoder, node: &Node, path: &str) -> Option<Port> {
     let mut f = d.fields(node, path);
     let port = Port {
         protocol: f.optional(d, "protocol", parsed).unwrap_or(Protocol::Tcp),
-        ranges: f.required(d, "ranges", list(parsed)).unwrap_or_default(),
+        ranges: f
+            .required(d, "ranges", list(port_ranges))
+            .unwrap_or_default()
+            .concat(),
     };
     f.finish(d);
     Some(port)
+}
+
+/// One or more ranges, with commas between them.
+fn port_ranges(d: &mut Decoder, node: &Node, path: &str) -> Option<Vec<PortRange>> {
+    let several = text(d, node, path);
+    let range = r"\s*[0-9]{1,5}\s*(-\s*[0-9]{1,5}\s*)?";
+    let pattern = format!("^{range}(,{range})*$");
+    d.narrow(&[
+        ("pattern", json!(pattern)),
+        ("examples", json!(["8080", "10000-10005"])),
+    ]);
+    let mut ranges = Vec::new();
+    for range in several?.split(',') {
+        match range.parse::<PortRange>() {
+            Ok(range) => ranges.push(range),
+            Err(ValueError { message, allowed }) => {
+                let message = format!("`{path}`: {message}");
+                d.error(node.at, "invalid-value", message, Some(allowed));
+            }
+        }
+    }
+    Some(ranges)
 }
 
 fn license(d: &mut Decoder, node: &Node, path: &str) -> Option<License> {
     let mut f = d.fields(node, path);
     let license = License {
         enabled: f.or_default(d, "enabled", boolean),
+        kind: f.optional(d, "type", parsed),
     };
     f.finish(d);
     Some(license)
+}
+
+fn web_config(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
+    let config = text(d, node, path)?;
+    match serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&config) {
+        Ok(_) => Some(config),
+        Err(_) => invalid(
+            d,
+            node,
+            path,
+            "a JSON object",
+            "write it as text, such as '{\"key\": 1}'",
+        ),
+    }
+}
+
+fn dependencies(d: &mut Decoder, node: &Node, path: &str) -> Option<Dependencies> {
+    let mut f = d.fields(node, path);
+    let dependencies = Dependencies {
+        packages: f.or_default(d, "packages", list(parsed)),
+        apps: f.or_default(d, "apps", list(parsed)),
+    };
+    f.finish(d);
+    Some(dependencies)
+}
+
+fn ingress(d: &mut Decoder, node: &Node, path: &str) -> Option<Ingress> {
+    let mut f = d.fields(node, path);
+    let ingress = Ingress {
+        nginx: f.or_default(d, "nginx", enabled),
+    };
+    f.finish(d);
+    Some(ingress)
+}
+
+fn storage(d: &mut Decoder, node: &Node, path: &str) -> Option<Storage> {
+    let mut f = d.fields(node, path);
+    let storage = Storage {
+        openebs: f.or_default(d, "openebs", enabled),
+    };
+    f.finish(d);
+    Some(storage)
+}
+
+fn enabled(d: &mut Decoder, node: &Node, path: &str) -> Option<Enabled> {
+    let mut f = d.fields(node, path);
+    let enabled = Enabled {
+        enabled: f.or_default(d, "enabled", boolean),
+    };
+    f.finish(d);
+    Some(enabled)
 }
 
 fn system_options(d: &mut Decoder, node: &Node, path: &str) -> Option<SystemOptions> {
@@ -468,15 +670,40 @@ fn system_options(d: &mut Decoder, node: &Node, path: &str) -> Option<SystemOpti
         docker: f.or_default(d, "docker", docker),
         etcd: f.or_default(d, "etcd", etcd),
         kubelet: f.or_default(d, "kubelet", kubelet),
+        allow_privileged: f.optional(d, "allowPrivileged", boolean),
+        args: f.or_default(d, "args", list(text)),
+        runtime: f.optional(d, "runtime", runtime),
+        dependencies: f.or_default(d, "dependencies", system_dependencies),
     };
     f.finish(d);
     Some(options)
+}
+
+fn runtime(d: &mut Decoder, node: &Node, path: &str) -> Option<Runtime> {
+    let mut f = d.fields(node, path);
+    let runtime = Runtime {
+        name: f.optional(d, "name", name),
+        version: f.optional(d, "version", version),
+        repository: f.optional(d, "repository", repository),
+    };
+    f.finish(d);
+    Some(runtime)
+}
+
+fn system_dependencies(d: &mut Decoder, node: &Node, path: &str) -> Option<SystemDependencies> {
+    let mut f = d.fields(node, path);
+    let dependencies = SystemDependencies {
+        runtime_package: f.optional(d, "runtimePackage", parsed),
+    };
+    f.finish(d);
+    Some(dependencies)
 }
 
 fn docker(d: &mut Decoder, node: &Node, path: &str) -> Option<Docker> {
     let mut f = d.fields(node, path);
     let docker = Docker {
         storage_driver: f.optional(d, "storageDriver", parsed),
+        capacity: f.optional(d, "capacity", parsed),
         args: f.or_default(d, "args", list(text)),
     };
     f.finish(d);
@@ -508,9 +735,23 @@ fn extensions(d: &mut Decoder, node: &Node, path: &str) -> Option<Extensions> {
         logs: f.optional(d, "logs", extension),
         monitoring: f.optional(d, "monitoring", extension),
         catalog: f.optional(d, "catalog", extension),
+        encryption: f.optional(d, "encryption", encryption),
+        kubernetes: f.optional(d, "kubernetes", extension),
+        configuration: f.optional(d, "configuration", extension),
+        ops_center: f.optional(d, "opsCenter", extension),
     };
     f.finish(d);
     Some(extensions)
+}
+
+fn encryption(d: &mut Decoder, node: &Node, path: &str) -> Option<Encryption> {
+    let mut f = d.fields(node, path);
+    let encryption = Encryption {
+        encryption_key: f.required(d, "encryptionKey", name).unwrap_or_default(),
+        ca_cert: f.required(d, "caCert", name).unwrap_or_default(),
+    };
+    f.finish(d);
+    Some(encryption)
 }
 
 fn extension(d: &mut Decoder, node: &Node, path: &str) -> Option<Extension> {
@@ -522,11 +763,12 @@ fn extension(d: &mut Decoder, node: &Node, path: &str) -> Option<Extension> {
     Some(extension)
 }
 
-/// Hooks without a value are absent: manifests list them all.
+/// Hooks without a value or a job are absent: manifests list them all.
 fn hooks(d: &mut Decoder, node: &Node, path: &str) -> Option<BTreeMap<HookName, String>> {
     let mut f = d.fields(node, path);
     let mut hooks = BTreeMap::new();
     for hook in HookName::ALL {
+        let job = |d: &mut Decoder, node: &Node, path: &str| job(d, node, path, *hook);
         if let Some(Some(job)) = f.optional(d, hook.as_str(), job) {
             hooks.insert(*hook, job);
         }
@@ -535,9 +777,19 @@ fn hooks(d: &mut Decoder, node: &Node, path: &str) -> Option<BTreeMap<HookName, 
     Some(hooks)
 }
 
-fn job(d: &mut Decoder, node: &Node, path: &str) -> Option<Option<String>> {
+fn job(d: &mut Decoder, node: &Node, path: &str, hook: HookName) -> Option<Option<String>> {
     let mut f = d.fields(node, path);
-    let job = f.required(d, "job", name);
+    let job = f.optional(d, "job", name);
+    // Of no use, but others write it.
+    f.optional(d, "type", |d, node, path| {
+        let kind = text(d, node, path);
+        d.narrow(&[("type", json!("string")), ("enum", json!([hook.as_str()]))]);
+        if kind? != hook.as_str() {
+            let help = format!("leave it out, or write {hook}");
+            invalid::<()>(d, node, path, "the type of this hook", &help);
+        }
+        Some(())
+    });
     f.finish(d);
     Some(job)
 }

@@ -14,7 +14,7 @@ macro_rules! hooks {
         pub enum HookName { $($(#[$doc])* $name,)* }
 
         impl HookName {
-            /// All hooks, as the manifest's documentation orders them.
+            /// All hooks, in the order of a cluster's life.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// Name as in the manifest.
@@ -26,6 +26,14 @@ macro_rules! hooks {
 }
 
 hooks! {
+    /// Machines are made for a new cluster.
+    ClusterProvision = "clusterProvision",
+    /// The machines of a cluster are removed.
+    ClusterDeprovision = "clusterDeprovision",
+    /// Machines are added to a cluster.
+    NodesProvision = "nodesProvision",
+    /// Machines are removed from a cluster.
+    NodesDeprovision = "nodesDeprovision",
     /// The application is installed for the first time.
     Install = "install",
     /// The application has been installed.
@@ -54,6 +62,8 @@ hooks! {
     PostRollback = "postRollback",
     /// Every minute, to check the application.
     Status = "status",
+    /// Information on the application is asked for.
+    Info = "info",
     /// The license has been updated.
     LicenseUpdated = "licenseUpdated",
     /// The application is started.

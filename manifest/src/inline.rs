@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use crate::types::Manifest;
 use crate::{Diagnostic, validate};
 
+/// Largest content of a URI, in bytes. A Kubernetes object, such as a job, may
+/// have no more either.
+pub const MAX_CONTENT: usize = 1 << 20;
+
 /// A field of which the value is a URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uri {

@@ -13,6 +13,7 @@ mod diagnostic;
 mod fields;
 mod hook;
 mod inline;
+mod schema;
 pub mod service_user;
 mod types;
 mod units;
@@ -22,14 +23,17 @@ pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use hook::HookName;
-pub use inline::{Location, Uri};
+pub use inline::{Location, MAX_CONTENT, Uri};
+pub use schema::schema;
 pub use semver::Version;
 pub use types::{
-    Aws, BaseImage, Cpu, CustomCheck, Device, Docker, Endpoint, Etcd, Eula, ExpandPolicy,
-    Extension, Extensions, Flavor, FlavorNode, Flavors, Generic, HairpinMode, Installer, Kind,
-    Kubelet, License, Manifest, Metadata, Network, NetworkType, NodeProfile, Os, Port, Ports,
-    Protocol, Provider, ProviderNetwork, Providers, Ram, Requirements, ServiceRole, StorageDriver,
-    SystemOptions, Taint, TaintEffect, Terraform, Volume,
+    Aws, BaseImage, Cpu, CustomCheck, Dependencies, Device, Docker, Enabled, Encryption, Endpoint,
+    Etcd, Eula, ExpandPolicy, Extension, Extensions, Flavor, FlavorNode, Flavors, Generic,
+    HairpinMode, IamPolicy, Ingress, Installer, Kind, Kubelet, License, LicenseKind, Locator,
+    Manifest, Metadata, Network, NetworkType, NodeProfile, Os, Port, Ports, ProfileAws,
+    ProfileProviders, Protocol, Provider, ProviderNetwork, Providers, Ram, Requirements, Runtime,
+    ServiceRole, Storage, StorageDriver, SystemDependencies, SystemOptions, Taint, TaintEffect,
+    Terraform, Volume,
 };
 pub use units::{Bytes, Mode, PortRange, Rate, ValueError};
-pub use yaml::{MAX_SIZE, parse};
+pub use yaml::{MAX_SIZE, parse, parse_bytes};

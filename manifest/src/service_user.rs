@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::yaml::{self, Node};
+use crate::yaml::{self, Limits, Node};
 
 /// Puts `uid` where a pod, a container or an init container asks for user -1.
 /// `None` when nothing changes.
@@ -15,7 +15,7 @@ pub fn translate(text: &str, uid: u32) -> Option<String> {
     if !text.contains("runAsUser") {
         return None;
     }
-    let documents = yaml::documents(text).ok()?;
+    let documents = yaml::documents(text, &Limits::MANIFEST).ok()?;
     let mut places = BTreeSet::new();
     for document in &documents {
         resource(document, &mut places);

@@ -8,8 +8,9 @@ use std::str::FromStr;
 
 use semver::Version;
 use serde::{Serialize, Serializer};
+use serde_json::{Value as Json, json};
 
-use crate::decode::Source;
+use crate::decode::{Parsed, Source};
 use crate::{Bytes, HookName, Mode, PortRange, Rate, ValueError};
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -27,6 +28,12 @@ macro_rules! words {
             /// The word in the manifest.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $text,)* }
+            }
+        }
+
+        impl Parsed for $name {
+            fn rules() -> Vec<(&'static str, Json)> {
+                vec![("type", json!("string")), ("enum", json!([$($text),*]))]
             }
         }
 
@@ -86,6 +93,18 @@ pub struct Manifest {
     /// System extensions that are not wanted.
     #[serde(skip_serializing_if = "is_default")]
     pub extensions: Extensions,
+    /// Web options, a JSON object as text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub web_config: Option<String>,
+    /// Other packages that come with the image.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dependencies: Dependencies,
+    /// Ingress controllers.
+    #[serde(skip_serializing_if = "is_default")]
+    pub ingress: Ingress,
+    /// Providers of persistent volumes.
+    #[serde(skip_serializing_if = "is_default")]
+    pub storage: Storage,
     /// Kubernetes Jobs, as YAML text or a URI, by the event they run at.
     #[serde(skip_serializing_if = "is_default", serialize_with = "jobs")]
     pub hooks: BTreeMap<HookName, String>,
@@ -194,15 +213,31 @@ pub struct Metadata {
     /// Free labels.
     #[serde(skip_serializing_if = "is_default")]
     pub labels: BTreeMap<String, String>,
+    /// Namespace of the application's own resources; `default` where there is
+    /// none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Always `gravitational.io` where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// When the image was made, as RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_timestamp: Option<String>,
+    /// Not shown in lists of images.
+    #[serde(skip_serializing_if = "is_default")]
+    pub hidden: bool,
 }
 
-/// A base image: `gravity`, `gravity:latest` or `gravity:6.0.0`.
+/// A base image: `gravity`, `gravity:latest`, `gravity:stable` or
+/// `gravity:6.0.0`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseImage {
     /// Always `gravity`.
     pub name: String,
     /// Its version; the newest where there is none.
     pub version: Option<Version>,
+    /// Whether the newest must not be a pre-release.
+    pub stable: bool,
 }
 
 impl FromStr for BaseImage {
@@ -213,21 +248,35 @@ impl FromStr for BaseImage {
             let message = format!("\"{text}\" {what}");
             ValueError::new(
                 message,
-                "write \"gravity:VERSION\", such as \"gravity:6.0.0\"; `tele ls --all` lists them",
+                "write \"gravity:VERSION\", such as \"gravity:6.0.0\", \"gravity:latest\" or \"gravity:stable\"; `tele ls --all` lists them",
             )
         };
-        let (name, version) = text.split_once(':').unwrap_or((text, "latest"));
+        let local = text.strip_prefix("gravitational.io/").unwrap_or(text);
+        let (name, version) = local.split_once(':').unwrap_or((local, "latest"));
         if name != "gravity" {
             return Err(error("is not a base image"));
         }
-        let version = match version {
-            "latest" => None,
+        let exact = match version {
+            "latest" | "stable" => None,
             version => Some(Version::parse(version).map_err(|_| error("has no semantic version"))?),
         };
         Ok(Self {
             name: name.into(),
-            version,
+            version: exact,
+            stable: version == "stable",
         })
+    }
+}
+
+impl Parsed for BaseImage {
+    fn rules() -> Vec<(&'static str, Json)> {
+        let pattern =
+            r"^(gravitational\.io/)?gravity(:(latest|stable|[0-9]+\.[0-9]+\.[0-9]+([-+].*)?))?$";
+        vec![
+            ("type", json!("string")),
+            ("pattern", json!(pattern)),
+            ("examples", json!(["gravity:6.0.0"])),
+        ]
     }
 }
 
@@ -235,6 +284,7 @@ impl std::fmt::Display for BaseImage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match &self.version {
             Some(version) => write!(f, "{}:{version}", self.name),
+            None if self.stable => write!(f, "{}:stable", self.name),
             None => write!(f, "{}:latest", self.name),
         }
     }
@@ -294,6 +344,7 @@ pub struct Providers {
 
 /// Amazon Web Services.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Aws {
     /// Network of the provider.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -301,12 +352,26 @@ pub struct Aws {
     /// Regions that may be used.
     #[serde(skip_serializing_if = "is_default")]
     pub regions: Vec<String>,
+    /// Rights of the machines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iam_policy: Option<IamPolicy>,
     /// Scripts that provision machines.
     #[serde(skip_serializing_if = "is_default")]
     pub terraform: Terraform,
     /// Whether it must not be used.
     #[serde(skip_serializing_if = "is_default")]
     pub disabled: bool,
+}
+
+/// Rights of machines at Amazon Web Services.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct IamPolicy {
+    /// Version of the policy language, such as `2012-10-17`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Actions that are allowed.
+    #[serde(skip_serializing_if = "is_default")]
+    pub actions: Vec<String>,
 }
 
 /// Type of network, as text: providers have their own.
@@ -363,6 +428,8 @@ words! {
         Vxlan = "vxlan",
         /// Encrypted by WireGuard.
         Wireguard = "wireguard",
+        /// Routed by Calico.
+        Calico = "calico",
     }
 }
 
@@ -446,12 +513,50 @@ pub struct NodeProfile {
     /// Whether nodes may be added later.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expand_policy: Option<ExpandPolicy>,
+    /// Machines by provider.
+    #[serde(skip_serializing_if = "is_default")]
+    pub providers: ProfileProviders,
     /// What a machine must have.
     #[serde(skip_serializing_if = "is_default")]
     pub requirements: Requirements,
     /// Options of the services of these nodes, in place of the cluster's.
     #[serde(skip_serializing_if = "is_default")]
     pub system_options: SystemOptions,
+}
+
+impl NodeProfile {
+    /// Whether its nodes are masters, where the profile says so: by
+    /// `serviceRole`, else by the labels that manifests used before.
+    pub fn role(&self) -> Option<ServiceRole> {
+        let label = |key: &str| self.labels.get(key).map(String::as_str);
+        let old = match label("gravitational.io/k8s-role") {
+            Some("master") => Some(ServiceRole::Master),
+            Some("node") => Some(ServiceRole::Node),
+            _ if label("node-role.kubernetes.io/node") == Some("true") => Some(ServiceRole::Node),
+            _ if label("node-role.kubernetes.io/master") == Some("true") => {
+                Some(ServiceRole::Master)
+            }
+            _ => None,
+        };
+        self.service_role.or(old)
+    }
+}
+
+/// Machines of a profile, by provider.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct ProfileProviders {
+    /// Amazon Web Services.
+    #[serde(skip_serializing_if = "is_default")]
+    pub aws: ProfileAws,
+}
+
+/// Machines of a profile at Amazon Web Services.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProfileAws {
+    /// Types of machine that may be used.
+    #[serde(skip_serializing_if = "is_default")]
+    pub instance_types: Vec<String>,
 }
 
 /// A Kubernetes taint.
@@ -609,6 +714,9 @@ pub struct Volume {
     /// Not shown to the user.
     #[serde(skip_serializing_if = "is_default")]
     pub hidden: bool,
+    /// SELinux type of the directory; `none` leaves it as it is.
+    #[serde(rename = "seLinuxLabel", skip_serializing_if = "Option::is_none")]
+    pub selinux_label: Option<String>,
 }
 
 impl Volume {
@@ -675,6 +783,106 @@ pub struct License {
     /// The user is asked for one.
     #[serde(skip_serializing_if = "is_default")]
     pub enabled: bool,
+    /// What it looks like; `certificate` where nothing is said.
+    #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
+    pub kind: Option<LicenseKind>,
+}
+
+words! {
+    /// What a license looks like.
+    LicenseKind: "a type of license" {
+        /// An X.509 certificate.
+        Certificate = "certificate",
+    }
+}
+
+/// Other packages that come with the image.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Dependencies {
+    /// Packages.
+    #[serde(skip_serializing_if = "is_default")]
+    pub packages: Vec<Locator>,
+    /// Applications.
+    #[serde(skip_serializing_if = "is_default")]
+    pub apps: Vec<Locator>,
+}
+
+/// The name of a package: `repository/name:version`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Locator {
+    /// Such as `gravitational.io`.
+    pub repository: String,
+    /// Name in the repository.
+    pub name: String,
+    /// Version.
+    pub version: Version,
+}
+
+impl FromStr for Locator {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let parts = || {
+            let (repository, rest) = text.split_once('/')?;
+            let (name, version) = rest.split_once(':')?;
+            let version = Version::parse(version).ok()?;
+            let good = !repository.is_empty() && !name.is_empty() && !name.contains('/');
+            good.then(|| Self {
+                repository: repository.into(),
+                name: name.into(),
+                version,
+            })
+        };
+        parts().ok_or_else(|| {
+            ValueError::new(
+                format!("\"{text}\" is not the name of a package"),
+                "write REPOSITORY/NAME:VERSION, such as gravitational.io/app:1.0.0",
+            )
+        })
+    }
+}
+
+impl Parsed for Locator {
+    fn rules() -> Vec<(&'static str, Json)> {
+        let pattern = r"^[^/]+/[^/:]+:[0-9]+\.[0-9]+\.[0-9]+([-+].*)?$";
+        vec![("type", json!("string")), ("pattern", json!(pattern))]
+    }
+}
+
+impl std::fmt::Display for Locator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}:{}", self.repository, self.name, self.version)
+    }
+}
+
+impl Serialize for Locator {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Ingress controllers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Ingress {
+    /// The NGINX controller.
+    #[serde(skip_serializing_if = "is_default")]
+    pub nginx: Enabled,
+}
+
+/// Providers of persistent volumes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Storage {
+    /// OpenEBS.
+    #[serde(skip_serializing_if = "is_default")]
+    pub openebs: Enabled,
+}
+
+/// Something that is only there when asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Enabled {
+    /// Asked for.
+    #[serde(skip_serializing_if = "is_default")]
+    pub enabled: bool,
 }
 
 /// Options of the services of a node.
@@ -693,6 +901,41 @@ pub struct SystemOptions {
     /// The kubelet.
     #[serde(skip_serializing_if = "is_default")]
     pub kubelet: Kubelet,
+    /// Whether pods may be privileged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_privileged: Option<bool>,
+    /// Arguments of the planet.
+    #[serde(skip_serializing_if = "is_default")]
+    pub args: Vec<String>,
+    /// The base image by its former name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime: Option<Runtime>,
+    /// Packages in place of the base image's.
+    #[serde(skip_serializing_if = "is_default")]
+    pub dependencies: SystemDependencies,
+}
+
+/// The base image by its former name, `kubernetes`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Runtime {
+    /// `kubernetes` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Version; `0.0.0+latest`, as none, means the newest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+    /// `gravitational.io` where there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+}
+
+/// Packages in place of the base image's.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SystemDependencies {
+    /// The planet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_package: Option<Locator>,
 }
 
 /// The container runtime.
@@ -702,6 +945,9 @@ pub struct Docker {
     /// How layers are stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_driver: Option<StorageDriver>,
+    /// Space for layers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity: Option<Bytes>,
     /// Arguments of its daemon.
     #[serde(skip_serializing_if = "is_default")]
     pub args: Vec<String>,
@@ -749,6 +995,7 @@ words! {
 
 /// System extensions.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Extensions {
     /// Collected logs.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -759,6 +1006,28 @@ pub struct Extensions {
     /// Application catalog (Helm).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub catalog: Option<Extension>,
+    /// Encrypted packages.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+    /// Kubernetes in the Control Panel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<Extension>,
+    /// Configuration in the Control Panel.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configuration: Option<Extension>,
+    /// Connection to a hub of clusters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ops_center: Option<Extension>,
+}
+
+/// Encrypted packages.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Encryption {
+    /// The key.
+    pub encryption_key: String,
+    /// Certificate of the authority that licenses.
+    pub ca_cert: String,
 }
 
 /// A system extension.

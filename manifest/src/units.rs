@@ -7,6 +7,9 @@ use std::fmt;
 use std::str::FromStr;
 
 use serde::{Serialize, Serializer};
+use serde_json::{Value as Json, json};
+
+use crate::decode::Parsed;
 
 /// Text that doesn't have the form of its field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -228,6 +231,46 @@ macro_rules! serialize_as_text {
 }
 
 serialize_as_text!(Bytes, Rate, Mode, PortRange);
+
+const AMOUNT: &str = r"[0-9]{1,20}(\.[0-9]{0,9})?\s*([kKmMgGtTpPeE][iI]?)?[bB]?";
+
+impl Parsed for Bytes {
+    fn rules() -> Vec<(&'static str, Json)> {
+        vec![
+            ("pattern", json!(format!(r"^\s*{AMOUNT}\s*$"))),
+            ("examples", json!(["512MB", "4GiB"])),
+        ]
+    }
+}
+
+impl Parsed for Rate {
+    fn rules() -> Vec<(&'static str, Json)> {
+        vec![
+            ("type", json!("string")),
+            ("pattern", json!(format!(r"^\s*{AMOUNT}\s*/s\s*$"))),
+            ("examples", json!(["50MB/s"])),
+        ]
+    }
+}
+
+impl Parsed for Mode {
+    fn rules() -> Vec<(&'static str, Json)> {
+        vec![
+            ("type", json!("string")),
+            ("pattern", json!("^([0-7]{3,4}|0[0-7]{4})$")),
+            ("examples", json!(["0755"])),
+        ]
+    }
+}
+
+impl Parsed for PortRange {
+    fn rules() -> Vec<(&'static str, Json)> {
+        vec![
+            ("pattern", json!(r"^\s*[0-9]{1,5}\s*(-\s*[0-9]{1,5}\s*)?$")),
+            ("examples", json!(["8080", "10000-10005"])),
+        ]
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -50,9 +50,14 @@ impl Manifest {
             ),
             ("providers.aws.network", aws.network.is_some()),
             ("providers.aws.regions", !aws.regions.is_empty()),
+            ("providers.aws.iamPolicy", aws.iam_policy.is_some()),
             (
                 "providers.generic.network.type",
-                providers.generic.network.kind == Some(NetworkType::Wireguard),
+                providers
+                    .generic
+                    .network
+                    .kind
+                    .is_some_and(|kind| kind != NetworkType::Vxlan),
             ),
             ("providers.generic.disabled", providers.generic.disabled),
             (
@@ -60,6 +65,38 @@ impl Manifest {
                 !self.installer.setup_endpoints.is_empty(),
             ),
             ("license.enabled", self.license.enabled),
+            (
+                "metadata.namespace",
+                self.metadata
+                    .namespace
+                    .as_deref()
+                    .is_some_and(|name| name != "default"),
+            ),
+            ("metadata.hidden", self.metadata.hidden),
+            ("webConfig", self.web_config.is_some()),
+            (
+                "dependencies.packages",
+                !self.dependencies.packages.is_empty(),
+            ),
+            ("dependencies.apps", !self.dependencies.apps.is_empty()),
+            ("ingress.nginx.enabled", self.ingress.nginx.enabled),
+            ("storage.openebs.enabled", self.storage.openebs.enabled),
+            (
+                "extensions.encryption",
+                self.extensions.encryption.is_some(),
+            ),
+            (
+                "extensions.kubernetes.disabled",
+                wanted(&self.extensions.kubernetes),
+            ),
+            (
+                "extensions.configuration.disabled",
+                wanted(&self.extensions.configuration),
+            ),
+            (
+                "extensions.opsCenter.disabled",
+                wanted(&self.extensions.ops_center),
+            ),
             ("extensions.logs.disabled", wanted(&self.extensions.logs)),
             (
                 "extensions.monitoring.disabled",
@@ -86,11 +123,12 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     let needed = &profile.requirements;
     let fields = [
         ("taints", !profile.taints.is_empty()),
-        (
-            "serviceRole",
-            profile.service_role == Some(ServiceRole::Node),
-        ),
+        ("serviceRole", profile.role() == Some(ServiceRole::Node)),
         ("expandPolicy", profile.expand_policy.is_some()),
+        (
+            "providers.aws.instanceTypes",
+            !profile.providers.aws.instance_types.is_empty(),
+        ),
         (
             "requirements.customChecks",
             !needed.custom_checks.is_empty(),
@@ -119,6 +157,7 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
             ("skipIfMissing", volume.skip_if_missing),
             ("recursive", volume.recursive),
             ("hidden", volume.hidden),
+            ("seLinuxLabel", volume.selinux_label.is_some()),
         ];
         let asked_for = fields.iter().filter(|(_, asked)| *asked);
         asked.extend(
@@ -129,7 +168,22 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
 
 /// The storage drivers all mean containerd's overlay: nothing to do.
 fn of_system(options: &SystemOptions, path: &str, asked: &mut Vec<String>) {
+    let runtime = options
+        .runtime
+        .as_ref()
+        .and_then(|runtime| runtime.version.as_ref());
     let fields = [
+        ("docker.capacity", options.docker.capacity.is_some()),
+        ("allowPrivileged", options.allow_privileged == Some(false)),
+        ("args", !options.args.is_empty()),
+        (
+            "runtime.version",
+            runtime.is_some_and(|version| version.to_string() != "0.0.0+latest"),
+        ),
+        (
+            "dependencies.runtimePackage",
+            options.dependencies.runtime_package.is_some(),
+        ),
         ("docker.args", !options.docker.args.is_empty()),
         ("etcd.args", !options.etcd.args.is_empty()),
         ("kubelet.args", !options.kubelet.args.is_empty()),

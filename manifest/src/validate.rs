@@ -5,10 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use crate::decode::{Source, repeated};
+use crate::decode::{MAX_DIAGNOSTICS, Source, repeated};
 use crate::inline::Location;
 use crate::types::{Manifest, NodeProfile};
-use crate::{Diagnostic, diagnostic, yaml};
+use crate::yaml::{self, Limits};
+use crate::{Diagnostic, HookName, diagnostic};
 
 struct Findings<'a> {
     source: &'a Source,
@@ -31,6 +32,7 @@ impl Findings<'_> {
         for (index, name) in repeated(names)
             .into_iter()
             .filter(|(_, name)| !name.is_empty())
+            .take(MAX_DIAGNOSTICS)
         {
             let message = format!("there are two {what} \"{name}\"");
             self.add(&path(index), "duplicate-name", message, "give each its own");
@@ -38,18 +40,17 @@ impl Findings<'_> {
     }
 
     /// Reports a name that is not among those defined.
-    fn refers(&mut self, path: &str, what: &str, name: &str, defined: &[&str]) {
+    fn refers(&mut self, path: &str, what: &str, name: &str, defined: &BTreeSet<&str>) {
         // An empty name was reported already, and may be the one that is meant.
-        if name.is_empty() || defined.contains(&name) || defined.contains(&"") {
+        let told = self.found.len() >= MAX_DIAGNOSTICS;
+        if told || name.is_empty() || defined.contains(name) || defined.contains("") {
             return;
         }
-        let help = match (diagnostic::nearest(name, defined.iter().copied()), defined) {
-            (Some(near), _) => format!("did you mean \"{near}\"?"),
-            (None, []) => "none is defined".into(),
-            (None, defined) => {
-                let defined: BTreeSet<_> = defined.iter().copied().collect();
-                format!("defined are {}", Vec::from_iter(defined).join(", "))
-            }
+        let few = || defined.iter().copied().take(100);
+        let help = match diagnostic::nearest(name, few()) {
+            Some(near) => format!("did you mean \"{near}\"?"),
+            None if defined.is_empty() => "none is defined".into(),
+            None => format!("defined are {}", Vec::from_iter(few()).join(", ")),
         };
         self.add(
             path,
@@ -77,10 +78,44 @@ pub(crate) fn validate(manifest: &Manifest) -> Vec<Diagnostic> {
     for (index, profile) in manifest.node_profiles.iter().enumerate() {
         requirements(profile, &format!("nodeProfiles[{index}]"), &mut findings);
     }
+    if manifest.base_image.is_some() && manifest.system_options.runtime.is_some() {
+        let message = "baseImage and systemOptions.runtime both name the base image".to_owned();
+        findings.add(
+            "systemOptions.runtime",
+            "conflict",
+            message,
+            "keep baseImage",
+        );
+    }
+    provisioning(manifest, &mut findings);
     for (hook, job) in &manifest.hooks {
         hook_job(&format!("hooks.{hook}.job"), job, &mut findings);
     }
     findings.found
+}
+
+/// Own provisioning of machines takes all of its hooks.
+fn provisioning(manifest: &Manifest, findings: &mut Findings<'_>) {
+    let hooks = [
+        HookName::ClusterProvision,
+        HookName::ClusterDeprovision,
+        HookName::NodesProvision,
+        HookName::NodesDeprovision,
+    ];
+    let (given, missing): (Vec<&HookName>, Vec<&HookName>) = hooks
+        .iter()
+        .partition(|hook| manifest.hooks.contains_key(hook));
+    let Some(first) = given.first().filter(|_| !missing.is_empty()) else {
+        return;
+    };
+    let names: Vec<_> = missing.iter().map(|hook| hook.as_str()).collect();
+    let message = format!("{first} needs other hooks beside it: {}", names.join(", "));
+    findings.add(
+        &format!("hooks.{first}"),
+        "conflict",
+        message,
+        "write all four hooks or none",
+    );
 }
 
 fn endpoints(manifest: &Manifest, findings: &mut Findings<'_>) {
@@ -95,7 +130,9 @@ fn endpoints(manifest: &Manifest, findings: &mut Findings<'_>) {
     for (index, endpoint) in manifest.endpoints.iter().enumerate() {
         if !endpoint.name.is_empty()
             && endpoint.selector.is_empty()
-            && endpoint.service_name.is_none()
+            && !findings
+                .source
+                .has(&format!("endpoints[{index}].serviceName"))
         {
             let message = format!("endpoint \"{}\" leads to no service", endpoint.name);
             findings.add(
@@ -111,7 +148,7 @@ fn endpoints(manifest: &Manifest, findings: &mut Findings<'_>) {
             &format!("installer.setupEndpoints[{index}]"),
             "endpoint",
             name,
-            &names,
+            &names.iter().copied().collect(),
         );
     }
     if manifest.installer.setup_endpoints.len() > 1 {
@@ -139,6 +176,7 @@ fn flavors(manifest: &Manifest, findings: &mut Findings<'_>) {
         format!("{path}.items[{index}].name")
     });
     if let Some(default) = &flavors.default {
+        let names = names.iter().copied().collect();
         findings.refers(&format!("{path}.default"), "flavor", default, &names);
     }
     if findings.source.has("installer.flavors.items") && flavors.items.is_empty() {
@@ -150,7 +188,7 @@ fn flavors(manifest: &Manifest, findings: &mut Findings<'_>) {
             "list one, or leave out `flavors`",
         );
     }
-    let profiles: Vec<_> = manifest
+    let profiles: BTreeSet<_> = manifest
         .node_profiles
         .iter()
         .map(|profile| profile.name.as_str())
@@ -185,9 +223,41 @@ fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) 
     for (key, value) in &profile.labels {
         label(&format!("{path}.labels.{key}"), key, value, findings);
     }
+    for (index, taint) in profile.taints.iter().enumerate() {
+        let path = format!("{path}.taints[{index}]");
+        if !taint.key.is_empty() {
+            label(&format!("{path}.key"), &taint.key, &taint.value, findings);
+        }
+    }
+    let taints: Vec<_> = profile
+        .taints
+        .iter()
+        .map(|taint| format!("{}:{}", taint.key, taint.effect.as_str()))
+        .collect();
+    findings.unique("taints", taints.iter().map(String::as_str), |index| {
+        format!("{path}.taints[{index}]")
+    });
+    let by_label = NodeProfile {
+        service_role: None,
+        ..profile.clone()
+    }
+    .role();
+    if let (Some(role), Some(label)) = (profile.service_role, by_label)
+        && role != label
+    {
+        let (role, label) = (role.as_str(), label.as_str());
+        let message = format!("the role is {role}, but {label} by the labels");
+        findings.add(
+            &format!("{path}.serviceRole"),
+            "conflict",
+            message,
+            "keep serviceRole or the label",
+        );
+    }
     let needed = &profile.requirements;
     let path = format!("{path}.requirements");
-    if let (Some(min), Some(max)) = (needed.cpu.min, needed.cpu.max) {
+    // Manifests write 0 for no limit.
+    if let (Some(min), Some(max)) = (needed.cpu.min, needed.cpu.max.filter(|max| *max > 0)) {
         limits(&format!("{path}.cpu.max"), min <= max, (min, max), findings);
     }
     if let (Some(min), Some(max)) = (needed.ram.min, needed.ram.max) {
@@ -286,7 +356,7 @@ fn hook_job(path: &str, job: &str, findings: &mut Findings<'_>) {
         return;
     }
     let help = "write a Kubernetes Job (apiVersion: batch/v1, kind: Job) or its URI";
-    match yaml::documents(job).as_deref() {
+    match yaml::documents(job, &Limits::MANIFEST).as_deref() {
         Err(error) => {
             let message = format!(
                 "the job is not YAML: its line {}: {}",

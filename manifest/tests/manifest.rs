@@ -214,3 +214,217 @@ fn texts_that_are_no_manifest_are_errors() {
     );
     assert_eq!(many.matches("error[").count(), 6, "{many}");
 }
+
+const EXTRA: &str = include_str!("../testdata/extra.yaml");
+
+#[test]
+fn fields_beyond_the_sample_are_read_and_named() {
+    let manifest = parse(EXTRA);
+    assert!(manifest.base_image.as_ref().is_some_and(|base| base.stable));
+    let node = manifest.profile("node").unwrap();
+    assert_eq!(node.role(), Some(manifest::ServiceRole::Node));
+    assert_eq!(node.providers.aws.instance_types, ["c3.xlarge"]);
+    assert_eq!(
+        node.requirements.volumes[0].selinux_label.as_deref(),
+        Some("none")
+    );
+    let ranges = &node.requirements.network.ports[0].ranges;
+    assert_eq!(
+        ranges.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["80", "443", "8000-8080"]
+    );
+    assert_eq!(parse(&manifest.to_json().unwrap()), manifest);
+    let refused: Vec<_> = (manifest.unsupported().into_iter())
+        .map(|one| one.message.split('`').nth(1).unwrap().to_owned())
+        .collect();
+    for name in [
+        "metadata.namespace",
+        "metadata.hidden",
+        "webConfig",
+        "dependencies.packages",
+        "dependencies.apps",
+        "ingress.nginx.enabled",
+        "storage.openebs.enabled",
+        "providers.aws.iamPolicy",
+        "providers.generic.network.type",
+        "nodeProfiles[0].providers.aws.instanceTypes",
+        "nodeProfiles[0].serviceRole",
+        "nodeProfiles[0].requirements.volumes[0].seLinuxLabel",
+        "systemOptions.args",
+        "systemOptions.docker.capacity",
+        "systemOptions.dependencies.runtimePackage",
+        "extensions.encryption",
+        "extensions.opsCenter.disabled",
+        "hooks.clusterProvision",
+        "hooks.info",
+    ] {
+        assert!(
+            refused.iter().any(|one| one == name),
+            "{name} in {refused:?}"
+        );
+    }
+}
+
+#[test]
+fn every_rule_has_its_error() {
+    let head = "metadata: {name: a, resourceVersion: 1.0.0}\n";
+    let cases = [
+        (
+            "baseImage: gravity:1.0.0\nsystemOptions: {runtime: {version: 0.0.0+latest}}",
+            "3:26: error[conflict]: baseImage and",
+        ),
+        (
+            "baseImage: ubuntu:1",
+            "2:12: error[invalid-value]: `baseImage`: \"ubuntu:1\" is not a base image",
+        ),
+        (
+            "hooks: {clusterProvision: {job: 'kind: Job'}}",
+            "2:27: error[conflict]: clusterProvision needs other hooks beside it: clusterDeprovision, nodesProvision, nodesDeprovision",
+        ),
+        (
+            "hooks: {install: {type: update, job: 'kind: Job'}}",
+            "2:25: error[invalid-value]: `hooks.install.type`: \"update\" is not the type of this hook",
+        ),
+        (
+            "webConfig: '[1]'",
+            "2:12: error[invalid-value]: `webConfig`: \"[1]\" is not a JSON object",
+        ),
+        (
+            "logo: url(data:text/html,x)",
+            "2:7: error[invalid-value]: `logo`: ",
+        ),
+        (
+            "dependencies: {apps: [app:1.0.0]}",
+            "2:23: error[invalid-value]: `dependencies.apps[0]`: \"app:1.0.0\" is not the name of a package",
+        ),
+        (
+            "license: {type: paper}",
+            "2:17: error[invalid-value]: `license.type`: \"paper\" is not a type of license",
+        ),
+        (
+            "systemOptions: {docker: {storageDriver: devicemapper}}",
+            "2:41: error[invalid-value]: `systemOptions.docker.storageDriver`",
+        ),
+        (
+            "endpoints: [{name: a, serviceName: My_Service}]",
+            "2:36: error[invalid-value]: `endpoints[0].serviceName`: \"My_Service\" is not a Kubernetes name",
+        ),
+        (
+            "nodeProfiles: [{name: a, serviceRole: master, labels: {node-role.kubernetes.io/node: 'true'}}]",
+            "2:39: error[conflict]: the role is master, but node by the labels",
+        ),
+        (
+            "nodeProfiles: [{name: a, taints: [{key: k, effect: NoSchedule}, {key: k, effect: NoSchedule}]}]",
+            "2:65: error[duplicate-name]: there are two taints \"k:NoSchedule\"",
+        ),
+        (
+            "nodeProfiles: [{name: a, taints: [{key: 'k k', effect: NoSchedule}]}]",
+            "2:41: error[invalid-value]: \"k k\" is not the name of a Kubernetes label",
+        ),
+        (
+            "nodeProfiles: [{name: a, expandPolicy: never}]",
+            "2:40: error[invalid-value]",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {volumes: [{path: /a, mode: 0755}]}}]",
+            "2:68: error[wrong-type]: `nodeProfiles[0].requirements.volumes[0].mode` must be text in quotes, not the number 0755\n  help: write \"0755\"",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {devices: [{path: /dev/x, fileMode: 438}]}}]",
+            "must be text in quotes, not the number 438",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {devices: [{path: /dev/x, permissions: rwx}]}}]",
+            "\"rwx\" are not permissions",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {network: {ports: [{ranges: ['80,90-85']}]}}}]",
+            "\"90-85\" is not a port or a range of ports",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {network: {minTransferRate: 50MB}}}]",
+            "\"50MB\" is not a rate",
+        ),
+        (
+            "metadata: {name: b, resourceVersion: 1.0.0}",
+            "2:1: error[duplicate-field]: `metadata` is written twice, first in line 1",
+        ),
+        ("\tlogo: x", "x:2:2: error[syntax]: while parsing"),
+    ];
+    let mut other = Vec::new();
+    for (text, expected) in cases {
+        let errors = manifest::parse(&format!("{head}{text}\n"), "x").unwrap_err();
+        if errors.len() != 1 || !show(&errors).contains(expected) {
+            other.push(format!("{text}\n  {}  not {expected}\n", show(&errors)));
+        }
+    }
+    assert!(other.is_empty(), "{}", other.concat());
+    // Harmless forms that manifests have.
+    for text in [
+        "nodeProfiles: [{name: a, requirements: {cpu: {min: 4, max: 0}}}]",
+        "nodeProfiles:\nhooks: {install: {}, update: {job: }}\nsystemOptions: {docker: , etcd: ~}",
+        "logo: url(\"data:image/png;base64,AA==\")",
+    ] {
+        parse(&format!("{head}{text}\n"));
+    }
+}
+
+#[test]
+fn marks_and_line_ends_of_other_systems_are_read() {
+    let windows = format!("\u{feff}{}", FULL.replace('\n', "\r\n"));
+    let manifest = manifest::parse_bytes(windows.as_bytes(), "app.yaml").unwrap();
+    assert_eq!(manifest.metadata, parse(FULL).metadata);
+    assert_eq!(manifest, parse(FULL));
+    let bad = "\u{feff}metadata:\r\n  name: a\r\n  resourceVersion: x\r\n";
+    assert!(show(&manifest::parse(bad, "x").unwrap_err()).starts_with("x:3:20: "));
+}
+
+#[test]
+fn what_is_no_text_is_told_with_its_place() {
+    let message = |bytes: &[u8]| show(&manifest::parse_bytes(bytes, "x").unwrap_err());
+    assert!(
+        message(b"\x7fELF\x02\x01")
+            .starts_with("x:1:1: error[syntax]: the manifest holds the control character U+007F")
+    );
+    assert!(
+        message(b"a: b\nc: \xff").starts_with(
+            "x:2:4: error[syntax]: the manifest holds the byte 0xff, which is not UTF-8"
+        )
+    );
+    assert!(
+        message(b"a: b\0")
+            .starts_with("x:1:5: error[syntax]: the manifest holds the control character U+0000")
+    );
+    assert!(
+        message(
+            "a: b"
+                .encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect::<Vec<_>>()
+                .as_slice()
+        )
+        .starts_with("x:1:2: ")
+    );
+}
+
+#[test]
+fn many_errors_are_told_and_end() {
+    let keys: String = (0..5_000).map(|i| format!("k{i}: 1\n")).collect();
+    assert_eq!(manifest::parse(&keys, "x").unwrap_err().len(), 1000);
+    let long = format!("{}: 1\n", "k".repeat(900));
+    assert!(show(&manifest::parse(&long, "x").unwrap_err()).len() < 1000);
+    let (profiles, nodes): (Vec<_>, Vec<_>) = (0..3_000)
+        .map(|i| {
+            (
+                format!("{{name: p{i}}}"),
+                format!("{{profile: q{i}, count: 1}}"),
+            )
+        })
+        .unzip();
+    let text = format!(
+        "metadata: {{name: a, resourceVersion: 1.0.0}}\nnodeProfiles: [{}]\ninstaller: {{flavors: {{items: [{{name: a, nodes: [{}]}}]}}}}\n",
+        profiles.join(", "),
+        nodes.join(", ")
+    );
+    assert_eq!(manifest::parse(&text, "x").unwrap_err().len(), 1000);
+}

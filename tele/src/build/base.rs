@@ -56,7 +56,7 @@ pub(crate) fn select(hub: &Layout, wanted: Option<&BaseImage>) -> Result<Base> {
     let version = wanted.and_then(|base| base.version.as_ref());
     let reference = match version {
         Some(version) => format!("{NAME}:{version}"),
-        None => newest(hub)?,
+        None => newest(hub, wanted.is_some_and(|base| base.stable))?,
     };
     let descriptor = hub
         .resolve(&reference)
@@ -75,6 +75,7 @@ pub(crate) async fn fetch(
     into: &Layout,
     progress: &Progress,
 ) -> Result<BaseImage> {
+    let stable = wanted.is_some_and(|base| base.stable);
     let mut versions = match wanted.and_then(|base| base.version.clone()) {
         Some(version) => vec![version],
         None => {
@@ -82,6 +83,7 @@ pub(crate) async fn fetch(
             let versions = tags.iter().map(|tag| oci::hub::version(tag));
             versions
                 .filter_map(|version| Version::parse(&version).ok())
+                .filter(|version| !stable || version.pre.is_empty())
                 .collect()
         }
     };
@@ -111,6 +113,7 @@ pub(crate) async fn fetch(
         return Ok(BaseImage {
             name: NAME.into(),
             version: Some(version),
+            stable,
         });
     }
     match unfit {
@@ -120,7 +123,7 @@ pub(crate) async fn fetch(
 }
 
 /// The newest that fits, else why the newest doesn't.
-fn newest(hub: &Layout) -> Result<String> {
+fn newest(hub: &Layout, stable: bool) -> Result<String> {
     let mut versions: Vec<(Version, Descriptor)> = hub
         .tags()?
         .into_iter()
@@ -128,6 +131,7 @@ fn newest(hub: &Layout) -> Result<String> {
             let version = name.strip_prefix(NAME)?.strip_prefix(':')?;
             Some((Version::parse(version).ok()?, descriptor))
         })
+        .filter(|(version, _)| !stable || version.pre.is_empty())
         .collect();
     versions.sort_by(|a, b| b.0.cmp(&a.0));
     let reference = |version: &Version| format!("{NAME}:{version}");

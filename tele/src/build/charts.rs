@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use host::command::Cmd;
+use manifest::yaml::Node;
 
 use super::images::{Named, scan};
-use super::yaml::{Node, documents};
+use super::yaml::documents;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// Most bytes that a chart may render to.

@@ -12,12 +12,13 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use event::Sink;
 use image::cluster::ApplicationImage;
+use manifest::yaml::{Node, Value};
 use oci::reference::without_host;
 use oci::{Client, Layout, Progress, Pulled, Reference};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::yaml::{Node, documents};
+use super::yaml::documents;
 
 /// Fields that list containers.
 const CONTAINERS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
@@ -73,29 +74,25 @@ pub(crate) fn scan(text: &str, place: &str) -> Result<Scanned> {
         bytes: Vec::new(),
     };
     for node in found {
-        let Node::Text {
-            text: name,
-            line,
-            bytes,
-        } = node
-        else {
+        let Some(name) = node.text() else {
             continue;
         };
         scanned.images.push(Named {
-            name: name.clone(),
-            place: format!("{place}:{line}"),
+            name: name.to_owned(),
+            place: format!("{place}:{}", node.at.line),
         });
-        scanned.bytes.push(bytes.clone());
+        scanned.bytes.push(node.bytes.clone());
     }
     Ok(scanned)
 }
 
 fn containers<'a>(node: &'a Node, found: &mut Vec<&'a Node>) {
-    match node {
-        Node::Text { .. } => {}
-        Node::List(items) => items.iter().for_each(|item| containers(item, found)),
-        Node::Map(entries) => {
-            for (key, value) in entries {
+    match &node.value {
+        Value::Scalar { .. } => {}
+        Value::List(items) => items.iter().for_each(|item| containers(item, found)),
+        Value::Map(entries) => {
+            for entry in entries {
+                let (key, value) = (&entry.key, &entry.value);
                 if CONTAINERS.contains(&key.as_str()) {
                     found.extend(
                         value
