@@ -11,7 +11,6 @@ pub mod controller;
 pub mod coordinator;
 pub mod install;
 pub mod join;
-pub mod network;
 mod planet_config;
 mod secrets;
 pub mod services;

@@ -7,7 +7,6 @@
 //! one file in `checks` and one line in its registry.
 
 mod checks;
-mod cidr;
 mod report;
 
 use std::collections::BTreeMap;

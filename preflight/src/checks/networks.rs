@@ -1,7 +1,8 @@
 //! The networks of pods and services overlap with nothing: not with each
 //! other, the node's address, nor with networks that the host reaches.
 
-use crate::cidr::Network;
+use ipnet::IpNet;
+
 use crate::{Finding, Input};
 
 const ID: &str = "networks";
@@ -22,14 +23,14 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
     for (what, flag, cidr) in pods.chain(services) {
         let title = format!("{what} {cidr}");
         let remedy = format!("choose another with {flag}");
-        let Some(network) = Network::parse(cidr) else {
+        let Ok(network) = cidr.parse::<IpNet>() else {
             findings
                 .push(Finding::passed(ID, title, "is no network", "CIDR notation").fails(remedy));
             continue;
         };
         let overlaps: Vec<_> = taken
             .iter()
-            .filter(|(_, other)| network.overlaps(*other))
+            .filter(|(_, other)| overlap(network, *other))
             .map(|(name, _)| name.as_str())
             .collect();
         findings.push(match overlaps.as_slice() {
@@ -47,26 +48,28 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
     findings
 }
 
+/// Whether some address is in both.
+fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
 /// Networks of the host. The default route leads to all others and is none.
-fn local(input: &Input<'_>) -> Vec<(String, Network)> {
+fn local(input: &Input<'_>) -> Vec<(String, IpNet)> {
     let facts = input.facts;
     let advertised = input.requirements.advertise_address;
-    let longest = if advertised.is_ipv4() { 32 } else { 128 };
-    let mut networks = Vec::new();
-    networks.extend(
-        Network::new(advertised, longest).map(|network| (format!("address {advertised}"), network)),
-    );
+    let mut networks = vec![(format!("address {advertised}"), IpNet::from(advertised))];
     for address in &facts.addresses {
         let name = format!(
             "{}/{} of {}",
             address.address, address.prefix, address.interface
         );
-        networks
-            .extend(Network::new(address.address, address.prefix).map(|network| (name, network)));
+        let network = IpNet::new(address.address, address.prefix);
+        networks.extend(network.map(|network| (name, network)));
     }
     for route in &facts.routes {
         let name = format!("the route {} by {}", route.destination, route.interface);
-        let network = Network::parse(&route.destination).filter(|network| !network.is_everything());
+        let network: Option<IpNet> = route.destination.parse().ok();
+        let network = network.filter(|network| network.prefix_len() > 0);
         networks.extend(network.map(|network| (name, network)));
     }
     networks
@@ -97,6 +100,7 @@ mod tests {
                 "172.30.0.0/16",
                 Some("the route 172.16.0.0/12 by tun0"),
             ),
+            ("fd00::/48", "10.100.0.0/16", None),
             ("10.244.0.0/99", "10.100.0.0/16", Some("is no network")),
             ("10.244.0.0/16", "10.100.0.0/16", None),
         ] {
