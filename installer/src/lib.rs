@@ -15,6 +15,8 @@ mod planet_config;
 mod secrets;
 pub mod services;
 
+pub use planet_config::SYSCTLS;
+
 /// URL of the Kubernetes API on every node.
 pub(crate) fn api_url() -> String {
     format!("https://{}:{}", spec::LEADER_ADDRESS, spec::API_PORT)

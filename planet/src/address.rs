@@ -41,7 +41,12 @@ fn message(kind: u16, flags: i32, cidr: IpNet) -> Vec<u8> {
         IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
         IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
     };
-    let mut body = vec![u8::try_from(family).unwrap_or_default(), cidr.prefix_len(), 0, 0];
+    let mut body = vec![
+        u8::try_from(family).unwrap_or_default(),
+        cidr.prefix_len(),
+        0,
+        0,
+    ];
     body.extend(LOOPBACK.to_ne_bytes());
     for attribute in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
         let length = u16::try_from(4 + octets.len()).unwrap_or_default();

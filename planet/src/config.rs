@@ -10,7 +10,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-
 /// Version of this schema. A base image declares which ones it fits.
 pub const SCHEMA_VERSION: u32 = 1;
 

@@ -3,11 +3,23 @@
 
 use ipnet::IpNet;
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
-const ID: &str = "networks";
+pub(super) const CHECK: Check = Check {
+    id: "networks",
+    about: "the networks of pods and services against routes, addresses and each other",
+    limit: "no address in two of them",
+    remedy: "choose another with --pod-network-cidr or --service-cidr",
+    strict: true,
+    run: check,
+    ..Check::PLAIN
+};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+fn check(input: &Input<'_>) -> Vec<Finding> {
+    // Of a cluster that runs, the networks are in use: by itself.
+    if input.requirements.joined {
+        return Vec::new();
+    }
     let requirements = input.requirements;
     let pods = requirements
         .pod_cidrs
@@ -24,8 +36,11 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
         let title = format!("{what} {cidr}");
         let remedy = format!("choose another with {flag}");
         let Ok(network) = cidr.parse::<IpNet>() else {
-            findings
-                .push(Finding::passed(ID, title, "is no network", "CIDR notation").fails(remedy));
+            findings.push(
+                CHECK
+                    .finding(title, "is no network", "CIDR notation")
+                    .fails(remedy),
+            );
             continue;
         };
         let overlaps: Vec<_> = taken
@@ -34,14 +49,14 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
             .map(|(name, _)| name.as_str())
             .collect();
         findings.push(match overlaps.as_slice() {
-            [] => Finding::passed(ID, title, "overlaps with nothing", wanted),
-            overlaps => Finding::passed(
-                ID,
-                title,
-                format!("overlaps with {}", overlaps.join(", ")),
-                wanted,
-            )
-            .fails(remedy),
+            [] => CHECK.finding(title, "overlaps with nothing", wanted),
+            overlaps => CHECK
+                .finding(
+                    title,
+                    format!("overlaps with {}", overlaps.join(", ")),
+                    wanted,
+                )
+                .fails(remedy),
         });
         taken.push((format!("{what} {cidr}"), network));
     }
@@ -57,7 +72,10 @@ fn overlap(one: IpNet, other: IpNet) -> bool {
 fn local(input: &Input<'_>) -> Vec<(String, IpNet)> {
     let facts = input.facts;
     let advertised = input.requirements.advertise_address;
-    let mut networks = vec![(format!("address {advertised}"), IpNet::from(advertised))];
+    let mut networks = Vec::new();
+    if !advertised.is_unspecified() {
+        networks.push((format!("address {advertised}"), IpNet::from(advertised)));
+    }
     for address in &facts.addresses {
         let name = format!(
             "{}/{} of {}",
