@@ -7,10 +7,14 @@ mod cgroups;
 mod clock;
 mod conflicts;
 mod cpu;
+mod custom;
 mod devices;
+mod disk_latency;
+mod disk_rate;
 mod dns;
 mod entry_types;
 mod firewall;
+mod forwarding;
 mod hostname;
 mod inodes;
 mod kernel;
@@ -21,6 +25,7 @@ mod limits;
 mod localhost;
 mod machine_id;
 mod mount_options;
+mod network_rate;
 mod networks;
 mod os;
 mod overlay;
@@ -39,6 +44,7 @@ mod symlink;
 mod sysctls;
 mod temp_dir;
 mod volumes;
+mod wildcard_dns;
 
 use crate::Check;
 
@@ -68,6 +74,8 @@ pub(crate) const ALL: &[&Check] = &[
     &temp_dir::CHECK,
     &volumes::CHECK,
     &devices::CHECK,
+    &disk_rate::CHECK,
+    &disk_latency::CHECK,
     &hostname::CHECK,
     &machine_id::CHECK,
     &clock::CHECK,
@@ -78,9 +86,13 @@ pub(crate) const ALL: &[&Check] = &[
     &networks::CHECK,
     &localhost::CHECK,
     &dns::CHECK,
+    &wildcard_dns::CHECK,
     &proxy::CHECK,
     &firewall::CHECK,
+    &forwarding::CHECK,
+    &network_rate::CHECK,
     &ports::CHECK,
     &conflicts::CHECK,
     &leftovers::CHECK,
+    &custom::CHECK,
 ];

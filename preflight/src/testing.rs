@@ -173,6 +173,22 @@ pub(crate) fn report_at(requirements: &Requirements, facts: &HostFacts, places: 
     evaluate(requirements, &facts)
 }
 
+/// A good host of which this was measured.
+pub(crate) fn measured(requirements: &Requirements, measured: Measured) -> Report {
+    let mut places = places();
+    for volume in &requirements.profile.volumes {
+        places
+            .paths
+            .insert(volume.path.as_str().into(), room(10_000_000_000, 2));
+    }
+    let facts = Facts {
+        host: facts(),
+        places,
+        measured,
+    };
+    evaluate(requirements, &facts)
+}
+
 /// Severities and ids of failures and warnings.
 pub(crate) fn troubles(report: &Report) -> Vec<(Severity, &str)> {
     let trouble = report

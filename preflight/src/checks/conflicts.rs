@@ -1,6 +1,6 @@
 //! No other Kubernetes runs here, and nothing that rewrites its packet filters.
 
-use crate::{Check, Finding, Input, Severity};
+use crate::{Check, Finding, Input};
 
 pub(super) const CHECK: Check = Check {
     id: "conflicts",
@@ -34,33 +34,34 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
         return Vec::new();
     }
     let running = &input.facts.processes;
-    let found = |names: &[&'static str], severity| {
-        names
-            .iter()
-            .filter_map(|name| Some((*name, *running.get(*name)?, severity)))
-            .collect::<Vec<_>>()
+    let found = |names: &[&str]| {
+        let one = |name: &&str| Some(format!("{name} (pid {})", running.get(*name)?));
+        names.iter().filter_map(one).collect::<Vec<_>>().join(", ")
     };
-    let mut all = found(KUBERNETES, Severity::Failure);
-    all.extend(found(FILTERS, Severity::Warning));
-    if all.is_empty() {
+    let (kubernetes, filters) = (found(KUBERNETES), found(FILTERS));
+    if kubernetes.is_empty() && filters.is_empty() {
         let measured = match running.is_empty() {
             true => return vec![CHECK.unknown("other programs", "", "no other Kubernetes")],
             false => "no other Kubernetes, no Docker",
         };
         return vec![CHECK.finding("other programs", measured, "no other Kubernetes")];
     }
-    let finding = |(name, pid, severity): (&str, u32, Severity)| {
-        let measured = format!("runs (pid {pid})");
-        let finding = CHECK.finding(format!("program {name}"), measured, "not on this node");
-        match severity {
-            Severity::Failure => finding.fails(CHECK.remedy),
-            _ => finding.warns(
-                "it forbids forwarding of packets (policy DROP): stop it, or let it forward those \
-                 of pods",
-            ),
-        }
-    };
-    all.into_iter().map(finding).collect()
+    let mut findings = Vec::new();
+    if !kubernetes.is_empty() {
+        let finding = CHECK.finding("another Kubernetes", kubernetes, "not on this node");
+        findings.push(finding.fails(CHECK.remedy));
+    }
+    if !filters.is_empty() {
+        let finding = CHECK.finding(
+            "programs that forbid forwarding",
+            filters,
+            "not on this node",
+        );
+        findings.push(finding.warns(
+            "they set the policy of forwarding to DROP: stop them, or have them forward packets of pods",
+        ));
+    }
+    findings
 }
 
 #[cfg(test)]
@@ -73,7 +74,7 @@ mod tests {
         let trouble = only(Severity::Failure, "conflicts", |facts| {
             facts.processes.insert("kubelet".into(), 42);
         });
-        assert_eq!(trouble.measured, "runs (pid 42)");
+        assert_eq!(trouble.measured, "kubelet (pid 42)");
         only(Severity::Warning, "conflicts", |facts| {
             facts.processes.insert("dockerd".into(), 42);
         });
