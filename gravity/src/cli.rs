@@ -241,9 +241,43 @@ pub(crate) struct Controller {
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
+    /// Cluster image or Image Manifest to check against; by default the image
+    /// that this program carries
+    #[arg(value_name = "IMAGE|MANIFEST")]
+    pub(crate) against: Option<PathBuf>,
     /// Profile to check against; by default the first
     #[arg(long, short, value_name = "PROFILE")]
     pub(crate) profile: Option<String>,
+    /// Address by which this node would be known
+    #[arg(long, value_name = "IP")]
+    pub(crate) advertise_addr: Option<IpAddr>,
+    /// Mend what can be mended: kernel modules and parameters, now and at
+    /// every boot; `gravity leave` reverts it
+    #[arg(long)]
+    pub(crate) autofix: bool,
+    /// Let failures of this check not count; may be given several times
+    #[arg(long, value_name = "ID")]
+    pub(crate) ignore: Vec<String>,
+    /// Leave out what takes seconds: disks, forwarding, DNS, scripts
+    #[arg(long)]
+    pub(crate) quick: bool,
+    /// How many seconds one script of the manifest may run
+    #[arg(long, value_name = "SECONDS", default_value_t = 60,
+          value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) timeout: u64,
+    /// Write what was found out about this host to a file, to be judged
+    /// elsewhere
+    #[arg(long, value_name = "FILE")]
+    pub(crate) facts_out: Option<PathBuf>,
+    /// Judge what was found out about another host
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["autofix", "facts_out"])]
+    pub(crate) facts: Option<PathBuf>,
+    /// Show passed checks, too
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Say what a check looks at, what it wants and why; `all` for every check
+    #[arg(long, value_name = "ID", exclusive = true)]
+    pub(crate) explain: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cluster::Client;
+use ipnet::Ipv4Net;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
 use rpc::controller::{Controller, Refusal, member_name};
@@ -22,7 +23,6 @@ use tokio::net::TcpListener;
 use uuid::Uuid;
 
 use crate::install::{NODE_PREFIX, node_labels};
-use crate::network::Cidr;
 use crate::secrets::{CONTROLLER_CERTIFICATE, RPC_AUTHORITY, WORKER_AUTHORITIES, of_worker};
 
 /// How long pods may take to leave a node; their own limit is 30 s by default.
@@ -375,14 +375,15 @@ fn free_pod_cidr(cluster: &ClusterSpec) -> Result<String, Refusal> {
             "the pod network {text} has no part left for another node"
         ))
     };
-    let network = Cidr::parse(text).ok_or_else(full)?;
+    let network: Ipv4Net = text.parse().map_err(|_| full())?;
     let taken: BTreeSet<_> = cluster
         .nodes
         .iter()
         .flat_map(|node| &node.pod_cidrs)
         .collect();
-    (0..=u32::MAX)
-        .map_while(|index| network.part(NODE_PREFIX, index))
+    let parts = network.subnets(NODE_PREFIX).map_err(|_| full())?;
+    parts
+        .map(|part| part.to_string())
         .find(|part| !taken.contains(part))
         .ok_or_else(full)
 }

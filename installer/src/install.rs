@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use host::facts::HostFacts;
 use host::users::User;
+use ipnet::{IpNet, Ipv4Net};
 use manifest::{HookName, Manifest, NodeProfile};
 use operation::{PLAN_VERSION, Phase, Plan};
 use spec::layout::{Layout, PLANET_RESOURCES};
@@ -16,7 +17,6 @@ use spec::phase::{self, PhaseSpec, Volume};
 use spec::{ClusterSpec, ImageRef, NodeSpec, RegistryImage, Role, ServiceUser};
 use uuid::Uuid;
 
-use crate::network::Cidr;
 use crate::services::{Context, HostTraits};
 use crate::{addons, planet_config, secrets};
 
@@ -278,10 +278,13 @@ pub fn choose_address(wanted: Option<IpAddr>, facts: &HostFacts) -> Result<IpAdd
     }
 }
 
-fn networks(options: &Options, address: IpAddr) -> Result<Cidr, Error> {
+/// The network of pods. IPv4 until dual stack is tested.
+fn networks(options: &Options, address: IpAddr) -> Result<Ipv4Net, Error> {
     let read = |option, value: &str, prefix, example| {
-        Cidr::parse(value)
-            .filter(|cidr| cidr.prefix() <= prefix)
+        let network: Option<Ipv4Net> = value.parse().ok();
+        network
+            .filter(|network| network.addr() == network.network())
+            .filter(|network| (1..=prefix).contains(&network.prefix_len()))
             .ok_or(Error::Network {
                 option,
                 value: value.to_owned(),
@@ -305,11 +308,11 @@ fn networks(options: &Options, address: IpAddr) -> Result<Cidr, Error> {
         one: one.into(),
         other: other.into(),
     };
-    if pods.overlaps(services) {
+    if pods.contains(&services) || services.contains(&pods) {
         return Err(overlap(&options.pod_cidr, &options.service_cidr));
     }
-    for (cidr, text) in [(pods, &options.pod_cidr), (services, &options.service_cidr)] {
-        if cidr.contains(address) {
+    for (network, text) in [(pods, &options.pod_cidr), (services, &options.service_cidr)] {
+        if IpNet::V4(network).contains(&address) {
             return Err(overlap(text, &address.to_string()));
         }
     }
@@ -398,7 +401,13 @@ pub fn prepare(
             .map(|profile| profile.name.clone())
             .unwrap_or_default(),
         role: Role::Master,
-        pod_cidrs: pods.part(NODE_PREFIX, 0).into_iter().collect(),
+        pod_cidrs: pods
+            .subnets(NODE_PREFIX)
+            .into_iter()
+            .flatten()
+            .take(1)
+            .map(|network| network.to_string())
+            .collect(),
         labels: profile
             .map(|profile| profile.labels.clone())
             .unwrap_or_default(),

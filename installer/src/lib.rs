@@ -11,10 +11,11 @@ pub mod controller;
 pub mod coordinator;
 pub mod install;
 pub mod join;
-pub mod network;
 mod planet_config;
 mod secrets;
 pub mod services;
+
+pub use planet_config::SYSCTLS;
 
 /// URL of the Kubernetes API on every node.
 pub(crate) fn api_url() -> String {

@@ -13,7 +13,7 @@ use spec::phase::Volume;
 use crate::services::{self, Context};
 
 /// What the services need of the kernel; kubelet and the bridge check for it.
-const SYSCTLS: &[(&str, &str)] = &[
+pub const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.ip_forward", "1"),
     ("net.bridge.bridge-nf-call-iptables", "1"),
     ("vm.overcommit_memory", "1"),

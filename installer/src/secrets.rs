@@ -85,7 +85,9 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
     let leader = spec::LEADER_ADDRESS;
     let service_domain = format!("kubernetes.default.svc.{}", context.cluster.domain);
     let mut api_addresses = vec![address, leader, local];
-    api_addresses.extend(crate::network::first_address(context.service_cidr()));
+    // The `kubernetes` Service has the first address.
+    let services = context.service_cidr().parse::<ipnet::IpNet>();
+    api_addresses.extend(services.ok().and_then(|services| services.hosts().next()));
     let api_names = [
         "kubernetes",
         "kubernetes.default",

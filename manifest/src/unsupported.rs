@@ -129,15 +129,7 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
             "providers.aws.instanceTypes",
             !profile.providers.aws.instance_types.is_empty(),
         ),
-        (
-            "requirements.customChecks",
-            !needed.custom_checks.is_empty(),
-        ),
         ("requirements.devices", !needed.devices.is_empty()),
-        (
-            "requirements.network.minTransferRate",
-            needed.network.min_transfer_rate.is_some(),
-        ),
     ];
     asked.extend(
         fields
@@ -153,7 +145,6 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     for (index, volume) in needed.volumes.iter().enumerate() {
         let fields = [
             ("path", volume.is_pattern()),
-            ("minTransferRate", volume.min_transfer_rate.is_some()),
             ("skipIfMissing", volume.skip_if_missing),
             ("recursive", volume.recursive),
             ("hidden", volume.hidden),

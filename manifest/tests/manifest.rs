@@ -175,8 +175,9 @@ nodeProfiles:
       cpu: {min: 1, max: 64}
       ram: {min: 1GB}
       os: [{name: debian, versions: ["12"]}]
-      volumes: [{path: /var/data, capacity: 1GB, createIfMissing: true, uid: 1, gid: 1, mode: "0755", targetPath: /data}]
-      network: {ports: [{protocol: tcp, ranges: ["8080"]}]}
+      volumes: [{path: /var/data, capacity: 1GB, createIfMissing: true, uid: 1, gid: 1, mode: "0755", targetPath: /data, minTransferRate: 50MB/s}]
+      customChecks: [{description: "License", script: "exit 0"}]
+      network: {minTransferRate: 50MB/s, ports: [{protocol: tcp, ranges: ["8080"]}]}
 license: {enabled: false}
 systemOptions: {docker: {storageDriver: overlay2}}
 extensions: {logs: {disabled: true}, monitoring: {disabled: true}, catalog: {disabled: false}}

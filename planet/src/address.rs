@@ -8,6 +8,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 
+use ipnet::IpNet;
 use nix::errno::Errno;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
@@ -18,38 +19,14 @@ const LOOPBACK: u32 = 1;
 /// Length of `struct nlmsghdr`.
 const HEADER: usize = 16;
 
-/// An address and the length of its network prefix.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Cidr {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl std::str::FromStr for Cidr {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not an address in CIDR notation, like 169.254.20.10/32");
-        let (address, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let address: IpAddr = address.parse().map_err(|_| wrong())?;
-        let prefix: u8 = prefix.parse().map_err(|_| wrong())?;
-        let longest = if address.is_ipv4() { 32 } else { 128 };
-        if prefix > longest {
-            return Err(wrong());
-        }
-        Ok(Self { address, prefix })
-    }
-}
-
 /// Adds the address to `lo`.
-pub(crate) fn add(cidr: Cidr) -> io::Result<()> {
+pub(crate) fn add(cidr: IpNet) -> io::Result<()> {
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
     ask(&message(libc::RTM_NEWADDR, flags, cidr))
 }
 
 /// Removes the address from `lo`; that it isn't there is fine.
-pub(crate) fn remove(cidr: Cidr) -> io::Result<()> {
+pub(crate) fn remove(cidr: IpNet) -> io::Result<()> {
     let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK;
     match ask(&message(libc::RTM_DELADDR, flags, cidr)) {
         Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => Ok(()),
@@ -59,12 +36,17 @@ pub(crate) fn remove(cidr: Cidr) -> io::Result<()> {
 
 /// A request: `struct nlmsghdr`, `struct ifaddrmsg`, attributes IFA_LOCAL and
 /// IFA_ADDRESS.
-fn message(kind: u16, flags: i32, cidr: Cidr) -> Vec<u8> {
-    let (family, octets) = match cidr.address {
+fn message(kind: u16, flags: i32, cidr: IpNet) -> Vec<u8> {
+    let (family, octets) = match cidr.addr() {
         IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
         IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
     };
-    let mut body = vec![u8::try_from(family).unwrap_or_default(), cidr.prefix, 0, 0];
+    let mut body = vec![
+        u8::try_from(family).unwrap_or_default(),
+        cidr.prefix_len(),
+        0,
+        0,
+    ];
     body.extend(LOOPBACK.to_ne_bytes());
     for attribute in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
         let length = u16::try_from(4 + octets.len()).unwrap_or_default();
@@ -117,21 +99,6 @@ fn ask(message: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn cidr_notation() {
-        assert!("169.254.20.10/32".parse::<Cidr>().is_ok());
-        assert!("fd00::1/128".parse::<Cidr>().is_ok());
-        for bad in [
-            "169.254.20.10",
-            "169.254.20.10/33",
-            "x/32",
-            "1.2.3.4/-1",
-            "",
-        ] {
-            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn request_is_laid_out_as_the_kernel_reads_it() {

@@ -10,8 +10,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::address::Cidr;
-
 /// Version of this schema. A base image declares which ones it fits.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -73,14 +71,16 @@ impl PlanetConfig {
             }
         }
         for address in &self.link_local_addresses {
-            address.parse::<Cidr>()?;
+            address.parse::<ipnet::IpNet>().map_err(|_| {
+                format!("{address:?} is not an address in CIDR notation, like 169.254.20.10/32")
+            })?;
         }
         self.services.iter().try_for_each(Service::check)?;
         self.check_order()
     }
 
     /// The addresses of `lo`, those that are well-formed.
-    pub(crate) fn addresses(&self) -> impl Iterator<Item = Cidr> {
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = ipnet::IpNet> {
         self.link_local_addresses
             .iter()
             .filter_map(|address| address.parse().ok())

@@ -1,23 +1,30 @@
-//! Requirements times host facts gives a report.
+//! Requirements times facts gives a report.
 //!
 //! In: what image, profile and operation need ([`Requirements`]) and what the
-//! host is like. Out: a [`Report`] with a finding for everything that was
-//! looked at. [`evaluate`] is pure; [`check`] asks the filesystem for room
-//! first. What could not be measured is a warning, never a failure. A check is
-//! one file in `checks` and one line in its registry.
+//! host is like ([`Facts`]), which can be stored and judged elsewhere. Out: a
+//! [`Report`] with a finding for everything that was looked at. [`evaluate`] is
+//! pure; [`Facts::collect`] looks and measures, and leaves nothing behind. What
+//! could not be measured is a warning, never a failure. A check is one file in
+//! `checks` and one line in its registry.
 
 mod checks;
-mod cidr;
+mod fix;
+mod measure;
 mod report;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use host::facts::{HostFacts, Space};
+use host::facts::{HostFacts, Interest, Place};
+use serde::{Deserialize, Serialize};
 
-pub use report::{Finding, Report, Severity};
+pub use fix::{Fix, mend};
+pub use measure::{Effort, Measured};
+pub use report::{Finding, IgnoreError, Report, Severity};
+
+/// Most paths that one pattern of the manifest may mean.
+const MAX_MATCHES: usize = 256;
 
 /// What a node must offer for an operation.
 #[derive(Debug, Clone)]
@@ -28,7 +35,10 @@ pub struct Requirements {
     pub state_dir: PathBuf,
     /// Room that the image needs below `state_dir`, in bytes.
     pub state_bytes: u64,
-    /// Address by which other nodes reach this one.
+    /// Files that the image makes below `state_dir`.
+    pub state_inodes: u64,
+    /// Address by which other nodes reach this one; unspecified where it isn't
+    /// chosen yet.
     pub advertise_address: IpAddr,
     /// Addresses of pods, CIDR notation.
     pub pod_cidrs: Vec<String>,
@@ -36,61 +46,208 @@ pub struct Requirements {
     pub service_cidrs: Vec<String>,
     /// UDP port of the overlay network.
     pub vxlan_port: u16,
-}
-
-/// A path of the host, as it is now.
-#[derive(Debug, Clone)]
-pub struct Place {
-    /// Whether there is anything.
-    pub exists: bool,
-    /// Number of the device that holds it or would.
-    pub device: Option<u64>,
-    /// Room there, or why it is unknown.
-    pub space: Result<Space, String>,
+    /// User id of the service user.
+    pub service_uid: u32,
+    /// The node is part of a cluster: what is held and running is its own.
+    pub joined: bool,
+    /// Kernel parameters that the operation sets by itself.
+    pub sets: BTreeSet<String>,
 }
 
 /// Paths that the requirements name.
-pub type Places = BTreeMap<PathBuf, Place>;
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Places {
+    /// Paths, as they are now.
+    pub paths: BTreeMap<PathBuf, Place>,
+    /// Paths that each pattern means now, or why it means none.
+    pub patterns: BTreeMap<String, Result<Vec<PathBuf>, String>>,
+    /// Where this program would make temporary files.
+    pub temp_dir: PathBuf,
+}
 
-/// Compares; measures only the room on filesystems. Changes nothing.
-pub fn check(requirements: &Requirements, facts: &HostFacts) -> Report {
-    evaluate(requirements, facts, &measure(requirements))
+/// All that the checks judge.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Facts {
+    /// The host.
+    pub host: HostFacts,
+    /// Paths that the requirements name.
+    pub places: Places,
+    /// What took time.
+    pub measured: Measured,
+}
+
+impl Facts {
+    /// Looks at paths and measures. `host` is what [`host_facts`] found.
+    pub fn collect(requirements: &Requirements, host: HostFacts, effort: &Effort) -> Self {
+        let places = Places::look(requirements);
+        let measured = Measured::collect(requirements, &host, &places, effort);
+        Self {
+            host,
+            places,
+            measured,
+        }
+    }
+}
+
+/// What the host is like, as far as any check wants to know.
+pub fn host_facts() -> HostFacts {
+    let mut interest = Interest::default();
+    for check in checks::ALL {
+        interest.sysctls.extend(check.reads.sysctls);
+        interest.modules.extend(check.reads.modules);
+        interest.kernel_options.extend(check.reads.kernel_options);
+        interest.programs.extend(check.reads.programs);
+    }
+    HostFacts::collect(&interest)
 }
 
 /// Compares what is needed with what there is.
-pub fn evaluate(requirements: &Requirements, facts: &HostFacts, places: &Places) -> Report {
+pub fn evaluate(requirements: &Requirements, facts: &Facts) -> Report {
     let input = Input {
         requirements,
-        facts,
-        places,
+        facts: &facts.host,
+        places: &facts.places,
+        measured: &facts.measured,
     };
+    let run = |check: &&Check| (check.run)(&input);
     Report {
-        findings: checks::ALL.iter().flat_map(|check| check(&input)).collect(),
+        findings: checks::ALL.iter().flat_map(run).collect(),
     }
 }
 
-/// Looks at the paths that the requirements name.
-pub fn measure(requirements: &Requirements) -> Places {
-    let volumes = requirements
-        .profile
-        .volumes
-        .iter()
-        .map(|volume| PathBuf::from(&volume.path));
-    let paths = volumes.chain([requirements.state_dir.clone()]);
-    paths.map(|path| (path.clone(), place(&path))).collect()
+/// All checks, in the order in which a person reads them.
+pub fn checks() -> impl Iterator<Item = &'static Check> {
+    checks::ALL.iter().copied()
 }
 
-fn place(path: &Path) -> Place {
-    let space = host::facts::space(path).map_err(|error| error.to_string());
-    let device = space
-        .as_ref()
-        .ok()
-        .and_then(|space| Some(space.measured_at.metadata().ok()?.dev()));
-    Place {
-        exists: path.exists(),
-        device,
-        space,
+impl Places {
+    fn look(requirements: &Requirements) -> Self {
+        let mut places = Self::default();
+        let profile = &requirements.profile;
+        let volumes = profile.volumes.iter().map(|volume| &volume.path);
+        let devices = profile.devices.iter().map(|device| &device.path);
+        for path in volumes.chain(devices) {
+            if path.contains(['*', '?', '[']) {
+                let found = host::facts::matches(path, MAX_MATCHES);
+                let found = found.map_err(|error| error.to_string());
+                places.patterns.insert(path.clone(), found);
+            } else {
+                places.see(Path::new(path));
+            }
+        }
+        let matched: Vec<_> = places
+            .patterns
+            .values()
+            .flatten()
+            .flatten()
+            .cloned()
+            .collect();
+        for path in &matched {
+            places.see(path);
+        }
+        places.see(&requirements.state_dir);
+        places.temp_dir = std::env::temp_dir();
+        places.see(&places.temp_dir.clone());
+        places
     }
+
+    fn see(&mut self, path: &Path) {
+        self.paths.insert(path.to_owned(), Place::look(path));
+    }
+
+    /// Paths that a path or pattern of the manifest means; `None` where that
+    /// could not be found out. A path means itself, whether it exists or not.
+    fn meant<'a>(&'a self, path: &'a str) -> Option<Vec<&'a Path>> {
+        match self.patterns.get(path) {
+            Some(found) => {
+                let found = found.as_ref().ok()?;
+                Some(found.iter().map(PathBuf::as_path).collect())
+            }
+            None => Some(vec![Path::new(path)]),
+        }
+    }
+}
+
+/// A check: what it is for people, what it wants to know, what it says.
+#[derive(Debug)]
+pub struct Check {
+    /// Stable id.
+    pub id: &'static str,
+    /// What it looks at.
+    pub about: &'static str,
+    /// What it wants, and who says so.
+    pub limit: &'static str,
+    /// What to do where it fails.
+    pub remedy: &'static str,
+    /// It can't be ignored: the operation would surely fail.
+    pub strict: bool,
+    /// `--autofix` mends it.
+    pub fixable: bool,
+    reads: Reads,
+    run: fn(&Input<'_>) -> Vec<Finding>,
+}
+
+impl Check {
+    /// What most checks are, for the rest of a definition.
+    const PLAIN: Self = Self {
+        id: "",
+        about: "",
+        limit: "",
+        remedy: "",
+        strict: false,
+        fixable: false,
+        reads: Reads::NOTHING,
+        run: |_| Vec::new(),
+    };
+
+    /// As it should be, until [`Finding::fails`] or [`Finding::warns`].
+    fn finding(
+        &self,
+        title: impl Into<String>,
+        measured: impl Into<String>,
+        wanted: impl Into<String>,
+    ) -> Finding {
+        Finding {
+            id: self.id.into(),
+            severity: Severity::Info,
+            title: title.into(),
+            measured: measured.into(),
+            wanted: wanted.into(),
+            remedy: String::new(),
+            fixes: Vec::new(),
+            output: String::new(),
+            ignored: false,
+        }
+    }
+
+    /// It could not be found out: a warning.
+    fn unknown(&self, title: impl Into<String>, why: &str, wanted: impl Into<String>) -> Finding {
+        let measured = match why {
+            "" => "could not be measured".to_owned(),
+            why => format!("could not be measured ({why})"),
+        };
+        self.finding(title, measured, wanted).warns(self.remedy)
+    }
+}
+
+/// Names that a check wants to know about.
+#[derive(Debug)]
+struct Reads {
+    sysctls: &'static [&'static str],
+    modules: &'static [&'static str],
+    kernel_options: &'static [&'static str],
+    programs: &'static [&'static str],
+}
+
+impl Reads {
+    const NOTHING: Self = Self {
+        sysctls: &[],
+        modules: &[],
+        kernel_options: &[],
+        programs: &[],
+    };
 }
 
 /// What a check gets.
@@ -99,107 +256,15 @@ struct Input<'a> {
     requirements: &'a Requirements,
     facts: &'a HostFacts,
     places: &'a Places,
+    measured: &'a Measured,
+}
+
+impl Input<'_> {
+    /// The state directory, where it was looked at.
+    fn state_dir(&self) -> Option<&Place> {
+        self.places.paths.get(&self.requirements.state_dir)
+    }
 }
 
 #[cfg(test)]
-mod testing {
-    //! A host on which everything is fine, and a node that needs nothing.
-
-    use host::facts::{Address, Cgroup, Os};
-
-    use super::*;
-
-    pub(crate) fn facts() -> HostFacts {
-        HostFacts {
-            hostname: "node-1".into(),
-            cpus: 4,
-            ram_bytes: 8_000_000_000,
-            os: Os {
-                id: "debian".into(),
-                version_id: "12".into(),
-                pretty_name: "Debian 12".into(),
-            },
-            kernel_release: "6.1.0-18-amd64".into(),
-            architecture: "x86_64".into(),
-            addresses: vec![
-                Address {
-                    interface: "lo".into(),
-                    address: [127, 0, 0, 1].into(),
-                    prefix: 8,
-                },
-                Address {
-                    interface: "eth0".into(),
-                    address: [192, 168, 1, 5].into(),
-                    prefix: 24,
-                },
-            ],
-            default_route: false,
-            routes: Vec::new(),
-            listening: Vec::new(),
-            cgroup: Cgroup::V2,
-            uid: 0,
-            can_lower_oom_score: true,
-            systemd: true,
-        }
-    }
-
-    pub(crate) fn requirements() -> Requirements {
-        Requirements {
-            profile: manifest::Requirements::default(),
-            state_dir: "/var/lib/gravity".into(),
-            state_bytes: 1_000_000_000,
-            advertise_address: [192, 168, 1, 5].into(),
-            pod_cidrs: vec!["10.244.0.0/16".into()],
-            service_cidrs: vec!["10.100.0.0/16".into()],
-            vxlan_port: 8472,
-        }
-    }
-
-    pub(crate) fn room(available_bytes: u64, device: u64) -> Place {
-        let space = Space {
-            available_bytes,
-            total_bytes: available_bytes,
-            inodes_available: 0,
-            inodes_total: 0,
-            filesystem: "ext4".into(),
-            measured_at: "/var".into(),
-        };
-        Place {
-            exists: true,
-            device: Some(device),
-            space: Ok(space),
-        }
-    }
-
-    pub(crate) fn report(requirements: &Requirements, facts: &HostFacts) -> Report {
-        let mut places = Places::new();
-        places.insert(requirements.state_dir.clone(), room(10_000_000_000, 1));
-        evaluate(requirements, facts, &places)
-    }
-
-    /// Ids of failures and warnings.
-    pub(crate) fn troubles(report: &Report) -> Vec<(Severity, &str)> {
-        let trouble = report
-            .findings
-            .iter()
-            .filter(|finding| finding.severity != Severity::Info);
-        trouble
-            .map(|finding| (finding.severity, finding.id))
-            .collect()
-    }
-
-    #[test]
-    fn a_good_host_has_no_troubles() {
-        let report = report(&requirements(), &facts());
-        assert_eq!(troubles(&report), []);
-        assert!(report.passed() >= 8, "{report:?}");
-    }
-
-    #[test]
-    fn this_host_can_be_checked() {
-        let report = check(&requirements(), &HostFacts::collect());
-        assert!(!report.findings.is_empty());
-        let json = serde_json::to_value(&report).unwrap();
-        assert!(json["findings"][0]["id"].is_string());
-    }
-}
+mod testing;

@@ -1,42 +1,93 @@
 //! `gravity check`: the node against the requirements of the cluster image.
 //!
-//! In: the image, the profile, facts of the host. Out: a report. `install`
-//! runs the same.
+//! In: an image or a manifest, the profile, facts of this host or stored ones.
+//! Out: a report, failures first. `install` runs the same.
 
+use std::collections::BTreeSet;
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use console::{Console, ExitCode};
-use event::Sink;
+use anyhow::{Context, Result, bail};
+use console::{Console, ExitCode, FileSink};
+use event::{Event, Sink};
+use host::changes::Journal;
 use host::facts::HostFacts;
 use image::Image;
 use image::cluster::ClusterImage;
+use installer::coordinator::Operation;
 use installer::install::{self, Options};
-use manifest::NodeProfile;
-use preflight::{Report, Requirements};
+use manifest::{Manifest, NodeProfile};
+use preflight::{Check as Known, Effort, Facts, Finding, Report, Requirements};
 
 use super::{Session, install as command};
 use crate::cli::Check;
 
 /// Room for etcd, logs and what containers write, in bytes.
 const WORKING_ROOM: u64 = 2 << 30;
+/// Files of etcd, logs and what containers write.
+const WORKING_FILES: u64 = 20_000;
+/// Bytes for each file that ext4 makes room for, unless told otherwise.
+const BYTES_A_FILE: u64 = 16 << 10;
+/// How long one script of the manifest may run before an operation.
+const SCRIPT_PATIENCE: Duration = Duration::from_secs(60);
+/// Largest manifest and file of facts, in bytes.
+const MAX_TEXT: u64 = 64 << 20;
 
 /// The host doesn't meet the requirements.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} requirement(s) not met; nothing was changed")]
+#[error(
+    "{0} requirement(s) not met; nothing was changed; `gravity check --explain ID` says more about \
+     one of them"
+)]
 pub(crate) struct RequirementsNotMet(usize);
 
 pub(crate) fn run(session: &Session, arguments: &Check) -> Result<ExitCode> {
-    let image = session.image()?;
-    let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
-    let (manifest, _) = command::content(session, &cluster)?;
+    if let Some(id) = &arguments.explain {
+        return explain(session, id);
+    }
+    let (manifest, image) = against(session, arguments.against.as_deref())?;
     let profile = install::choose_profile(&manifest, None, arguments.profile.as_deref())?;
-    let facts = HostFacts::collect();
-    let address =
-        install::choose_address(None, &facts).unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
-    let options = Options::of_defaults(session.layout.state_dir());
-    let requirements = requirements(&options, address, profile, &image);
-    let report = preflight::check(&requirements, &facts);
+    let mut options = Options::of_defaults(session.layout.state_dir());
+    options.advertise_address = arguments.advertise_addr;
+    let mut stored = match &arguments.facts {
+        Some(path) => Some(read_facts(path)?),
+        None => None,
+    };
+    let host = match &mut stored {
+        Some(facts) => std::mem::take(&mut facts.host),
+        None => preflight::host_facts(),
+    };
+    let address = match install::choose_address(options.advertise_address, &host) {
+        Ok(address) => address,
+        // A check says so, among everything else that is wrong.
+        Err(_) => options
+            .advertise_address
+            .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+    };
+    let mut requirements = requirements(&options, address, profile, image.as_ref());
+    requirements.joined = session.layout.cluster().exists() && stored.is_none();
+    let effort = effort(!arguments.quick, Duration::from_secs(arguments.timeout))?;
+    let facts = match stored {
+        Some(stored) => Facts { host, ..stored },
+        None => Facts::collect(&requirements, host, &effort),
+    };
+    if let Some(path) = &arguments.facts_out {
+        let json = serde_json::to_vec_pretty(&facts)?;
+        host::atomic::write(path, &json, 0o644)?;
+    }
+    let mut report = preflight::evaluate(&requirements, &facts);
+    if arguments.autofix && !report.fixes().is_empty() {
+        mend(session, &report)?;
+        // Only the kernel was changed: nothing has to be measured again.
+        let facts = Facts {
+            host: preflight::host_facts(),
+            ..facts
+        };
+        report = preflight::evaluate(&requirements, &facts);
+    }
+    report.ignore(&arguments.ignore)?;
     if session.console.is_json() {
         session.console.print_json(&report)?;
         return Ok(match report.failures().count() {
@@ -44,8 +95,68 @@ pub(crate) fn run(session: &Session, arguments: &Check) -> Result<ExitCode> {
             _ => ExitCode::Preflight,
         });
     }
-    show(&session.console, &report)?;
-    Ok(ExitCode::Ok)
+    session
+        .console
+        .print(text(&report, arguments.all).trim_end());
+    match report.failures().count() {
+        0 => Ok(ExitCode::Ok),
+        count => Err(RequirementsNotMet(count).into()),
+    }
+}
+
+/// What to check against: a manifest, or an image with its own.
+fn against(session: &Session, path: Option<&Path>) -> Result<(Manifest, Option<Image>)> {
+    let is_image = |path: &Path| Image::open(path).ok();
+    let (path, image) = match path {
+        None => (None, Some(session.image()?)),
+        Some(path) => (Some(path), is_image(path)),
+    };
+    match (image, path) {
+        (Some(image), _) => {
+            let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
+            let (manifest, _) = command::content(session, &cluster)?;
+            Ok((manifest, Some(image)))
+        }
+        (None, Some(path)) => {
+            let text = String::from_utf8(bounded(path)?)
+                .with_context(|| format!("{} is neither image nor manifest", path.display()))?;
+            let name = path.display().to_string();
+            let manifest = manifest::parse(&text, &name).map_err(command::diagnostics)?;
+            Ok((manifest, None))
+        }
+        (None, None) => bail!("there is nothing to check against; name an image or a manifest"),
+    }
+}
+
+fn bounded(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes))
+        .with_context(|| format!("read {}", path.display()))?;
+    if bytes.len() as u64 > MAX_TEXT {
+        bail!("{} is larger than {MAX_TEXT} bytes", path.display());
+    }
+    Ok(bytes)
+}
+
+fn read_facts(path: &Path) -> Result<Facts> {
+    serde_json::from_slice(&bounded(path)?).with_context(|| {
+        format!(
+            "{} holds no facts of `gravity check --facts-out`",
+            path.display()
+        )
+    })
+}
+
+/// How much trouble to go to.
+fn effort(thorough: bool, script_timeout: Duration) -> Result<Effort> {
+    Ok(Effort {
+        disks: thorough,
+        scripts: thorough,
+        network: thorough,
+        script_timeout,
+        directory: std::env::current_dir().context("find the working directory")?,
+    })
 }
 
 /// What image and options need of the node.
@@ -53,12 +164,13 @@ pub(crate) fn requirements(
     options: &Options,
     advertise_address: IpAddr,
     profile: Option<&NodeProfile>,
-    image: &Image,
+    image: Option<&Image>,
 ) -> Requirements {
     // Every blob is on the node once; containers' layers a second time unpacked,
     // about three times their compressed size.
     let blobs: u64 = image
-        .blobs()
+        .into_iter()
+        .flat_map(Image::blobs)
         .map(|blob| {
             if blob.length < blob.size {
                 blob.size
@@ -72,29 +184,236 @@ pub(crate) fn requirements(
             .map(|profile| profile.requirements.clone())
             .unwrap_or_default(),
         state_dir: options.state_dir.clone(),
-        state_bytes: blobs + WORKING_ROOM,
+        state_bytes: blobs.saturating_add(WORKING_ROOM),
+        state_inodes: blobs / BYTES_A_FILE + WORKING_FILES,
         advertise_address,
         pod_cidrs: vec![options.pod_cidr.clone()],
         service_cidrs: vec![options.service_cidr.clone()],
         vxlan_port: options.vxlan_port,
+        service_uid: options.service_uid,
+        joined: false,
+        sets: BTreeSet::new(),
     }
 }
 
-/// Shows findings that need somebody; passes are counted.
+/// Mends what the report says can be mended; what can't is told.
+fn mend(session: &Session, report: &Report) -> Result<()> {
+    super::require_root()?;
+    agent::leave::adopt_state_dir(&session.layout)
+        .map_err(|error| anyhow::anyhow!(error.message))?;
+    let mut journal = Journal::open(&session.layout.host_changes())
+        .context("open the journal of host changes; does an operation run?")?;
+    for (fix, result) in preflight::mend(&report.fixes(), &mut journal)? {
+        match result {
+            Ok(()) => session.console.info(&format!("Mended: {fix}")),
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                session
+                    .console
+                    .warning(&format!("Not mended: {fix}: {error:#}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Checks a node before an operation, which sets some kernel parameters itself.
 ///
 /// # Errors
 /// When a requirement isn't met.
-pub(crate) fn show(console: &Console, report: &Report) -> Result<()> {
+pub(crate) fn before(
+    console: &Console,
+    mut requirements: Requirements,
+    host: HostFacts,
+) -> Result<Report> {
+    let sets = installer::SYSCTLS
+        .iter()
+        .map(|(name, _)| (*name).to_owned());
+    requirements.sets.extend(sets);
+    let facts = Facts::collect(&requirements, host, &effort(true, SCRIPT_PATIENCE)?);
+    let report = preflight::evaluate(&requirements, &facts);
+    show(console, &report)?;
+    Ok(report)
+}
+
+/// Shows what needs somebody; passes are counted.
+fn show(console: &Console, report: &Report) -> Result<()> {
+    let failures = report.failures().count();
+    if failures > 0 {
+        if console.is_json() {
+            console.print_json(report)?;
+        } else {
+            console.print(text(report, false).trim_end());
+        }
+        return Err(RequirementsNotMet(failures).into());
+    }
     for finding in report.warnings() {
-        console.warning(&finding.to_string());
+        console.warning(&format!("[{}] {finding}", finding.id));
     }
-    let failures: Vec<_> = report.failures().collect();
-    for failure in &failures {
-        console.error_text(&failure.to_string());
-    }
-    if !failures.is_empty() {
-        return Err(RequirementsNotMet(failures.len()).into());
-    }
-    console.info(&format!("{} checks passed", report.passed()));
+    console.info(&format!("{} checks passed", report.passed().count()));
     Ok(())
+}
+
+/// Writes a report to an operation's log, with what scripts wrote.
+pub(crate) fn record(report: &Report, operation: &Operation) -> Result<()> {
+    let log = FileSink::open(&operation.log()).context("open the operation's log")?;
+    log_to(report, &log);
+    Ok(())
+}
+
+fn log_to(report: &Report, log: &dyn Sink) {
+    for finding in &report.findings {
+        let state = match finding.severity {
+            preflight::Severity::Info => "passed",
+            preflight::Severity::Warning => "warning",
+            preflight::Severity::Failure if finding.ignored => "failed, ignored",
+            preflight::Severity::Failure => "failed",
+        };
+        log.info(&format!("Check {} {state}: {finding}", finding.id));
+        for line in finding.output.lines() {
+            log.emit(Event::Log {
+                source: finding.title.clone(),
+                line: line.to_owned(),
+            });
+        }
+    }
+}
+
+/// A report as a person reads it: failures first, passes folded.
+fn text(report: &Report, all: bool) -> String {
+    let mut text = String::new();
+    let mut section = |title: &str, mark: &str, findings: Vec<&Finding>| {
+        if findings.is_empty() {
+            return;
+        }
+        text += &format!("{title} ({})\n", findings.len());
+        for finding in findings {
+            text += &format!("  {mark} {} [{}]\n", finding.title, finding.id);
+            text += &format!(
+                "      found:  {}\n      wanted: {}\n",
+                finding.measured, finding.wanted
+            );
+            if !finding.remedy.is_empty() {
+                text += &format!("      do:     {}\n", finding.remedy);
+            }
+            for line in finding.output.lines() {
+                text += &format!("      | {line}\n");
+            }
+        }
+        text.push('\n');
+    };
+    section("Failed", "✗", report.failures().collect());
+    section("Failed, but ignored", "✗", report.ignored().collect());
+    section("Warnings", "!", report.warnings().collect());
+    let passed: Vec<_> = report.passed().collect();
+    if all {
+        section("Passed", "✓", passed);
+        return text;
+    }
+    let names: BTreeSet<_> = passed.iter().map(|finding| finding.id.as_str()).collect();
+    let names = Vec::from_iter(names).join(", ");
+    text += &format!("Passed ({}): {names}\n", passed.len());
+    text
+}
+
+/// Says what a check is.
+fn explain(session: &Session, id: &str) -> Result<ExitCode> {
+    let known: Vec<_> = preflight::checks()
+        .filter(|check| id == "all" || check.id == id)
+        .collect();
+    if known.is_empty() {
+        let ids: Vec<_> = preflight::checks().map(|check| check.id).collect();
+        bail!("there is no check `{id}`; there are {}", ids.join(", "));
+    }
+    let texts: Vec<_> = known.into_iter().map(explanation).collect();
+    session.console.print(&texts.join("\n\n"));
+    Ok(ExitCode::Ok)
+}
+
+fn explanation(check: &Known) -> String {
+    let ignorable = match check.strict {
+        true => "can't be ignored",
+        false => "can be ignored with --ignore",
+    };
+    let mended = match check.fixable {
+        true => ", mended by --autofix",
+        false => "",
+    };
+    format!(
+        "{} ({ignorable}{mended})\n  looks at: {}\n  wants:    {}\n  remedy:   {}",
+        check.id, check.about, check.limit, check.remedy
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use preflight::Severity;
+
+    use super::*;
+
+    fn finding(id: &str, severity: Severity) -> Finding {
+        Finding {
+            id: id.into(),
+            severity,
+            title: format!("the {id}"),
+            measured: "1".into(),
+            wanted: "2".into(),
+            remedy: "mend it".into(),
+            fixes: Vec::new(),
+            output: String::new(),
+            ignored: false,
+        }
+    }
+
+    #[test]
+    fn failures_come_first_and_passes_are_folded() {
+        let mut failure = finding("b", Severity::Failure);
+        failure.output = "line 1\nline 2\n".into();
+        let report = Report {
+            findings: vec![
+                finding("a", Severity::Info),
+                failure,
+                finding("c", Severity::Warning),
+            ],
+        };
+        let expected = "\
+Failed (1)
+  ✗ the b [b]
+      found:  1
+      wanted: 2
+      do:     mend it
+      | line 1
+      | line 2
+
+Warnings (1)
+  ! the c [c]
+      found:  1
+      wanted: 2
+      do:     mend it
+
+Passed (1): a
+";
+        assert_eq!(text(&report, false), expected);
+        assert!(text(&report, true).contains("✓ the a"));
+    }
+
+    #[test]
+    fn the_log_gets_what_scripts_wrote_whatever_came_out() {
+        let mut passed = finding("custom-check", Severity::Info);
+        passed.output = "fine\n".into();
+        let log = event::Memory::default();
+        log_to(
+            &Report {
+                findings: vec![passed],
+            },
+            &log,
+        );
+        assert_eq!(
+            log.events()[1],
+            Event::Log {
+                source: "the custom-check".into(),
+                line: "fine".into()
+            }
+        );
+    }
 }

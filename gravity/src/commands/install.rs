@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use ::preflight::Report;
 use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, FileSink, Tee};
 use event::Sink;
@@ -59,7 +60,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     ));
     accept_eula(session, &manifest, arguments.accept_eula)?;
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
-    let facts = HostFacts::collect();
+    let facts = ::preflight::host_facts();
     let options = options(session, arguments, flavor);
     let users = KnownUsers {
         with_id: host::users::user_by_id(options.service_uid)?,
@@ -67,9 +68,10 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     };
     let host = host_traits(&facts);
     let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
-    preflight(session, &options, &manifest, &image, &facts)?;
+    let report = preflight(session, &options, &manifest, &image, facts)?;
     verify(session, &image)?;
     let operation = create(session, prepared.plan)?;
+    check::record(&report, &operation)?;
     execute(session, &operation).await
 }
 
@@ -136,7 +138,7 @@ fn planets(cluster: &ClusterImage, manifest: &Manifest) -> Result<BTreeMap<Strin
         .collect()
 }
 
-fn diagnostics(diagnostics: Vec<manifest::Diagnostic>) -> anyhow::Error {
+pub(crate) fn diagnostics(diagnostics: Vec<manifest::Diagnostic>) -> anyhow::Error {
     let lines: Vec<_> = diagnostics.iter().map(ToString::to_string).collect();
     anyhow!("{}", lines.join("\n"))
 }
@@ -308,14 +310,14 @@ fn preflight(
     options: &Options,
     manifest: &Manifest,
     image: &Image,
-    facts: &HostFacts,
-) -> Result<()> {
+    facts: HostFacts,
+) -> Result<Report> {
     session.console.step("Checking the node's requirements");
     let profile =
         install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
-    let address = install::choose_address(options.advertise_address, facts)?;
-    let requirements = check::requirements(options, address, profile, image);
-    check::show(&session.console, &preflight::check(&requirements, facts))
+    let address = install::choose_address(options.advertise_address, &facts)?;
+    let requirements = check::requirements(options, address, profile, Some(image));
+    check::before(&session.console, requirements, facts)
 }
 
 fn create(session: &Session, plan: operation::Plan) -> Result<Operation> {

@@ -4,7 +4,6 @@
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
-use host::facts::HostFacts;
 use image::cluster::ClusterImage;
 use installer::coordinator::Operation;
 use installer::install::{self, KnownUsers, choose_address};
@@ -41,7 +40,7 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         role: arguments.role.clone(),
         state_dir: session.layout.state_dir().to_owned(),
     };
-    let facts = HostFacts::collect();
+    let facts = preflight::host_facts();
     let user = &cluster.service_user;
     let users = KnownUsers {
         with_id: host::users::user_by_id(user.uid)?,
@@ -59,15 +58,16 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         &network,
         choose_address(options.advertise_address, &facts)?,
         join::choose_profile(&manifest, options.role.as_deref())?,
-        &image,
+        Some(&image),
     );
-    check::show(&session.console, &preflight::check(&requirements, &facts))?;
+    let report = check::before(&session.console, requirements, facts.clone())?;
     verify(session, &image)?;
     let plan = |membership: &Membership| {
         let host = host_traits(&facts);
         Ok(join::plan(membership, &manifest, &content, &users, &host)?)
     };
     let operation = begin(session, arguments, &token, &candidate, plan).await?;
+    check::record(&report, &operation)?;
     execute(session, &operation).await
 }
 

@@ -57,6 +57,7 @@ pub(crate) fn facts() -> HostFacts {
         uid: 0,
         can_lower_oom_score: true,
         systemd: true,
+        ..HostFacts::default()
     }
 }
 

@@ -427,7 +427,10 @@ impl Journal {
     /// # Errors
     /// When there is no such module.
     pub fn load_module(&mut self, name: &str) -> Result<(), ChangeError> {
-        if modules::presence(name) == Presence::Absent {
+        if matches!(
+            modules::presence(name),
+            Presence::Absent | Presence::Loadable
+        ) {
             self.record(Change::Module { name: name.into() })?;
             modules::load(name)?;
         }

@@ -7,6 +7,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,6 +35,7 @@ pub struct Cmd {
     arguments: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     input: Vec<u8>,
+    directory: Option<PathBuf>,
     description: Option<String>,
     timeout: Duration,
     max_output: usize,
@@ -46,6 +48,21 @@ pub struct Output {
     pub stdout: String,
     /// The end of standard error.
     pub stderr: String,
+}
+
+/// How a program ended, whatever it did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// Its status; `None` when it ran too long and was killed.
+    pub status: Option<ExitStatus>,
+    /// Standard output; bytes that are not UTF-8 are replaced.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+    /// It wrote more to standard output than is kept.
+    pub stdout_cut: bool,
+    /// It wrote more to standard error than is kept.
+    pub stderr_cut: bool,
 }
 
 /// Why a program didn't do its work.
@@ -115,6 +132,7 @@ impl Cmd {
             arguments: Vec::new(),
             environment: Vec::new(),
             input: Vec::new(),
+            directory: None,
             description: None,
             timeout: TIMEOUT,
             max_output: MAX_OUTPUT,
@@ -173,28 +191,58 @@ impl Cmd {
         self
     }
 
-    /// Runs it and waits for its end.
+    /// Runs it in this directory.
+    #[must_use]
+    pub fn directory(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.directory = Some(directory.into());
+        self
+    }
+
+    /// Runs it and waits for its end, whatever it is. Of each output the first
+    /// part is kept.
     ///
     /// # Errors
-    /// When it can't be started, fails, runs too long or writes too much.
-    pub fn run(self) -> Result<Output, CommandError> {
+    /// When it can't be started.
+    pub fn end(self) -> Result<Ended, CommandError> {
+        let limit = self.max_output;
+        self.wait((limit, Keep::Start))
+    }
+
+    fn wait(self, errors: (usize, Keep)) -> Result<Ended, CommandError> {
         let what = self.what();
         let deadline = Instant::now() + self.timeout;
         let mut running = Running(self.start(&what)?);
         let (done, finished) = channel();
         let stdout = collect(running.0.stdout.take(), self.max_output, Keep::Start, &done);
-        let stderr = collect(running.0.stderr.take(), ERROR_TAIL, Keep::End, &done);
+        let stderr = collect(running.0.stderr.take(), errors.0, errors.1, &done);
         drop(done);
         feed(running.0.stdin.take(), self.input);
         let status = running.wait(deadline);
         drain(&finished);
-        let (stderr, _) = taken(&stderr);
-        let status = match status {
+        let ((stdout, cut), (stderr, errors_cut)) = (taken(&stdout), taken(&stderr));
+        Ok(Ended {
+            status,
+            stdout,
+            stderr,
+            stdout_cut: cut,
+            stderr_cut: errors_cut,
+        })
+    }
+
+    /// Runs it and waits for its end.
+    ///
+    /// # Errors
+    /// When it can't be started, fails, runs too long or writes too much.
+    pub fn run(self) -> Result<Output, CommandError> {
+        let (what, time, most) = (self.what(), self.timeout, self.max_output);
+        let ended = self.wait((ERROR_TAIL, Keep::End))?;
+        let stderr = ended.stderr;
+        let status = match ended.status {
             Some(status) => status,
             None => {
                 return Err(CommandError::TimedOut {
                     what,
-                    limit: self.timeout,
+                    limit: time,
                     stderr,
                 });
             }
@@ -206,12 +254,12 @@ impl Cmd {
                 stderr,
             });
         }
-        match taken(&stdout) {
-            (_, true) => Err(CommandError::TooMuchOutput {
-                what,
-                limit: self.max_output,
+        match ended.stdout_cut {
+            true => Err(CommandError::TooMuchOutput { what, limit: most }),
+            false => Ok(Output {
+                stdout: ended.stdout,
+                stderr,
             }),
-            (stdout, false) => Ok(Output { stdout, stderr }),
         }
     }
 
@@ -227,7 +275,11 @@ impl Cmd {
 
     fn start(&self, what: &str) -> Result<Child, CommandError> {
         let program = || self.program.to_string_lossy().into_owned();
-        Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if let Some(directory) = &self.directory {
+            command.current_dir(directory);
+        }
+        command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(if self.input.is_empty() {
@@ -391,6 +443,22 @@ mod tests {
         );
         assert_eq!(sh("cat").run().unwrap().stdout, "");
         assert!(installed("sh") && !installed("no-such-program"));
+    }
+
+    #[test]
+    fn any_end_is_told_with_the_first_part_of_the_output() {
+        let ended = sh("pwd; echo no >&2; exit 3").directory("/").end().unwrap();
+        assert_eq!(ended.status.unwrap().code(), Some(3));
+        assert_eq!(
+            (ended.stdout.as_str(), ended.stderr.as_str()),
+            ("/\n", "no\n")
+        );
+        let ended = sh("yes")
+            .max_output(10)
+            .timeout(Duration::from_millis(50))
+            .end()
+            .unwrap();
+        assert!(ended.status.is_none() && ended.stdout_cut && ended.stdout.len() == 10);
     }
 
     #[test]

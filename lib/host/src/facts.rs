@@ -4,7 +4,12 @@
 //! that can be stored, sent and checked elsewhere. What can't be found out is
 //! empty or `None`, never guessed. Collecting changes nothing.
 
-use std::collections::HashMap;
+mod clock;
+mod kernel;
+mod network;
+mod place;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Error;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
@@ -12,11 +17,29 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::SockaddrStorage;
 use serde::{Deserialize, Serialize};
 
-use crate::bounded;
 use crate::mounts::{self, Mount};
+use crate::{bounded, users};
+pub use kernel::{Clock, Kernel};
+pub use network::{Interface, Network, ResolvConf, parse_resolv_conf};
+pub use place::{Kind, Place, matches};
 
-/// What a host is like.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Names that somebody wants to know about: there are thousands of each.
+#[derive(Debug, Clone, Default)]
+pub struct Interest {
+    /// Kernel parameters.
+    pub sysctls: BTreeSet<&'static str>,
+    /// Kernel modules.
+    pub modules: BTreeSet<&'static str>,
+    /// Options of the kernel's configuration, with `CONFIG_`.
+    pub kernel_options: BTreeSet<&'static str>,
+    /// Programs on the PATH.
+    pub programs: BTreeSet<&'static str>,
+}
+
+/// What a host is like. Facts that an older program stored lack what it didn't
+/// know of, which is then empty.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct HostFacts {
     /// Name of the host, as the kernel has it.
     pub hostname: String,
@@ -47,6 +70,26 @@ pub struct HostFacts {
     pub can_lower_oom_score: bool,
     /// Whether systemd is the init of the host.
     pub systemd: bool,
+    /// Features of the processor, as `/proc/cpuinfo` names them.
+    pub cpu_features: BTreeSet<String>,
+    /// Files and partitions that memory is swapped to.
+    pub swaps: Vec<String>,
+    /// `/etc/machine-id`; empty where there is none.
+    pub machine_id: String,
+    /// The running kernel.
+    pub kernel: Kernel,
+    /// Names, interfaces, proxies and packet filters.
+    pub network: Network,
+    /// Programs that run, by name, with one of their process ids.
+    pub processes: BTreeMap<String, u32>,
+    /// Programs that were asked for and are on the PATH.
+    pub programs: BTreeSet<String>,
+    /// Users that may log in: id and name.
+    pub logins: BTreeMap<u32, String>,
+    /// Units that systemd starts at boot.
+    pub enabled_units: BTreeSet<String>,
+    /// What is mounted.
+    pub mounts: Vec<Mount>,
 }
 
 /// The distribution, from `/etc/os-release`.
@@ -106,10 +149,11 @@ pub struct Listener {
 }
 
 /// Which control groups there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Cgroup {
     /// Controllers in hierarchies of their own, or no control groups.
+    #[default]
     V1,
     /// Controllers as in v1, and a v2 hierarchy beside them.
     Hybrid,
@@ -136,8 +180,21 @@ pub struct Space {
 }
 
 impl HostFacts {
-    /// Finds out what this host is like.
-    pub fn collect() -> Self {
+    /// Finds out what this host is like. Slow sources are asked at the same
+    /// time.
+    pub fn collect(interest: &Interest) -> Self {
+        std::thread::scope(|scope| {
+            let network = scope.spawn(Network::collect);
+            let listening = scope.spawn(listening);
+            let mut facts = Self::of_system(interest);
+            // A thread that panicked found nothing out.
+            facts.network = network.join().unwrap_or_default();
+            facts.listening = listening.join().unwrap_or_default();
+            facts
+        })
+    }
+
+    fn of_system(interest: &Interest) -> Self {
         let read = |path: &str| bounded::text(Path::new(path)).unwrap_or_default();
         let kernel = nix::sys::utsname::uname().ok();
         let kernel = |field: fn(&nix::sys::utsname::UtsName) -> &std::ffi::OsStr| {
@@ -148,6 +205,10 @@ impl HostFacts {
         };
         let mut routes = parse_routes(&read("/proc/net/route"));
         routes.extend(parse_ipv6_routes(&read("/proc/net/ipv6_route")));
+        let release = kernel(|k| k.release());
+        let mounts = mounts::list().unwrap_or_default();
+        let programs = interest.programs.iter();
+        let programs = programs.filter(|program| crate::command::installed(program));
         Self {
             hostname: kernel(|k| k.nodename()),
             cpus: parse_cpus(&read("/sys/devices/system/cpu/online"))
@@ -161,16 +222,28 @@ impl HostFacts {
                 .unwrap_or(1),
             ram_bytes: parse_memory(&read("/proc/meminfo")).unwrap_or(0),
             os: os(),
-            kernel_release: kernel(|k| k.release()),
+            kernel: Kernel::collect(interest, &release),
+            kernel_release: release,
             architecture: kernel(|k| k.machine()),
             addresses: addresses(),
             default_route: routes.iter().any(Route::is_default),
             routes,
-            listening: listening(),
-            cgroup: cgroup(&mounts::list().unwrap_or_default()),
+            cgroup: cgroup(&mounts),
             uid: nix::unistd::geteuid().as_raw(),
-            can_lower_oom_score: has_capability(&read("/proc/self/status"), CAP_SYS_RESOURCE),
+            can_lower_oom_score: capabilities(&read("/proc/self/status"))
+                .is_some_and(|set| set & (1 << CAP_SYS_RESOURCE) != 0),
             systemd: has_systemd(),
+            cpu_features: parse_cpu_features(&read("/proc/cpuinfo")),
+            swaps: parse_swaps(&read("/proc/swaps")),
+            machine_id: read("/etc/machine-id").trim().to_owned(),
+            processes: processes(),
+            programs: programs.map(|program| (*program).to_owned()).collect(),
+            logins: logins(&users::parse_passwd(&read("/etc/passwd"))),
+            enabled_units: enabled_units(),
+            mounts,
+            // Asked at the same time.
+            network: Network::default(),
+            listening: Vec::new(),
         }
     }
 }
@@ -252,12 +325,75 @@ fn parse_memory(text: &str) -> Option<u64> {
 /// Number of the capability, from linux/capability.h.
 const CAP_SYS_RESOURCE: u32 = 24;
 
-/// Whether the text of a `/proc/PID/status` has an effective capability.
-fn has_capability(text: &str, capability: u32) -> bool {
+/// Effective capabilities in the text of a `/proc/PID/status`, one bit each.
+fn capabilities(text: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(value.trim(), 16).ok()
+}
+
+/// Features of the first processor in the text of a `cpuinfo`.
+fn parse_cpu_features(text: &str) -> BTreeSet<String> {
     text.lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|value| u64::from_str_radix(value.trim(), 16).ok())
-        .is_some_and(|set| set & (1 << capability) != 0)
+        .find_map(|line| line.strip_prefix("flags")?.split_once(':'))
+        .map(|(_, flags)| flags.split_whitespace().map(str::to_owned).collect())
+        .unwrap_or_default()
+}
+
+/// Names in the text of `/proc/swaps`, below its header.
+fn parse_swaps(text: &str) -> Vec<String> {
+    text.lines()
+        .skip(1)
+        .filter_map(|line| line.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Names of processes. Of several of one name the first is kept.
+fn processes() -> BTreeMap<String, u32> {
+    let mut processes = BTreeMap::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        if let Ok(name) = bounded::text(&entry.path().join("comm")) {
+            processes.entry(name.trim_end().to_owned()).or_insert(pid);
+        }
+    }
+    processes
+}
+
+/// Users with a shell that lets them in.
+fn logins(users: &[users::User]) -> BTreeMap<u32, String> {
+    let may_log_in = |user: &&users::User| {
+        let shell = user.shell.file_name().unwrap_or_default();
+        !matches!(
+            shell.to_str(),
+            Some("nologin" | "false" | "sync" | "halt" | "shutdown")
+        )
+    };
+    users
+        .iter()
+        .filter(may_log_in)
+        .map(|user| (user.uid, user.name.clone()))
+        .collect()
+}
+
+/// Units that some target wants.
+fn enabled_units() -> BTreeSet<String> {
+    let targets = std::fs::read_dir("/etc/systemd/system")
+        .into_iter()
+        .flatten()
+        .flatten();
+    targets
+        .filter(|target| target.file_name().to_string_lossy().ends_with(".wants"))
+        .filter_map(|target| std::fs::read_dir(target.path()).ok())
+        .flat_map(|units| units.flatten())
+        .map(|unit| unit.file_name().to_string_lossy().into_owned())
+        .collect()
 }
 
 /// Which control groups are among the mounts.
@@ -468,6 +604,10 @@ fn socket_holders() -> HashMap<u64, u32> {
 /// # Errors
 /// When the kernel doesn't say.
 pub fn space(path: &Path) -> Result<Space, Error> {
+    space_among(path, &mounts::list()?)
+}
+
+fn space_among(path: &Path, mounts: &[Mount]) -> Result<Space, Error> {
     let absolute = std::path::absolute(path)?;
     let existing = absolute
         .ancestors()
@@ -475,13 +615,12 @@ pub fn space(path: &Path) -> Result<Space, Error> {
         .unwrap_or(Path::new("/"));
     let measured_at = existing.canonicalize()?;
     let size = nix::sys::statvfs::statvfs(&measured_at)?;
-    let mounts = mounts::list()?;
     Ok(Space {
         available_bytes: size.blocks_available().saturating_mul(size.fragment_size()),
         total_bytes: size.blocks().saturating_mul(size.fragment_size()),
         inodes_available: size.files_available(),
         inodes_total: size.files(),
-        filesystem: mounts::holding(&mounts, &measured_at)
+        filesystem: mounts::holding(mounts, &measured_at)
             .map(|mount| mount.filesystem.clone())
             .unwrap_or_default(),
         measured_at,
@@ -510,15 +649,20 @@ mod tests {
             parse_memory("MemTotal:  2048 kB\nMemFree: 1 kB\n"),
             Some(2 << 20)
         );
-        assert!(has_capability(
-            "CapEff:\t0000000001000000\n",
-            CAP_SYS_RESOURCE
-        ));
-        assert!(!has_capability(
-            "CapEff:\t0000000000ffffff\n",
-            CAP_SYS_RESOURCE
-        ));
-        assert!(!has_capability("", CAP_SYS_RESOURCE));
+        assert_eq!(
+            capabilities("CapEff:\t0000000001000000\n"),
+            Some(1 << CAP_SYS_RESOURCE)
+        );
+        assert_eq!(capabilities(""), None);
+        let features = parse_cpu_features("flags\t\t: fpu sse4_2\nflags\t: other\n");
+        assert_eq!(Vec::from_iter(features), ["fpu", "sse4_2"]);
+        let swaps = "Filename\tType\tSize\n/dev/sda2 partition 1 0 -2\n";
+        assert_eq!(parse_swaps(swaps), ["/dev/sda2"]);
+        let users = "root:x:0:0::/root:/bin/bash\nsync:x:4:1::/bin:/bin/sync\nd:x:1:1::/:/usr/sbin/nologin\n";
+        assert_eq!(
+            logins(&users::parse_passwd(users)),
+            BTreeMap::from([(0, "root".into())])
+        );
     }
 
     #[test]
@@ -579,7 +723,12 @@ mod tests {
     fn this_host_has_facts_that_survive_a_round_trip() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let facts = HostFacts::collect();
+        let facts = HostFacts::collect(&Interest {
+            sysctls: BTreeSet::from(["kernel.ostype", "kernel.no_such_thing"]),
+            ..Interest::default()
+        });
+        assert_eq!(Vec::from_iter(facts.kernel.sysctls.values()), ["Linux"]);
+        assert!(facts.processes.len() > 1 && !facts.mounts.is_empty());
         assert!(facts.cpus > 0 && facts.ram_bytes > 1 << 20 && !facts.kernel_release.is_empty());
         assert!(
             facts

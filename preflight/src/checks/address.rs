@@ -1,18 +1,29 @@
 //! The advertised address is one of the host's.
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+pub(super) const CHECK: Check = Check {
+    id: "address",
+    about: "addresses of interfaces that are up",
+    limit: "the advertised address is one of them",
+    remedy: "use --advertise-addr with one of these",
+    strict: true,
+    run: check,
+    ..Check::PLAIN
+};
+
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let wanted = input.requirements.advertise_address;
     let own = &input.facts.addresses;
-    let finding = |measured: String| {
-        Finding::passed(
-            "address",
-            format!("address {wanted}"),
-            measured,
-            "on an interface",
-        )
-    };
+    if wanted.is_unspecified() {
+        return vec![
+            CHECK
+                .finding("address", "not chosen", "on an interface")
+                .warns("the install needs --advertise-addr, as this host has not exactly one"),
+        ];
+    }
+    let finding =
+        |measured: String| CHECK.finding(format!("address {wanted}"), measured, "on an interface");
     vec![match own.iter().find(|address| address.address == wanted) {
         Some(address) => finding(format!("on {}", address.interface)),
         None if own.is_empty() => {
@@ -36,6 +47,14 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
 mod tests {
     use crate::Severity;
     use crate::testing::{facts, report, requirements, troubles};
+
+    #[test]
+    fn no_choice_warns() {
+        let mut requirements = requirements();
+        requirements.advertise_address = [0, 0, 0, 0].into();
+        let report = report(&requirements, &facts());
+        assert_eq!(troubles(&report), [(Severity::Warning, "address")]);
+    }
 
     #[test]
     fn foreign_addresses_are_refused() {

@@ -1,28 +1,31 @@
 //! The kernel, new enough for kube-proxy's nftables mode.
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
 /// Oldest kernel on which kube-proxy's nftables mode runs, as its
 /// documentation says.
 const MINIMUM: (u32, u32) = (5, 13);
 
-const ID: &str = "kernel";
+pub(super) const CHECK: Check = Check {
+    id: "kernel",
+    about: "release of the running kernel",
+    limit: "5.13: the oldest that kube-proxy's nftables mode runs on, as its documentation says",
+    remedy: "install a newer kernel of your distribution",
+    strict: true,
+    run: check,
+    ..Check::PLAIN
+};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let release = &input.facts.kernel_release;
     let wanted = format!("at least {}.{}", MINIMUM.0, MINIMUM.1);
     vec![match version(release) {
-        Some(version) => Finding::passed(ID, "kernel", release, wanted).unless(
-            version >= MINIMUM,
-            "install a newer kernel of your distribution",
-        ),
-        None => Finding::passed(
-            ID,
-            "kernel",
-            format!("unknown release \"{release}\""),
-            wanted,
-        )
-        .warns("look at `uname -r`"),
+        Some(version) => CHECK
+            .finding("kernel", release, wanted)
+            .unless(version >= MINIMUM, CHECK.remedy),
+        None => CHECK
+            .finding("kernel", format!("unknown release \"{release}\""), wanted)
+            .warns("look at `uname -r`"),
     }]
 }
 

@@ -1,12 +1,25 @@
 //! The networks of pods and services overlap with nothing: not with each
 //! other, the node's address, nor with networks that the host reaches.
 
-use crate::cidr::Network;
-use crate::{Finding, Input};
+use ipnet::IpNet;
 
-const ID: &str = "networks";
+use crate::{Check, Finding, Input};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+pub(super) const CHECK: Check = Check {
+    id: "networks",
+    about: "the networks of pods and services against routes, addresses and each other",
+    limit: "no address in two of them",
+    remedy: "choose another with --pod-network-cidr or --service-cidr",
+    strict: true,
+    run: check,
+    ..Check::PLAIN
+};
+
+fn check(input: &Input<'_>) -> Vec<Finding> {
+    // Of a cluster that runs, the networks are in use: by itself.
+    if input.requirements.joined {
+        return Vec::new();
+    }
     let requirements = input.requirements;
     let pods = requirements
         .pod_cidrs
@@ -22,51 +35,59 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
     for (what, flag, cidr) in pods.chain(services) {
         let title = format!("{what} {cidr}");
         let remedy = format!("choose another with {flag}");
-        let Some(network) = Network::parse(cidr) else {
-            findings
-                .push(Finding::passed(ID, title, "is no network", "CIDR notation").fails(remedy));
+        let Ok(network) = cidr.parse::<IpNet>() else {
+            findings.push(
+                CHECK
+                    .finding(title, "is no network", "CIDR notation")
+                    .fails(remedy),
+            );
             continue;
         };
         let overlaps: Vec<_> = taken
             .iter()
-            .filter(|(_, other)| network.overlaps(*other))
+            .filter(|(_, other)| overlap(network, *other))
             .map(|(name, _)| name.as_str())
             .collect();
         findings.push(match overlaps.as_slice() {
-            [] => Finding::passed(ID, title, "overlaps with nothing", wanted),
-            overlaps => Finding::passed(
-                ID,
-                title,
-                format!("overlaps with {}", overlaps.join(", ")),
-                wanted,
-            )
-            .fails(remedy),
+            [] => CHECK.finding(title, "overlaps with nothing", wanted),
+            overlaps => CHECK
+                .finding(
+                    title,
+                    format!("overlaps with {}", overlaps.join(", ")),
+                    wanted,
+                )
+                .fails(remedy),
         });
         taken.push((format!("{what} {cidr}"), network));
     }
     findings
 }
 
+/// Whether some address is in both.
+fn overlap(one: IpNet, other: IpNet) -> bool {
+    one.contains(&other) || other.contains(&one)
+}
+
 /// Networks of the host. The default route leads to all others and is none.
-fn local(input: &Input<'_>) -> Vec<(String, Network)> {
+fn local(input: &Input<'_>) -> Vec<(String, IpNet)> {
     let facts = input.facts;
     let advertised = input.requirements.advertise_address;
-    let longest = if advertised.is_ipv4() { 32 } else { 128 };
     let mut networks = Vec::new();
-    networks.extend(
-        Network::new(advertised, longest).map(|network| (format!("address {advertised}"), network)),
-    );
+    if !advertised.is_unspecified() {
+        networks.push((format!("address {advertised}"), IpNet::from(advertised)));
+    }
     for address in &facts.addresses {
         let name = format!(
             "{}/{} of {}",
             address.address, address.prefix, address.interface
         );
-        networks
-            .extend(Network::new(address.address, address.prefix).map(|network| (name, network)));
+        let network = IpNet::new(address.address, address.prefix);
+        networks.extend(network.map(|network| (name, network)));
     }
     for route in &facts.routes {
         let name = format!("the route {} by {}", route.destination, route.interface);
-        let network = Network::parse(&route.destination).filter(|network| !network.is_everything());
+        let network: Option<IpNet> = route.destination.parse().ok();
+        let network = network.filter(|network| network.prefix_len() > 0);
         networks.extend(network.map(|network| (name, network)));
     }
     networks
@@ -97,6 +118,7 @@ mod tests {
                 "172.30.0.0/16",
                 Some("the route 172.16.0.0/12 by tun0"),
             ),
+            ("fd00::/48", "10.100.0.0/16", None),
             ("10.244.0.0/99", "10.100.0.0/16", Some("is no network")),
             ("10.244.0.0/16", "10.100.0.0/16", None),
         ] {

@@ -2,11 +2,19 @@
 
 use manifest::Os;
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
-const ID: &str = "os";
+pub(super) const CHECK: Check = Check {
+    id: "os",
+    about: "ID and VERSION_ID of /etc/os-release",
+    limit: "one of the profile's; ID is equal, versions match by component: 7 is 7.9, 1 is not \
+            18.04",
+    remedy: "use one of these",
+    run: check,
+    ..Check::PLAIN
+};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let allowed = &input.requirements.profile.os;
     if allowed.is_empty() {
         return Vec::new();
@@ -22,7 +30,7 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
         (id, "") => format!("{id} of unknown version"),
         (id, version) => format!("{id} {version}"),
     };
-    let finding = Finding::passed(ID, "operating system", measured, wanted);
+    let finding = CHECK.finding("operating system", measured, wanted);
     if os.id.is_empty() {
         return vec![finding.warns("look at /etc/os-release")];
     }
@@ -40,7 +48,7 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
         Match::Unknown => {
             finding.warns("/etc/os-release is less exact than the requirement: compare by hand")
         }
-        Match::No => finding.fails("use one of these"),
+        Match::No => finding.fails(CHECK.remedy),
     }]
 }
 

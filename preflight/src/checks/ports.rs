@@ -7,9 +7,7 @@ use host::facts::{Listener, Protocol};
 use manifest::PortRange;
 use spec::{API_PORT, LEADER_ADDRESS, REGISTRY_PORT};
 
-use crate::{Finding, Input};
-
-const ID: &str = "ports";
+use crate::{Check, Finding, Input};
 
 /// TCP ports of the services of a node: what they are and who listens.
 const OWN: &[(u16, &str)] = &[
@@ -36,7 +34,20 @@ struct Wanted<'a> {
     user: &'a str,
 }
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+pub(super) const CHECK: Check = Check {
+    id: "ports",
+    about: "who listens on ports of the cluster (etcd, the API, registry, kubelet, kube-proxy, DNS, \
+            the overlay network) and of the profile",
+    limit: "free",
+    remedy: "stop that program or move it to another port",
+    run: check,
+    ..Check::PLAIN
+};
+
+fn check(input: &Input<'_>) -> Vec<Finding> {
+    if input.requirements.joined {
+        return Vec::new();
+    }
     wanted(input)
         .iter()
         .map(|wanted| one(wanted, &input.facts.listening))
@@ -96,9 +107,8 @@ fn one(wanted: &Wanted<'_>, listening: &[Listener]) -> Finding {
         .collect();
     holders.sort();
     holders.dedup();
-    let finding = |measured: String| {
-        Finding::passed(ID, title, measured, format!("free for {}", wanted.user))
-    };
+    let finding =
+        |measured: String| CHECK.finding(title, measured, format!("free for {}", wanted.user));
     match holders.as_slice() {
         [] => finding("free".into()),
         holders => finding(format!("held by {}", holders.join(", ")))

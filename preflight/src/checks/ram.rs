@@ -2,26 +2,40 @@
 
 use manifest::Bytes;
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
-const ID: &str = "ram";
+/// What kubeadm wants of a control plane.
+const USUAL: Bytes = Bytes(1_700_000_000);
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+pub(super) const CHECK: Check = Check {
+    id: "ram",
+    about: "memory that the kernel manages",
+    limit: "what the profile says, exactly; 1,700 MB where it says nothing (as kubeadm wants)",
+    remedy: "use a machine that fits the profile",
+    run: check,
+    ..Check::PLAIN
+};
+
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let needed = &input.requirements.profile.ram;
     let wanted = match (needed.min, needed.max) {
-        (None, None) => return Vec::new(),
+        (None, None) => format!("at least {}", USUAL.human()),
         (Some(min), None) => format!("at least {min}"),
         (None, Some(max)) => format!("at most {max}"),
         (Some(min), Some(max)) => format!("{min} to {max}"),
     };
     let ram = Bytes(input.facts.ram_bytes);
     if ram.0 == 0 {
-        let finding = Finding::passed(ID, "memory", "could not be measured", wanted);
+        let finding = CHECK.finding("memory", "could not be measured", wanted);
         return vec![finding.warns("look at /proc/meminfo")];
     }
+    if (needed.min, needed.max) == (None, None) {
+        let finding = CHECK.finding("memory", ram.human(), wanted);
+        return vec![finding.rather(ram >= USUAL, "pods will be evicted; use more")];
+    }
     let good = needed.min.is_none_or(|min| ram >= min) && needed.max.is_none_or(|max| ram <= max);
-    let finding = Finding::passed(ID, "memory", ram.human(), wanted);
-    vec![finding.unless(good, "use a machine that fits the profile")]
+    let finding = CHECK.finding("memory", ram.human(), wanted);
+    vec![finding.unless(good, CHECK.remedy)]
 }
 
 #[cfg(test)]
@@ -30,6 +44,11 @@ mod tests {
 
     use crate::Severity;
     use crate::testing::{facts, report, requirements, troubles};
+
+    #[test]
+    fn little_memory_warns_where_the_profile_says_nothing() {
+        crate::testing::only(Severity::Warning, "ram", |facts| facts.ram_bytes = 1 << 30);
+    }
 
     #[test]
     fn limits_are_exact_and_unknown_memory_is_a_warning() {

@@ -1,11 +1,21 @@
 //! Only root may change a host.
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+pub(super) const CHECK: Check = Check {
+    id: "root",
+    about: "user id of this process",
+    limit: "0: only root may change a host",
+    remedy: "run the command with sudo",
+    strict: true,
+    run: check,
+    ..Check::PLAIN
+};
+
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let uid = input.facts.uid;
-    let finding = Finding::passed("root", "user", format!("uid {uid}"), "root (uid 0)");
-    vec![finding.unless(uid == 0, "run the command with sudo")]
+    let finding = CHECK.finding("user", format!("uid {uid}"), "root (uid 0)");
+    vec![finding.unless(uid == 0, CHECK.remedy)]
 }
 
 #[cfg(test)]

@@ -6,12 +6,19 @@ use std::path::{Path, PathBuf};
 
 use manifest::Bytes;
 
-use crate::{Finding, Input};
+use crate::{Check, Finding, Input};
 
-const ID: &str = "space";
-const REMEDY: &str = "free some, or mount a larger filesystem there";
+pub(super) const CHECK: Check = Check {
+    id: "space",
+    about: "free space of the state directory and each volume, and of those together that share a \
+            filesystem",
+    limit: "what the image unpacks to and 2 GiB; each volume's capacity",
+    remedy: "free some, or mount a larger filesystem there",
+    run: check,
+    ..Check::PLAIN
+};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let needed = needed(input);
     let mut findings: Vec<_> = needed
         .iter()
@@ -19,10 +26,10 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
         .collect();
     let mut shared: BTreeMap<u64, Shared<'_>> = BTreeMap::new();
     for (path, bytes) in &needed {
-        let Some(place) = input.places.get(path) else {
+        let Some(place) = input.places.paths.get(path) else {
             continue;
         };
-        let (Some(device), Ok(space)) = (place.device, &place.space) else {
+        let (Some(device), Some(space)) = (place.device, &place.space) else {
             continue;
         };
         let entry = shared.entry(device).or_default();
@@ -35,42 +42,38 @@ pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
 }
 
 /// What each path needs. Volumes that are skipped need nothing.
-fn needed(input: &Input<'_>) -> Vec<(PathBuf, Bytes)> {
+fn needed(input: &Input<'_>) -> BTreeMap<PathBuf, Bytes> {
     let requirements = input.requirements;
-    let skipped = |volume: &manifest::Volume| {
-        volume.skip_if_missing
-            && input
-                .places
-                .get(Path::new(&volume.path))
-                .is_none_or(|place| !place.exists)
-    };
-    let volumes = requirements
-        .profile
-        .volumes
-        .iter()
-        .filter(|volume| !skipped(volume));
-    let volumes =
-        volumes.filter_map(|volume| Some((PathBuf::from(&volume.path), volume.capacity?)));
-    [(
-        requirements.state_dir.clone(),
-        Bytes(requirements.state_bytes),
-    )]
-    .into_iter()
-    .chain(volumes)
-    .collect()
+    let mut needed = BTreeMap::new();
+    for volume in &requirements.profile.volumes {
+        let Some(capacity) = volume.capacity else {
+            continue;
+        };
+        for path in input.places.meant(&volume.path).unwrap_or_default() {
+            let place = input.places.paths.get(path);
+            let missing = place.is_none_or(|place| !place.exists());
+            if !(volume.skip_if_missing && missing) {
+                needed.insert(path.to_owned(), capacity);
+            }
+        }
+    }
+    // What is installed needs no more.
+    if !requirements.joined {
+        let own = needed.entry(requirements.state_dir.clone()).or_default();
+        own.0 = own.0.saturating_add(requirements.state_bytes);
+    }
+    needed
 }
 
 fn one(input: &Input<'_>, path: &Path, bytes: Bytes) -> Option<Finding> {
     let title = format!("free space of {}", path.display());
     let wanted = format!("at least {}", bytes.human());
-    Some(match &input.places.get(path)?.space {
-        Ok(space) => Finding::passed(ID, title, Bytes(space.available_bytes).human(), wanted)
-            .unless(space.available_bytes >= bytes.0, REMEDY),
-        Err(error) => {
-            let measured = format!("could not be measured ({error})");
-            Finding::passed(ID, title, measured, wanted)
-                .warns(format!("look at `df {}`", path.display()))
-        }
+    let place = input.places.paths.get(path)?;
+    Some(match &place.space {
+        Some(space) => CHECK
+            .finding(title, Bytes(space.available_bytes).human(), wanted)
+            .unless(space.available_bytes >= bytes.0, CHECK.remedy),
+        None => CHECK.unknown(title, &place.error, wanted),
     })
 }
 
@@ -94,26 +97,20 @@ impl Shared<'_> {
             .collect();
         let title = format!("free space of {} together", paths.join(" and "));
         let wanted = format!("{} in all", Bytes(self.needed).human());
-        Some(Finding::passed(ID, title, Bytes(self.available).human(), wanted).warns(REMEDY))
+        Some(
+            CHECK
+                .finding(title, Bytes(self.available).human(), wanted)
+                .warns(CHECK.remedy),
+        )
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{facts, requirements, room, troubles};
-    use crate::{Places, Requirements, Severity, evaluate};
+    use host::facts::Place;
 
-    fn with_volume(gigabytes: u64) -> Requirements {
-        let text = format!(
-            "metadata: {{name: a, resourceVersion: 1.0.0}}\n\
-             nodeProfiles: [{{name: n, requirements: {{volumes: [{{path: /data, capacity: {gigabytes}GB}}]}}}}]"
-        );
-        let mut requirements = requirements();
-        requirements.profile = manifest::parse(&text, "a").unwrap().node_profiles[0]
-            .requirements
-            .clone();
-        requirements
-    }
+    use crate::Severity;
+    use crate::testing::{facts, places, report_at, requirements, room, troubles, with_profile};
 
     #[test]
     fn room_is_counted_by_itself_and_together() {
@@ -124,22 +121,53 @@ mod tests {
             (10, 2, 10_000_000_000, vec![]),
         ];
         for (gigabytes, device, available, expected) in cases {
-            let requirements = with_volume(gigabytes);
-            let mut places = Places::new();
-            places.insert("/data".into(), room(available, device));
-            places.insert(requirements.state_dir.clone(), room(available, 1));
-            let report = evaluate(&requirements, &facts(), &places);
+            let requirements = with_profile(&format!(
+                "{{volumes: [{{path: /data, capacity: {gigabytes}GB}}]}}"
+            ));
+            let mut places = places();
+            places.paths.insert("/data".into(), room(available, device));
+            let report = report_at(&requirements, &facts(), places);
             assert_eq!(troubles(&report), expected, "{gigabytes} GB on {device}");
         }
     }
 
     #[test]
+    fn each_path_of_a_pattern_and_none_of_a_skipped_one_needs_room() {
+        let requirements = with_profile(
+            "{volumes: [{path: '/d-*', capacity: 1TB}, {path: /no, skipIfMissing: true, capacity: 1TB}]}",
+        );
+        let mut places = places();
+        places
+            .patterns
+            .insert("/d-*".into(), Ok(vec!["/d-1".into(), "/d-2".into()]));
+        places
+            .paths
+            .insert("/d-1".into(), room(2_000_000_000_000, 2));
+        places.paths.insert("/d-2".into(), room(1, 3));
+        places.paths.insert(
+            "/no".into(),
+            Place {
+                kind: None,
+                ..room(1, 4)
+            },
+        );
+        let report = report_at(&requirements, &facts(), places);
+        assert_eq!(troubles(&report), [(Severity::Failure, "space")]);
+        assert!(report.failures().next().unwrap().title.contains("/d-2"));
+    }
+
+    #[test]
     fn unknown_room_is_a_warning() {
-        let requirements = requirements();
-        let mut place = room(0, 1);
-        place.space = Err("permission denied".into());
-        let places = Places::from([(requirements.state_dir.clone(), place)]);
-        let report = evaluate(&requirements, &facts(), &places);
-        assert_eq!(troubles(&report), [(Severity::Warning, "space")]);
+        let mut places = places();
+        let place = places.paths.get_mut(&requirements().state_dir).unwrap();
+        place.space = None;
+        place.error = "permission denied".into();
+        let report = report_at(&requirements(), &facts(), places);
+        assert!(report.failures().next().is_none());
+        let troubles = troubles(&report);
+        assert!(
+            troubles.contains(&(Severity::Warning, "space")),
+            "{troubles:?}"
+        );
     }
 }

@@ -2,86 +2,131 @@
 
 use std::path::Path;
 
+use host::facts::Place;
 use manifest::Volume;
 
-use crate::{Finding, Input, Place};
+use crate::{Check, Finding, Input};
 
-const ID: &str = "volume";
+pub(super) const CHECK: Check = Check {
+    id: "volume",
+    about: "paths and patterns of the profile's volumes",
+    limit: "there, unless createIfMissing or skipIfMissing; a directory or a file; on one of the \
+            wanted filesystems",
+    remedy: "create or mount it, or set createIfMissing in the manifest",
+    run: check,
+    ..Check::PLAIN
+};
 
-pub(super) fn check(input: &Input<'_>) -> Vec<Finding> {
+fn check(input: &Input<'_>) -> Vec<Finding> {
     let volumes = input.requirements.profile.volumes.iter();
-    let place = |volume: &Volume| input.places.get(Path::new(&volume.path));
-    volumes
-        .flat_map(|volume| {
-            place(volume)
-                .map(|place| one(volume, place))
-                .unwrap_or_default()
-        })
+    volumes.flat_map(|volume| of(input, volume)).collect()
+}
+
+fn of(input: &Input<'_>, volume: &Volume) -> Vec<Finding> {
+    let title = format!("volume {}", volume.path);
+    let Some(paths) = input.places.meant(&volume.path) else {
+        return vec![CHECK.unknown(title, "bad pattern, or too many match", "paths")];
+    };
+    if paths.is_empty() && !volume.skip_if_missing {
+        // Nobody knows what to create for a pattern.
+        let finding = CHECK.finding(title, "nothing matches", "at least one path");
+        return vec![finding.fails("create what it means, or set skipIfMissing in the manifest")];
+    }
+    let place = |path: &Path| input.places.paths.get(path);
+    paths
+        .into_iter()
+        .filter_map(|path| one(volume, path, place(path)?))
         .collect()
 }
 
-fn one(volume: &Volume, place: &Place) -> Vec<Finding> {
-    let title = format!("volume {}", volume.path);
-    if !place.exists && !volume.create_if_missing {
-        if volume.skip_if_missing {
-            return Vec::new();
+fn one(volume: &Volume, path: &Path, place: &Place) -> Option<Finding> {
+    use host::facts::Kind;
+    let title = format!("volume {}", path.display());
+    match place.kind {
+        None if volume.skip_if_missing => return None,
+        None if !volume.create_if_missing => {
+            let finding = CHECK.finding(title, "is not there", "an existing path");
+            return Some(finding.fails(CHECK.remedy));
         }
-        let finding = Finding::passed(ID, title, "is not there", "an existing path");
-        return vec![finding.fails("create or mount it, or set createIfMissing in the manifest")];
+        None | Some(Kind::Directory | Kind::File) => {}
+        Some(_) => {
+            let finding = CHECK.finding(title, "is something else", "a directory or a file");
+            return Some(finding.fails("move it away"));
+        }
     }
+    let there = match place.kind {
+        None => "will be created",
+        Some(Kind::File) => "is a file",
+        Some(_) => "is there",
+    };
     if volume.filesystems.is_empty() {
-        return Vec::new();
+        return Some(CHECK.finding(title, there, "there, or created"));
     }
     let wanted = volume.filesystems.join(" or ");
-    let measured = place
-        .space
-        .as_ref()
-        .map(|space| space.filesystem.as_str())
-        .unwrap_or_default();
+    let space = place.space.as_ref();
+    let measured = space.map_or("", |space| space.filesystem.as_str());
     if measured.is_empty() {
-        let finding = Finding::passed(ID, title, "filesystem could not be found out", wanted);
-        return vec![finding.warns("look at /proc/mounts")];
+        return Some(CHECK.unknown(title, &place.error, wanted));
     }
     let good = volume
         .filesystems
         .iter()
         .any(|filesystem| filesystem == measured);
-    vec![Finding::passed(ID, title, measured, wanted).unless(good, "mount such a filesystem there")]
+    let finding = CHECK.finding(title, measured, wanted);
+    Some(finding.unless(good, "mount such a filesystem there"))
 }
 
 #[cfg(test)]
 mod tests {
-    use crate::testing::{facts, requirements, room, troubles};
-    use crate::{Places, Severity, evaluate};
+    use host::facts::Kind;
+
+    use crate::Severity;
+    use crate::testing::{facts, places, report_at, room, troubles, with_profile};
 
     #[test]
     fn missing_paths_and_wrong_filesystems_fail() {
-        let text = "metadata: {name: a, resourceVersion: 1.0.0}\nnodeProfiles: [{name: n, requirements: {volumes: [\
-            {path: /gone, createIfMissing: false}, {path: /maybe, skipIfMissing: true}, {path: /new},\
-            {path: /ext4, filesystems: [xfs, ext4]}, {path: /btrfs, filesystems: [btrfs]}, {path: /odd, filesystems: [xfs]}]}}]";
-        let manifest = manifest::parse(text, "a").unwrap();
-        let mut requirements = requirements();
-        requirements.profile = manifest.node_profiles[0].requirements.clone();
-        let mut places = Places::new();
-        places.insert(requirements.state_dir.clone(), room(u64::MAX, 1));
-        for path in ["/gone", "/maybe", "/new", "/ext4", "/btrfs", "/odd"] {
+        let requirements = with_profile(
+            "{volumes: [{path: /gone, createIfMissing: false}, {path: /maybe, skipIfMissing: true}, \
+             {path: /new}, {path: /file}, {path: /ext4, filesystems: [xfs, ext4]}, \
+             {path: /btrfs, filesystems: [btrfs]}, {path: /odd, filesystems: [xfs]}, \
+             {path: /dev/sda}, {path: '/no-*'}, {path: '/skip-*', skipIfMissing: true}]}",
+        );
+        let mut places = places();
+        for path in [
+            "/gone", "/maybe", "/new", "/file", "/ext4", "/btrfs", "/odd", "/dev/sda",
+        ] {
             let mut place = room(1, 1);
-            place.exists = matches!(path, "/ext4" | "/btrfs" | "/odd");
+            place.kind = match path {
+                "/ext4" | "/btrfs" | "/odd" => Some(Kind::Directory),
+                "/file" => Some(Kind::File),
+                "/dev/sda" => Some(Kind::BlockDevice),
+                _ => None,
+            };
             if path == "/odd" {
-                place.space = Err("no such device".into());
+                place.space = None;
             }
-            places.insert(path.into(), place);
+            places.paths.insert(path.into(), place);
         }
-        let report = evaluate(&requirements, &facts(), &places);
-        let volume = |severity| (severity, "volume");
+        for pattern in ["/no-*", "/skip-*"] {
+            places.patterns.insert(pattern.into(), Ok(Vec::new()));
+        }
+        let report = report_at(&requirements, &facts(), places);
+        let found: Vec<_> = report
+            .findings
+            .iter()
+            .filter(|finding| finding.severity != Severity::Info)
+            .map(|finding| (finding.severity, finding.title.as_str()))
+            .collect();
         assert_eq!(
-            troubles(&report),
+            found,
             [
-                volume(Severity::Failure),
-                volume(Severity::Failure),
-                volume(Severity::Warning)
+                (Severity::Failure, "volume /gone"),
+                (Severity::Failure, "volume /btrfs"),
+                (Severity::Warning, "volume /odd"),
+                (Severity::Failure, "volume /dev/sda"),
+                (Severity::Failure, "volume /no-*"),
             ]
         );
-        assert!(report.failures().next().unwrap().title.contains("/gone"));
+        assert!(troubles(&report).iter().all(|(_, id)| *id == "volume"));
     }
 }

@@ -1,0 +1,145 @@
+//! What `--autofix` mends: modules and parameters of the kernel, now and at
+//! every boot.
+//!
+//! In: fixes that a report names, and the journal of host changes, so that
+//! `leave` reverts them. Out: what was done.
+
+use std::fmt;
+use std::path::Path;
+
+use host::changes::{ChangeError, Journal};
+use serde::{Deserialize, Serialize};
+
+/// Modules that are loaded at boot. The installer has a list of its own.
+const MODULES: &str = "/etc/modules-load.d/gravity-preflight.conf";
+/// Parameters that are set at boot.
+const SYSCTLS: &str = "/etc/sysctl.d/50-gravity.conf";
+
+/// One thing to mend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fix {
+    /// Load a kernel module.
+    Module {
+        /// Its name.
+        name: String,
+    },
+    /// Set a kernel parameter.
+    Sysctl {
+        /// Its name.
+        name: String,
+        /// The value.
+        value: String,
+    },
+}
+
+impl fmt::Display for Fix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Module { name } => write!(f, "load kernel module {name}"),
+            Self::Sysctl { name, value } => write!(f, "set kernel parameter {name} to {value}"),
+        }
+    }
+}
+
+/// Mends, modules first as some have parameters. Out: for each fix whether it
+/// was done.
+///
+/// # Errors
+/// When the lists for the next boot can't be written.
+pub fn mend(
+    fixes: &[Fix],
+    journal: &mut Journal,
+) -> Result<Vec<(Fix, Result<(), ChangeError>)>, ChangeError> {
+    let mut done = Vec::new();
+    for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Module { .. })) {
+        done.push((fix.clone(), apply(fix, journal)));
+    }
+    for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Sysctl { .. })) {
+        done.push((fix.clone(), apply(fix, journal)));
+    }
+    let good: Vec<_> = done.iter().filter(|(_, result)| result.is_ok()).collect();
+    let lines = |path: &str, of: fn(&Fix) -> Option<String>| {
+        let new = good.iter().filter_map(|(fix, _)| of(fix));
+        merged(&std::fs::read_to_string(path).unwrap_or_default(), new)
+    };
+    for (path, text) in [
+        (MODULES, lines(MODULES, module_line)),
+        (SYSCTLS, lines(SYSCTLS, sysctl_line)),
+    ] {
+        if let Some(text) = text {
+            journal.write_file(Path::new(path), text.as_bytes(), 0o644)?;
+        }
+    }
+    Ok(done)
+}
+
+fn apply(fix: &Fix, journal: &mut Journal) -> Result<(), ChangeError> {
+    match fix {
+        Fix::Module { name } => journal.load_module(name),
+        Fix::Sysctl { name, value } => journal.set_sysctl(name, value),
+    }
+}
+
+fn module_line(fix: &Fix) -> Option<String> {
+    match fix {
+        Fix::Module { name } => Some(name.clone()),
+        Fix::Sysctl { .. } => None,
+    }
+}
+
+fn sysctl_line(fix: &Fix) -> Option<String> {
+    match fix {
+        Fix::Module { .. } => None,
+        Fix::Sysctl { name, value } => Some(format!("{name} = {value}")),
+    }
+}
+
+/// A file with lines added that it hasn't; `None` where there is nothing to add.
+fn merged(text: &str, lines: impl Iterator<Item = String>) -> Option<String> {
+    let mut all: Vec<_> = text.lines().map(str::to_owned).collect();
+    let before = all.len();
+    for line in lines {
+        if !all.contains(&line) {
+            all.push(line);
+        }
+    }
+    (all.len() > before).then(|| all.join("\n") + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lists_for_the_boot_grow_without_doubles() {
+        let lines = |text| merged(text, ["a".to_owned(), "b".to_owned()].into_iter());
+        assert_eq!(lines("").unwrap(), "a\nb\n");
+        assert_eq!(lines("b\nc").unwrap(), "b\nc\na\n");
+        assert_eq!(lines("a\nb\n"), None);
+        let fix = Fix::Sysctl {
+            name: "x.y".into(),
+            value: "1".into(),
+        };
+        assert_eq!(sysctl_line(&fix).unwrap(), "x.y = 1");
+        assert_eq!(module_line(&fix), None);
+        assert_eq!(fix.to_string(), "set kernel parameter x.y to 1");
+    }
+
+    #[test]
+    fn what_the_host_refuses_is_told_and_the_rest_goes_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut journal = Journal::open(&directory.path().join("changes")).unwrap();
+        let fixes = [
+            Fix::Sysctl {
+                name: "no.such.thing".into(),
+                value: "1".into(),
+            },
+            Fix::Module {
+                name: "no-such-module".into(),
+            },
+        ];
+        let done = mend(&fixes, &mut journal).unwrap();
+        assert!(done.len() == 2 && done.iter().all(|(_, result)| result.is_err()));
+    }
+}
