@@ -36,6 +36,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(CARGO) test -p gravity-tests --test node
 	$(BIN)/testnode e2e
 	$(BIN)/testnode join
+	$(BIN)/testnode profiles
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

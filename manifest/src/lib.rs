@@ -14,6 +14,7 @@ mod fields;
 mod hook;
 mod inline;
 pub mod service_user;
+mod system_options;
 mod types;
 mod units;
 mod unsupported;
@@ -24,6 +25,7 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use hook::HookName;
 pub use inline::{Location, Uri};
 pub use semver::Version;
+pub use system_options::ServiceOptions;
 pub use types::{
     Aws, BaseImage, Cpu, CustomCheck, Device, Docker, Endpoint, Etcd, Eula, ExpandPolicy,
     Extension, Extensions, Flavor, FlavorNode, Flavors, Generic, HairpinMode, Installer, Kind,

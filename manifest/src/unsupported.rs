@@ -3,8 +3,8 @@
 //! In: a manifest. Out: an error for each such field, so that build and install
 //! refuse rather than ignore. A field leaves this list when it is implemented.
 
-use crate::types::{Extension, Manifest, NetworkType, NodeProfile, ServiceRole, SystemOptions};
-use crate::{Diagnostic, HookName};
+use crate::types::{Extension, Manifest, NetworkType, NodeProfile, ServiceRole};
+use crate::{Diagnostic, HookName, Severity};
 
 /// Hooks that run.
 const HOOKS: [HookName; 2] = [HookName::Install, HookName::PostInstall];
@@ -17,7 +17,6 @@ impl Manifest {
         for (index, profile) in self.node_profiles.iter().enumerate() {
             of_profile(profile, &format!("nodeProfiles[{index}]"), &mut asked);
         }
-        of_system(&self.system_options, "systemOptions", &mut asked);
         for hook in self.hooks.keys().filter(|hook| !HOOKS.contains(hook)) {
             asked.push(format!("hooks.{hook}"));
         }
@@ -28,6 +27,8 @@ impl Manifest {
                 .at_key(&path, "not-supported", message, Some(help))
         };
         let mut found: Vec<_> = asked.into_iter().map(report).collect();
+        let arguments = self.arguments().into_iter();
+        found.extend(arguments.filter(|one| one.severity == Severity::Error));
         found.sort_by_key(|one| (one.line, one.column));
         found
     }
@@ -39,7 +40,6 @@ impl Manifest {
             |extension: &Option<Extension>| extension.as_ref().is_some_and(|one| !one.disabled);
         let aws = &providers.aws;
         let fields = [
-            ("releaseNotes", self.release_notes.is_some()),
             ("logo", self.logo.is_some()),
             (
                 "providers.default",
@@ -85,7 +85,6 @@ impl Manifest {
 fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     let needed = &profile.requirements;
     let fields = [
-        ("taints", !profile.taints.is_empty()),
         (
             "serviceRole",
             profile.service_role == Some(ServiceRole::Node),
@@ -95,7 +94,6 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
             "requirements.customChecks",
             !needed.custom_checks.is_empty(),
         ),
-        ("requirements.devices", !needed.devices.is_empty()),
         (
             "requirements.network.minTransferRate",
             needed.network.min_transfer_rate.is_some(),
@@ -107,17 +105,9 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
             .filter(|(_, asked)| *asked)
             .map(|(field, _)| format!("{path}.{field}")),
     );
-    of_system(
-        &profile.system_options,
-        &format!("{path}.systemOptions"),
-        asked,
-    );
     for (index, volume) in needed.volumes.iter().enumerate() {
         let fields = [
-            ("path", volume.is_pattern()),
             ("minTransferRate", volume.min_transfer_rate.is_some()),
-            ("skipIfMissing", volume.skip_if_missing),
-            ("recursive", volume.recursive),
             ("hidden", volume.hidden),
         ];
         let asked_for = fields.iter().filter(|(_, asked)| *asked);
@@ -125,23 +115,4 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
             asked_for.map(|(field, _)| format!("{path}.requirements.volumes[{index}].{field}")),
         );
     }
-}
-
-/// The storage drivers all mean containerd's overlay: nothing to do.
-fn of_system(options: &SystemOptions, path: &str, asked: &mut Vec<String>) {
-    let fields = [
-        ("docker.args", !options.docker.args.is_empty()),
-        ("etcd.args", !options.etcd.args.is_empty()),
-        ("kubelet.args", !options.kubelet.args.is_empty()),
-        (
-            "kubelet.hairpinMode",
-            options.kubelet.hairpin_mode.is_some(),
-        ),
-    ];
-    asked.extend(
-        fields
-            .iter()
-            .filter(|(_, asked)| *asked)
-            .map(|(field, _)| format!("{path}.{field}")),
-    );
 }

@@ -5,7 +5,7 @@ mod cpu;
 mod kernel;
 mod networks;
 mod os;
-mod ports;
+pub(crate) mod ports;
 mod ram;
 mod root;
 mod space;

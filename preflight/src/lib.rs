@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 
 use host::facts::{HostFacts, Space};
 
+pub use checks::ports::{Wanted as NeededPorts, wanted as needed_ports};
 pub use report::{Finding, Report, Severity};
 
 /// What a node must offer for an operation.

@@ -101,6 +101,9 @@ impl Job<'_> {
             source.file.display()
         ));
         manifest::complete(&mut manifest, &source, &runtime, self.client)?;
+        for warning in manifest.retired() {
+            sink.warning(&warning.to_string());
+        }
 
         sink.step("Selecting base image");
         let base = base::select(self.hub, manifest.base_image.as_ref())?;
