@@ -37,6 +37,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub
 	$(BIN)/testnode e2e
 	$(BIN)/testnode join
+	$(BIN)/testnode profiles
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

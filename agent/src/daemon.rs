@@ -21,6 +21,11 @@ const UNIT_DIRECTORY: &str = "/etc/systemd/system";
 /// Services have their own time limits; this one is for all of them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// File of the unit.
+pub(crate) fn unit_path() -> PathBuf {
+    Path::new(UNIT_DIRECTORY).join(UNIT)
+}
+
 /// Starts the planet unless it runs.
 pub(crate) fn start(node: &Node) -> Result<(), PhaseError> {
     match host::facts::has_systemd() {
@@ -61,9 +66,8 @@ WantedBy=multi-user.target
 }
 
 fn start_unit(node: &Node) -> Result<(), PhaseError> {
-    let path = PathBuf::from(UNIT_DIRECTORY).join(UNIT);
     node.changes()
-        .install_unit(&path, unit(node.layout()).as_bytes())
+        .install_unit(&unit_path(), unit(node.layout()).as_bytes())
         .map_err(|error| lasting(&error))?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", UNIT])?;
@@ -105,7 +109,7 @@ fn start_process(layout: &Layout) -> Result<(), PhaseError> {
 
 /// Stops the planet and waits for its end. Stopping a stopped one is fine.
 pub(crate) fn stop(layout: &Layout) -> Result<(), PhaseError> {
-    if host::facts::has_systemd() && Path::new(UNIT_DIRECTORY).join(UNIT).exists() {
+    if host::facts::has_systemd() && unit_path().exists() {
         return systemctl(&["disable", "--now", UNIT]);
     }
     if !layout.planet_config().exists() {

@@ -9,6 +9,7 @@ mod daemon;
 pub mod leave;
 mod node;
 mod phases;
+pub mod preview;
 mod residue;
 mod room;
 

@@ -7,13 +7,14 @@ mod apply;
 mod bootstrap;
 mod complete;
 mod complete_join;
+mod config;
 mod health;
 mod hook;
 mod images;
 mod join_secrets;
 mod kubernetes_node;
-mod planet;
-mod program;
+pub(crate) mod planet;
+pub(crate) mod program;
 mod register;
 mod resources;
 mod rootfs;
@@ -39,7 +40,7 @@ pub(crate) async fn execute(
             blocking(node, sink, move |n, _| bootstrap::execute(n, &phase)).await
         }
         PhaseSpec::Volumes(phase) => {
-            blocking(node, sink, move |n, _| volumes::execute(n, &phase)).await
+            blocking(node, sink, move |n, s| volumes::execute(n, &phase, s)).await
         }
         PhaseSpec::Program(phase) => {
             blocking(node, sink, move |n, _| program::execute(n, &phase)).await
@@ -64,6 +65,7 @@ pub(crate) async fn execute(
         PhaseSpec::Planet(phase) => planet::execute(node, phase, sink).await,
         PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,
         PhaseSpec::Apply(phase) => apply::execute(node, phase).await,
+        PhaseSpec::Config(phase) => config::execute(node, phase).await,
         PhaseSpec::Health(phase) => health::execute(node, phase, sink).await,
         PhaseSpec::Hook(phase) => hook::execute(node, phase, sink).await,
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,

@@ -109,41 +109,125 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Install {
-    /// Address by which this node is known; by default the one of its default
-    /// route, or its only one
-    #[arg(long, value_name = "IP")]
-    pub(crate) advertise_addr: Option<IpAddr>,
     /// Name of the cluster; by default the image's name
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub(crate) cluster: Option<String>,
     /// Flavor of the cluster image
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub(crate) flavor: Option<String>,
+    /// Kubernetes resources, YAML, that are created at the end of the install
+    #[arg(long, value_name = "FILE", help_heading = "Cluster")]
+    pub(crate) config: Option<PathBuf>,
+    /// Where the cluster runs
+    #[arg(
+        long,
+        value_name = "PROVIDER",
+        value_enum,
+        default_value = "generic",
+        help_heading = "Cluster"
+    )]
+    pub(crate) cloud_provider: Provider,
+    /// Address by which this node is known; by default its only one
+    #[arg(long, value_name = "IP", help_heading = "This node")]
+    pub(crate) advertise_addr: Option<IpAddr>,
     /// Profile of this node; by default the flavor's first
-    #[arg(long, value_name = "PROFILE")]
+    #[arg(long, value_name = "PROFILE", help_heading = "This node")]
     pub(crate) role: Option<String>,
+    /// Path on this node of a volume that the profile names; can be repeated
+    #[arg(long, value_name = "NAME:PATH", value_parser = mount, help_heading = "This node")]
+    pub(crate) mount: Vec<(String, PathBuf)>,
+    /// How image layers are stored: both are the kernel's overlay filesystem
+    #[arg(long, value_name = "DRIVER", value_enum, help_heading = "This node")]
+    pub(crate) storage_driver: Option<StorageDriver>,
     /// Addresses of pods, at least a /24
-    #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_POD_CIDR)]
+    #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_POD_CIDR,
+          help_heading = "Network")]
     pub(crate) pod_network_cidr: String,
-    /// Addresses of services
-    #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_SERVICE_CIDR)]
+    /// Addresses of services, at least a /24
+    #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_SERVICE_CIDR,
+          help_heading = "Network")]
     pub(crate) service_cidr: String,
     /// UDP port of the overlay network
     #[arg(long, value_name = "PORT", default_value_t = installer::install::DEFAULT_VXLAN_PORT,
-          value_parser = clap::value_parser!(u16).range(1..))]
+          value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
     pub(crate) vxlan_port: u16,
-    /// User id of the service user
+    /// DNS zone that another server answers for; can be repeated
+    #[arg(long, value_name = "ZONE/IP[:PORT]", value_parser = dns_zone, help_heading = "Network")]
+    pub(crate) dns_zone: Vec<spec::DnsZone>,
+    /// Address of this node or of loopback on which the cluster's DNS answers
+    /// beside 169.254.20.10; can be repeated
+    #[arg(long, value_name = "IP", help_heading = "Network")]
+    pub(crate) dns_listen_addr: Vec<IpAddr>,
+    /// Port of --dns-listen-addr
+    #[arg(long, value_name = "PORT", default_value_t = spec::DNS_PORT,
+          value_parser = clap::value_parser!(u16).range(1..), requires = "dns_listen_addr",
+          help_heading = "Network")]
+    pub(crate) dns_port: u16,
+    /// User id of the service user; a user that has it is taken
     #[arg(long, value_name = "UID", env = "GRAVITY_SERVICE_USER",
           default_value_t = installer::install::DEFAULT_SERVICE_ID,
-          value_parser = clap::value_parser!(u32).range(1..))]
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Service user")]
     pub(crate) service_uid: u32,
-    /// Group id of the service user; by default the user's
+    /// Group id of the service user where it is created; by default its user id
     #[arg(long, value_name = "GID", env = "GRAVITY_SERVICE_GROUP",
-          value_parser = clap::value_parser!(u32).range(1..))]
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Service user")]
     pub(crate) service_gid: Option<u32>,
     /// Accept the end-user license agreement without being asked
-    #[arg(long)]
+    #[arg(long, help_heading = "How to install")]
     pub(crate) accept_eula: bool,
+    /// Check, then print what would change on this node, and change nothing
+    #[arg(long, help_heading = "How to install")]
+    pub(crate) dry_run: bool,
+}
+
+/// Where a cluster runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Provider {
+    /// Any Linux machines
+    Generic,
+}
+
+/// How image layers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum StorageDriver {
+    /// containerd's overlayfs
+    Overlay,
+    /// The same
+    Overlay2,
+}
+
+fn mount(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once(':') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.to_owned(), path.into()))
+        }
+        _ => Err("give the volume's name and a path, such as data:/mnt/data".into()),
+    }
+}
+
+fn dns_zone(text: &str) -> Result<spec::DnsZone, String> {
+    let (zone, server) = text
+        .split_once('/')
+        .ok_or("give the zone and a server, such as example.com/10.0.0.2")?;
+    let name = zone.trim_end_matches('.').to_lowercase();
+    let label = |label: &str| {
+        let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=63).contains(&label.len()) && label.chars().all(good)
+    };
+    if name.len() > 253 || !name.split('.').all(label) {
+        return Err(format!("\"{zone}\" is not the name of a zone"));
+    }
+    let port = spec::DNS_PORT;
+    let server = match server.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, port),
+        Err(_) => server
+            .parse()
+            .map_err(|_| format!("\"{server}\" is not an address, with or without a port"))?,
+    };
+    Ok(spec::DnsZone {
+        name,
+        servers: vec![server],
+    })
 }
 
 #[derive(Debug, Args)]
@@ -316,4 +400,86 @@ pub(crate) enum Planet {
     },
     /// Keep the services running: the child of the container's PID 1
     Supervise,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn install(arguments: &[&str]) -> Result<Install, clap::Error> {
+        let all = ["gravity", "install"]
+            .into_iter()
+            .chain(arguments.iter().copied());
+        match Cli::try_parse_from(all)?.command {
+            Command::Install(install) => Ok(install),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn options_of_install_are_grouped() {
+        let mut command = Cli::command();
+        let install = command.find_subcommand_mut("install").unwrap();
+        let help = install.render_help().to_string();
+        for heading in [
+            "Cluster:",
+            "This node:",
+            "Network:",
+            "Service user:",
+            "How to install:",
+        ] {
+            assert!(help.contains(heading), "{heading} in {help}");
+        }
+    }
+
+    #[test]
+    fn values_of_install_are_read() {
+        let read = install(&[
+            "--mount=data:/mnt/data",
+            "--dns-zone=Example.com./10.0.0.2",
+            "--dns-zone=corp/10.0.0.3:5353",
+            "--dns-zone=v6.test/::1",
+            "--dns-listen-addr=127.0.0.2",
+            "--dns-port=5353",
+            "--storage-driver=overlay",
+        ])
+        .unwrap();
+        assert_eq!(
+            read.mount,
+            [("data".to_owned(), PathBuf::from("/mnt/data"))]
+        );
+        let zones: Vec<_> = read
+            .dns_zone
+            .iter()
+            .map(|zone| (zone.name.as_str(), zone.servers[0].to_string()))
+            .collect();
+        assert_eq!(
+            zones,
+            [
+                ("example.com", "10.0.0.2:53".to_owned()),
+                ("corp", "10.0.0.3:5353".to_owned()),
+                ("v6.test", "[::1]:53".to_owned()),
+            ]
+        );
+        for bad in [
+            "--mount=data",
+            "--mount=:/x",
+            "--dns-zone=example.com",
+            "--dns-zone=example.com/ns1",
+            "--dns-zone=a b/10.0.0.1",
+            "--dns-zone=/10.0.0.1",
+            "--dns-listen-addr=host",
+            "--dns-port=5353",
+            "--vxlan-port=0",
+            "--service-uid=0",
+            "--service-uid=planet",
+            "--storage-driver=devicemapper",
+            "--cloud-provider=aws",
+            "--advertise-addr=node",
+        ] {
+            assert_eq!(install(&[bad]).unwrap_err().exit_code(), 2, "{bad}");
+        }
+    }
 }

@@ -132,6 +132,13 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         if is_busy(cause) {
             return ExitCode::Busy;
         }
+        if cause
+            .downcast_ref::<installer::install::Error>()
+            .is_some_and(installer::install::Error::is_usage)
+            || cause.is::<install::WrongConfig>()
+        {
+            return ExitCode::Usage;
+        }
         if cause.is::<check::RequirementsNotMet>() {
             return ExitCode::Preflight;
         }
@@ -164,6 +171,19 @@ fn is_busy(cause: &(dyn std::error::Error + 'static)) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_that_can_t_be_have_the_code_of_wrong_usage() {
+        use installer::install::Error;
+        let address = "10.0.0.1".parse().unwrap();
+        let foreign = Error::ForeignAddress {
+            address,
+            available: Vec::new(),
+        };
+        assert_eq!(exit_code(&foreign.into()), ExitCode::Usage);
+        let user = Error::ServiceUser("taken".into());
+        assert_eq!(exit_code(&user.into()), ExitCode::Failed);
+    }
 
     #[test]
     fn a_lock_that_is_held_has_its_own_exit_code_and_a_broken_one_has_not() {

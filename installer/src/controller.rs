@@ -278,8 +278,18 @@ impl Controller for Site {
 
     async fn register(&self, id: Uuid) -> Result<(), Refusal> {
         let (_, node) = self.node(id).await?;
+        let taints: Vec<_> = node
+            .taints
+            .iter()
+            .map(|taint| cluster::taint(&taint.key, &taint.value, &taint.effect))
+            .collect();
         self.client
-            .ensure_node(&node.hostname, &node_labels(&node), &node.pod_cidrs)
+            .ensure_node(
+                &node.hostname,
+                &node_labels(&node),
+                &taints,
+                &node.pod_cidrs,
+            )
             .await
             .map_err(not_now)
     }
@@ -351,6 +361,8 @@ fn take_in(
         role: Role::Worker,
         pod_cidrs: vec![pod_cidr],
         labels: candidate.labels.clone(),
+        taints: candidate.taints.clone(),
+        dns_listen: Vec::new(),
         state_dir: candidate.state_dir.clone(),
     });
     Ok(id)

@@ -4,17 +4,18 @@
 //! host. Out: a [`ClusterSpec`] and a [`Plan`]. Pure: nothing is touched.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use host::facts::HostFacts;
 use host::users::User;
 use ipnet::{IpNet, Ipv4Net};
-use manifest::{HookName, Manifest, NodeProfile};
+use manifest::{HookName, Manifest, Mode, NodeProfile};
 use operation::{PLAN_VERSION, Phase, Plan};
+use planet::config::{Device, PlanetConfig};
 use spec::layout::{Layout, PLANET_RESOURCES};
 use spec::phase::{self, PhaseSpec, Volume};
-use spec::{ClusterSpec, ImageRef, NodeSpec, RegistryImage, Role, ServiceUser};
+use spec::{ClusterSpec, DnsZone, ImageRef, NodeSpec, RegistryImage, Role, ServiceUser, Taint};
 use uuid::Uuid;
 
 use crate::services::{Context, HostTraits};
@@ -30,6 +31,10 @@ pub const DEFAULT_VXLAN_PORT: u16 = 8472;
 pub const DEFAULT_SERVICE_ID: u32 = 1000;
 /// Name of the service user where it is created.
 pub const SERVICE_USER: &str = "planet";
+/// Name of the resources of `--config` in the operation's directory.
+pub const CONFIG_FILE: &str = "config.yaml";
+/// DNS domain of services.
+const DOMAIN: &str = "cluster.local";
 /// Part of the pod network that a node gets, as flannel has it.
 pub(crate) const NODE_PREFIX: u8 = 24;
 /// Phases of one node that run side by side.
@@ -58,6 +63,16 @@ pub struct Options {
     pub service_uid: u32,
     /// `--service-gid`
     pub service_gid: Option<u32>,
+    /// `--mount`: paths of volumes by their names
+    pub mounts: BTreeMap<String, PathBuf>,
+    /// `--dns-zone`
+    pub dns_zones: Vec<DnsZone>,
+    /// `--dns-listen-addr`
+    pub dns_listen: Vec<IpAddr>,
+    /// `--dns-port`
+    pub dns_port: u16,
+    /// Whether there is a `--config`, as [`CONFIG_FILE`] of the operation
+    pub config: bool,
     /// `--state-dir`
     pub state_dir: PathBuf,
 }
@@ -75,6 +90,11 @@ impl Options {
             vxlan_port: DEFAULT_VXLAN_PORT,
             service_uid: DEFAULT_SERVICE_ID,
             service_gid: None,
+            mounts: BTreeMap::new(),
+            dns_zones: Vec::new(),
+            dns_listen: Vec::new(),
+            dns_port: spec::DNS_PORT,
+            config: false,
             state_dir: state_dir.to_owned(),
         }
     }
@@ -183,6 +203,37 @@ pub enum Error {
     /// The name can't be one of a cluster.
     #[error("\"{0}\" can't be a cluster's name: use lower-case letters, digits and -, at most 63")]
     ClusterName(String),
+    /// `--mount` names no volume.
+    #[error(
+        "there is no volume \"{name}\" for --mount; {}",
+        if .available.is_empty() { "the profile names none".to_owned() }
+        else { format!("the profile has {}", .available.join(", ")) }
+    )]
+    Mount {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        available: Vec<String>,
+    },
+    /// `--mount` names no path.
+    #[error("{} can't be mounted: --mount takes an absolute path without \"..\"", .0.display())]
+    MountPath(PathBuf),
+    /// DNS can't answer there.
+    #[error("--dns-listen-addr {address} is no address of this node nor of loopback; it has {}", list(.available))]
+    DnsAddress {
+        /// What was asked for.
+        address: IpAddr,
+        /// What the node has.
+        available: Vec<IpAddr>,
+    },
+    /// DNS answers there already.
+    #[error(
+        "--dns-listen-addr {0} --dns-port {1}: the cluster's own DNS answers there; choose another port"
+    )]
+    DnsTaken(IpAddr, u16),
+    /// A zone is the cluster's.
+    #[error("--dns-zone {0} is answered by the cluster itself; choose a zone outside of it")]
+    DnsZone(String),
     /// The service user conflicts with a user of the host.
     #[error("{0}")]
     ServiceUser(String),
@@ -192,6 +243,16 @@ pub enum Error {
     /// A payload can't be written.
     #[error("write the plan")]
     Payload(#[from] serde_json::Error),
+}
+
+impl Error {
+    /// Whether the command line has to be changed, rather than the node.
+    pub fn is_usage(&self) -> bool {
+        !matches!(
+            self,
+            Self::NoAddress | Self::ServiceUser(_) | Self::Payload(_)
+        )
+    }
 }
 
 fn list(addresses: &[IpAddr]) -> String {
@@ -319,6 +380,52 @@ fn networks(options: &Options, address: IpAddr) -> Result<Ipv4Net, Error> {
     Ok(pods)
 }
 
+/// Where DNS answers beside the link-local address.
+fn dns_listen(
+    options: &Options,
+    address: IpAddr,
+    facts: &HostFacts,
+) -> Result<Vec<SocketAddr>, Error> {
+    let has: Vec<_> = facts.addresses.iter().map(|one| one.address).collect();
+    let port = options.dns_port;
+    let check = |&listen: &IpAddr| {
+        // All of 127.0.0.0/8 is there without being listed.
+        if !has.contains(&listen) && !(listen.is_loopback() && listen.is_ipv4()) {
+            return Err(Error::DnsAddress {
+                address: listen,
+                available: has.clone(),
+            });
+        }
+        match listen == address && port == crate::services::dns_service_port() {
+            true => Err(Error::DnsTaken(listen, port)),
+            false => Ok(SocketAddr::new(listen, port)),
+        }
+    };
+    options.dns_listen.iter().map(check).collect()
+}
+
+/// Zones of others: none of the cluster's own.
+fn zones(zones: &[DnsZone]) -> Result<Vec<DnsZone>, Error> {
+    let ours = |zone: &str| {
+        let below = |domain: &str| zone == domain || zone.ends_with(&format!(".{domain}"));
+        below(DOMAIN) || below(spec::LEADER_NAME)
+    };
+    match zones.iter().find(|zone| ours(&zone.name)) {
+        Some(DnsZone { name, .. }) => Err(Error::DnsZone(name.clone())),
+        None => Ok(zones.to_vec()),
+    }
+}
+
+pub(crate) fn taints(profile: Option<&NodeProfile>) -> Vec<Taint> {
+    let taint = |taint: &manifest::Taint| Taint {
+        key: taint.key.clone(),
+        value: taint.value.clone(),
+        effect: taint.effect.as_str().into(),
+    };
+    let taints = profile.map(|profile| profile.taints.iter().map(taint));
+    taints.into_iter().flatten().collect()
+}
+
 /// The service user: one that has the id already, whatever its name, or a new
 /// one. A name or group that is somebody else's is a conflict.
 fn service_user(options: &Options, users: &KnownUsers) -> Result<ServiceUser, Error> {
@@ -392,6 +499,8 @@ pub fn prepare(
     let address = choose_address(options.advertise_address, facts)?;
     let pods = networks(options, address)?;
     let profile = choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
+    let profile = with_mounts(profile, &options.mounts)?;
+    let profile = profile.as_ref();
     let user = service_user(options, users)?;
     let node = NodeSpec {
         id: Uuid::new_v4(),
@@ -411,6 +520,8 @@ pub fn prepare(
         labels: profile
             .map(|profile| profile.labels.clone())
             .unwrap_or_default(),
+        taints: taints(profile),
+        dns_listen: dns_listen(options, address, facts)?,
         state_dir: options.state_dir.clone(),
     };
     let cluster = ClusterSpec {
@@ -423,21 +534,26 @@ pub fn prepare(
         pod_cidrs: vec![options.pod_cidr.clone()],
         service_cidrs: vec![options.service_cidr.clone()],
         vxlan_port: options.vxlan_port,
-        domain: "cluster.local".into(),
+        domain: DOMAIN.into(),
+        dns_zones: zones(&options.dns_zones)?,
         nodes: vec![node.clone()],
     };
-    let volumes = volumes(profile, &user);
+    let volumes = volumes(profile, &options.mounts);
+    let services = manifest.service_options(profile);
     let operation = Uuid::new_v4().to_string();
     let context = Context {
         cluster: &cluster,
         node: &node,
         host,
+        options: &services,
     };
     let planner = Planner {
         context: &context,
         manifest,
         image,
         volumes: &volumes,
+        devices: devices(profile),
+        config: options.config,
         operation: &operation,
     };
     let plan = Plan {
@@ -450,19 +566,82 @@ pub fn prepare(
     Ok(Prepared { cluster, plan })
 }
 
-pub(crate) fn volumes(profile: Option<&NodeProfile>, user: &ServiceUser) -> Vec<Volume> {
+/// The profile with the paths of `--mount` in place of its own.
+///
+/// # Errors
+/// When a name is of no volume, or a path isn't absolute.
+pub fn with_mounts(
+    profile: Option<&NodeProfile>,
+    mounts: &BTreeMap<String, PathBuf>,
+) -> Result<Option<NodeProfile>, Error> {
+    let mut profile = profile.cloned();
+    let volumes = profile
+        .as_mut()
+        .map(|profile| &mut profile.requirements.volumes[..])
+        .unwrap_or_default();
+    for (name, path) in mounts {
+        let text = path.to_str().filter(|_| path.is_absolute());
+        let Some(text) = text.filter(|text| !text.contains("/../") && !text.ends_with("/.."))
+        else {
+            return Err(Error::MountPath(path.clone()));
+        };
+        let named = |volume: &&mut manifest::Volume| volume.name.as_ref() == Some(name);
+        let Some(volume) = volumes.iter_mut().find(|volume| named(volume)) else {
+            let names = volumes.iter().filter_map(|volume| volume.name.clone());
+            return Err(Error::Mount {
+                name: name.clone(),
+                available: names.collect(),
+            });
+        };
+        volume.path = text.to_owned();
+    }
+    Ok(profile)
+}
+
+pub(crate) fn volumes(
+    profile: Option<&NodeProfile>,
+    mounts: &BTreeMap<String, PathBuf>,
+) -> Vec<Volume> {
     let volumes = profile
         .map(|profile| &profile.requirements.volumes[..])
         .unwrap_or_default();
-    volumes
+    let mut volumes: Vec<_> = volumes
         .iter()
         .map(|volume| Volume {
             path: volume.path.clone().into(),
+            // What the customer names is one path.
+            pattern: volume.is_pattern()
+                && !volume
+                    .name
+                    .as_ref()
+                    .is_some_and(|name| mounts.contains_key(name)),
             target: volume.target_path.clone().map(Into::into),
-            uid: volume.uid.unwrap_or(user.uid),
-            gid: volume.gid.unwrap_or(user.gid),
-            mode: volume.mode.map_or(0o755, |mode| mode.bits()),
+            uid: volume.uid,
+            gid: volume.gid,
+            mode: volume.mode.map(Mode::bits),
             create: volume.create_if_missing,
+            skip_if_missing: volume.skip_if_missing,
+            recursive: volume.recursive,
+        })
+        .collect();
+    // What is mounted below another comes after it, whatever the order in the
+    // manifest.
+    volumes.sort_by(|one, other| one.target.cmp(&other.target));
+    volumes
+}
+
+pub(crate) fn devices(profile: Option<&NodeProfile>) -> Vec<Device> {
+    let devices = profile
+        .map(|profile| &profile.requirements.devices[..])
+        .unwrap_or_default();
+    devices
+        .iter()
+        .map(|device| Device {
+            path: device.path.clone(),
+            permissions: device.permissions.clone().unwrap_or_else(|| "rw".into()),
+            mode: device.file_mode.map_or(0o666, Mode::bits),
+            uid: device.uid,
+            gid: device.gid,
         })
         .collect()
 }
@@ -508,6 +687,9 @@ pub(crate) struct Planner<'a> {
     pub(crate) manifest: &'a Manifest,
     pub(crate) image: &'a ImageContent,
     pub(crate) volumes: &'a [Volume],
+    pub(crate) devices: Vec<Device>,
+    /// Whether there are resources of `--config`.
+    pub(crate) config: bool,
     pub(crate) operation: &'a str,
 }
 
@@ -547,6 +729,13 @@ impl Planner<'_> {
                 phases.push(self.leaf(id, description, hook)?);
             }
         }
+        if self.config {
+            let config = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: CONFIG_FILE.into(),
+            });
+            phases.push(self.leaf("/config", "Create the resources of --config", config)?);
+        }
         let complete = PhaseSpec::Complete(phase::Complete {
             operation: self.operation.into(),
             cluster: self.context.cluster.clone(),
@@ -570,6 +759,7 @@ impl Planner<'_> {
         let image = self.image.path.clone();
         let volumes = phase::Volumes {
             volumes: self.volumes.to_vec(),
+            user: self.context.cluster.service_user.clone(),
         };
         let program = phase::Program {
             image: image.clone(),
@@ -605,6 +795,7 @@ impl Planner<'_> {
         let registered = phase::Node {
             name: node.hostname.clone(),
             labels: node_labels(node),
+            taints: node.taints.clone(),
             pod_cidrs: node.pod_cidrs.clone(),
         };
         let mut objects = addons::dns(self.context);
@@ -633,7 +824,10 @@ impl Planner<'_> {
 
     /// Starts the planet and waits for one of its services.
     pub(crate) fn planet(&self, wait_for: &str) -> Result<Phase, Error> {
-        let config = planet_config::planet_config(self.context, self.rootfs()?, self.volumes);
+        let config = PlanetConfig {
+            devices: self.devices.clone(),
+            ..planet_config::planet_config(self.context, self.rootfs()?, self.volumes)
+        };
         let planet = phase::Planet {
             config: serde_json::to_value(&config)?,
             wait_for: vec![wait_for.into()],
@@ -655,6 +849,7 @@ impl Planner<'_> {
             image: self.image.path.clone(),
             digest: self.image.resources.clone(),
             service_uid: self.context.cluster.service_user.uid,
+            service_gid: self.context.cluster.service_user.gid,
         };
         Ok([
             self.leaf(
@@ -696,13 +891,14 @@ impl Planner<'_> {
 
     fn hook(&self, name: &str, job: &str) -> phase::Hook {
         let mut env = cluster_environment(self.context.cluster);
-        let uid = self.context.cluster.service_user.uid;
+        let &ServiceUser { uid, gid, .. } = &self.context.cluster.service_user;
         env.insert("GRAVITY_SERVICE_USER".into(), uid.to_string());
+        let translated = manifest::service_user::translate(job, uid, gid);
         let digest = self.image.resources.rsplit(':').next().unwrap_or_default();
         phase::Hook {
             hook: name.into(),
             operation: self.operation.into(),
-            job: job.into(),
+            job: translated.unwrap_or_else(|| job.into()),
             env,
             resources: PathBuf::from(PLANET_RESOURCES).join(digest),
             service_uid: uid,

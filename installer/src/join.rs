@@ -4,6 +4,8 @@
 //! which the cluster's controller takes in or refuses; then, of the
 //! [`Membership`] that it answers, a [`Plan`]. Pure: nothing is touched.
 
+use std::collections::BTreeMap;
+
 use host::facts::HostFacts;
 use manifest::{Manifest, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
@@ -120,6 +122,7 @@ pub fn candidate(
         labels: profile
             .map(|profile| profile.labels.clone())
             .unwrap_or_default(),
+        taints: install::taints(profile),
         state_dir: options.state_dir.clone(),
         image: image.reference.digest.clone(),
     })
@@ -163,18 +166,22 @@ pub fn plan(
     }
     let node = cluster.node(membership.node).ok_or(Error::NotTaken)?;
     let profile = install::choose_profile(manifest, None, Some(&node.profile))?;
-    let volumes = install::volumes(profile, &cluster.service_user);
+    let volumes = install::volumes(profile, &BTreeMap::new());
+    let services = manifest.service_options(profile);
     let operation = Uuid::new_v4().to_string();
     let context = Context {
         cluster: &cluster,
         node,
         host,
+        options: &services,
     };
     let planner = Planner {
         context: &context,
         manifest,
         image,
         volumes: &volumes,
+        devices: install::devices(profile),
+        config: false,
         operation: &operation,
     };
     Ok(Plan {

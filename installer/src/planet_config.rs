@@ -45,11 +45,16 @@ pub(crate) fn planet_config(
         files.extend(definition.files);
         services.push(definition.service);
     }
-    mounts.extend(
-        volumes.iter().filter_map(|volume| {
-            Some(mount(volume.path.clone(), volume.target.as_deref()?, false))
-        }),
-    );
+    mounts.extend(volumes.iter().filter_map(|volume| {
+        Some(Mount {
+            source: volume.path.clone(),
+            target: volume.target.clone()?,
+            read_only: false,
+            recursive: volume.recursive,
+            pattern: volume.pattern,
+            optional: volume.skip_if_missing,
+        })
+    }));
     let balancer = |port, backends: &[IpAddr]| Balancer {
         listen: SocketAddr::new(leader, port),
         backends: backends
@@ -64,6 +69,7 @@ pub(crate) fn planet_config(
         rootfs,
         overlay: layout.overlay(),
         mounts,
+        devices: Vec::new(),
         files,
         link_local_addresses: vec![format!("{leader}/32")],
         // Every node has all images in a registry of its own.
@@ -84,7 +90,7 @@ fn mount(source: PathBuf, target: impl AsRef<Path>, read_only: bool) -> Mount {
         source,
         target: target.as_ref().to_owned(),
         read_only,
-        recursive: false,
+        ..Mount::default()
     }
 }
 

@@ -20,6 +20,7 @@ mod registry;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use manifest::ServiceOptions;
 use planet::config::{File, Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
@@ -81,6 +82,8 @@ pub(crate) struct Context<'a> {
     pub(crate) cluster: &'a ClusterSpec,
     pub(crate) node: &'a NodeSpec,
     pub(crate) host: &'a HostTraits,
+    /// What the image's author chose for the services.
+    pub(crate) options: &'a ServiceOptions,
 }
 
 /// A service with all that belongs to it.
@@ -160,8 +163,7 @@ impl Context<'_> {
         Mount {
             source: Layout::new(&self.node.state_dir).service(name),
             target: target.into(),
-            read_only: false,
-            recursive: false,
+            ..Mount::default()
         }
     }
 }
@@ -190,6 +192,18 @@ pub(crate) fn command(name: &str, arguments: &[(&str, String)]) -> Vec<String> {
             .map(|(key, value)| format!("--{key}={value}")),
     );
     command
+}
+
+/// Puts chosen flags in place of ours.
+pub(crate) fn choose(
+    command: &mut Vec<String>,
+    chosen: &std::collections::BTreeMap<String, String>,
+) {
+    for (name, value) in chosen {
+        let flag = format!("--{name}=");
+        command.retain(|argument| !argument.starts_with(&flag));
+        command.push(flag + value);
+    }
 }
 
 /// Port of CoreDNS on the advertise address.

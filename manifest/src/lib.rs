@@ -15,6 +15,7 @@ mod hook;
 mod inline;
 mod schema;
 pub mod service_user;
+mod system_options;
 mod types;
 mod units;
 mod unsupported;
@@ -26,6 +27,7 @@ pub use hook::HookName;
 pub use inline::{Location, MAX_CONTENT, Uri};
 pub use schema::schema;
 pub use semver::Version;
+pub use system_options::ServiceOptions;
 pub use types::{
     Aws, BaseImage, Cpu, CustomCheck, Dependencies, Device, Docker, Enabled, Encryption, Endpoint,
     Etcd, Eula, ExpandPolicy, Extension, Extensions, Flavor, FlavorNode, Flavors, Generic,

@@ -1,33 +1,36 @@
-//! `runAsUser: -1` in Kubernetes resources.
+//! `runAsUser: -1` and `runAsGroup: -1` in Kubernetes resources.
 //!
 //! In: the text of a YAML file, of one or more documents. Out: the same text
-//! with the service user in place of -1, no other byte changed. Text that is
+//! with the service user and its group in place of -1, no other byte changed. Text that is
 //! not YAML, such as the template of a chart, is left alone.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use crate::yaml::{self, Limits, Node};
 
-/// Puts `uid` where a pod, a container or an init container asks for user -1.
-/// `None` when nothing changes.
-pub fn translate(text: &str, uid: u32) -> Option<String> {
+/// Where numbers are in the text, and the service user's in place of them.
+type Places = BTreeMap<(usize, usize), u32>;
+
+/// Puts `uid` and `gid` where a pod, a container or an init container asks for
+/// user and group -1. `None` when nothing changes.
+pub fn translate(text: &str, uid: u32, gid: u32) -> Option<String> {
     // Parsing is only worth it where the words are there at all.
-    if !text.contains("runAsUser") {
+    if !text.contains("runAs") {
         return None;
     }
     let documents = yaml::documents(text, &Limits::MANIFEST).ok()?;
-    let mut places = BTreeSet::new();
+    let mut places = Places::new();
     for document in &documents {
-        resource(document, &mut places);
+        resource(document, None, (uid, gid), &mut places);
     }
     let mut result = text.to_owned();
-    for (start, end) in places.iter().rev() {
+    for ((start, end), id) in places.iter().rev() {
         // Aliases share a place, so that it is visited once.
         if result
             .get(*start..*end)
             .is_some_and(|old| old.trim() == "-1")
         {
-            result.replace_range(start..end, &uid.to_string());
+            result.replace_range(start..end, &id.to_string());
         }
     }
     (result != text).then_some(result)
@@ -49,32 +52,40 @@ fn pod_spec(kind: &str) -> Option<&'static [&'static str]> {
     }
 }
 
-fn resource(node: &Node, places: &mut BTreeSet<(usize, usize)>) {
-    let kind = node.get("kind").and_then(Node::text).unwrap_or_default();
-    if kind == "List" || kind.ends_with("List") {
+/// Items of a typed list, such as a `PodList`, may leave out their kind.
+fn resource(node: &Node, kind_of_list: Option<&str>, user: (u32, u32), places: &mut Places) {
+    let kind = node.get("kind").and_then(Node::text).or(kind_of_list);
+    let kind = kind.unwrap_or_default();
+    if let Some(item_kind) = kind.strip_suffix("List") {
         let items = node.get("items").map(Node::items).unwrap_or_default();
-        items.iter().for_each(|item| resource(item, places));
+        let item_kind = (!item_kind.is_empty()).then_some(item_kind);
+        for item in items {
+            resource(item, item_kind, user, places);
+        }
         return;
     }
     let Some(path) = pod_spec(kind) else { return };
     let Some(spec) = path.iter().try_fold(node, |node, key| node.get(key)) else {
         return;
     };
-    user(spec, places);
+    holder(spec, user, places);
     for containers in ["initContainers", "containers", "ephemeralContainers"] {
         let containers = spec.get(containers).map(Node::items).unwrap_or_default();
-        containers
-            .iter()
-            .for_each(|container| user(container, places));
+        for container in containers {
+            holder(container, user, places);
+        }
     }
 }
 
-fn user(holder: &Node, places: &mut BTreeSet<(usize, usize)>) {
-    let user = holder
-        .get("securityContext")
-        .and_then(|context| context.get("runAsUser"));
-    if let Some(user) = user.filter(|user| user.text() == Some("-1")) {
-        places.insert((user.bytes.start, user.bytes.end));
+fn holder(holder: &Node, (uid, gid): (u32, u32), places: &mut Places) {
+    let Some(context) = holder.get("securityContext") else {
+        return;
+    };
+    for (field, id) in [("runAsUser", uid), ("runAsGroup", gid)] {
+        let value = context.get(field);
+        if let Some(value) = value.filter(|value| value.text() == Some("-1")) {
+            places.insert((value.bytes.start, value.bytes.end), id);
+        }
     }
 }
 
@@ -111,9 +122,15 @@ data:
     fn only_the_numbers_change() {
         let expected = POD
             .replace("runAsUser: -1   # to", "runAsUser: 1001   # to")
-            .replace("{ runAsUser: -1,", "{ runAsUser: 1001,")
+            .replace(
+                "{ runAsUser: -1, runAsGroup: -1 }",
+                "{ runAsUser: 1001, runAsGroup: 2002 }",
+            )
             .replace("runAsUser:   -1\n", "runAsUser:   1001\n");
-        assert_eq!(translate(POD, 1001).as_deref(), Some(expected.as_str()));
+        assert_eq!(
+            translate(POD, 1001, 2002).as_deref(),
+            Some(expected.as_str())
+        );
     }
 
     #[test]
@@ -128,15 +145,23 @@ data:
             "Job",
         ] {
             let text = format!("kind: {kind}\nspec: {{{template}}}\n");
-            assert_eq!(translate(&text, 7), Some(text.replace("-1", "7")), "{kind}");
+            assert_eq!(
+                translate(&text, 7, 8),
+                Some(text.replace("-1", "7")),
+                "{kind}"
+            );
         }
         let cron = format!("kind: CronJob\nspec: {{jobTemplate: {{spec: {{{template}}}}}}}\n");
-        assert_eq!(translate(&cron, 7), Some(cron.replace("-1", "7")));
+        assert_eq!(translate(&cron, 7, 8), Some(cron.replace("-1", "7")));
         let list = format!("kind: List\nitems:\n- kind: Job\n  spec: {{{template}}}\n");
-        assert_eq!(translate(&list, 7), Some(list.replace("-1", "7")));
+        assert_eq!(translate(&list, 7, 8), Some(list.replace("-1", "7")));
+        let typed = "kind: PodList\nitems:\n- spec: {securityContext: {runAsUser: -1}}\n";
+        assert_eq!(translate(typed, 7, 8), Some(typed.replace("-1", "7")));
+        let windows = "kind: Pod\r\nspec:\r\n  securityContext:\r\n    runAsGroup: -1\r\n";
+        assert_eq!(translate(windows, 7, 8), Some(windows.replace("-1", "8")));
         let alias = "kind: Pod\nspec:\n  securityContext: &c {runAsUser: -1}\n  containers: [{securityContext: *c}]\n";
         assert_eq!(
-            translate(alias, 1234567),
+            translate(alias, 1234567, 0),
             Some(alias.replace("-1", "1234567"))
         );
     }
@@ -153,7 +178,7 @@ data:
             "a: [",
             "kind: Pod\nspec: {securityContext: {runAsUser: 5}}",
         ] {
-            assert_eq!(translate(text, 1), None, "{text}");
+            assert_eq!(translate(text, 1, 1), None, "{text}");
         }
     }
 }

@@ -4,7 +4,7 @@
 //! refuse rather than ignore. A field leaves this list when it is implemented.
 
 use crate::types::{Extension, Manifest, NetworkType, NodeProfile, ServiceRole, SystemOptions};
-use crate::{Diagnostic, HookName};
+use crate::{Diagnostic, HookName, Severity};
 
 /// Hooks that run.
 const HOOKS: [HookName; 2] = [HookName::Install, HookName::PostInstall];
@@ -28,6 +28,8 @@ impl Manifest {
                 .at_key(&path, "not-supported", message, Some(help))
         };
         let mut found: Vec<_> = asked.into_iter().map(report).collect();
+        let arguments = self.arguments().into_iter();
+        found.extend(arguments.filter(|one| one.severity == Severity::Error));
         found.sort_by_key(|one| (one.line, one.column));
         found
     }
@@ -39,7 +41,6 @@ impl Manifest {
             |extension: &Option<Extension>| extension.as_ref().is_some_and(|one| !one.disabled);
         let aws = &providers.aws;
         let fields = [
-            ("releaseNotes", self.release_notes.is_some()),
             ("logo", self.logo.is_some()),
             (
                 "providers.default",
@@ -122,14 +123,12 @@ impl Manifest {
 fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     let needed = &profile.requirements;
     let fields = [
-        ("taints", !profile.taints.is_empty()),
         ("serviceRole", profile.role() == Some(ServiceRole::Node)),
         ("expandPolicy", profile.expand_policy.is_some()),
         (
             "providers.aws.instanceTypes",
             !profile.providers.aws.instance_types.is_empty(),
         ),
-        ("requirements.devices", !needed.devices.is_empty()),
     ];
     asked.extend(
         fields
@@ -144,9 +143,6 @@ fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     );
     for (index, volume) in needed.volumes.iter().enumerate() {
         let fields = [
-            ("path", volume.is_pattern()),
-            ("skipIfMissing", volume.skip_if_missing),
-            ("recursive", volume.recursive),
             ("hidden", volume.hidden),
             ("seLinuxLabel", volume.selinux_label.is_some()),
         ];
@@ -174,13 +170,6 @@ fn of_system(options: &SystemOptions, path: &str, asked: &mut Vec<String>) {
         (
             "dependencies.runtimePackage",
             options.dependencies.runtime_package.is_some(),
-        ),
-        ("docker.args", !options.docker.args.is_empty()),
-        ("etcd.args", !options.etcd.args.is_empty()),
-        ("kubelet.args", !options.kubelet.args.is_empty()),
-        (
-            "kubelet.hairpinMode",
-            options.kubelet.hairpin_mode.is_some(),
         ),
     ];
     asked.extend(

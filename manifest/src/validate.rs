@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::decode::{MAX_DIAGNOSTICS, Source, repeated};
 use crate::inline::Location;
-use crate::types::{Manifest, NodeProfile};
+use crate::types::{Manifest, NodeProfile, Volume};
 use crate::yaml::{self, Limits};
 use crate::{Diagnostic, HookName, diagnostic};
 
@@ -274,7 +274,15 @@ fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) 
     findings.unique("volumes named", names, |index| {
         format!("{path}.volumes[{index}].name")
     });
+    for (index, device) in needed.devices.iter().enumerate() {
+        pattern(
+            &format!("{path}.devices[{index}].path"),
+            &device.path,
+            findings,
+        );
+    }
     for (index, volume) in needed.volumes.iter().enumerate() {
+        targets(&format!("{path}.volumes[{index}]"), volume, findings);
         if volume.skip_if_missing && volume.create_if_missing {
             let message =
                 "a volume can't be both skipped and created where it is missing".to_owned();
@@ -286,6 +294,62 @@ fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) 
                 "keep one of skipIfMissing and createIfMissing",
             );
         }
+    }
+}
+
+/// A shell pattern: `**` is none, and `[` needs its `]`.
+fn pattern(at: &str, value: &str, findings: &mut Findings<'_>) {
+    let closed = |part: &str| {
+        part.rfind('[')
+            .is_none_or(|open| part[open..].contains(']'))
+    };
+    if value.contains("**") || !value.split('/').all(closed) {
+        findings.add(
+            at,
+            "invalid-value",
+            format!("\"{value}\" is not a shell pattern"),
+            "use *, ? and [...] within the name of a file or directory",
+        );
+    }
+}
+
+/// Every match of a pattern has its own place: patterns of the target are those
+/// of the path, in order.
+fn targets(at: &str, volume: &Volume, findings: &mut Findings<'_>) {
+    pattern(&format!("{at}.path"), &volume.path, findings);
+    let Some(target) = &volume.target_path else {
+        return;
+    };
+    let wild = |path: &str| -> Vec<String> {
+        let parts = path
+            .split('/')
+            .filter(|part| part.contains(['*', '?', '[']));
+        parts.map(ToOwned::to_owned).collect()
+    };
+    let wanted = wild(&volume.path);
+    let named = wild(target);
+    if !named.is_empty() && named != wanted {
+        let message = format!(
+            "the patterns of \"{target}\" are not those of \"{}\", in order",
+            volume.path
+        );
+        let help = match wanted.is_empty() {
+            true => "name one place".to_owned(),
+            false => format!(
+                "repeat {}, or name the directory of all matches",
+                wanted.join(", ")
+            ),
+        };
+        findings.add(&format!("{at}.targetPath"), "conflict", message, help);
+    }
+    if target.trim_end_matches('/').is_empty() {
+        let message = "a volume at / would hide the container".to_owned();
+        findings.add(
+            &format!("{at}.targetPath"),
+            "invalid-value",
+            message,
+            "name a directory below",
+        );
     }
 }
 

@@ -140,8 +140,7 @@ fn what_is_not_done_yet_is_named() {
         .collect();
     for name in [
         "license.enabled",
-        "nodeProfiles[0].requirements.devices",
-        "systemOptions.etcd.args",
+        "nodeProfiles[0].requirements.customChecks",
     ] {
         assert!(names.iter().any(|one| one == name), "{name} in {names:?}");
     }
@@ -171,19 +170,54 @@ installer:
 nodeProfiles:
   - name: node
     labels: {role: node, example.com/zone: "1"}
+    taints: [{key: dedicated, value: db, effect: NoSchedule}]
+    systemOptions: {kubelet: {args: ["--v=2"], hairpinMode: promiscuous-bridge}}
     requirements:
       cpu: {min: 1, max: 64}
       ram: {min: 1GB}
       os: [{name: debian, versions: ["12"]}]
-      volumes: [{path: /var/data, capacity: 1GB, createIfMissing: true, uid: 1, gid: 1, mode: "0755", targetPath: /data, minTransferRate: 50MB/s}]
+      volumes:
+        - {path: /var/data, capacity: 1GB, createIfMissing: true, uid: 1, gid: 1, mode: "0755", targetPath: /data, minTransferRate: 50MB/s}
+        - {path: /var/dir-???, targetPath: /in/dir-???, recursive: true}
+        - {path: /var/maybe, name: maybe, skipIfMissing: true}
+      devices: [{path: /dev/nvidia*, permissions: rw, fileMode: "0666", uid: 0, gid: 0}]
       customChecks: [{description: "License", script: "exit 0"}]
       network: {minTransferRate: 50MB/s, ports: [{protocol: tcp, ranges: ["8080"]}]}
 license: {enabled: false}
-systemOptions: {docker: {storageDriver: overlay2}}
+systemOptions: {docker: {storageDriver: overlay2, args: ["--log-level=DEBUG"]}, etcd: {args: ["-debug"]}}
+releaseNotes: "<p>New</p>"
 extensions: {logs: {disabled: true}, monitoring: {disabled: true}, catalog: {disabled: false}}
 hooks: {install: {job: "kind: Job"}, postInstall: {job: "kind: Job"}, uninstall: }
 "#;
     assert_eq!(show(&parse(text).unsupported()), "");
+}
+
+#[test]
+fn patterns_that_lead_nowhere_are_refused() {
+    let text = "metadata: {name: a, resourceVersion: 1.0.0}
+nodeProfiles:
+  - name: n
+    requirements:
+      volumes:
+        - {path: '/a/dir-???', targetPath: '/b/dir-??'}
+        - {path: /a/**, targetPath: /b}
+        - {path: /c, targetPath: '/d/*'}
+        - {path: /e, targetPath: /}
+        - {path: '/f/*/g?', targetPath: '/f/*/g?/x'}
+      devices: [{path: '/dev/sd[a'}]
+";
+    let errors = manifest::parse(text, "a").unwrap_err();
+    let found: Vec<_> = errors.iter().map(|one| (one.line, one.code)).collect();
+    assert_eq!(
+        found,
+        [
+            (6, "conflict"),
+            (7, "invalid-value"),
+            (8, "conflict"),
+            (9, "invalid-value"),
+            (11, "invalid-value"),
+        ]
+    );
 }
 
 #[test]

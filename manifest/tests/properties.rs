@@ -97,7 +97,7 @@ proptest! {
     #[test]
     fn text_never_panics(text in noise()) {
         holds(text.as_bytes());
-        let _ = manifest::service_user::translate(&format!("runAsUser: -1\n{text}"), 7);
+        let _ = manifest::service_user::translate(&format!("runAsUser: -1\n{text}"), 7, 8);
     }
 
     #[test]

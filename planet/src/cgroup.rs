@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::devices::Found;
 use crate::error::{Context, Error, Result};
+use crate::sys;
 
 /// v1 controllers that each service has a group in; the others are for pods.
 const SERVICE_CONTROLLERS: &[&str] = &["cpu", "cpuacct", "memory", "pids", "name=systemd"];
@@ -212,6 +214,49 @@ impl Group {
                 .any(|controller| controller == "cpu")
             {
                 put(&directory.join("cpu.shares"), &shares(weight).to_string())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps all in the group from what devices are not permitted for. Before
+    /// there are groups below it.
+    ///
+    /// v2 has a program for it, which v1 beside it obeys too. v1 alone can't
+    /// deny making nodes: groups of containers allow that for all devices, and
+    /// none may allow what the group above it denies.
+    pub(crate) fn restrict_devices(&self, devices: &[Found]) -> Result<()> {
+        let rules: Vec<_> = devices
+            .iter()
+            .map(|device| (device, device.denied()))
+            .filter(|(_, denied)| !denied.is_empty())
+            .collect();
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let mut refused = None;
+        for (_, directory) in self.directories.iter().filter(|(one, _)| one.is_v2()) {
+            let group = File::open(directory).at("open", directory)?;
+            match sys::restrict_devices(&group, &rules) {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = Some(error),
+            }
+        }
+        let v1 = |hierarchy: &Hierarchy| {
+            let mut controllers = hierarchy.controllers.iter();
+            controllers.any(|controller| controller == "devices")
+        };
+        let Some((_, directory)) = self.directories.iter().find(|(one, _)| v1(one)) else {
+            let reason = refused.map_or_else(|| "no devices controller".into(), |e| e.to_string());
+            return Err(Error::Cgroup(format!(
+                "this kernel can't restrict devices to their permissions: {reason}"
+            )));
+        };
+        for (device, denied) in rules {
+            let denied = denied.replace('m', "");
+            if !denied.is_empty() {
+                let rule = format!("{} {denied}", device.name());
+                put(&directory.join("devices.deny"), &rule)?;
             }
         }
         Ok(())

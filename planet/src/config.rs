@@ -28,6 +28,10 @@ pub struct PlanetConfig {
     pub overlay: PathBuf,
     /// Directories and files of the host that are seen inside, in mount order.
     pub mounts: Vec<Mount>,
+    /// Devices with an owner, a mode and permissions of their own. All others
+    /// are inside as they are on the host.
+    #[serde(default)]
+    pub devices: Vec<Device>,
     /// Files that are written into the container before the services start.
     pub files: Vec<File>,
     /// Addresses that exist on `lo` while the planet runs, in CIDR notation.
@@ -69,6 +73,16 @@ impl PlanetConfig {
                     mount.target.display()
                 ));
             }
+            if mount.target.parent().is_none() {
+                return Err("a mount at / would hide the container".into());
+            }
+            if mount.pattern {
+                crate::paths::check(&mount.source.to_string_lossy())?;
+                crate::paths::check_target(&mount.source, &mount.target)?;
+            }
+        }
+        for device in &self.devices {
+            crate::paths::check(&device.path)?;
         }
         for address in &self.link_local_addresses {
             address.parse::<ipnet::IpNet>().map_err(|_| {
@@ -133,20 +147,67 @@ impl PlanetConfig {
     }
 }
 
-/// One bind mount from the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// One bind mount from the host. Mounts made below `target` inside are seen by
+/// pods, never by the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
-    /// Path on the host.
+    /// Path on the host, or a shell pattern.
     pub source: PathBuf,
-    /// Path inside.
+    /// Path inside. Where `source` is a pattern: the directory of all matches,
+    /// or a path with the same patterns, which become what they matched.
     pub target: PathBuf,
     /// Whether it can't be written from inside.
     #[serde(default)]
     pub read_only: bool,
-    /// Whether mounts below `source` come along, and mounts made below
-    /// `target` are seen by all containers (shared propagation).
+    /// Whether mounts below `source` come along, those too that the host makes
+    /// later.
     #[serde(default)]
     pub recursive: bool,
+    /// Whether `source` is a shell pattern: all that match it at the start are
+    /// mounted, be it none.
+    #[serde(default)]
+    pub pattern: bool,
+    /// Whether a missing `source` is left out; otherwise nothing starts.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+impl Mount {
+    /// The mounts that it stands for on this host, as it is now.
+    pub(crate) fn expand(&self) -> Result<Vec<Self>, String> {
+        if self.pattern {
+            let one = |source: PathBuf| Self {
+                target: crate::paths::target_of(&self.source, &source, &self.target),
+                source,
+                pattern: false,
+                ..self.clone()
+            };
+            let found = crate::paths::matches(&self.source.to_string_lossy())?;
+            return Ok(found.into_iter().map(one).collect());
+        }
+        // What can't be looked at is left to the mount, which says why.
+        let missing = matches!(self.source.try_exists(), Ok(false));
+        Ok(match self.optional && missing {
+            true => Vec::new(),
+            false => vec![self.clone()],
+        })
+    }
+}
+
+/// Devices of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Device {
+    /// Path or shell pattern: all devices that match it at the start; links and
+    /// directories are left out.
+    pub path: String,
+    /// Of `r` (read), `w` (write) and `m` (make nodes): what the container may.
+    pub permissions: String,
+    /// Permission bits inside.
+    pub mode: u32,
+    /// Owner inside.
+    pub uid: u32,
+    /// Group inside.
+    pub gid: u32,
 }
 
 /// A file inside the container.
@@ -296,6 +357,8 @@ pub enum Probe {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     fn config(services: &[(&str, &[&str])]) -> PlanetConfig {
@@ -321,6 +384,7 @@ mod tests {
             rootfs: "/rootfs".into(),
             overlay: "/overlay".into(),
             mounts: Vec::new(),
+            devices: Vec::new(),
             files: Vec::new(),
             link_local_addresses: vec!["169.254.20.10/32".into()],
             balancers: Vec::new(),
@@ -340,17 +404,55 @@ mod tests {
     }
 
     #[test]
+    fn mounts_become_what_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        for name in ["dir-b", "dir-a"] {
+            std::fs::create_dir(root.join(name)).unwrap();
+        }
+        let mount = |source: &str, pattern, optional| {
+            let mount = Mount {
+                source: root.join(source),
+                target: Path::new("/in").join(source),
+                pattern,
+                optional,
+                ..Mount::default()
+            };
+            let targets = mount.expand().unwrap().into_iter();
+            targets.map(|one| one.target).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            mount("dir-?", true, false),
+            [Path::new("/in/dir-a"), Path::new("/in/dir-b")]
+        );
+        assert!(mount("none-?", true, false).is_empty());
+        assert_eq!(mount("dir-a", false, true), [Path::new("/in/dir-a")]);
+        assert!(mount("gone", false, true).is_empty());
+        // Its mount fails, and says so.
+        assert_eq!(mount("gone", false, false), [Path::new("/in/gone")]);
+    }
+
+    #[test]
     fn unusable_values_are_named() {
-        let reason = |change: fn(&mut PlanetConfig)| {
+        let reason = |change: &dyn Fn(&mut PlanetConfig)| {
             let mut config = config(&[("a", &[])]);
             change(&mut config);
             config.check().unwrap_err()
         };
-        assert!(reason(|config| config.version = 2).contains("version 2"));
-        assert!(reason(|config| config.rootfs = "/a,b".into()).contains("/a,b"));
-        assert!(reason(|config| config.link_local_addresses = vec!["x".into()]).contains("CIDR"));
+        assert!(reason(&|config| config.version = 2).contains("version 2"));
+        assert!(reason(&|config| config.rootfs = "/a,b".into()).contains("/a,b"));
+        assert!(reason(&|config| config.link_local_addresses = vec!["x".into()]).contains("CIDR"));
+        let mount = |source: &str, target: &str| Mount {
+            source: source.into(),
+            target: target.into(),
+            pattern: true,
+            ..Mount::default()
+        };
+        assert!(reason(&|config| config.mounts = vec![mount("/a/?", "/b/*")]).contains("/b/*"));
+        assert!(reason(&|config| config.mounts = vec![mount("/a/**", "/b")]).contains("/a/**"));
+        assert!(reason(&|config| config.mounts = vec![mount("/a", "/")]).contains("hide"));
         assert!(
-            reason(|config| config.services[0].capabilities = vec!["CAP_X".into()])
+            reason(&|config| config.services[0].capabilities = vec!["CAP_X".into()])
                 .contains("CAP_X")
         );
         let url = |config: &mut PlanetConfig| {
@@ -358,6 +460,6 @@ mod tests {
                 url: "http://name/".into(),
             };
         };
-        assert!(reason(url).contains("IP address"));
+        assert!(reason(&url).contains("IP address"));
     }
 }

@@ -28,6 +28,7 @@ use nix::unistd::{Pid, pivot_root};
 
 use crate::cgroup::{self, Group};
 use crate::config::{Mount, PlanetConfig};
+use crate::devices::{self, Found};
 use crate::error::{Context, Error, Result};
 use crate::process::ProcessId;
 use crate::sys::{self, Fork, SingleThread};
@@ -204,6 +205,8 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     }
     group.destroy()?;
     group.create()?;
+    let devices = devices::find(&config.devices)?;
+    group.restrict_devices(&devices)?;
 
     let (mut error, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
         .map(|(reader, writer)| (File::from(reader), File::from(writer)))
@@ -214,7 +217,7 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
         Fork::Parent(pid) => pid,
         Fork::Child => {
             drop(error);
-            let reason = become_container(config, &group, supervisor);
+            let reason = become_container(config, &group, &devices, supervisor);
             let mut writer = writer;
             drop(write!(writer, "{reason}"));
             std::process::exit(1);
@@ -298,14 +301,19 @@ fn clean(config: &PlanetConfig, state: &State) -> Result<()> {
 
 /// In the new process: everything up to the program. Comes back only with the
 /// reason why it failed.
-fn become_container(config: &PlanetConfig, group: &Group, supervisor: &[String]) -> Error {
-    match prepare(config, group).and_then(|()| execute(supervisor)) {
+fn become_container(
+    config: &PlanetConfig,
+    group: &Group,
+    devices: &[Found],
+    supervisor: &[String],
+) -> Error {
+    match prepare(config, group, devices).and_then(|()| execute(supervisor)) {
         Err(error) => error,
         Ok(never) => match never {},
     }
 }
 
-fn prepare(config: &PlanetConfig, group: &Group) -> Result<()> {
+fn prepare(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Result<()> {
     group.join()?;
     unshare(
         CloneFlags::CLONE_NEWNS
@@ -314,22 +322,25 @@ fn prepare(config: &PlanetConfig, group: &Group) -> Result<()> {
             | CloneFlags::CLONE_NEWCGROUP,
     )
     .on("make namespaces")?;
-    // First of all: nothing from here on reaches the host.
-    propagation("/", MsFlags::MS_PRIVATE | MsFlags::MS_REC)?;
+    // First of all: nothing from here on reaches the host. What the host mounts
+    // still reaches the mounts that ask for it.
+    propagation("/", MsFlags::MS_SLAVE | MsFlags::MS_REC)?;
     nix::unistd::sethostname(&config.hostname).on("set the host name")?;
     let hierarchies = cgroup::hierarchies()?;
-    let sources = open_sources(&config.mounts)?;
-    let devices = open_path(Path::new("/dev"))?;
+    let mounts = expand(&config.mounts)?;
+    let sources = open_sources(&mounts)?;
+    let all_devices = open_path(Path::new("/dev"))?;
     change_root(config)?;
 
     let plain = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     file_system("proc", "/proc", plain, "")?;
     file_system("sysfs", "/sys", plain, "")?;
     mount_cgroups(&hierarchies)?;
-    mount_devices(&devices)?;
-    for (source, target) in sources.iter().zip(&config.mounts) {
+    mount_devices(&all_devices)?;
+    for (source, target) in sources.iter().zip(&mounts) {
         bind(source, target)?;
     }
+    devices::make(devices)?;
     umount2(OLD_ROOT, MntFlags::MNT_DETACH).at("unmount", OLD_ROOT)?;
     fs::remove_dir(OLD_ROOT).at("remove", OLD_ROOT)?;
     // Peers of nobody outside: pods see what is mounted for them.
@@ -417,6 +428,7 @@ fn mount_cgroups(hierarchies: &[cgroup::Hierarchy]) -> Result<()> {
 /// The host's devices, with terminals and shared memory of our own.
 fn mount_devices(devices: &OwnedFd) -> Result<()> {
     bind_from(devices, Path::new("/dev"), true)?;
+    propagation("/dev", MsFlags::MS_PRIVATE | MsFlags::MS_REC)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
     let own = [
         (
@@ -448,9 +460,17 @@ fn file_system(kind: &str, target: impl AsRef<Path>, flags: MsFlags, options: &s
     mount(Some(kind), target, Some(kind), flags, Some(options)).at("mount", target)
 }
 
-fn propagation(target: &str, flags: MsFlags) -> Result<()> {
+fn propagation(target: impl AsRef<Path>, flags: MsFlags) -> Result<()> {
+    let target = target.as_ref();
     mount(None::<&str>, target, None::<&str>, flags, None::<&str>)
         .at("change the propagation of", target)
+}
+
+/// What the mounts stand for, now.
+fn expand(mounts: &[Mount]) -> Result<Vec<Mount>> {
+    let expanded = mounts.iter().map(Mount::expand);
+    let expanded: Vec<_> = expanded.collect::<Result<_, _>>().map_err(Error::Start)?;
+    Ok(expanded.into_iter().flatten().collect())
 }
 
 /// Opens the sources while the host's paths mean what the host means by them.
@@ -477,6 +497,9 @@ fn bind(source: &OwnedFd, mount: &Mount) -> Result<()> {
         File::create(target).at("create", target)?;
     }
     bind_from(source, target, mount.recursive)?;
+    if !mount.recursive {
+        propagation(target, MsFlags::MS_PRIVATE)?;
+    }
     if mount.read_only {
         let flags =
             MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | kept_flags(target)?;

@@ -30,7 +30,7 @@ mod networks;
 mod os;
 mod overlay;
 mod permissions;
-mod ports;
+pub(crate) mod ports;
 mod programs;
 mod proxy;
 mod ram;

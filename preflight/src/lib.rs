@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use host::facts::{HostFacts, Interest, Place};
 use serde::{Deserialize, Serialize};
 
+pub use checks::ports::{Wanted as NeededPorts, wanted as needed_ports};
 pub use fix::{Fix, mend};
 pub use measure::{Effort, Measured};
 pub use report::{Finding, IgnoreError, Report, Severity};

@@ -108,6 +108,9 @@ impl Job<'_> {
             source.file.display()
         ));
         manifest::complete(&mut manifest, &source, &runtime, self.client)?;
+        for warning in manifest.retired() {
+            sink.warning(&warning.to_string());
+        }
 
         sink.step("Selecting base image");
         let mut wanted = manifest.base_image.clone();

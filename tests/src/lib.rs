@@ -13,6 +13,7 @@ pub mod inside;
 pub mod join;
 pub mod node;
 pub mod process;
+pub mod profiles;
 pub mod registry;
 pub mod rootfs;
 pub mod sample;

@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{faults, inside, join, sample};
+use gravity_tests::{faults, inside, join, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -103,6 +103,22 @@ enum Task {
         name: String,
         #[command(flatten)]
         scenario: Scenario,
+    },
+    /// Install a profile with every attribute, look at it from the host, the
+    /// planet and pods, remove it and compare the node.
+    Profiles {
+        /// Name of the node.
+        #[arg(default_value = "profiles")]
+        name: String,
+        /// Directory of the application.
+        #[arg(long, default_value = "tests/profiles")]
+        sample: PathBuf,
+        /// The tele program; the one beside this program otherwise.
+        #[arg(long)]
+        tele: Option<PathBuf>,
+        /// Use this cluster image instead of building one.
+        #[arg(long)]
+        image: Option<PathBuf>,
     },
     /// Kill, damage, refuse and fill up installs, and see that all end well.
     Faults {
@@ -238,6 +254,20 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
         }
         Task::Join { name, scenario } => join::run(&scenario.into(), &name, console)?,
+        Task::Profiles {
+            name,
+            sample,
+            tele,
+            image,
+        } => {
+            let setup = Setup {
+                sample,
+                tele,
+                image,
+                default_route: false,
+            };
+            profiles::run(&setup, &name, console)?;
+        }
         Task::Faults { image, only } => {
             let setup = Setup {
                 sample: "tests/sample".into(),

@@ -60,7 +60,8 @@ impl Setup {
             tele.display()
         );
         let directory = file::cache()?.join("sample");
-        let (images, output) = (directory.join("images"), directory.join("sample-1.0.0"));
+        let name = self.sample.file_name().context("the sample has no name")?;
+        let (images, output) = (directory.join("images"), directory.join(name));
         let mirrors = directory.join("registries.conf");
         sink.step("Making the sample's container images and serving them as quay.io");
         sample::make_images(&images)?;

@@ -1,4 +1,4 @@
-//! Makes the Kubernetes node object as planned: labels, pod network.
+//! Makes the Kubernetes node object as planned: labels, taints, pod network.
 
 use operation::PhaseError;
 use spec::phase;
@@ -8,8 +8,13 @@ use crate::node::transient;
 
 pub(crate) async fn execute(node: &Node, phase: phase::Node) -> Result<(), PhaseError> {
     let client = node.kubernetes().await?;
+    let taints: Vec<_> = phase
+        .taints
+        .iter()
+        .map(|taint| cluster::taint(&taint.key, &taint.value, &taint.effect))
+        .collect();
     client
-        .ensure_node(&phase.name, &phase.labels, &phase.pod_cidrs)
+        .ensure_node(&phase.name, &phase.labels, &taints, &phase.pod_cidrs)
         .await
         .map_err(|error| transient(&error))
 }

@@ -19,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(600);
 /// Module that has the `net.bridge.*` kernel parameters.
 const BRIDGE_MODULE: &str = "br_netfilter";
 /// List of modules that systemd loads at boot.
-const MODULES_AT_BOOT: &str = "/etc/modules-load.d/gravity.conf";
+pub(crate) const MODULES_AT_BOOT: &str = "/etc/modules-load.d/gravity.conf";
 
 pub(crate) async fn execute(
     node: &Arc<Node>,
@@ -53,6 +53,14 @@ fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(),
     daemon::start(node)
 }
 
+/// A module that the kernel lacks and doesn't load by itself.
+pub(crate) fn missing_module(planet: &PlanetConfig) -> Option<&'static str> {
+    let mut parameters = planet.sysctls.keys();
+    let bridges = parameters.find(|key| key.starts_with("net.bridge."))?;
+    let missing = host::sysctl::get(bridges).is_err_and(|error| error.is_missing());
+    missing.then_some(BRIDGE_MODULE)
+}
+
 /// Gives the kernel what the services need. Most modules are loaded by the
 /// kernel itself when they are used; the one that shows bridged packets to the
 /// packet filter is not, and without it a pod doesn't reach a Service whose pod
@@ -62,18 +70,12 @@ fn prepare_kernel(
     planet: &PlanetConfig,
     sink: &dyn Sink,
 ) -> Result<(), PhaseError> {
-    let bridges = planet
-        .sysctls
-        .keys()
-        .find(|key| key.starts_with("net.bridge."));
-    if let Some(key) = bridges
-        && host::sysctl::get(key).is_err_and(|error| error.is_missing())
-    {
+    if let Some(module) = missing_module(planet) {
         changes
-            .load_module(BRIDGE_MODULE)
+            .load_module(module)
             .map_err(|error| lasting(&error))?;
         if host::facts::has_systemd() {
-            let list = format!("{BRIDGE_MODULE}\n");
+            let list = format!("{module}\n");
             changes
                 .write_file(MODULES_AT_BOOT.as_ref(), list.as_bytes(), 0o644)
                 .map_err(|error| lasting(&error))?;

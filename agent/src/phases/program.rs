@@ -12,7 +12,7 @@ use crate::Node;
 use crate::node::lasting;
 
 /// Where the links are made: on every distribution's PATH.
-const LINKS: &str = "/usr/local/bin";
+pub(crate) const LINKS: &str = "/usr/local/bin";
 
 pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
     let program = node.layout().gravity();

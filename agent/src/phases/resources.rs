@@ -27,7 +27,8 @@ pub(crate) fn execute(node: &Node, phase: &Resources, sink: &dyn Sink) -> Result
         .map_err(|error| lasting(&error))?;
     unpack(&mut [&mut layer], &partial, &Options::resources(), sink)
         .map_err(|error| lasting(&error))?;
-    translate(&partial, phase.service_uid, sink)?;
+    let user = (phase.service_uid, phase.service_gid);
+    translate(&partial, user, sink)?;
     std::fs::rename(&partial, &target).map_err(|error| file("rename", &target, &error))
 }
 
@@ -40,9 +41,9 @@ fn remove(path: &Path) -> Result<(), PhaseError> {
     }
 }
 
-/// Replaces `runAsUser: -1` in YAML files; charts are templates, not YAML, and
+/// Replaces `runAsUser: -1` and `runAsGroup: -1` in YAML files; charts are templates, not YAML, and
 /// are left alone (page, "Service User").
-fn translate(directory: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseError> {
+fn translate(directory: &Path, user: (u32, u32), sink: &dyn Sink) -> Result<(), PhaseError> {
     if directory.join("Chart.yaml").exists() {
         return Ok(());
     }
@@ -54,9 +55,9 @@ fn translate(directory: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseErr
             .file_type()
             .map_err(|error| file("read", &path, &error))?;
         if kind.is_dir() {
-            translate(&path, uid, sink)?;
+            translate(&path, user, sink)?;
         } else if kind.is_file() && is_yaml(&path) {
-            translate_file(&path, uid, sink)?;
+            translate_file(&path, user, sink)?;
         }
     }
     Ok(())
@@ -67,7 +68,7 @@ fn is_yaml(path: &Path) -> bool {
         .is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
-fn translate_file(path: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseError> {
+fn translate_file(path: &Path, (uid, gid): (u32, u32), sink: &dyn Sink) -> Result<(), PhaseError> {
     let metadata = path
         .metadata()
         .map_err(|error| file("read", path, &error))?;
@@ -82,11 +83,52 @@ fn translate_file(path: &Path, uid: u32, sink: &dyn Sink) -> Result<(), PhaseErr
     let Ok(text) = String::from_utf8(bytes) else {
         return Ok(());
     };
-    match manifest::service_user::translate(&text, uid) {
+    match manifest::service_user::translate(&text, uid, gid) {
         Some(translated) => {
             let mode = std::os::unix::fs::PermissionsExt::mode(&metadata.permissions()) & 0o7777;
             host::atomic::write(path, translated.as_bytes(), mode).map_err(|error| lasting(&error))
         }
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn only_resources_are_translated_and_only_in_yaml() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let pod = "# mine\nkind: Pod\nspec:\n  securityContext: {runAsUser: -1, runAsGroup: -1}\n";
+        let several = format!("kind: Service\n---\n{pod}---\n{pod}");
+        let files = [
+            ("pod.yaml", pod, true),
+            ("below/here/several.yml", &several, true),
+            ("notes.txt", pod, false),
+            ("pod.json", pod, false),
+            ("chart/Chart.yaml", "name: chart\n", false),
+            ("chart/templates/pod.yaml", pod, false),
+        ];
+        for (name, text, _) in files {
+            let path = root.join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            host::atomic::write(&path, text.as_bytes(), 0o640).unwrap();
+        }
+        translate(root, (1001, 1002), &event::Discard).unwrap();
+        for (name, text, translated) in files {
+            let expected = match translated {
+                true => text
+                    .replace("User: -1", "User: 1001")
+                    .replace("Group: -1", "Group: 1002"),
+                false => text.to_owned(),
+            };
+            let path = root.join(name);
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), expected, "{name}");
+            let mode = path.metadata().unwrap().permissions().mode();
+            assert_eq!(mode & 0o777, 0o640, "{name}");
+        }
     }
 }

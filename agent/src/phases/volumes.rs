@@ -1,23 +1,44 @@
-//! Creates the directories that the application asks for.
+//! Makes the directories that the application asks for, and gives volumes the
+//! owner and mode that it asks for.
 
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 
-use host::changes::Change;
+use event::Sink;
+use host::changes::{Attributes, Change};
 use operation::PhaseError;
+use spec::ServiceUser;
 use spec::phase::{Volume, Volumes};
 
 use crate::Node;
 use crate::node::{file, lasting};
 
-pub(crate) fn execute(node: &Node, phase: &Volumes) -> Result<(), PhaseError> {
+/// Mode of a directory for which none is given.
+const MODE: u32 = 0o755;
+
+pub(crate) fn execute(node: &Node, phase: &Volumes, sink: &dyn Sink) -> Result<(), PhaseError> {
     phase
         .volumes
         .iter()
-        .try_for_each(|volume| make(node, volume))
+        .try_for_each(|volume| match volume.pattern {
+            true => existing(node, volume, sink),
+            false => make(node, volume, &phase.user),
+        })
 }
 
-/// A directory that exists keeps its owner and mode: it is the customer's.
-fn make(node: &Node, volume: &Volume) -> Result<(), PhaseError> {
+/// What matches a pattern. It is looked for again at each start of the planet.
+fn existing(node: &Node, volume: &Volume, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let pattern = volume.path.to_string_lossy();
+    let found = planet::paths::matches(&pattern).map_err(PhaseError::lasting)?;
+    if found.is_empty() && !volume.skip_if_missing {
+        sink.warning(&format!(
+            "Nothing on this node matches the volume {pattern}; what does later is mounted at \
+             the next start of the planet"
+        ));
+    }
+    found.iter().try_for_each(|path| give(node, path, volume))
+}
+
+fn make(node: &Node, volume: &Volume, user: &ServiceUser) -> Result<(), PhaseError> {
     let path = &volume.path;
     let made = Change::Directory {
         path: path.clone(),
@@ -27,6 +48,9 @@ fn make(node: &Node, volume: &Volume) -> Result<(), PhaseError> {
     // killed then.
     let ours = node.changes().changes().any(|change| *change == made);
     if path.exists() && !ours {
+        return give(node, path, volume);
+    }
+    if !volume.create && volume.skip_if_missing {
         return Ok(());
     }
     if !volume.create {
@@ -35,10 +59,30 @@ fn make(node: &Node, volume: &Volume) -> Result<(), PhaseError> {
             path.display()
         )));
     }
+    let mode = volume.mode.unwrap_or(MODE);
     node.changes()
-        .create_dir(path, volume.mode)
+        .create_dir(path, mode)
         .map_err(|error| lasting(&error))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(volume.mode))
-        .map_err(|error| file("set the mode of", path, &error))?;
-    chown(path, Some(volume.uid), Some(volume.gid)).map_err(|error| file("give away", path, &error))
+    let wanted = Attributes {
+        uid: volume.uid.unwrap_or(user.uid),
+        gid: volume.gid.unwrap_or(user.gid),
+        mode,
+    };
+    wanted
+        .set(path)
+        .map_err(|error| file("set the owner and mode of", path, &error))
+}
+
+/// Gives what existed before what the volume asks for. Without a word of the
+/// manifest it stays the customer's.
+fn give(node: &Node, path: &Path, volume: &Volume) -> Result<(), PhaseError> {
+    let has = Attributes::of(path).map_err(|error| file("look at", path, &error))?;
+    let wanted = Attributes {
+        uid: volume.uid.unwrap_or(has.uid),
+        gid: volume.gid.unwrap_or(has.gid),
+        mode: volume.mode.unwrap_or(has.mode),
+    };
+    node.changes()
+        .set_attributes(path, wanted)
+        .map_err(|error| lasting(&error))
 }

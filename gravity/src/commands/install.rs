@@ -1,10 +1,13 @@
 //! `gravity install`: asks, checks, plans, and has the plan executed.
 
+mod dry_run;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ::preflight::Report;
+use ::preflight::{Report, Requirements};
 use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, FileSink, Tee};
 use event::Sink;
@@ -12,7 +15,7 @@ use host::facts::HostFacts;
 use image::Image;
 use image::cluster::{ApplicationImage, ClusterImage};
 use installer::coordinator::{self, Operation};
-use installer::install::{self, ImageContent, KnownUsers, Options, Rootfs};
+use installer::install::{self, ImageContent, KnownUsers, Options, Prepared, Rootfs};
 use installer::services::HostTraits;
 use manifest::Manifest;
 use spec::layout::Layout;
@@ -50,6 +53,7 @@ pub(crate) struct Interrupted(#[source] coordinator::Error);
 pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCode> {
     require_root()?;
     refuse_former(&session.layout)?;
+    let config = arguments.config.as_deref().map(read_config).transpose()?;
     let image = session.image()?;
     let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
     let (manifest, content) = content(session, &cluster)?;
@@ -58,7 +62,10 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         "Installing {} {}",
         content.reference.name, content.reference.version
     ));
-    accept_eula(session, &manifest, arguments.accept_eula)?;
+    show_release_notes(session, &manifest);
+    if !arguments.dry_run {
+        accept_eula(session, &manifest, arguments.accept_eula)?;
+    }
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
     let facts = ::preflight::host_facts();
     let options = options(session, arguments, flavor);
@@ -68,11 +75,84 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     };
     let host = host_traits(&facts);
     let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
-    let report = preflight(session, &options, &manifest, &image, facts)?;
+    let user = &prepared.cluster.service_user;
+    host::users::check_service_user(&user.name, user.uid, user.gid)?;
+    let requirements = requirements(&options, &manifest, &image, &facts)?;
+    if arguments.dry_run {
+        dry_run::show(console, &prepared, &requirements, config.as_deref())?;
+        preflight(session, requirements, facts)?;
+        return Ok(ExitCode::Ok);
+    }
+    let report = preflight(session, requirements, facts)?;
     verify(session, &image)?;
-    let operation = create(session, prepared.plan)?;
+    let operation = create(session, &prepared, config.as_deref())?;
     check::record(&report, &operation)?;
     execute(session, &operation).await
+}
+
+/// The file of `--config` can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("--config {}: {reason}", path.display())]
+pub(crate) struct WrongConfig {
+    path: PathBuf,
+    reason: String,
+}
+
+/// Reads and checks the resources of `--config`, before anything is changed.
+fn read_config(path: &Path) -> Result<String, WrongConfig> {
+    let wrong = |reason: String| WrongConfig {
+        path: path.to_owned(),
+        reason,
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
+    let limit = manifest::MAX_SIZE as u64;
+    file.take(limit + 1)
+        .read_to_string(&mut text)
+        .map_err(|error| wrong(error.to_string()))?;
+    if text.len() as u64 > limit {
+        return Err(wrong(format!("it has more than {limit} bytes")));
+    }
+    let objects = cluster::documents(&text).map_err(|error| wrong(error.to_string()))?;
+    if objects.is_empty() {
+        return Err(wrong("it holds no resources".into()));
+    }
+    for (index, object) in objects.iter().enumerate() {
+        let field = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let (kind, name) = (field(&object["kind"]), field(&object["metadata"]["name"]));
+        let known = format!("its resource {} ({kind} {name:?})", index + 1);
+        if object["apiVersion"].as_str().is_none() && object["version"].is_string() {
+            let reason = "is one of Gravity, which this release does not support yet";
+            return Err(wrong(format!("{known} {reason}; remove it")));
+        }
+        for (key, value) in [
+            ("apiVersion", field(&object["apiVersion"])),
+            ("kind", kind),
+            ("metadata.name", name),
+        ] {
+            if value.is_empty() {
+                return Err(wrong(format!("{known} has no {key}")));
+            }
+        }
+    }
+    Ok(text)
+}
+
+/// Release notes are HTML; people read them as text.
+fn show_release_notes(session: &Session, manifest: &Manifest) {
+    if let Some(notes) = &manifest.release_notes {
+        session.console.print(&plain_text(notes));
+    }
+}
+
+/// Columns of text that was HTML.
+const COLUMNS: usize = 80;
+
+/// HTML as text; what is no HTML stays as it is.
+fn plain_text(html: &str) -> String {
+    let text = html2text::from_read(html.as_bytes(), COLUMNS);
+    let text = text.unwrap_or_else(|_| html.to_owned());
+    text.trim_end().to_owned()
 }
 
 /// Reads what the plan needs of the image.
@@ -263,6 +343,10 @@ fn choose_flavor(
         [] => Ok(None),
         [only] => Ok(Some(only.name.clone())),
         several => {
+            let about = manifest.installer.flavors.as_ref();
+            if let Some(about) = about.and_then(|about| about.description.as_deref()) {
+                session.console.print(&plain_text(about));
+            }
             let names: Vec<_> = several.iter().map(|flavor| flavor.name.as_str()).collect();
             for flavor in several {
                 let description = flavor.description.as_deref().unwrap_or_default();
@@ -283,7 +367,19 @@ fn choose_flavor(
 }
 
 fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Options {
+    let mut zones: BTreeMap<&str, spec::DnsZone> = BTreeMap::new();
+    for zone in &arguments.dns_zone {
+        zones
+            .entry(&zone.name)
+            .and_modify(|known| known.servers.extend(&zone.servers))
+            .or_insert_with(|| zone.clone());
+    }
     Options {
+        mounts: arguments.mount.iter().cloned().collect(),
+        dns_zones: zones.into_values().collect(),
+        dns_listen: arguments.dns_listen_addr.clone(),
+        dns_port: arguments.dns_port,
+        config: arguments.config.is_some(),
         advertise_address: arguments.advertise_addr,
         cluster: arguments.cluster.clone(),
         flavor,
@@ -305,22 +401,30 @@ pub(crate) fn host_traits(facts: &HostFacts) -> HostTraits {
     }
 }
 
-fn preflight(
-    session: &Session,
+fn requirements(
     options: &Options,
     manifest: &Manifest,
     image: &Image,
-    facts: HostFacts,
-) -> Result<Report> {
-    session.console.step("Checking the node's requirements");
+    facts: &HostFacts,
+) -> Result<Requirements> {
     let profile =
         install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
-    let address = install::choose_address(options.advertise_address, &facts)?;
-    let requirements = check::requirements(options, address, profile, Some(image));
+    let profile = install::with_mounts(profile, &options.mounts)?;
+    let address = install::choose_address(options.advertise_address, facts)?;
+    Ok(check::requirements(
+        options,
+        address,
+        profile.as_ref(),
+        Some(image),
+    ))
+}
+
+fn preflight(session: &Session, requirements: Requirements, facts: HostFacts) -> Result<Report> {
+    session.console.step("Checking the node's requirements");
     check::before(&session.console, requirements, facts)
 }
 
-fn create(session: &Session, plan: operation::Plan) -> Result<Operation> {
+fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Result<Operation> {
     let layout = &session.layout;
     // Two at once: the second finds it locked, or what the first has made.
     let lock = host::lock::Lock::acquire(&layout.operation_lock())?;
@@ -328,7 +432,21 @@ fn create(session: &Session, plan: operation::Plan) -> Result<Operation> {
         bail!("another install of this node has begun; see `gravity plan`");
     }
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
-    let operation = Operation::create(layout, plan)?;
+    if let Some(config) = config {
+        let directory = layout.operations().join(&prepared.plan.operation_id);
+        std::fs::create_dir_all(&directory).context("create the operation's directory")?;
+        let user = &prepared.cluster.service_user;
+        let translated = manifest::service_user::translate(config, user.uid, user.gid);
+        let config = translated.as_deref().unwrap_or(config);
+        // Root's alone: there may be secrets in it. Before the plan, which is
+        // what says that there is an operation.
+        host::atomic::write(
+            &directory.join(install::CONFIG_FILE),
+            config.as_bytes(),
+            0o600,
+        )?;
+    }
+    let operation = Operation::create(layout, prepared.plan.clone())?;
     drop(lock);
     Ok(operation)
 }
@@ -383,6 +501,39 @@ mod tests {
             error.contains("not empty") && error.contains("photos"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn only_whole_kubernetes_resources_are_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        let read = |text: &str| {
+            host::atomic::write(&path, text.as_bytes(), 0o600).unwrap();
+            read_config(&path).map_err(|error| error.to_string())
+        };
+        let good = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
+        let two = format!("{good}---\n{good}");
+        assert_eq!(read(&two).as_deref(), Ok(two.as_str()));
+        let wrong = |text: &str| read(text).unwrap_err();
+        assert!(wrong("").ends_with("it holds no resources"));
+        assert!(wrong("a: [").contains("config.yaml"));
+        let user = "kind: user\nversion: v2\nmetadata: {name: alice}\n";
+        assert!(
+            wrong(&format!("{good}---\n{user}")).contains("2 (user \"alice\") is one of Gravity")
+        );
+        assert!(wrong("kind: Pod\napiVersion: v1\n").contains("no metadata.name"));
+        assert!(wrong("kind: Pod\n").contains("no apiVersion"));
+        assert!(read_config(&path.join("x")).is_err());
+    }
+
+    #[test]
+    fn release_notes_are_shown_as_text() {
+        let html = "<h1>1.2</h1><p>Faster &amp; <b>safer</b>.</p><ul><li>one<li>two</ul><script>x()</script>";
+        let text = plain_text(html);
+        for part in ["1.2", "Faster & ", "safer", "one", "two"] {
+            assert!(text.contains(part), "{part} in {text}");
+        }
+        assert!(!text.contains('<') && !text.contains("x()"), "{text}");
     }
 
     #[test]

@@ -11,6 +11,8 @@ fn node(hostname: &str, address: &str, role: Role, pod_cidr: &str) -> NodeSpec {
         role,
         pod_cidrs: vec![pod_cidr.into()],
         labels: BTreeMap::new(),
+        taints: Vec::new(),
+        dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
     }
 }
@@ -35,6 +37,7 @@ fn cluster() -> ClusterSpec {
         service_cidrs: vec!["10.100.0.0/16".into()],
         vxlan_port: 8472,
         domain: "cluster.local".into(),
+        dns_zones: Vec::new(),
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
     }
 }
@@ -45,6 +48,7 @@ fn candidate(hostname: &str, address: &str) -> Candidate {
         advertise_addresses: vec![address.parse().unwrap()],
         profile: "web".into(),
         labels: BTreeMap::new(),
+        taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         image: "sha256:0".into(),
     }

@@ -167,8 +167,12 @@ fn volumes_reach_the_planet_with_their_owner() {
     let PhaseSpec::Volumes(volumes) = payload("/prepare/volumes") else {
         panic!()
     };
-    assert_eq!((volumes.volumes[0].uid, volumes.volumes[0].gid), (7, 1000));
-    assert_eq!(volumes.volumes[0].mode, 0o750);
+    let volume = &volumes.volumes[0];
+    assert_eq!(
+        (volume.uid, volume.gid, volume.mode),
+        (Some(7), None, Some(0o750))
+    );
+    assert_eq!(volumes.user.uid, 1000);
     let PhaseSpec::Planet(planet) = payload("/start/planet") else {
         panic!()
     };

@@ -23,6 +23,8 @@ fn cluster() -> ClusterSpec {
         role,
         pod_cidrs: vec![pods.into()],
         labels: BTreeMap::new(),
+        taints: Vec::new(),
+        dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
     };
     ClusterSpec {
@@ -40,6 +42,7 @@ fn cluster() -> ClusterSpec {
         service_cidrs: vec!["10.100.0.0/16".into()],
         vxlan_port: 8472,
         domain: "cluster.local".into(),
+        dns_zones: Vec::new(),
         nodes: vec![
             node("first", "192.168.7.8", Role::Master, "10.244.0.0/24"),
             node("node-1", "192.168.7.9", Role::Worker, "10.244.1.0/24"),

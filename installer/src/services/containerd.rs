@@ -1,5 +1,6 @@
 //! The container runtime.
 
+use manifest::HairpinMode;
 use planet::config::{Mount, Probe};
 
 use super::{Context, Definition, config, program, secret};
@@ -44,10 +45,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     Definition {
         service,
         files: vec![
-            context.file(
-                "containerd.toml",
-                settings(!context.host.can_lower_oom_score),
-            ),
+            context.file("containerd.toml", settings(context)),
             registry,
             network,
         ],
@@ -58,7 +56,14 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     }
 }
 
-fn settings(restrict_oom_score: bool) -> String {
+fn settings(context: &Context<'_>) -> String {
+    let restrict_oom_score = !context.host.can_lower_oom_score;
+    let options = context.options;
+    let level = options.runtime_log_level.as_deref().unwrap_or("info");
+    let downloads = match options.max_concurrent_downloads {
+        Some(count) => format!("max_concurrent_downloads = {count}\n"),
+        None => String::new(),
+    };
     format!(
         r#"version = 3
 root = "{DATA}"
@@ -67,9 +72,12 @@ state = "/run/containerd"
 [grpc]
 address = "{SOCKET}"
 
+[debug]
+level = "{level}"
+
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
-[plugins."io.containerd.cri.v1.images".pinned_images]
+{downloads}[plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE}"
 [plugins."io.containerd.cri.v1.images".registry]
 config_path = "/etc/containerd/certs.d"
@@ -116,6 +124,9 @@ fn network(context: &Context<'_>) -> String {
         .iter()
         .map(|cidr| serde_json::json!([{ "subnet": cidr }]))
         .collect();
+    // Either a port of the bridge sends a packet back where it came from, or
+    // the bridge takes it up to the host.
+    let reflect = context.options.hairpin_mode == HairpinMode::HairpinVeth;
     let conflist = serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "planet",
@@ -126,7 +137,8 @@ fn network(context: &Context<'_>) -> String {
                 "isGateway": true,
                 "isDefaultGateway": true,
                 "ipMasq": false,
-                "hairpinMode": true,
+                "hairpinMode": reflect,
+                "promiscMode": !reflect,
                 "ipam": { "type": "host-local", "ranges": ranges },
             },
             {

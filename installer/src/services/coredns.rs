@@ -1,5 +1,7 @@
 //! Names: of services and pods, and of the world outside where there is one.
 
+use std::collections::BTreeMap;
+
 use planet::config::Probe;
 
 use super::{Context, Definition, config, program, secret};
@@ -32,8 +34,20 @@ fn corefile(context: &Context<'_>) -> String {
         true => String::new(),
         false => format!("    forward . {}\n", upstream.join(" ")),
     };
-    let server = |port: u16, listen: std::net::IpAddr, ready: &str| {
-        format!(
+    let cluster = &context.cluster;
+    let zones = |port: u16, listen: &str| -> String {
+        let zone = |zone: &spec::DnsZone| {
+            let servers: Vec<_> = zone.servers.iter().map(ToString::to_string).collect();
+            format!(
+                "{}:{port} {{\n    bind {listen}\n    errors\n    forward . {}\n    cache 30\n}}\n",
+                zone.name,
+                servers.join(" ")
+            )
+        };
+        cluster.dns_zones.iter().map(zone).collect()
+    };
+    let server = |port: u16, listen: &str, ready: &str| {
+        let own = format!(
             ".:{port} {{
     bind {listen}
     errors
@@ -52,12 +66,26 @@ fn corefile(context: &Context<'_>) -> String {
 ",
             leader = spec::LEADER_ADDRESS,
             name = spec::LEADER_NAME,
-            domain = context.cluster.domain,
+            domain = cluster.domain,
             kubeconfig = secret("coredns.kubeconfig"),
-        )
+        );
+        own + &zones(port, listen)
     };
     let ready = format!("    ready 127.0.0.1:{READY_PORT}\n");
-    server(53, spec::LEADER_ADDRESS, &ready) + &server(SERVICE_PORT, context.address(), "")
+    let leader = spec::LEADER_ADDRESS;
+    let mut servers = server(spec::DNS_PORT, &leader.to_string(), &ready)
+        + &server(SERVICE_PORT, &context.address().to_string(), "");
+    let mut further: BTreeMap<u16, Vec<String>> = BTreeMap::new();
+    for listen in &context.node.dns_listen {
+        if (listen.ip(), listen.port()) != (leader, spec::DNS_PORT) {
+            let addresses = further.entry(listen.port()).or_default();
+            addresses.push(listen.ip().to_string());
+        }
+    }
+    for (port, addresses) in further {
+        servers += &server(port, &addresses.join(" "), "");
+    }
+    servers
 }
 
 /// Name servers of a `resolv.conf` that can be forwarded to: not ourselves, and

@@ -2,7 +2,7 @@
 
 use planet::config::Probe;
 
-use super::{Context, Definition, command, secret};
+use super::{Context, Definition, choose, command, secret};
 
 /// Port of clients.
 const CLIENT_PORT: u16 = 2379;
@@ -10,6 +10,8 @@ const CLIENT_PORT: u16 = 2379;
 const PEER_PORT: u16 = 2380;
 /// Port of health and metrics, on loopback.
 const METRICS_PORT: u16 = 2381;
+/// Flags with the times of elections.
+const TIMES: [&str; 2] = ["heartbeat-interval", "election-timeout"];
 /// Where etcd keeps its data inside.
 const DATA: &str = "/var/lib/etcd";
 
@@ -18,7 +20,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     let name = &context.node.hostname;
     let peer = format!("https://{address}:{PEER_PORT}");
     let metrics = format!("http://127.0.0.1:{METRICS_PORT}");
-    let command = command(
+    let mut command = command(
         "etcd",
         &[
             ("name", name.clone()),
@@ -55,6 +57,16 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("log-level", "warn".into()),
         ],
     );
+    let chosen = &context.options.etcd;
+    // They belong together: who chooses one means it beside etcd's own other.
+    if TIMES.iter().any(|time| chosen.contains_key(*time)) {
+        command.retain(|flag| {
+            !TIMES
+                .iter()
+                .any(|time| flag.starts_with(&format!("--{time}=")))
+        });
+    }
+    choose(&mut command, chosen);
     let mut service = context.unprivileged(
         "etcd",
         command,

@@ -2,12 +2,12 @@
 
 use planet::config::{Mount, Probe};
 
-use super::{CONFIG, Context, Definition, command, config, secret};
+use super::{CONFIG, Context, Definition, choose, command, config, secret};
 
 const DATA: &str = "/var/lib/kubelet";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let command = command(
+    let mut command = command(
         "kubelet",
         &[
             ("config", config("kubelet.yaml")),
@@ -17,6 +17,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("v", "1".into()),
         ],
     );
+    choose(&mut command, &context.options.kubelet);
     let ready = Probe::Http {
         url: "http://127.0.0.1:10248/healthz".into(),
     };
@@ -62,7 +63,7 @@ fn settings(context: &Context<'_>) -> String {
         "clusterDNS": [spec::LEADER_ADDRESS.to_string()],
         "clusterDomain": context.cluster.domain,
         "resolvConf": format!("{CONFIG}/resolv.conf"),
-        "hairpinMode": "hairpin-veth",
+        "hairpinMode": context.options.hairpin_mode.as_str(),
         // kube-proxy has no need of kubelet's iptables chains.
         "makeIPTablesUtilChains": false,
         "serializeImagePulls": false,

@@ -17,4 +17,5 @@ pub use apply::documents;
 pub use client::{Client, Error};
 pub use endpoints::Endpoint;
 pub use membership::{DESCRIPTION, DESCRIPTION_KEY, Description, StoredToken};
+pub use node::taint;
 pub use status::{NodeStatus, PodProblem, Status};

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, NodeSpec};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -18,9 +18,22 @@ use tokio::time::timeout;
 
 use crate::client::{Client, DEADLINE, Error, is_conflict, request, retry};
 
+/// A taint; an empty value is none.
+pub fn taint(key: &str, value: &str, effect: &str) -> Taint {
+    Taint {
+        key: key.into(),
+        value: Some(value)
+            .filter(|value| !value.is_empty())
+            .map(Into::into),
+        effect: effect.into(),
+        time_added: None,
+    }
+}
+
 impl Client {
-    /// Makes the node's object, or brings labels and pod network of the
-    /// existing one up to date. Labels of others stay.
+    /// Makes the node's object, or brings labels, taints and pod network of the
+    /// existing one up to date. Labels and taints of others stay. A taint is
+    /// known by its key and effect.
     ///
     /// # Errors
     /// When the API refuses it, or the node has another pod network.
@@ -28,11 +41,12 @@ impl Client {
         &self,
         name: &str,
         labels: &BTreeMap<String, String>,
+        taints: &[Taint],
         pod_cidrs: &[String],
     ) -> Result<(), Error> {
         let api: Api<Node> = Api::all(self.0.clone());
         let what = format!("creating node {name}");
-        let node = planned(name, labels, pod_cidrs);
+        let node = planned(name, labels, taints, pod_cidrs);
         let params = PostParams::default();
         let created = retry(&what, DEADLINE, || async {
             match api.create(&params, &node).await {
@@ -46,7 +60,7 @@ impl Client {
         }
         let what = format!("updating node {name}");
         let existing = retry(&what, DEADLINE, || api.get(name)).await?;
-        let Some(patch) = difference(name, &existing, labels, pod_cidrs)? else {
+        let Some(patch) = difference(name, &existing, labels, taints, pod_cidrs)? else {
             return Ok(());
         };
         let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
@@ -111,7 +125,12 @@ pub(crate) fn refusal(error: watcher::Error) -> Option<kube::Error> {
     }
 }
 
-fn planned(name: &str, labels: &BTreeMap<String, String>, pod_cidrs: &[String]) -> Node {
+fn planned(
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    taints: &[Taint],
+    pod_cidrs: &[String],
+) -> Node {
     Node {
         metadata: ObjectMeta {
             name: Some(name.into()),
@@ -121,6 +140,7 @@ fn planned(name: &str, labels: &BTreeMap<String, String>, pod_cidrs: &[String]) 
         spec: Some(NodeSpec {
             pod_cidr: pod_cidrs.first().cloned(),
             pod_cidrs: (!pod_cidrs.is_empty()).then(|| pod_cidrs.to_vec()),
+            taints: (!taints.is_empty()).then(|| taints.to_vec()),
             ..NodeSpec::default()
         }),
         status: None,
@@ -132,6 +152,7 @@ fn difference(
     name: &str,
     existing: &Node,
     labels: &BTreeMap<String, String>,
+    taints: &[Taint],
     pod_cidrs: &[String],
 ) -> Result<Option<Value>, Error> {
     let mut patch = json!({});
@@ -144,11 +165,27 @@ fn difference(
         patch["metadata"] = json!({ "labels": missing });
     }
     let spec = existing.spec.as_ref();
+    let mut all = spec
+        .and_then(|spec| spec.taints.clone())
+        .unwrap_or_default();
+    let before = all.clone();
+    for taint in taints {
+        let same = |one: &Taint| one.key == taint.key && one.effect == taint.effect;
+        match all.iter_mut().find(|one| same(one)) {
+            Some(one) => one.value.clone_from(&taint.value),
+            None => all.push(taint.clone()),
+        }
+    }
+    if all != before {
+        // A list is replaced as a whole.
+        patch["spec"]["taints"] = json!(all);
+    }
     let actual = spec
         .and_then(|spec| spec.pod_cidrs.clone())
         .unwrap_or_default();
     if actual.is_empty() && !pod_cidrs.is_empty() {
-        patch["spec"] = json!({ "podCIDR": pod_cidrs[0], "podCIDRs": pod_cidrs });
+        patch["spec"]["podCIDR"] = json!(pod_cidrs[0]);
+        patch["spec"]["podCIDRs"] = json!(pod_cidrs);
     } else if actual != pod_cidrs {
         let (name, wanted) = (name.into(), pod_cidrs.to_vec());
         return Err(Error::PodNetwork {
@@ -201,26 +238,56 @@ mod tests {
     #[test]
     fn existing_nodes_are_changed_only_where_they_differ() {
         let cidrs = ["10.244.0.0/24".to_owned()];
-        let node = planned("n", &labels("a"), &cidrs);
+        let node = planned("n", &labels("a"), &[], &cidrs);
         assert_eq!(
             node.spec.as_ref().unwrap().pod_cidr.as_deref(),
             Some("10.244.0.0/24")
         );
-        assert_eq!(difference("n", &node, &labels("a"), &cidrs).unwrap(), None);
         assert_eq!(
-            difference("n", &node, &labels("b"), &cidrs).unwrap(),
+            difference("n", &node, &labels("a"), &[], &cidrs).unwrap(),
+            None
+        );
+        assert_eq!(
+            difference("n", &node, &labels("b"), &[], &cidrs).unwrap(),
             Some(json!({ "metadata": { "labels": { "role": "b" } } }))
         );
-        let bare = planned("n", &labels("a"), &[]);
+        let bare = planned("n", &labels("a"), &[], &[]);
         assert_eq!(
-            difference("n", &bare, &labels("a"), &cidrs).unwrap(),
+            difference("n", &bare, &labels("a"), &[], &cidrs).unwrap(),
             Some(json!({ "spec": { "podCIDR": cidrs[0], "podCIDRs": cidrs } }))
         );
-        let error = difference("n", &node, &labels("a"), &["10.0.0.0/24".into()]).unwrap_err();
+        let error = difference("n", &node, &labels("a"), &[], &["10.0.0.0/24".into()]).unwrap_err();
         assert_eq!(
             error.to_string(),
             "node n exists with pod network [\"10.244.0.0/24\"] instead of [\"10.0.0.0/24\"]"
         );
+    }
+
+    #[test]
+    fn taints_of_others_stay() {
+        let taint = |key, value| taint(key, value, "NoSchedule");
+        let node = planned(
+            "n",
+            &labels("a"),
+            &[taint("theirs", "1"), taint("ours", "1")],
+            &[],
+        );
+        let patch = |taints: &[Taint]| difference("n", &node, &labels("a"), taints, &[]).unwrap();
+        assert_eq!(patch(&[taint("ours", "1")]), None);
+        let changed = patch(&[taint("ours", "2"), taint("new", "3")]).unwrap();
+        let pairs: Vec<_> = changed["spec"]["taints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .collect();
+        let expected = [("theirs", "1"), ("ours", "2"), ("new", "3")];
+        assert_eq!(pairs.len(), expected.len());
+        for (found, (key, value)) in pairs.iter().zip(expected) {
+            assert_eq!(
+                (&found["key"], &found["value"]),
+                (&json!(key), &json!(value))
+            );
+        }
     }
 
     #[test]

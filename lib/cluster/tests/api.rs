@@ -393,10 +393,13 @@ async fn nodes_are_made_and_awaited(client: &Client, api: &kube::Client, kubelet
     let labels = BTreeMap::from([("role".to_owned(), "master".to_owned())]);
     let cidrs = ["10.244.0.0/24".to_owned()];
     for _ in 0..2 {
-        client.ensure_node("node-1", &labels, &cidrs).await.unwrap();
+        client
+            .ensure_node("node-1", &labels, &[], &cidrs)
+            .await
+            .unwrap();
     }
     let error = client
-        .ensure_node("node-1", &labels, &["10.9.0.0/24".into()])
+        .ensure_node("node-1", &labels, &[], &["10.9.0.0/24".into()])
         .await
         .unwrap_err();
     assert!(matches!(error, Error::PodNetwork { .. }), "{error:?}");

@@ -51,6 +51,15 @@ pub enum Change {
         /// data in it.
         parent: bool,
     },
+    /// A file or directory that was there gets an owner or a mode.
+    Attributes {
+        /// The file or directory.
+        path: PathBuf,
+        /// What it gets.
+        attributes: Attributes,
+        /// What it had.
+        previous: Attributes,
+    },
     /// A file is written.
     File {
         /// The file.
@@ -129,6 +138,42 @@ pub enum Change {
         /// Its directory.
         path: PathBuf,
     },
+}
+
+/// Owner and mode of a file or directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Permission bits.
+    pub mode: u32,
+}
+
+impl Attributes {
+    /// Those of what is at `path`; links are followed.
+    ///
+    /// # Errors
+    /// When there is nothing.
+    pub fn of(path: &Path) -> Result<Self, Error> {
+        let metadata = path.metadata()?;
+        Ok(Self {
+            uid: metadata.uid(),
+            gid: metadata.gid(),
+            mode: metadata.mode() & 0o7777,
+        })
+    }
+
+    /// Gives them to what is at `path`. The owner first: a change of it clears
+    /// bits of the mode.
+    ///
+    /// # Errors
+    /// When nothing is there or the kernel refuses it.
+    pub fn set(self, path: &Path) -> Result<(), Error> {
+        std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(self.mode))
+    }
 }
 
 /// A file as it was.
@@ -309,6 +354,25 @@ impl Journal {
                 .map_err(files("set the mode of", directory))?;
         }
         Ok(())
+    }
+
+    /// Gives what is at `path` an owner and a mode.
+    ///
+    /// # Errors
+    /// When nothing is there, or it can't be recorded or changed.
+    pub fn set_attributes(&mut self, path: &Path, wanted: Attributes) -> Result<(), ChangeError> {
+        let previous = Attributes::of(path).map_err(files("look at", path))?;
+        if previous == wanted {
+            return Ok(());
+        }
+        self.record(Change::Attributes {
+            path: path.to_owned(),
+            attributes: wanted,
+            previous,
+        })?;
+        wanted
+            .set(path)
+            .map_err(files("set the owner and mode of", path))
     }
 
     /// Writes a file with these permission bits, keeping what was there.

@@ -224,11 +224,6 @@ fn missing_in(
     uid: u32,
     gid: u32,
 ) -> Result<Missing, UserError> {
-    let first = |c: char| c.is_ascii_lowercase() || c == '_';
-    let rest = |c: char| first(c) || c.is_ascii_digit() || c == '-';
-    if name.len() > 32 || !name.starts_with(first) || !name.chars().all(rest) {
-        return Err(UserError::Name(name.to_owned()));
-    }
     let other = |kind, found, expected| UserError::OtherId {
         kind,
         name: name.into(),
@@ -252,10 +247,23 @@ fn missing_in(
     } else if let Some(owner) = database.user(&uid.to_string())? {
         return Err(taken("user", uid, owner.name));
     }
-    // An existing user may have a primary group of any name.
+    // Names that exist may be any.
+    let first = |c: char| c.is_ascii_lowercase() || c == '_';
+    let rest = |c: char| first(c) || c.is_ascii_digit() || c == '-';
+    let good = name.len() <= 32 && name.starts_with(first) && name.chars().all(rest);
+    if user.is_none() && !good {
+        return Err(UserError::Name(name.to_owned()));
+    }
+    // An existing user may have a primary group of any name, or of none.
+    if user.is_some() {
+        return Ok(Missing {
+            group: false,
+            user: false,
+        });
+    }
     let group = database.group(&gid.to_string())?;
     match &group {
-        Some(group) if user.is_none() && group.name != name => {
+        Some(group) if group.name != name => {
             return Err(taken("group", gid, group.name.clone()));
         }
         None => {
@@ -267,8 +275,33 @@ fn missing_in(
     }
     Ok(Missing {
         group: group.is_none(),
-        user: user.is_none(),
+        user: true,
     })
+}
+
+/// Whether somebody can log in as this user: its shell is none of those that
+/// refuse.
+pub fn can_log_in(user: &User) -> bool {
+    let refuses = ["nologin", "false", "sync", "shutdown", "halt"];
+    let name = user.shell.file_name().unwrap_or_default();
+    // An empty field means /bin/sh.
+    !refuses.iter().any(|shell| name == *shell)
+}
+
+/// Finds out, without a change, whether a service user is there or can be made.
+///
+/// # Errors
+/// When name or id belong to others, or the host can't make users.
+pub fn check_service_user(name: &str, uid: u32, gid: u32) -> Result<Missing, UserError> {
+    let missing = missing(name, uid, gid)?;
+    let tools = [(missing.group, "groupadd"), (missing.user, "useradd")];
+    match tools
+        .iter()
+        .any(|(needed, tool)| *needed && !installed(tool))
+    {
+        true => Err(UserError::NoTools(name.to_owned())),
+        false => Ok(missing),
+    }
 }
 
 /// Makes a group by `groupadd`.
@@ -375,7 +408,7 @@ mod tests {
 
     struct Fake;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n\nbad:x:y:0:::\nshort:x:1\nalice:x:1000:1000:A,,:/home/alice:/bin/sh\nbob:x:1001:100::/:/bin/sh\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\n\nbad:x:y:0:::\nshort:x:1\nalice:x:1000:1000:A,,:/home/alice:/bin/sh\nbob:x:1001:100::/:/bin/sh\nJ.Doe:x:1002:4000::/:/usr/sbin/nologin\n";
     const GROUP: &str = "root:x:0:\nalice:x:1000:\nusers:x:100:a,b\nlonely:x:77:\n#\n";
 
     impl Database for Fake {
@@ -398,7 +431,11 @@ mod tests {
         let users = parse_passwd(PASSWD);
         assert_eq!(
             users.iter().map(|u| u.name.as_str()).collect::<Vec<_>>(),
-            ["root", "alice", "bob"]
+            ["root", "alice", "bob", "J.Doe"]
+        );
+        assert_eq!(
+            users.iter().map(can_log_in).collect::<Vec<_>>(),
+            [true, true, true, false]
         );
         assert_eq!(users[1].home, Path::new("/home/alice"));
         assert_eq!(parse_group(GROUP).len(), 4);
@@ -443,6 +480,9 @@ mod tests {
         assert!(error("planet", 1000, 980).starts_with("id 1000 belongs to user `alice`"));
         assert!(error("planet", 980, 100).starts_with("id 100 belongs to group `users`"));
         assert!(error("lonely", 78, 78).starts_with("group `lonely` exists with id 77"));
+        // A user that exists may have any name, and a group without one.
+        let there = missing("J.Doe", 1002, 4000).unwrap();
+        assert!(!there.user && !there.group);
         for bad in ["", "-r", "a b", "A", "a:b"] {
             assert!(
                 matches!(missing(bad, 1, 1), Err(UserError::Name(_))),

@@ -60,8 +60,34 @@ pub struct ClusterSpec {
     pub vxlan_port: u16,
     /// DNS domain of services.
     pub domain: String,
+    /// Zones of DNS that other servers answer for.
+    #[serde(default)]
+    pub dns_zones: Vec<DnsZone>,
     /// All nodes.
     pub nodes: Vec<NodeSpec>,
+}
+
+/// Port of DNS.
+pub const DNS_PORT: u16 = 53;
+
+/// A zone and who answers for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsZone {
+    /// Domain, lower-case, without a dot at its end.
+    pub name: String,
+    /// Servers that are asked.
+    pub servers: Vec<std::net::SocketAddr>,
+}
+
+/// A Kubernetes taint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taint {
+    /// Its key.
+    pub key: String,
+    /// Its value, perhaps empty.
+    pub value: String,
+    /// `NoSchedule`, `PreferNoSchedule` or `NoExecute`.
+    pub effect: String,
 }
 
 /// Name and version of an image.
@@ -113,6 +139,12 @@ pub struct NodeSpec {
     pub pod_cidrs: Vec<String>,
     /// Kubernetes labels.
     pub labels: BTreeMap<String, String>,
+    /// Kubernetes taints.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
+    /// Where DNS answers beside [`LEADER_ADDRESS`].
+    #[serde(default)]
+    pub dns_listen: Vec<std::net::SocketAddr>,
     /// Where the node keeps everything.
     pub state_dir: PathBuf,
 }
@@ -139,6 +171,9 @@ pub struct Candidate {
     pub profile: String,
     /// Labels of that profile.
     pub labels: BTreeMap<String, String>,
+    /// Taints of that profile.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
     /// Where the node keeps everything.
     pub state_dir: PathBuf,
     /// Digest of the cluster image that it has.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RegistryImage, ServiceUser};
+use crate::{RegistryImage, ServiceUser, Taint};
 
 /// What one leaf phase of a plan does on its node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,8 @@ pub enum PhaseSpec {
     Node(Node),
     /// Applies Kubernetes objects.
     Apply(Apply),
+    /// Applies what `--config` names.
+    Config(Config),
     /// Waits until every service and the node are ready.
     Health(Health),
     /// Runs a hook as a Job.
@@ -62,23 +64,32 @@ pub struct Bootstrap {
 pub struct Volumes {
     /// Volumes of the profile.
     pub volumes: Vec<Volume>,
+    /// Who owns directories that are made and for which no owner is given.
+    pub user: ServiceUser,
 }
 
-/// A directory of the host that the application asks for.
+/// A directory or file of the host that the application asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// Path on the host.
+    /// Path on the host, or a shell pattern.
     pub path: PathBuf,
+    /// Whether `path` is a shell pattern. Nothing is made for one.
+    pub pattern: bool,
     /// Path inside the planet, where it is mounted.
     pub target: Option<PathBuf>,
-    /// Owner; the service user where none is given.
-    pub uid: u32,
-    /// Group; the service group where none is given.
-    pub gid: u32,
-    /// Permission bits; 0755 where none are given.
-    pub mode: u32,
+    /// Owner. Where none is given, what exists keeps its own.
+    pub uid: Option<u32>,
+    /// Group. Where none is given, what exists keeps its own.
+    pub gid: Option<u32>,
+    /// Permission bits. Where none are given, what exists keeps its own and
+    /// what is made gets 0755.
+    pub mode: Option<u32>,
     /// Whether a missing directory is made.
     pub create: bool,
+    /// Whether a missing one is left out.
+    pub skip_if_missing: bool,
+    /// Whether what is mounted below comes along.
+    pub recursive: bool,
 }
 
 /// See [`PhaseSpec::Program`].
@@ -128,6 +139,8 @@ pub struct Resources {
     pub digest: String,
     /// Id that `runAsUser: -1` becomes.
     pub service_uid: u32,
+    /// Id that `runAsGroup: -1` becomes.
+    pub service_gid: u32,
 }
 
 /// See [`PhaseSpec::Secrets`].
@@ -226,6 +239,9 @@ pub struct Node {
     pub name: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
+    /// Taints.
+    #[serde(default)]
+    pub taints: Vec<Taint>,
     /// Its part of the pod network.
     pub pod_cidrs: Vec<String>,
 }
@@ -235,6 +251,16 @@ pub struct Node {
 pub struct Apply {
     /// Kubernetes objects.
     pub objects: Vec<serde_json::Value>,
+}
+
+/// See [`PhaseSpec::Config`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// Identity of the operation.
+    pub operation: String,
+    /// Name of a file in the operation's directory: YAML documents, which may
+    /// hold secrets.
+    pub file: String,
 }
 
 /// See [`PhaseSpec::Health`].

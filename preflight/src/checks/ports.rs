@@ -7,7 +7,7 @@ use host::facts::{Listener, Protocol};
 use manifest::PortRange;
 use spec::{API_PORT, LEADER_ADDRESS, REGISTRY_PORT};
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Requirements};
 
 /// TCP ports of the services of a node: what they are and who listens.
 const OWN: &[(u16, &str)] = &[
@@ -24,14 +24,17 @@ const OWN: &[(u16, &str)] = &[
     (10259, "kube-scheduler"),
 ];
 
-/// A port that is needed.
+/// Ports that are needed.
 #[derive(Debug)]
-struct Wanted<'a> {
-    protocol: Protocol,
-    range: PortRange,
-    /// The one address it is needed on; all where there is none.
-    address: Option<IpAddr>,
-    user: &'a str,
+pub struct Wanted<'a> {
+    /// Transport.
+    pub protocol: Protocol,
+    /// The ports.
+    pub range: PortRange,
+    /// The one address they are needed on; all where there is none.
+    pub address: Option<IpAddr>,
+    /// Who listens.
+    pub user: &'a str,
 }
 
 pub(super) const CHECK: Check = Check {
@@ -48,13 +51,14 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
     if input.requirements.joined {
         return Vec::new();
     }
-    wanted(input)
+    wanted(input.requirements)
         .iter()
         .map(|wanted| one(wanted, &input.facts.listening))
         .collect()
 }
 
-fn wanted<'a>(input: &Input<'_>) -> Vec<Wanted<'a>> {
+/// Ports that services of a node and its application listen on.
+pub fn wanted(requirements: &Requirements) -> Vec<Wanted<'static>> {
     let single = |port| PortRange {
         first: port,
         last: port,
@@ -67,7 +71,7 @@ fn wanted<'a>(input: &Input<'_>) -> Vec<Wanted<'a>> {
     });
     let vxlan = Wanted {
         protocol: Protocol::Udp,
-        range: single(input.requirements.vxlan_port),
+        range: single(requirements.vxlan_port),
         address: None,
         user: "the network between nodes",
     };
@@ -78,7 +82,7 @@ fn wanted<'a>(input: &Input<'_>) -> Vec<Wanted<'a>> {
         user: "cluster DNS",
     });
     let mut wanted: Vec<_> = own.chain([vxlan]).chain(dns).collect();
-    for port in &input.requirements.profile.network.ports {
+    for port in &requirements.profile.network.ports {
         let protocol = match port.protocol {
             manifest::Protocol::Tcp => Protocol::Tcp,
             manifest::Protocol::Udp => Protocol::Udp,

@@ -327,3 +327,34 @@ fn nothing_is_removed_on_what_is_mounted() {
     );
     assert!(bench.path("data/app/disk").exists() && !bench.path("state").exists());
 }
+
+#[test]
+fn modes_are_restored_unless_somebody_has_changed_them_since() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path();
+    let mode = |name: &str| root.join(name).metadata().unwrap().permissions().mode() & 0o7777;
+    let set = |name: &str, mode| {
+        std::fs::set_permissions(root.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    let mut journal = Journal::open_on(&root.join("journal"), Box::new(Fake::default())).unwrap();
+    for name in ["ours", "theirs", "same", "gone"] {
+        std::fs::create_dir(root.join(name)).unwrap();
+        set(name, 0o700);
+        let wanted = Attributes {
+            mode: if name == "same" { 0o700 } else { 0o750 },
+            ..Attributes::of(&root.join(name)).unwrap()
+        };
+        for _ in 0..2 {
+            journal.set_attributes(&root.join(name), wanted).unwrap();
+        }
+    }
+    assert_eq!((mode("ours"), journal.changes().count()), (0o750, 3));
+    set("theirs", 0o755);
+    std::fs::remove_dir(root.join("gone")).unwrap();
+    let report = journal.undo(false).unwrap();
+    assert_eq!((mode("ours"), mode("theirs")), (0o700, 0o755));
+    assert_eq!(report.restored.len(), 1, "{report}");
+    assert_eq!(report.left.len(), 1, "{report}");
+    assert!(report.left[0].what.ends_with("theirs"), "{report}");
+}

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Change, ChangeError, Journal, MAX_PREVIOUS, Previous, Record, replace_link, sha256};
+use super::{
+    Attributes, Change, ChangeError, Journal, MAX_PREVIOUS, Previous, Record, replace_link, sha256,
+};
 use crate::mounts::{self, Mount};
 use crate::{atomic, bounded, sysctl};
 
@@ -126,6 +128,11 @@ impl Journal {
             Change::Directory { path, parent } => {
                 self.remove_directory(path, purge && !parent).map(removed)
             }
+            Change::Attributes {
+                path,
+                attributes,
+                previous,
+            } => restore_attributes(path, *attributes, *previous),
             Change::File {
                 path,
                 written,
@@ -282,6 +289,9 @@ impl fmt::Display for Change {
             Self::OwnedTree { path } | Self::Directory { path, .. } => {
                 write!(f, "directory {}", path.display())
             }
+            Self::Attributes { path, .. } => {
+                write!(f, "owner and mode of {}", path.display())
+            }
             Self::File { path, .. } => write!(f, "file {}", path.display()),
             Self::Symlink { path, .. } => write!(f, "link {}", path.display()),
             Self::Group { name, .. } => write!(f, "group {name}"),
@@ -307,6 +317,29 @@ fn chain(error: impl std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+fn restore_attributes(path: &Path, written: Attributes, previous: Attributes) -> Undone {
+    let current = match Attributes::of(path) {
+        Ok(current) => current,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Outcome::Nothing),
+        Err(error) => return Err(chain(error)),
+    };
+    if current == previous {
+        return Ok(Outcome::Nothing);
+    }
+    // Killed after the owner was set, which clears some bits, the mode is as it
+    // was.
+    let modes = [written.mode, previous.mode, previous.mode & 0o1777];
+    let owner = (current.uid, current.gid) == (written.uid, written.gid);
+    if !owner || !modes.contains(&current.mode) {
+        return Err("it was changed since".into());
+    }
+    previous.set(path).map_err(chain)?;
+    Ok(Outcome::Restored(format!(
+        "owner and mode of {}",
+        path.display()
+    )))
 }
 
 fn restore_file(path: &Path, written: &str, previous: Option<&Previous>) -> Undone {

@@ -42,6 +42,7 @@ fn cluster() -> ClusterSpec {
         service_cidrs: Vec::new(),
         vxlan_port: 8472,
         domain: "cluster.local".into(),
+        dns_zones: Vec::new(),
         nodes: Vec::new(),
     }
 }
@@ -142,6 +143,7 @@ fn candidate() -> Candidate {
         advertise_addresses: Vec::new(),
         profile: String::new(),
         labels: BTreeMap::new(),
+        taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         image: "sha256:0".into(),
     }
