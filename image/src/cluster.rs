@@ -87,6 +87,10 @@ pub struct ApplicationImage {
     pub source: String,
     /// Digest of its manifest.
     pub digest: String,
+    /// Digest of the index of several platforms that `reference` is pinned to
+    /// and that lists the manifest; the others are not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub index: Option<String>,
 }
 
 /// What a base image says of itself.
@@ -200,7 +204,10 @@ impl ClusterImage {
         let config: ClusterConfig = serde_json::from_value(config)
             .map_err(|e| invalid("the cluster's config", e.to_string()))?;
         let all = [&config.base.digest, &config.manifest, &config.resources];
-        let images = config.images.iter().map(|image| &image.digest);
+        let images = config
+            .images
+            .iter()
+            .flat_map(|image| std::iter::once(&image.digest).chain(&image.index));
         for digest in all.into_iter().chain(images).chain(config.planets.values()) {
             if image.blob(digest).is_none() {
                 return Err(Error::MissingBlob {
@@ -235,11 +242,31 @@ impl ClusterImage {
     }
 
     /// The blobs of one image, all of which are there: manifest, config,
-    /// layers. Those that occur twice are listed once.
+    /// layers. Those that occur twice are listed once. Of an index it is the
+    /// index and the blobs of its manifests that are there.
     ///
     /// # Errors
     /// [`Error::MissingBlob`], or what is wrong with the manifest.
     pub fn image_blobs(&self, digest: &str) -> Result<Vec<String>> {
+        let indexes = || {
+            self.config
+                .images
+                .iter()
+                .filter_map(|image| image.index.as_deref())
+        };
+        if indexes().any(|index| index == digest) {
+            let what = format!("the image index {digest}");
+            let index: ImageIndex = document(&self.image, digest, &what)?;
+            let mut blobs = vec![digest.to_owned()];
+            let listed = index.manifests().iter().map(|one| one.digest().to_string());
+            for manifest in listed.filter(|manifest| self.image.blob(manifest).is_some()) {
+                // An index of indexes would go on without end.
+                if indexes().all(|index| index != manifest) {
+                    blobs.extend(self.image_blobs(&manifest)?);
+                }
+            }
+            return Ok(blobs);
+        }
         let manifest = self.image_manifest(digest)?;
         let mut blobs = vec![digest.to_owned()];
         for part in std::iter::once(manifest.config()).chain(manifest.layers()) {
@@ -330,17 +357,16 @@ impl ClusterImage {
 }
 
 /// Writes what leads from the root to the cluster: config, artifact manifest
-/// and index; returns the root's digest. `base` and `images` are descriptors
-/// of manifests; they, all they refer to and the two parts that the config
-/// names were added before.
+/// and index; returns the root's digest. `parts` are descriptors of the blobs
+/// that the config names, `base` and `images` of manifests; they and all that
+/// they refer to were added before.
 ///
 /// # Errors
 /// When a digest is malformed or the file can't be written.
 pub fn write_root(
     writer: &mut Writer,
     config: &ClusterConfig,
-    manifest: Descriptor,
-    resources: Descriptor,
+    parts: Vec<Descriptor>,
     base: Descriptor,
     images: Vec<Descriptor>,
 ) -> Result<String> {
@@ -350,7 +376,7 @@ pub fn write_root(
         .media_type(MediaType::ImageManifest)
         .artifact_type(MediaType::from(CLUSTER_ARTIFACT))
         .config(config)
-        .layers(vec![manifest, resources])
+        .layers(parts)
         .build()
         .map_err(|e| invalid("the cluster's manifest", e.to_string()))?;
     let (mut cluster, _) = write_json(writer, &artifact, MediaType::ImageManifest.as_ref())?;

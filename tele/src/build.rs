@@ -7,27 +7,31 @@
 pub(crate) mod base;
 pub(crate) mod charts;
 pub(crate) mod images;
+pub(crate) mod lock;
 pub(crate) mod manifest;
 pub(crate) mod output;
 pub(crate) mod planet;
 pub(crate) mod resources;
+pub(crate) mod state;
 pub(crate) mod yaml;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
+use ::manifest::{BaseImage, HookName, Location};
 use anyhow::{Context, Result, bail};
 use console::Console;
 use event::Sink;
 use image::cluster::{BaseReference, CONFIG_VERSION, ClusterConfig};
 use oci::{Client, Credentials, Hub, Layout, Progress, Registries, Retry};
+use serde::Serialize;
 
 use crate::cli::Build;
 use output::Output;
 
-/// Prefix of everything unfinished.
-pub(crate) const PARTIAL: &str = ".partial-";
+/// Prefix of the directory with everything unfinished, beside the output.
+pub(crate) const PARTIAL: &str = ".tele-partial-";
 
 pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
     let started = Instant::now();
@@ -41,12 +45,8 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         Registries::from_environment()?,
         Credentials::from_environment(),
     );
-    let client = Client::new(
-        registries,
-        credentials,
-        usize::from(arguments.parallel),
-        Retry::default(),
-    );
+    let parallel = arguments.transfers();
+    let client = Client::new(registries, credentials, parallel, Retry::default());
     // What a registry holds is fetched to where a directory would be.
     let (hub, remote) = match arguments.hub.open(&client, false)? {
         Hub::Directory(hub) => (hub, None),
@@ -60,23 +60,48 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         state: &state,
         hub: &hub,
         remote: remote.as_ref(),
+        base: wanted_base(arguments)?,
         chart_options: charts::Options {
             helm: &helm,
             set: &arguments.set,
             values: &arguments.values,
         },
+        selection: resources::Selection::new(&arguments.glob, &arguments.ignore)?,
+        replacements: images::Replacements::parse(&arguments.set_image)?,
+        locked: arguments.locked,
         client: &client,
-        parallel: usize::from(arguments.parallel),
+        parallel,
     };
     let sink: Arc<dyn Sink> = console.clone();
-    let size = job.build(&output, &sink)?;
-    console.print(&format!(
-        "{}: {}, built in {:.1} s",
-        output.path().display(),
-        ::manifest::Bytes(size).human(),
-        started.elapsed().as_secs_f64()
-    ));
+    let built = job.build(&output, &sink)?;
+    if console.is_json() {
+        console.print_json(&built)?;
+    } else {
+        console.print(&format!(
+            "{}: {}, built in {:.1} s",
+            output.path().display(),
+            ::manifest::Bytes(built.size).human(),
+            started.elapsed().as_secs_f64()
+        ));
+    }
     Ok(())
+}
+
+/// The base image that the command line asks for. A cluster image depends on
+/// nothing else.
+fn wanted_base(arguments: &Build) -> Result<Option<BaseImage>> {
+    let mut wanted = arguments.with_base_image.clone();
+    for dependency in &arguments.set_dep {
+        let name = dependency.strip_prefix("gravitational.io/");
+        let base: BaseImage = name.unwrap_or(dependency).parse().with_context(|| {
+            format!("--set-dep {dependency}: the only dependency of a cluster image is its base")
+        })?;
+        if let Some(other) = wanted.as_ref().filter(|other| **other != base) {
+            bail!("two base images are asked for, {other} and {base}: name one");
+        }
+        wanted = Some(base);
+    }
+    Ok(wanted)
 }
 
 /// What a build works with.
@@ -88,14 +113,32 @@ pub(crate) struct Job<'a> {
     pub(crate) hub: &'a Layout,
     /// The registry that fills `hub`.
     pub(crate) remote: Option<&'a Hub>,
+    /// In place of the manifest's.
+    pub(crate) base: Option<BaseImage>,
     pub(crate) chart_options: charts::Options<'a>,
+    pub(crate) selection: resources::Selection,
+    pub(crate) replacements: images::Replacements,
+    /// Whether images are those of the lock file.
+    pub(crate) locked: bool,
     pub(crate) client: &'a Client,
     pub(crate) parallel: usize,
 }
 
+/// What was built.
+#[derive(Debug, Serialize)]
+pub(crate) struct Built {
+    pub(crate) output: PathBuf,
+    /// Of the output, in bytes.
+    pub(crate) size: u64,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) base: BaseReference,
+    pub(crate) images: Vec<image::cluster::ApplicationImage>,
+}
+
 impl Job<'_> {
-    /// Builds; returns the size of the file in bytes.
-    pub(crate) fn build(&self, output: &Output, sink: &Arc<dyn Sink>) -> Result<u64> {
+    /// Builds the output.
+    pub(crate) fn build(&self, output: &Output, sink: &Arc<dyn Sink>) -> Result<Built> {
         let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
         let source = manifest::Source::find(self.path)?;
         let mut manifest = source.parse()?;
@@ -105,15 +148,28 @@ impl Job<'_> {
         );
         sink.step(&format!(
             "Building cluster image {name} {version} from {}",
-            source.file.display()
+            match source.generated {
+                Some(_) => format!("the chart {}", source.shown(Path::new("")).display()),
+                None => source.file.display().to_string(),
+            }
         ));
+        let lock = lock::path(&source.file);
+        let locked = match self.locked {
+            true => lock::Locked::demand(&lock)?,
+            false => lock::check_ours(&lock).map(|()| lock::Locked::default())?,
+        };
+        let places: Vec<_> = manifest
+            .hooks
+            .iter()
+            .map(|(hook, job)| hook_place(&source, *hook, job))
+            .collect();
         manifest::complete(&mut manifest, &source, &runtime, self.client)?;
         for warning in manifest.retired() {
             sink.warning(&warning.to_string());
         }
 
         sink.step("Selecting base image");
-        let mut wanted = manifest.base_image.clone();
+        let mut wanted = self.base.clone().or_else(|| manifest.base_image.clone());
         if let Some(remote) = self.remote {
             let progress = Progress::new("base image", sink.clone());
             let fetch = base::fetch(remote, wanted.as_ref(), self.hub, &progress);
@@ -126,101 +182,191 @@ impl Job<'_> {
             base.describe()
         ));
 
+        let state = state::State::open(self.state)?;
         let work = output.begin(&runtime)?;
-        let cache = Layout::open_or_create(self.state.join("images"))?;
-        let encoded = image::encode::Cache::open(self.state.join("encoded"))?;
-
-        let planets = runtime.block_on(planet::select(
-            &manifest,
-            &base,
-            self.hub,
-            &cache,
-            self.client,
+        let encoded = image::encode::Cache::open(state.encoded())?;
+        let step = Step {
+            job: self,
+            output,
+            source: &source,
+            base: &base,
+            lock: &lock,
+            locked: &locked,
+            cache: Layout::open_or_create(state.images())?,
+            work: work.dir(),
+            runtime: &runtime,
             sink,
-        ))?;
-
-        sink.step("Discovering container images");
-        let mut skip = resources::Skip::new(&source, output, self.state);
-        let mut found = resources::discover(&source, &mut skip, sink.as_ref())?;
-        let helm = charts::Helm::new(&self.chart_options, base.kubernetes(), work.dir());
-        for chart in found.charts.clone() {
-            let shown = source.shown(&chart);
-            sink.info(&format!("Rendering chart {}", shown.display()));
-            for image in helm.images(&source.dir.join(&chart), &shown)? {
-                found.images.add(image);
-            }
+        };
+        let (image, start) = (work.image(), output.start());
+        let (written, built, vendored) = std::thread::scope(|scope| {
+            let begun =
+                scope.spawn(|| output::begin_image(&image, start, &base, self.hub, encoded));
+            let planets = runtime.block_on(planet::select(
+                &manifest,
+                &base,
+                self.hub,
+                &step.cache,
+                self.client,
+                sink,
+            ))?;
+            let found = step.discover(&mut manifest, &places)?;
+            let vendored = step.pull(&found)?;
+            sink.step("Packing resources");
+            let (tar, packed) = step.pack(&found)?;
+            sink.step(&format!(
+                "Saving cluster image to {}",
+                output.path().display()
+            ));
+            let config = ClusterConfig {
+                version: CONFIG_VERSION,
+                name,
+                image_version: version,
+                description: manifest.metadata.description.clone().unwrap_or_default(),
+                base: BaseReference {
+                    reference: base.reference.clone(),
+                    digest: base.digest.to_string(),
+                },
+                planets: planets
+                    .iter()
+                    .flat_map(planet::Planet::of_profiles)
+                    .collect(),
+                images: vendored
+                    .iter()
+                    .map(|image| image.application.clone())
+                    .collect(),
+                // Both are known when they are written.
+                manifest: String::new(),
+                resources: packed.digest.clone(),
+            };
+            let resolved = manifest
+                .to_json()
+                .context("cannot write the resolved manifest")?;
+            let built = Built {
+                output: output.path().to_owned(),
+                size: 0,
+                name: config.name.clone(),
+                version: config.image_version.clone(),
+                base: config.base.clone(),
+                images: config.images.clone(),
+            };
+            let content = output::Content {
+                config,
+                resolved: &resolved,
+                resources: (&tar, &packed),
+                base: &base,
+                images: &vendored,
+                planets: &planets,
+            };
+            let writer = match begun.join() {
+                Ok(writer) => writer?,
+                Err(_) => bail!("writing the base image ended early"),
+            };
+            let written = output::write_image(writer, &content, self.hub, &step.cache)?;
+            Ok((written, built, vendored))
+        })?;
+        let size = work.finish(output, &written, &source, epoch()?)?;
+        if !self.locked {
+            lock::write(&lock, &base, &vendored, sink.as_ref())?;
         }
-        for (hook, job) in &mut manifest.hooks {
-            let place = format!("{}: hooks.{hook}.job", source.file.display());
-            let scanned = images::scan(job, &place)?;
-            *job = scanned.rewrite(job)?;
-            scanned
-                .images
-                .into_iter()
-                .for_each(|image| found.images.add(image));
+        Ok(Built { size, ..built })
+    }
+}
+
+/// What the steps of a build share.
+struct Step<'a> {
+    job: &'a Job<'a>,
+    output: &'a Output,
+    source: &'a manifest::Source,
+    base: &'a base::Base,
+    lock: &'a Path,
+    locked: &'a lock::Locked,
+    cache: Layout,
+    work: &'a Path,
+    runtime: &'a tokio::runtime::Runtime,
+    sink: &'a Arc<dyn Sink>,
+}
+
+/// What is to be packed.
+struct Discovered {
+    /// Copy of the resources.
+    staged: PathBuf,
+    wanted: Vec<images::Wanted>,
+}
+
+impl Step<'_> {
+    /// Finds all images and renames those of resources and hooks.
+    fn discover(
+        &self,
+        manifest: &mut ::manifest::Manifest,
+        hook_places: &[String],
+    ) -> Result<Discovered> {
+        let (job, source) = (self.job, self.source);
+        self.sink.step("Discovering container images");
+        let mut skip = resources::Skip::new(source, self.output, job.state, self.lock);
+        let discovery = resources::Discovery {
+            source,
+            selection: &job.selection,
+            replacements: &job.replacements,
+            sink: self.sink.as_ref(),
+        };
+        let mut found = discovery.run(&mut skip)?;
+        let staged = resources::stage(source, &skip, &found.rewritten, self.work)?;
+        // What is packed is rendered: no output lies in it.
+        let charts: Vec<_> = found
+            .charts
+            .iter()
+            .map(|chart| (staged.join(chart), source.shown(chart)))
+            .collect();
+        for (_, shown) in &charts {
+            self.sink
+                .info(&format!("Rendering chart {}", shown.display()));
         }
-        let wanted = found.images.resolve(sink.as_ref())?;
+        let helm = charts::Helm::new(&job.chart_options, self.base.kubernetes(), self.work);
+        for images in helm.all_images(&charts)? {
+            let images = job.replacements.apply(images);
+            images.into_iter().for_each(|image| found.images.add(image));
+        }
+        for (text, place) in manifest.hooks.values_mut().zip(hook_places) {
+            let scanned = images::scan(text, place)?;
+            *text = scanned.rewrite(text, &job.replacements)?;
+            let images = scanned.into_rewritten(&job.replacements);
+            images.into_iter().for_each(|image| found.images.add(image));
+        }
+        let wanted = (found.images).resolve(&job.replacements, self.sink.as_ref())?;
+        self.locked.check(self.base, &wanted)?;
+        Ok(Discovered { staged, wanted })
+    }
 
-        sink.step(&format!("Pulling {} container images", wanted.len()));
-        let pulled = runtime.block_on(images::pull(
-            &wanted,
-            self.client,
-            &cache,
-            self.parallel,
-            sink,
-        ))?;
+    fn pull(&self, found: &Discovered) -> Result<Vec<images::Vendored>> {
+        let wanted = &found.wanted;
+        self.sink
+            .step(&format!("Pulling {} container images", wanted.len()));
+        self.runtime.block_on(images::pull(
+            wanted,
+            self.locked,
+            self.job.client,
+            &self.cache,
+            self.job.parallel,
+            self.sink,
+        ))
+    }
 
-        sink.step("Packing resources");
-        let staged = resources::stage(&source, &skip, &found.rewritten, work.dir())?;
-        let tar = work.dir().join("resources.tar");
+    fn pack(&self, found: &Discovered) -> Result<(PathBuf, image::pack::Packed)> {
+        let tar = self.work.join("resources.tar");
         let file = std::fs::File::create(&tar)
             .with_context(|| format!("cannot create {}", tar.display()))?;
-        let packed = image::pack::pack_dir(&staged, &[], epoch()?, std::io::BufWriter::new(file))?;
+        let out = std::io::BufWriter::new(file);
+        let packed = image::pack::pack_dir(&found.staged, &[], epoch()?, out)?;
+        Ok((tar, packed))
+    }
+}
 
-        sink.step(&format!(
-            "Saving cluster image to {}",
-            output.path().display()
-        ));
-        let config = ClusterConfig {
-            version: CONFIG_VERSION,
-            name,
-            image_version: version,
-            description: manifest.metadata.description.clone().unwrap_or_default(),
-            base: BaseReference {
-                reference: base.reference.clone(),
-                digest: base.digest.to_string(),
-            },
-            planets: planets
-                .iter()
-                .flat_map(planet::Planet::of_profiles)
-                .collect(),
-            images: pulled
-                .iter()
-                .map(|image| image.application.clone())
-                .collect(),
-            // Both are known when they are written.
-            manifest: String::new(),
-            resources: packed.digest.clone(),
-        };
-        let resolved = manifest
-            .to_json()
-            .context("cannot write the resolved manifest")?;
-        let content = output::Content {
-            config,
-            resolved: &resolved,
-            resources: (&tar, &packed),
-            base: &base,
-            images: &pulled,
-            planets: &planets,
-        };
-        let executable = output::write_image(
-            &content,
-            self.hub,
-            &cache,
-            encoded,
-            &work.dir().join("gravity"),
-        )?;
-        work.finish(output, &executable, &source, epoch()?)
+/// Where the text of a hook's job is, in messages.
+fn hook_place(source: &manifest::Source, hook: HookName, job: &str) -> String {
+    match Location::of(job) {
+        Some(Location::File(path)) => source.shown(&path).display().to_string(),
+        Some(Location::Web(address)) => address,
+        None => format!("{}: hooks.{hook}.job", source.file.display()),
     }
 }
 

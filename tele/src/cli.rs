@@ -2,9 +2,11 @@
 //!
 //! In: arguments. Out: [`Cli`]. Clap refuses what is malformed.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use manifest::BaseImage;
 
 use crate::login::{Login, Logout};
 use crate::ls::Ls;
@@ -23,7 +25,7 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Builds a cluster image from an Image Manifest.
-    Build(Build),
+    Build(Box<Build>),
     /// Puts a cluster image into the hub.
     Push(Push),
     /// Gets a cluster image from the hub.
@@ -49,8 +51,10 @@ pub(crate) enum Command {
 }
 
 #[derive(Debug, Args)]
+#[command(args_override_self = true)]
 pub(crate) struct Build {
-    /// The Image Manifest, or a directory with app.yaml or manifest.yaml.
+    /// The Image Manifest, a directory with app.yaml or manifest.yaml, or a
+    /// chart, which is installed as it is.
     #[arg(default_value = ".")]
     pub(crate) path: PathBuf,
     /// Name of what is built: a .tar, or with any other name the executable
@@ -66,21 +70,112 @@ pub(crate) struct Build {
     pub(crate) state_dir: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) hub: Hub,
+    /// Base image to build on, such as gravity:6.0.0, whatever the manifest says.
+    #[arg(long, value_name = "NAME[:VERSION]")]
+    pub(crate) with_base_image: Option<BaseImage>,
     /// Value for rendering charts; can be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
     pub(crate) set: Vec<String>,
     /// File with values for rendering charts; can be repeated.
     #[arg(long, value_name = "FILE")]
     pub(crate) values: Vec<PathBuf>,
-    /// Transfers at a time.
-    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u8).range(1..=64))]
-    pub(crate) parallel: u8,
+    /// Files to look for images in, below the manifest's directory; can be
+    /// repeated [default: **/*.yaml, **/*.yml and **/*.json].
+    #[arg(long, value_name = "PATTERN")]
+    pub(crate) glob: Vec<String>,
+    /// Files and charts to look for no images in: a regular expression for
+    /// their path, which begins with / at the manifest's directory; can be
+    /// repeated.
+    #[arg(long, value_name = "REGEX")]
+    pub(crate) ignore: Vec<String>,
+    /// Image to take in place of all of the same repository, on whatever
+    /// registry and with whatever tag; can be repeated.
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) set_image: Vec<String>,
+    /// Version of a dependency, such as gravity:6.0.0; can be repeated.
+    #[arg(long, value_name = "NAME:VERSION")]
+    pub(crate) set_dep: Vec<String>,
+    /// Ask registries for all images, also for those that are on this machine.
+    #[arg(long)]
+    pub(crate) pull: bool,
+    /// Take exactly the images of the lock file beside the manifest, and fail
+    /// where it lacks one.
+    #[arg(long)]
+    pub(crate) locked: bool,
+    /// Transfers at a time: 0 for one a processor, less for no limit.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 6,
+        allow_negative_numbers = true
+    )]
+    pub(crate) parallel: i16,
+    /// How to tell what is done.
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    pub(crate) format: Format,
+}
+
+impl Build {
+    /// How many transfers there may be at a time.
+    pub(crate) fn transfers(&self) -> usize {
+        match usize::try_from(self.parallel) {
+            Ok(0) => std::thread::available_parallelism().map_or(1, usize::from),
+            Ok(limit) => limit,
+            Err(_) => usize::MAX,
+        }
+        .min(MAX_TRANSFERS)
+    }
+}
+
+/// More gain nothing and look like an attack to registries.
+const MAX_TRANSFERS: usize = 64;
+
+/// How output looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Lines for people.
+    Text,
+    /// One JSON object a line; the last is the result.
+    Json,
+}
+
+impl Cli {
+    /// Reads the command line of this process. Options in `TELE_FLAGS` come
+    /// before those of `tele build`, which therefore win.
+    pub(crate) fn read() -> Self {
+        let flags = std::env::var("TELE_FLAGS").unwrap_or_default();
+        match with_flags(std::env::args_os().collect(), &flags) {
+            Ok(arguments) => Self::parse_from(arguments),
+            Err(message) => Self::command()
+                .error(clap::error::ErrorKind::InvalidValue, message)
+                .exit(),
+        }
+    }
+
+    /// How the command tells what it does.
+    pub(crate) fn format(&self) -> console::Format {
+        match &self.command {
+            Command::Build(build) if build.format == Format::Json => console::Format::Json,
+            _ => console::Format::Auto,
+        }
+    }
+}
+
+fn with_flags(mut arguments: Vec<OsString>, flags: &str) -> Result<Vec<OsString>, String> {
+    if arguments.get(1).is_none_or(|command| command != "build") {
+        return Ok(arguments);
+    }
+    let flags = shlex::split(flags)
+        .ok_or_else(|| format!("the quotes in TELE_FLAGS do not match: `{flags}`"))?;
+    arguments.splice(2..2, flags.into_iter().map(OsString::from));
+    Ok(arguments)
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Hub {
     /// Where base images are: a directory in OCI image layout, or a registry as
-    /// https://HOST[/PATH] [default: gravity/hub in the user's data directory].
+    /// https://HOST[/PATH] [default: what OPS_URL says, else gravity/hub in the
+    /// user's data directory].
     #[arg(long = "hub", value_name = "DIR|URL", env = "GRAVITY_HUB")]
     pub(crate) location: Option<String>,
 }
@@ -89,7 +184,9 @@ impl Hub {
     /// Opens the hub; `create` makes a directory that is not there.
     pub(crate) fn open(&self, client: &oci::Client, create: bool) -> anyhow::Result<oci::Hub> {
         use anyhow::Context;
-        oci::Hub::open(self.location.as_deref(), client, create).context(
+        let named = || std::env::var("OPS_URL").ok().filter(|url| !url.is_empty());
+        let location = self.location.clone().or_else(named);
+        oci::Hub::open(location.as_deref(), client, create).context(
             "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
         )
     }
@@ -101,14 +198,35 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
-        let cli = Cli::try_parse_from([
-            "tele", "build", "-f", "-o", "x.tar", "app.yaml", "--set", "a=b", "--set", "c=d",
-        ]);
-        let Command::Build(build) = cli.unwrap().command else {
-            panic!("another command")
+        Cli::command().debug_assert();
+        let build = |arguments: &str, flags: &str| {
+            let arguments = arguments.split(' ').map(OsString::from).collect();
+            match Cli::try_parse_from(with_flags(arguments, flags).unwrap()).map(|cli| cli.command)
+            {
+                Ok(Command::Build(build)) => Ok(build),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.to_string()),
+            }
         };
-        assert!(build.overwrite && build.set == ["a=b", "c=d"] && build.parallel == 6);
-        assert!(Cli::try_parse_from(["tele", "build", "--parallel", "0"]).is_err());
+        let plain = build("tele build -f -o x.tar app.yaml --set a=b --set c=d", "").unwrap();
+        assert!(plain.overwrite && plain.set == ["a=b", "c=d"]);
+        assert_eq!((plain.transfers(), plain.state_dir), (6, None));
+        assert_eq!(
+            build("tele build --parallel -1", "").unwrap().transfers(),
+            64
+        );
+        assert!(build("tele build --parallel=0", "").unwrap().transfers() > 0);
+        assert!(build("tele build --parallel=x", "").is_err());
+        assert!(build("tele build --with-base-image=ubuntu:1", "").is_err());
+
+        let flags = "--state-dir=/mnt/c --set 'a=b c' -o /mnt/y.tar";
+        let both = build("tele build -o x.tar --set d=e", flags).unwrap();
+        assert_eq!(both.state_dir, Some("/mnt/c".into()));
+        assert_eq!(both.output, Some("x.tar".into()));
+        assert_eq!(both.set, ["a=b c", "d=e"]);
+        assert!(build("tele build", "--no-such-flag").is_err());
+        assert!(with_flags(vec!["tele".into(), "build".into()], "'x").is_err());
+        let other = vec![OsString::from("tele"), "ls".into()];
+        assert_eq!(with_flags(other.clone(), "--parallel=1").unwrap(), other);
     }
 }

@@ -19,15 +19,14 @@ mod verify;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
-use console::{Console, Format};
+use console::Console;
 
 use build::manifest::Rejected;
 use cli::{Cli, Command};
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let console = Arc::new(Console::new(Format::Auto));
+    let cli = Cli::read();
+    let console = Arc::new(Console::new(cli.format()));
     let result = match cli.command {
         Command::Build(arguments) => build::run(&arguments, &console),
         Command::Push(arguments) => push::run(&arguments, &console),

@@ -19,4 +19,5 @@ pub mod rootfs;
 pub mod sample;
 pub mod scenario;
 pub mod snapshot;
+pub mod vendor;
 pub mod vm;

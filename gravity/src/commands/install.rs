@@ -224,20 +224,30 @@ pub(crate) fn diagnostics(diagnostics: Vec<manifest::Diagnostic>) -> anyhow::Err
 }
 
 /// Where the registry serves an image: by its cluster name, and where charts
-/// name it without a registry also as containerd asks for it.
+/// name it without a registry also as containerd asks for it. What is pinned
+/// is asked for by digest, and its tag may be another image's.
 fn registry_images(image: &ApplicationImage) -> Vec<(String, Option<String>, String)> {
     let name = image
         .reference
         .split_once('/')
         .map_or(image.reference.as_str(), |(_, rest)| rest);
-    let name = name.split_once('@').map_or(name, |(name, _)| name);
+    let (name, pinned) = match name.split_once('@') {
+        Some((name, _)) => (name, true),
+        None => (name, false),
+    };
     let (repository, tag) = match name.rsplit_once(':') {
-        Some((repository, tag)) => (repository, Some(tag.to_owned())),
+        Some((repository, tag)) => (repository, Some(tag.to_owned()).filter(|_| !pinned)),
         None => (name, None),
     };
-    let mut served = vec![(repository.to_owned(), tag.clone(), image.digest.clone())];
+    let mut repositories = vec![repository.to_owned()];
     if !repository.contains('/') {
-        served.push((format!("library/{repository}"), tag, image.digest.clone()));
+        repositories.push(format!("library/{repository}"));
+    }
+    let mut served = Vec::new();
+    for repository in repositories {
+        let index = image.index.iter();
+        served.extend(index.map(|index| (repository.clone(), None, index.clone())));
+        served.push((repository, tag.clone(), image.digest.clone()));
     }
     served
 }

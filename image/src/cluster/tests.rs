@@ -86,6 +86,7 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
             reference: "leader.telekube.local:5000/app:1".into(),
             source: "quay.io/app:1".into(),
             digest: app.digest().to_string(),
+            index: None,
         }],
         manifest: manifest.digest().to_string(),
         resources: resources.digest().to_string(),
@@ -94,8 +95,7 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
     let root = write_root(
         &mut writer,
         &config,
-        manifest,
-        resources,
+        vec![manifest, resources],
         base,
         vec![app, planet],
     )?;

@@ -30,7 +30,7 @@ pub use parts::{Part, STRUCTURE};
 pub use read::Image;
 pub(crate) use read::Window;
 pub use verify::Damage;
-pub use write::Writer;
+pub use write::{Writer, Written};
 
 #[cfg(test)]
 mod tests;

@@ -66,8 +66,8 @@ fn build(dir: &Path, name: &str, raw: &[u8], tar: &[u8]) -> (PathBuf, String) {
             .unwrap();
     }
     writer.add_blob_bytes(b"", "a/empty").unwrap();
-    let length = writer.finish(&root, "linux/amd64").unwrap();
-    assert_eq!(length, std::fs::metadata(&path).unwrap().len());
+    let written = writer.finish(&root, "linux/amd64").unwrap();
+    assert_eq!(written.length, std::fs::metadata(&path).unwrap().len());
     (path, root)
 }
 
@@ -155,6 +155,28 @@ fn names(dir: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[test]
+fn an_image_after_other_bytes_is_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    put(&at("elf"), b"elf");
+    put(&at("blob"), &[7; 10_000]);
+    let write = |name: &str, start| {
+        let mut writer = Writer::create_after(at(name), &at("elf"), start).unwrap();
+        let digest = sha256(&[7; 10_000]);
+        writer
+            .add_blob_file(&at("blob"), &digest, "a/b", Encoding::Raw)
+            .unwrap();
+        let written = writer.finish(&digest, "linux/amd64").unwrap();
+        assert_eq!(written.elf, sha256(b"elf"));
+        let bytes = std::fs::read(at(name)).unwrap();
+        assert_eq!(bytes.len() as u64, start + written.length);
+        bytes
+    };
+    let (alone, after) = (write("alone", 0), write("after", 512));
+    assert!(after[..512] == [0; 512] && after[512..] == alone);
 }
 
 #[test]

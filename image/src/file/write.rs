@@ -38,12 +38,23 @@ struct Job {
     expected: Option<String>,
 }
 
+/// An image that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Of the image, in bytes.
+    pub length: u64,
+    /// Digest of the program at its beginning.
+    pub elf: String,
+}
+
 /// An image that is being written. Dropping it leaves nothing behind.
 #[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
     temp: tempfile::NamedTempFile,
     file: Arc<File>,
+    /// Where in the file the image begins; all other positions count from it.
+    start: u64,
     position: u64,
     elf_size: u64,
     blobs: Vec<Blob>,
@@ -61,6 +72,15 @@ impl Writer {
     /// # Errors
     /// When either can't be opened.
     pub fn create(path: impl Into<PathBuf>, elf: &Path) -> Result<Self> {
+        Self::create_after(path, elf, 0)
+    }
+
+    /// The same, with room for `start` bytes before the image, for whoever
+    /// puts it into an archive without copying it.
+    ///
+    /// # Errors
+    /// When either can't be opened.
+    pub fn create_after(path: impl Into<PathBuf>, elf: &Path, start: u64) -> Result<Self> {
         let path = path.into();
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -87,6 +107,7 @@ impl Writer {
             path,
             temp,
             file,
+            start,
             position: 0,
             elf_size: 0,
             blobs: Vec::new(),
@@ -191,11 +212,11 @@ impl Writer {
     }
 
     /// Completes the image: index, footer, mode 0755, its name. Returns its
-    /// length in bytes.
+    /// length and the digest of the program.
     ///
     /// # Errors
     /// [`Error::WrongDigest`] when a blob was not what was said.
-    pub fn finish(mut self, root: &str, platform: &str) -> Result<u64> {
+    pub fn finish(mut self, root: &str, platform: &str) -> Result<Written> {
         drop(self.jobs.take());
         let mut digest = String::new();
         for thread in self.hashing.drain(..) {
@@ -210,7 +231,7 @@ impl Writer {
         let index = Index {
             platform: platform.into(),
             elf: Elf {
-                digest,
+                digest: digest.clone(),
                 size: self.elf_size,
             },
             root: root.into(),
@@ -249,7 +270,10 @@ impl Writer {
         self.temp
             .persist(&path)
             .map_err(|e| Error::io("write", &path, e.error))?;
-        Ok(footer.total)
+        Ok(Written {
+            length: footer.total,
+            elf: digest,
+        })
     }
 
     #[expect(
@@ -280,7 +304,8 @@ impl Writer {
         Ok(())
     }
 
-    fn check_later(&self, job: Job) {
+    fn check_later(&self, mut job: Job) {
+        job.offset += self.start;
         if let Some(jobs) = &self.jobs {
             // It ends early only with an error, which `finish` returns.
             let _ = jobs.send(job);
@@ -289,7 +314,7 @@ impl Writer {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.file
-            .write_all_at(bytes, self.position)
+            .write_all_at(bytes, self.start + self.position)
             .map_err(Error::at("write", &self.path))?;
         self.position += bytes.len() as u64;
         Ok(())
@@ -297,7 +322,7 @@ impl Writer {
 
     /// Copies all of `source` to the current position, inside the kernel.
     fn copy(&mut self, source: &File, name: &Path) -> Result<u64> {
-        let (mut from, mut to) = (0, self.position);
+        let (mut from, mut to) = (0, self.start + self.position);
         loop {
             let copied = match rustix::fs::copy_file_range(
                 source,
@@ -319,7 +344,7 @@ impl Writer {
                 break;
             }
         }
-        self.position = to;
+        self.position = to - self.start;
         Ok(from)
     }
 

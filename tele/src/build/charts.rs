@@ -1,23 +1,48 @@
 //! Charts: rendered by the real helm to find their images.
 //!
-//! In: a directory with Chart.yaml. Out: the images of what `helm template`
-//! makes of it, with default values and those of the command line. The chart's
-//! own files are not changed.
+//! In: a directory with Chart.yaml, or an archive of one. Out: the images of
+//! what `helm template` makes of it, with default values and those of the
+//! command line, CRDs and tests included; and those that annotations in
+//! Chart.yaml name. The chart's own files are not changed.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use host::command::Cmd;
 use manifest::yaml::Node;
 
-use super::images::{Named, scan};
+use super::images::{ANNOTATION, Named, scan};
 use super::yaml::documents;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
 /// Most bytes that a chart may render to.
 const MAX_OUTPUT: usize = 64 << 20;
+/// Most bytes of a Chart.yaml.
+const MAX_CHART: u64 = 1 << 20;
+/// Most times that one chart is rendered.
+const MAX_RENDERINGS: usize = 32;
+/// Annotation in Chart.yaml with further values that the chart is used with: a
+/// rendering a line, of files beside Chart.yaml.
+const VALUES: &str = "cluster.gravitational.io/values";
+/// Annotation in Chart.yaml with images, as Artifact Hub defines it.
+const HUB_IMAGES: &str = "artifacthub.io/images";
+
+/// Hooks of a cluster that was made for a chart alone, with the arguments of
+/// helm; NAME is the chart's name.
+const HOOKS: [(&str, &[&str]); 1] = [(
+    "install",
+    &[
+        "upgrade",
+        "--install",
+        "NAME",
+        "/var/lib/gravity/resources",
+        "--namespace=default",
+    ],
+)];
 
 /// What the command line says about charts.
 #[derive(Debug, Clone, Copy)]
@@ -47,11 +72,53 @@ impl<'a> Helm<'a> {
         }
     }
 
+    /// The images of charts, in their order: several are rendered at a time.
+    /// A chart comes with its name in messages.
+    pub(crate) fn all_images(&self, charts: &[(PathBuf, PathBuf)]) -> Result<Vec<Vec<Named>>> {
+        let next = AtomicUsize::new(0);
+        let done = Mutex::new(Vec::new());
+        let work = || {
+            while let Some((chart, shown)) = charts.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let images = self.images(chart, shown);
+                let failed = images.is_err();
+                let mut done = done
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner);
+                done.push((shown, images));
+                if failed {
+                    // The others need not begin.
+                    next.store(charts.len(), Ordering::Relaxed);
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        std::thread::scope(|scope| {
+            for _ in 0..threads.min(charts.len()) {
+                scope.spawn(work);
+            }
+        });
+        let mut done = done
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        done.sort_by_key(|(shown, _)| *shown);
+        done.into_iter().map(|(_, images)| images).collect()
+    }
+
     /// The images of a chart; `shown` is its name in messages.
-    pub(crate) fn images(&self, chart: &Path, shown: &Path) -> Result<Vec<Named>> {
-        if is_library(&chart.join("Chart.yaml"))? {
-            return Ok(Vec::new());
+    fn images(&self, chart: &Path, shown: &Path) -> Result<Vec<Named>> {
+        let described = Description::read(chart, shown)?;
+        let mut all = described.images;
+        // A library holds nothing to render.
+        if !described.library {
+            for values in std::iter::once(Vec::new()).chain(described.renderings) {
+                all.extend(self.render(chart, shown, &values)?);
+            }
         }
+        Ok(all)
+    }
+
+    /// Renders a chart once, with further values.
+    fn render(&self, chart: &Path, shown: &Path, values: &[PathBuf]) -> Result<Vec<Named>> {
         let what = format!("render the chart {}", shown.display());
         let mut helm = Cmd::new(self.options.helm)
             .describe(&what)
@@ -66,56 +133,225 @@ impl<'a> Helm<'a> {
         if let Some(version) = self.kubernetes {
             helm = helm.args(["--kube-version", version]);
         }
+        // The command line has the last word.
+        for file in values.iter().chain(self.options.values) {
+            helm = helm.arg("--values").arg(file);
+        }
         for value in self.options.set {
             helm = helm.args(["--set", value]);
-        }
-        for file in self.options.values {
-            helm = helm.arg("--values").arg(file);
         }
         let output = match helm.run() {
             Err(host::command::CommandError::NotInstalled { .. }) => bail!(
                 "{what}: there is no helm ({}): put helm 3 into PATH, or name it by the variable HELM",
                 self.options.helm.display()
             ),
-            result => result?,
+            result => result.with_context(|| {
+                format!(
+                    "{}: values that it demands are given by --set or --values, \
+                     missing dependencies are fetched by `helm dependency build`, --ignore leaves it out",
+                    shown.display()
+                )
+            })?,
         };
         let scanned = scan(&output.stdout, &shown.display().to_string())?;
-        // Lines of the rendered text mean nothing to a reader: name the template.
-        let template = |line: usize| {
-            let before: Vec<&str> = output.stdout.lines().take(line).collect();
-            before
-                .iter()
-                .rev()
-                .find_map(|line| line.strip_prefix("# Source: "))
-                .map(str::to_owned)
-        };
+        let templates = Templates::of(&output.stdout);
         let named = |image: Named| {
-            let line = image
-                .place
-                .rsplit(':')
-                .next()
-                .and_then(|line| line.parse().ok());
-            let place = line
-                .and_then(template)
-                .map(|file| format!("{} ({file})", shown.display()));
+            let line = image.place.rsplit(':').next();
+            let line = line.and_then(|line| line.parse().ok());
+            let template = line.and_then(|line| templates.at(line));
+            let place = template.map(|template| format!("{} ({template})", shown.display()));
             Named {
                 place: place.unwrap_or(image.place),
                 ..image
             }
         };
-        Ok(scanned.images.into_iter().map(named).collect())
+        let all = scanned.images.into_iter().chain(scanned.annotated);
+        Ok(all.map(named).collect())
     }
 }
 
-/// A library chart holds nothing to render.
-fn is_library(file: &Path) -> Result<bool> {
-    let text =
-        std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let documents = documents(&text)
-        .map_err(|error| anyhow::anyhow!("{}: not valid YAML: {error}", file.display()))?;
-    Ok(documents
-        .first()
-        .and_then(|chart| chart.get("type"))
-        .and_then(Node::text)
-        == Some("library"))
+/// Which template each line of a rendered text comes from: the lines mean
+/// nothing to a reader.
+struct Templates<'a>(Vec<(usize, &'a str)>);
+
+impl<'a> Templates<'a> {
+    fn of(text: &'a str) -> Self {
+        let lines = text.lines().zip(1..);
+        let sources = lines.filter_map(|(line, number)| {
+            let template = line.strip_prefix("# Source: ")?;
+            Some((number, template))
+        });
+        Self(sources.collect())
+    }
+
+    fn at(&self, line: usize) -> Option<&'a str> {
+        let after = self.0.partition_point(|(number, _)| *number <= line);
+        Some(self.0.get(after.checked_sub(1)?)?.1)
+    }
+}
+
+/// The Image Manifest of a cluster with nothing but the chart in `directory`.
+pub(crate) fn manifest_for(directory: &Path) -> Result<String> {
+    let about = Description::of(directory, directory)?;
+    let shown = directory.join("Chart.yaml");
+    let shown = shown.display();
+    if about.library {
+        bail!("{shown}: a library chart installs nothing: add an app.yaml");
+    }
+    let (name, version) = match (about.name, about.version) {
+        (Some(name), Some(version)) => (name, version),
+        _ => bail!("{shown}: it has no name or no version"),
+    };
+    if !name.bytes().all(|c| c.is_ascii_alphanumeric() || c == b'-') {
+        bail!(
+            "{shown}: `{name}` is not a name of letters, digits and - that a cluster could have: add an app.yaml"
+        );
+    }
+    if let Err(error) = semver::Version::parse(&version) {
+        bail!("{shown}: the version `{version}` is not of the form 1.2.3: {error}");
+    }
+    let image = format!("{}/{}", super::images::registry(), super::images::PAUSE);
+    let mut text = format!(
+        "# Made by tele for the chart {name}.\n\
+         apiVersion: cluster.gravitational.io/v2\n\
+         kind: Cluster\n\
+         metadata:\n\
+         \x20 name: {name}\n\
+         \x20 resourceVersion: {version}\n\
+         hooks:\n"
+    );
+    for (hook, command) in HOOKS {
+        let command: Vec<String> = std::iter::once("/usr/local/bin/helm".to_owned())
+            .chain(command.iter().map(|word| word.replace("NAME", &name)))
+            .collect();
+        let command = serde_json::to_string(&command).context("cannot write a manifest")?;
+        // Every container gets helm: the image needs nothing in it.
+        text.push_str(&format!(
+            "\x20 {hook}:\n\
+             \x20   job: |\n\
+             \x20     apiVersion: batch/v1\n\
+             \x20     kind: Job\n\
+             \x20     metadata: {{name: {hook}}}\n\
+             \x20     spec:\n\
+             \x20       backoffLimit: 2\n\
+             \x20       template:\n\
+             \x20         spec:\n\
+             \x20           restartPolicy: Never\n\
+             \x20           containers:\n\
+             \x20             - name: helm\n\
+             \x20               image: {image}\n\
+             \x20               command: {command}\n"
+        ));
+    }
+    Ok(text)
+}
+
+/// What Chart.yaml says.
+#[derive(Debug, Default)]
+struct Description {
+    name: Option<String>,
+    version: Option<String>,
+    library: bool,
+    /// Images that annotations name.
+    images: Vec<Named>,
+    /// Files of values for each further rendering.
+    renderings: Vec<Vec<PathBuf>>,
+}
+
+impl Description {
+    /// Reads that of a chart and the annotated images of its dependencies.
+    /// Archives are not looked into: helm reads them.
+    fn read(chart: &Path, shown: &Path) -> Result<Self> {
+        if !chart.is_dir() {
+            return Ok(Self::default());
+        }
+        let mut described = Self::of(chart, shown)?;
+        let dependencies = chart.join("charts");
+        if dependencies.is_dir() {
+            let entries = walkdir::WalkDir::new(&dependencies).sort_by_file_name();
+            for entry in entries {
+                let entry = entry.with_context(|| format!("cannot read {}", shown.display()))?;
+                if entry.file_type().is_dir() && entry.path().join("Chart.yaml").is_file() {
+                    let below = entry.path().strip_prefix(chart).unwrap_or(entry.path());
+                    let dependency = Self::of(entry.path(), &shown.join(below))?;
+                    described.images.extend(dependency.images);
+                }
+            }
+        }
+        Ok(described)
+    }
+
+    fn of(chart: &Path, shown: &Path) -> Result<Self> {
+        let file = chart.join("Chart.yaml");
+        let shown = shown.join("Chart.yaml").display().to_string();
+        let what = || format!("cannot read {shown}");
+        let size = std::fs::metadata(&file).with_context(what)?.len();
+        if size > MAX_CHART {
+            bail!("{shown} has {size} bytes, the limit is {MAX_CHART}");
+        }
+        let text = std::fs::read_to_string(&file).with_context(what)?;
+        let documents = documents(&text)
+            .map_err(|error| anyhow::anyhow!("{shown}: not valid YAML: {error}"))?;
+        let Some(about) = documents.first() else {
+            return Ok(Self::default());
+        };
+        let annotation = |name: &str| {
+            let node = about.get("annotations")?.get(name)?;
+            Some((node.text()?, format!("{shown}:{}", node.at.line)))
+        };
+        let field = |name| about.get(name).and_then(Node::text).map(str::to_owned);
+        let mut described = Self {
+            name: field("name"),
+            version: field("version"),
+            library: about.get("type").and_then(Node::text) == Some("library"),
+            ..Self::default()
+        };
+        let mut add = |name: &str, place: &str| {
+            described.images.push(Named {
+                name: name.into(),
+                source: None,
+                place: place.into(),
+            });
+        };
+        if let Some((names, place)) = annotation(ANNOTATION) {
+            names
+                .split(|c: char| c == ',' || c.is_whitespace())
+                .filter(|name| !name.is_empty())
+                .for_each(|name| add(name, &place));
+        }
+        if let Some((list, place)) = annotation(HUB_IMAGES) {
+            let list = super::yaml::documents(list).map_err(|error| {
+                anyhow::anyhow!("{place}: {HUB_IMAGES} is not valid YAML: {error}")
+            })?;
+            for item in list.first().map(Node::items).unwrap_or_default() {
+                let Some(name) = item.get("image").and_then(Node::text) else {
+                    bail!("{place}: {HUB_IMAGES} is not a list of `image: NAME`");
+                };
+                add(name, &place);
+            }
+        }
+        if let Some((text, place)) = annotation(VALUES) {
+            for line in text.lines() {
+                let names = line.split(|c: char| c == ',' || c.is_whitespace());
+                let mut files = Vec::new();
+                for name in names.filter(|name| !name.is_empty()) {
+                    let path = chart.join(name);
+                    if !path.is_file() {
+                        bail!("{place}: {VALUES} names {name}, which is no file beside Chart.yaml");
+                    }
+                    files.push(path);
+                }
+                if !files.is_empty() {
+                    described.renderings.push(files);
+                }
+            }
+            if described.renderings.len() > MAX_RENDERINGS {
+                bail!(
+                    "{place}: {VALUES} has {} lines; a chart is rendered at most {MAX_RENDERINGS} times",
+                    described.renderings.len()
+                );
+            }
+        }
+        Ok(described)
+    }
 }

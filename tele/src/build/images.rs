@@ -18,40 +18,48 @@ use oci::{Client, Layout, Progress, Pulled, Reference};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use super::lock::Locked;
 use super::yaml::documents;
 
 /// Fields that list containers.
 const CONTAINERS: [&str; 3] = ["containers", "initContainers", "ephemeralContainers"];
+/// Annotation of any object that names images which no container of it names.
+pub(crate) const ANNOTATION: &str = "cluster.gravitational.io/images";
 /// Comes with the base image.
-const PAUSE: &str = "pause:1";
+pub(crate) const PAUSE: &str = "pause:1";
 
 /// The cluster's own registry.
 pub(crate) fn registry() -> String {
     format!("{}:{}", spec::LEADER_NAME, spec::REGISTRY_PORT)
 }
 
-/// An image that an object names.
+/// An image that the cluster will ask for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Named {
-    /// The name as it is written.
+    /// The name under which it will.
     pub(crate) name: String,
+    /// What it is pulled as, where that is another name.
+    pub(crate) source: Option<String>,
     /// File and line.
     pub(crate) place: String,
 }
 
 /// What a text names.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Scanned {
+    /// Images by what can be replaced in the text.
     pub(crate) images: Vec<Named>,
     /// Bytes of the names, in the same order.
     bytes: Vec<Range<usize>>,
+    /// Images that annotations name; their text stays.
+    pub(crate) annotated: Vec<Named>,
 }
 
 /// Finds the images of all Kubernetes objects in a text.
 pub(crate) fn scan(text: &str, place: &str) -> Result<Scanned> {
     let documents =
         documents(text).map_err(|error| anyhow::anyhow!("{place}: not valid YAML: {error}"))?;
-    let mut found = Vec::new();
+    let (mut found, mut annotations) = (Vec::new(), Vec::new());
     for document in &documents {
         let kind = document.get("kind").and_then(Node::text);
         let version = document.get("apiVersion").and_then(Node::text);
@@ -67,29 +75,41 @@ pub(crate) fn scan(text: &str, place: &str) -> Result<Scanned> {
                     .filter_map(|item| item.get("image")),
             );
         }
-        containers(document, &mut found);
+        look(document, &mut found, &mut annotations);
     }
-    let mut scanned = Scanned {
-        images: Vec::new(),
-        bytes: Vec::new(),
-    };
+    let mut scanned = Scanned::default();
     for node in found {
         let Some(name) = node.text() else {
             continue;
         };
         scanned.images.push(Named {
             name: name.to_owned(),
+            source: None,
             place: format!("{place}:{}", node.at.line),
         });
         scanned.bytes.push(node.bytes.clone());
     }
+    for node in annotations {
+        let Some(text) = node.text() else {
+            continue;
+        };
+        let line = node.at.line;
+        let names = text.split(|c: char| c == ',' || c.is_whitespace());
+        let names = names.filter(|name| !name.is_empty());
+        scanned.annotated.extend(names.map(|name| Named {
+            name: name.into(),
+            source: None,
+            place: format!("{place}:{line}"),
+        }));
+    }
     Ok(scanned)
 }
 
-fn containers<'a>(node: &'a Node, found: &mut Vec<&'a Node>) {
+/// Finds containers, image volumes and annotations, however deep.
+fn look<'a>(node: &'a Node, found: &mut Vec<&'a Node>, annotations: &mut Vec<&'a Node>) {
     match &node.value {
         Value::Scalar { .. } => {}
-        Value::List(items) => items.iter().for_each(|item| containers(item, found)),
+        Value::List(items) => items.iter().for_each(|item| look(item, found, annotations)),
         Value::Map(entries) => {
             for entry in entries {
                 let (key, value) = (&entry.key, &entry.value);
@@ -108,7 +128,10 @@ fn containers<'a>(node: &'a Node, found: &mut Vec<&'a Node>) {
                         .filter_map(|volume| volume.get("image")?.get("reference"));
                     found.extend(images);
                 }
-                containers(value, found);
+                if key == "annotations" {
+                    annotations.extend(value.get(ANNOTATION));
+                }
+                look(value, found, annotations);
             }
         }
     }
@@ -117,13 +140,13 @@ fn containers<'a>(node: &'a Node, found: &mut Vec<&'a Node>) {
 impl Scanned {
     /// The text with every image named as in the cluster's registry. All
     /// other bytes stay.
-    pub(crate) fn rewrite(&self, text: &str) -> Result<String> {
+    pub(crate) fn rewrite(&self, text: &str, replacements: &Replacements) -> Result<String> {
         let registry = registry();
         let mut edits = BTreeMap::new();
         for (image, bytes) in self.images.iter().zip(&self.bytes) {
             let (name, place) = (&image.name, &image.place);
             let written = text.get(bytes.clone()).unwrap_or_default();
-            let rest = without_host(name);
+            let rest = without_host(replacements.of(name).unwrap_or(name));
             if format!("{registry}/{rest}") == *name {
                 continue;
             }
@@ -151,11 +174,90 @@ impl Scanned {
         rewritten.push_str(&text[copied..]);
         Ok(rewritten)
     }
+
+    /// Images of a text that is rewritten.
+    pub(crate) fn into_rewritten(self, replacements: &Replacements) -> Vec<Named> {
+        let replaced = self.images.into_iter().map(|image| Named {
+            name: match replacements.of(&image.name) {
+                Some(other) => other.to_owned(),
+                None => image.name,
+            },
+            ..image
+        });
+        replaced.chain(replacements.apply(self.annotated)).collect()
+    }
 }
 
-/// All images of a build, by name, with the first place of each.
+/// `--set-image`: what to take in place of all images of the same repository.
 #[derive(Debug, Default)]
-pub(crate) struct Images(BTreeMap<String, String>);
+pub(crate) struct Replacements(Vec<(String, Reference)>);
+
+impl Replacements {
+    pub(crate) fn parse(images: &[String]) -> Result<Self> {
+        let mut replacements: Vec<(String, Reference)> = Vec::new();
+        for text in images {
+            let image: Reference = text.parse().context("--set-image")?;
+            let former = replacements.iter().find(|(_, one)| same_path(one, &image));
+            if let Some((former, _)) = former
+                && former != text
+            {
+                bail!(
+                    "--set-image names {former} and {text}: an image can be replaced only by one"
+                );
+            }
+            replacements.push((text.clone(), image));
+        }
+        Ok(Self(replacements))
+    }
+
+    /// What replaces an image, as it was written.
+    fn of(&self, name: &str) -> Option<&str> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let image: Reference = name.parse().ok()?;
+        let found = self.0.iter().find(|(_, other)| same_path(other, &image));
+        found.map(|(text, _)| text.as_str())
+    }
+
+    /// Has images whose names stay come from elsewhere.
+    pub(crate) fn apply(&self, images: impl IntoIterator<Item = Named>) -> Vec<Named> {
+        let replaced = images.into_iter().map(|image| Named {
+            source: self.of(&image.name).map(str::to_owned),
+            ..image
+        });
+        replaced.collect()
+    }
+
+    /// Fails when a replacement has nothing to replace: a name was mistyped.
+    fn check(&self, images: &BTreeMap<String, (Option<String>, String)>) -> Result<()> {
+        let used = |image: &Reference| {
+            let mut names = images.keys().filter_map(|name| name.parse().ok());
+            names.any(|name: Reference| same_path(&name, image))
+        };
+        if let Some((text, _)) = self.0.iter().find(|(_, image)| !used(image)) {
+            let known: Vec<&str> = images.keys().map(String::as_str).collect();
+            bail!(
+                "--set-image {text} replaces no image; the images are {}",
+                known.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Whether two images have the same repository, on whatever registry.
+fn same_path(a: &Reference, b: &Reference) -> bool {
+    fn path(image: &Reference) -> &str {
+        let path = image.repository();
+        path.strip_prefix("library/").unwrap_or(path)
+    }
+    path(a) == path(b)
+}
+
+/// All images of a build, by name, with source and the first place of each.
+#[derive(Debug, Default)]
+pub(crate) struct Images(BTreeMap<String, (Option<String>, String)>);
 
 /// An image that must be in the cluster's registry.
 #[derive(Debug, Clone)]
@@ -167,35 +269,52 @@ pub(crate) struct Wanted {
 
 impl Images {
     pub(crate) fn add(&mut self, image: Named) {
-        self.0.entry(image.name).or_insert(image.place);
+        self.0
+            .entry(image.name)
+            .or_insert((image.source, image.place));
     }
 
     /// What must be pulled, by name. What only the cluster's registry is named
     /// for is told.
-    pub(crate) fn resolve(&self, sink: &dyn Sink) -> Result<Vec<Wanted>> {
+    pub(crate) fn resolve(
+        &self,
+        replacements: &Replacements,
+        sink: &dyn Sink,
+    ) -> Result<Vec<Wanted>> {
         let registry = registry();
-        let mut wanted: BTreeMap<String, (Wanted, &str)> = BTreeMap::new();
+        replacements.check(&self.0)?;
+        let mut wanted = BTreeMap::new();
+        // Docker's own images are served with and without `library/`.
+        let mut paths: BTreeMap<String, (Reference, &str)> = BTreeMap::new();
         let mut ours = Vec::new();
-        for (name, place) in &self.0 {
-            let source: Reference = name.parse().with_context(|| place.clone())?;
-            let reference = match (source.tag(), source.digest()) {
-                (Some(_), _) | (_, Some(_)) => source.in_registry(&registry),
-                (None, None) => continue,
+        for (name, (source, place)) in &self.0 {
+            let image: Reference = name.parse().with_context(|| place.clone())?;
+            let source = match source {
+                Some(source) => source.parse().context("--set-image")?,
+                None => image.clone(),
             };
+            let reference = image.in_registry(&registry);
             if source.registry() == registry {
                 ours.push((reference, place));
                 continue;
             }
-            if let Some((other, there)) = wanted.get(&reference)
-                && other.source != source
+            let path = without_host(&reference);
+            let path = match path.strip_prefix("library/") {
+                Some(rest) if !rest.contains('/') => rest,
+                _ => path,
+            };
+            // The same digest is the same image.
+            if let Some((other, there)) = paths.get(path)
+                && other.to_string() != source.to_string()
+                && (source.digest().is_none() || other.digest() != source.digest())
             {
                 bail!(
-                    "{} ({there}) and {source} ({place}) would both be {reference} in the cluster's registry: \
-                     give one of them another repository or tag",
-                    other.source
+                    "{other} ({there}) and {source} ({place}) would both be {reference} in the cluster's registry: \
+                     give one of them another repository or tag"
                 );
             }
-            wanted.insert(reference.clone(), (Wanted { source, reference }, place));
+            paths.insert(path.to_owned(), (source.clone(), place));
+            wanted.insert(reference.clone(), Wanted { source, reference });
         }
         for (reference, place) in ours {
             if !wanted.contains_key(&reference) && without_host(&reference) != PAUSE {
@@ -204,7 +323,7 @@ impl Images {
                 ));
             }
         }
-        Ok(wanted.into_values().map(|(wanted, _)| wanted).collect())
+        Ok(wanted.into_values().collect())
     }
 }
 
@@ -213,11 +332,14 @@ impl Images {
 pub(crate) struct Vendored {
     pub(crate) application: ApplicationImage,
     pub(crate) pulled: Pulled,
+    /// What its source names, for the lock file.
+    pub(crate) resolved: oci::Digest,
 }
 
 /// Pulls images into the cache, several at a time; they come back in order.
 pub(crate) async fn pull(
     wanted: &[Wanted],
+    locked: &Locked,
     client: &Client,
     cache: &Layout,
     parallel: usize,
@@ -233,23 +355,27 @@ pub(crate) async fn pull(
             progress.clone(),
             places.clone(),
         );
+        let asked = locked.pin(&image.source)?;
         tasks.spawn(async move {
             let _place = places.acquire().await;
-            let pulled = client.pull(&image.source, &cache, &progress).await?;
-            if let (Some(_), Some(index)) = (image.source.digest(), &pulled.index) {
-                bail!(
-                    "{} is pinned to an index of several platforms, {index}, which is not supported by this release yet: \
-                     pin it to its linux/amd64 manifest, {}",
-                    image.source,
-                    pulled.manifest.digest()
-                );
-            }
+            let pulled = client.pull(&asked, &cache, &progress).await?;
+            let manifest = oci::Digest::try_from(pulled.manifest.digest())?;
+            // Whoever asks for an index by its digest must get it.
+            let index = pulled.index.clone();
+            let index = index.filter(|index| image.source.digest() == Some(index));
             let application = ApplicationImage {
                 reference: image.reference,
                 source: image.source.to_string(),
-                digest: pulled.manifest.digest().to_string(),
+                digest: manifest.to_string(),
+                index: index.map(|index| index.to_string()),
             };
-            Ok((order, Vendored { application, pulled }))
+            let resolved = pulled.index.clone().unwrap_or(manifest);
+            let vendored = Vendored {
+                application,
+                pulled,
+                resolved,
+            };
+            Ok::<_, anyhow::Error>((order, vendored))
         });
     }
     let mut pulled = BTreeMap::new();
@@ -336,7 +462,10 @@ containers: [{image: no}]
             spec:\r\n  containers:\r\n  - image:   quay.io/a/b:1   # quay.io/a/b:1\r\n    args: [\"quay.io/a/b:1\"]\r\n  - {image: 'nginx', name: x}\r\n\
             \x20 - image: \"localhost:5000/p/q@sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\"\r\n\
             \x20 - image: leader.telekube.local:5000/z:1\r\n  - image: &same bitnami/redis:6\r\n  initContainers: [{image: *same}]\r\n...\r\n";
-        let rewritten = scan(text, "f").unwrap().rewrite(text).unwrap();
+        let rewritten = scan(text, "f")
+            .unwrap()
+            .rewrite(text, &Replacements::default())
+            .unwrap();
         let expected = text
             .replace(
                 "image:   quay.io/a/b:1  ",
@@ -348,7 +477,10 @@ containers: [{image: no}]
         assert_eq!(rewritten, expected);
         // And again there is nothing to do.
         assert_eq!(
-            scan(&rewritten, "f").unwrap().rewrite(&rewritten).unwrap(),
+            scan(&rewritten, "f")
+                .unwrap()
+                .rewrite(&rewritten, &Replacements::default())
+                .unwrap(),
             rewritten
         );
     }
@@ -358,7 +490,9 @@ containers: [{image: no}]
         for image in ["\"ngin\\x78\"", ">-\n      nginx", "!!str nginx"] {
             let text =
                 format!("apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - image: {image}\n");
-            let rewritten = scan(&text, "f").unwrap().rewrite(&text);
+            let rewritten = scan(&text, "f")
+                .unwrap()
+                .rewrite(&text, &Replacements::default());
             match rewritten {
                 Err(error) => assert!(
                     error.to_string().contains("write `image: nginx`"),
@@ -378,11 +512,12 @@ containers: [{image: no}]
         for name in images {
             all.add(Named {
                 name: (*name).into(),
+                source: None,
                 place: "f:1".into(),
             });
         }
         Ok(all
-            .resolve(sink)?
+            .resolve(&Replacements::default(), sink)?
             .into_iter()
             .map(|w| format!("{} {}", w.source, w.reference))
             .collect())
@@ -427,5 +562,112 @@ containers: [{image: no}]
             error.starts_with("f:1: `{{ .Values.image }}` is not the name of an image"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn annotations_name_images_and_stay() {
+        let text = "\
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  annotations:
+    cluster.gravitational.io/images: a:1, quay.io/b:1
+spec:
+  template:
+    metadata: {annotations: {cluster.gravitational.io/images: \"c:1\\nd:1\"}}
+    spec: {containers: [{image: e:1}]}
+";
+        let scanned = scan(text, "f").unwrap();
+        let annotated: Vec<_> = scanned.annotated.iter().map(|image| &*image.name).collect();
+        assert_eq!(annotated, ["a:1", "quay.io/b:1", "c:1", "d:1"]);
+        assert_eq!(scanned.annotated[3].place, "f:8");
+        let none = Replacements::default();
+        let expected = text.replace("image: e:1", "image: leader.telekube.local:5000/e:1");
+        assert_eq!(scanned.rewrite(text, &none).unwrap(), expected);
+    }
+
+    #[test]
+    fn images_are_replaced_by_repository() {
+        let set = |images: &[&str]| {
+            Replacements::parse(
+                &images
+                    .iter()
+                    .map(|image| (*image).into())
+                    .collect::<Vec<_>>(),
+            )
+        };
+        let replacements = set(&["mirror.io:5000/team/app:2", "nginx:1.27"]).unwrap();
+        let pod = |image: &str, annotation: &str| {
+            format!(
+                "apiVersion: v1\nkind: Pod\nmetadata: {{annotations: {{{ANNOTATION}: {annotation}}}}}\n\
+                 spec: {{containers: [{{image: '{image}'}}]}}\n"
+            )
+        };
+        let text = pod("quay.io/team/app:1", "docker.io/library/nginx");
+        let rewritten = scan(&text, "f").unwrap().rewrite(&text, &replacements);
+        let expected = pod(
+            "leader.telekube.local:5000/team/app:2",
+            "docker.io/library/nginx",
+        );
+        assert_eq!(rewritten.unwrap(), expected);
+        let resolve = |images: Vec<Named>| {
+            let mut all = Images::default();
+            images.into_iter().for_each(|image| all.add(image));
+            let wanted = all.resolve(&replacements, &event::Discard);
+            wanted.map(|wanted| {
+                let text = wanted
+                    .into_iter()
+                    .map(|w| format!("{} {}", w.source, w.reference));
+                text.collect::<Vec<_>>()
+            })
+        };
+        let host = "leader.telekube.local:5000";
+        let nginx = format!("docker.io/library/nginx:1.27 {host}/library/nginx:latest");
+        // What a chart names is not rewritten: the other image is served so.
+        let scanned = || scan(&text, "f").unwrap();
+        let kept = |scanned: Scanned| {
+            replacements.apply(scanned.images.into_iter().chain(scanned.annotated))
+        };
+        assert_eq!(
+            resolve(scanned().into_rewritten(&replacements)).unwrap(),
+            [
+                nginx.clone(),
+                format!("mirror.io:5000/team/app:2 {host}/team/app:2")
+            ]
+        );
+        assert_eq!(
+            resolve(kept(scanned())).unwrap(),
+            [
+                nginx,
+                format!("mirror.io:5000/team/app:2 {host}/team/app:1")
+            ]
+        );
+        let error = resolve(kept(scan(&pod("a:1", "nginx"), "f").unwrap()));
+        let error = error.unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "--set-image mirror.io:5000/team/app:2 replaces no image; the images are a:1, nginx"
+            ),
+            "{error}"
+        );
+        assert!(set(&["nginx:1", "quay.io/library/nginx:2"]).is_err());
+        assert!(set(&["A B"]).is_err());
+    }
+
+    #[test]
+    fn two_sources_for_one_path_are_refused() {
+        let pinned = format!("a@{}", oci::Digest::of(b""));
+        let sink = event::Discard;
+        for (two, one) in [
+            (["quay.io/library/nginx:1", "nginx:1"], false),
+            (["docker.io/library/nginx:1", "nginx:1"], true),
+            (["quay.io/a/nginx:1", "quay.io/a/nginx:2"], true),
+            (
+                [&format!("quay.io/{pinned}"), &format!("gcr.io/{pinned}")],
+                true,
+            ),
+        ] {
+            assert_eq!(resolve(&two, &sink).is_ok(), one, "{two:?}");
+        }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Source {
     pub(crate) file: PathBuf,
     /// Its directory: the resources.
     pub(crate) dir: PathBuf,
+    /// The manifest that was made for a chart; there is no file then.
+    pub(crate) generated: Option<String>,
 }
 
 impl Source {
@@ -50,6 +52,7 @@ impl Source {
             return Ok(Self {
                 file: path.into(),
                 dir: parent.unwrap_or(Path::new(".")).into(),
+                generated: None,
             });
         }
         let there: Vec<PathBuf> = NAMES
@@ -61,11 +64,13 @@ impl Source {
             [file] => Ok(Self {
                 file: plain(file),
                 dir: path.into(),
+                generated: None,
             }),
-            [] if path.join("Chart.yaml").is_file() => bail!(
-                "{} holds a chart and no Image Manifest; building from a chart alone is not supported by this release yet: add an app.yaml",
-                path.display()
-            ),
+            [] if path.join("Chart.yaml").is_file() => Ok(Self {
+                file: plain(&path.join(NAMES[0])),
+                dir: path.into(),
+                generated: Some(super::charts::manifest_for(path)?),
+            }),
             [] => bail!(
                 "{} holds neither app.yaml nor manifest.yaml: name the Image Manifest",
                 path.display()
@@ -79,10 +84,17 @@ impl Source {
 
     /// A path below the directory, as the user would name it.
     pub(crate) fn shown(&self, relative: &Path) -> PathBuf {
-        plain(&self.dir.join(relative))
+        let shown = plain(&self.dir.join(relative));
+        match shown.as_os_str().is_empty() {
+            true => ".".into(),
+            false => shown,
+        }
     }
 
     pub(crate) fn text(&self) -> Result<String> {
+        if let Some(generated) = &self.generated {
+            return Ok(generated.clone());
+        }
         let what = || format!("cannot read {}", self.file.display());
         let size = std::fs::metadata(&self.file).with_context(what)?.len();
         if size > manifest::MAX_SIZE as u64 {
@@ -201,13 +213,6 @@ mod tests {
         assert!(
             error.contains("neither app.yaml nor manifest.yaml"),
             "{error}"
-        );
-        put("Chart.yaml");
-        assert!(
-            Source::find(dir.path())
-                .unwrap_err()
-                .to_string()
-                .contains("chart")
         );
         put("manifest.yaml");
         assert_eq!(

@@ -1,19 +1,21 @@
 //! The file that a build makes.
 //!
 //! In: everything that the cluster image holds. Out: the executable, or a tar
-//! with it. All unfinished files lie in one directory beside the output, which
-//! is removed however the build ends, a kill apart; the output has its name
-//! only when it is complete.
+//! with it, which is written at its place there and copied no second time. All
+//! unfinished files lie in one directory beside the output, which is removed
+//! however the build ends, after a kill by the next one; the output has its
+//! name only when it is complete.
 
-use std::fs::File;
-use std::io::Write;
+use std::fs::{File, Permissions};
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use image::cluster::{self, BASE_ARTIFACT, ClusterConfig, LAYER_TAR, MANIFEST_YAML};
 use image::encode::Cache;
 use image::pack::Packed;
-use image::{Encoding, Image, Writer};
+use image::{Encoding, Writer, Written};
 use oci::layout::{MAX_DOCUMENT, REF_NAME};
 use oci::spec::{Descriptor, MediaType};
 use oci::{Digest, Layout};
@@ -27,6 +29,8 @@ use super::manifest::Source;
 use super::planet::Planet;
 
 const PLATFORM: &str = "linux/amd64";
+/// Bytes of a block of a tar, and of a header.
+const BLOCK: u64 = 512;
 /// An uncompressed layer as Docker calls it.
 const DOCKER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
@@ -110,12 +114,24 @@ impl Output {
     }
 
     /// Makes the directory for unfinished files, which goes away with the
-    /// result and when the build is interrupted.
+    /// result and when the build is interrupted. Those that killed builds left
+    /// are removed.
     pub(crate) fn begin(&self, runtime: &Runtime) -> Result<Work> {
-        let dir = tempfile::Builder::new()
-            .prefix(PARTIAL)
-            .tempdir_in(self.parent())
-            .with_context(|| format!("cannot write to {}", self.parent().display()))?;
+        let parent = self.parent();
+        let what = || format!("cannot write to {}", parent.display());
+        remove_abandoned(parent);
+        let (dir, lock) = loop {
+            let dir = tempfile::Builder::new()
+                .prefix(PARTIAL)
+                .tempdir_in(parent)
+                .with_context(what)?;
+            let lock = File::open(dir.path()).with_context(what)?;
+            lock.lock().with_context(what)?;
+            // Until it was locked it looked abandoned.
+            if same_file(dir.path(), &lock) {
+                break (dir, lock);
+            }
+        };
         let path = dir.path().to_owned();
         let _guard = runtime.enter();
         for kind in [
@@ -134,14 +150,44 @@ impl Output {
                 std::process::exit(128 + kind.as_raw_value());
             });
         }
-        Ok(Work { dir })
+        Ok(Work { dir, _lock: lock })
     }
+
+    /// How many bytes come before the image.
+    pub(crate) fn start(&self) -> u64 {
+        if self.is_tar() { BLOCK } else { 0 }
+    }
+}
+
+/// Removes what builds left that were killed: nobody holds the lock.
+fn remove_abandoned(parent: &Path) {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    for entry in entries {
+        let ours = entry.file_name().to_string_lossy().starts_with(PARTIAL);
+        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let lock = File::open(entry.path());
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok() && same_file(&entry.path(), &lock)) {
+            // What can't be removed is in nobody's way.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn same_file(path: &Path, file: &File) -> bool {
+    let same =
+        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    let there = path.symlink_metadata();
+    there.is_ok_and(|there| file.metadata().is_ok_and(|open| same(there, open)))
 }
 
 /// The directory of one build.
 #[derive(Debug)]
 pub(crate) struct Work {
     dir: tempfile::TempDir,
+    /// Tells other builds that this one lives.
+    _lock: File,
 }
 
 impl Work {
@@ -149,37 +195,38 @@ impl Work {
         self.dir.path()
     }
 
-    /// Gives the result its name; returns its size in bytes.
+    /// Where the image is written to.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.dir().join("image")
+    }
+
+    /// Completes what was written to [`Work::image`] and gives it its name;
+    /// returns its size in bytes.
     pub(crate) fn finish(
         self,
         output: &Output,
-        executable: &Path,
+        written: &Written,
         source: &Source,
         time: u64,
     ) -> Result<u64> {
-        let result = match output.is_tar() {
-            true => {
-                let tar = self.dir().join("tar");
-                write_tar(&tar, executable, source, time).context("cannot write the archive")?;
-                tar
-            }
-            false => executable.to_owned(),
-        };
+        let image = self.image();
+        if output.is_tar() {
+            complete_tar(&image, written, source, time).context("cannot write the archive")?;
+        }
         output.check_free()?;
         let what = || format!("cannot write {}", output.path.display());
-        let size = std::fs::metadata(&result).with_context(what)?.len();
-        std::fs::rename(&result, &output.path).with_context(what)?;
+        let size = std::fs::metadata(&image).with_context(what)?.len();
+        std::fs::rename(&image, &output.path).with_context(what)?;
         Ok(size)
     }
 }
 
-fn write_tar(path: &Path, executable: &Path, source: &Source, time: u64) -> Result<()> {
-    let mut out = File::create(path)?;
-    let program = File::open(executable)?;
-    out.write_all(header("gravity", program.metadata()?.len(), 0o755, time)?.as_bytes())?;
-    // File to file: the kernel copies, or shares the blocks.
-    let size = std::io::copy(&mut { program }, &mut out)?;
-    pad(&mut out, size)?;
+/// Makes a tar of a file that begins with room for a header and the program.
+fn complete_tar(path: &Path, written: &Written, source: &Source, time: u64) -> Result<()> {
+    let mut out = std::fs::OpenOptions::new().write(true).open(path)?;
+    out.write_all(header("gravity", written.length, 0o755, time)?.as_bytes())?;
+    out.seek(SeekFrom::Start(BLOCK + written.length))?;
+    pad(&mut out, written.length)?;
     let script = |command: &str| {
         format!("#!/bin/sh\nset -e\ncd \"$(dirname \"$0\")\"\nexec ./gravity {command} \"$@\"\n")
     };
@@ -194,7 +241,8 @@ fn write_tar(path: &Path, executable: &Path, source: &Source, time: u64) -> Resu
         out.write_all(text.as_bytes())?;
         pad(&mut out, text.len() as u64)?;
     }
-    out.write_all(&[0; 1024])?;
+    out.write_all(&[0; 2 * BLOCK as usize])?;
+    out.set_permissions(Permissions::from_mode(0o644))?;
     Ok(())
 }
 
@@ -211,9 +259,9 @@ fn header(name: &str, size: u64, mode: u32, time: u64) -> Result<tar::Header> {
     Ok(header)
 }
 
-/// Contents of a tar fill blocks of 512 bytes.
+/// Contents of a tar fill blocks.
 fn pad(out: &mut File, size: u64) -> Result<()> {
-    let rest = (512 - size % 512) % 512;
+    let rest = (BLOCK - size % BLOCK) % BLOCK;
     Ok(out.write_all(&vec![0; rest as usize])?)
 }
 
@@ -229,18 +277,17 @@ pub(crate) struct Content<'a> {
     pub(crate) planets: &'a [Planet],
 }
 
-/// Writes the executable; returns its path.
-pub(crate) fn write_image(
-    content: &Content<'_>,
-    hub: &Layout,
-    cache: &Layout,
-    encoded: Cache,
+/// Begins an image of which nothing is known yet but its base: that is most of
+/// it, and is written while images are searched and pulled.
+pub(crate) fn begin_image(
     path: &Path,
-) -> Result<PathBuf> {
-    let base = content.base;
+    start: u64,
+    base: &Base,
+    hub: &Layout,
+    encoded: Cache,
+) -> Result<Writer> {
     let program = hub.blob_path(&base.gravity);
-    let mut writer = Writer::create(path, &program)?.with_cache(encoded);
-
+    let mut writer = Writer::create_after(path, &program, start)?.with_cache(encoded);
     copy_document(&mut writer, hub, &base.descriptor)?;
     copy_document(&mut writer, hub, base.manifest.config())?;
     for layer in base.manifest.layers() {
@@ -249,6 +296,17 @@ pub(crate) fn write_image(
             copy(&mut writer, hub, layer)?;
         }
     }
+    Ok(writer)
+}
+
+/// Writes all that follows the base.
+pub(crate) fn write_image(
+    mut writer: Writer,
+    content: &Content<'_>,
+    hub: &Layout,
+    cache: &Layout,
+) -> Result<Written> {
+    let base = content.base;
     let mut config = content.config.clone();
     config.manifest = writer.add_blob_bytes(content.resolved.as_bytes(), MANIFEST_YAML)?;
     let manifest = cluster::descriptor(
@@ -261,11 +319,22 @@ pub(crate) fn write_image(
     let resources = cluster::descriptor(&packed.digest, packed.size, LAYER_TAR)?;
 
     let mut manifests = Vec::new();
+    let mut indexes = Vec::new();
     for image in content.images {
         copy_document(&mut writer, cache, &image.pulled.manifest)?;
         copy_document(&mut writer, cache, &image.pulled.config)?;
         for layer in &image.pulled.layers {
             copy(&mut writer, cache, layer)?;
+        }
+        if let (Some(_), Some(digest)) = (&image.application.index, &image.pulled.index) {
+            let bytes = cache.read_blob(digest, MAX_DOCUMENT)?;
+            let index = MediaType::ImageIndex;
+            writer.add_blob_bytes(&bytes, index.as_ref())?;
+            indexes.push(cluster::descriptor(
+                digest.as_str(),
+                bytes.len() as u64,
+                index.as_ref(),
+            )?);
         }
         let mut descriptor = image.pulled.manifest.clone();
         let name = [(REF_NAME.to_owned(), image.application.reference.clone())];
@@ -288,24 +357,23 @@ pub(crate) fn write_image(
     let root = cluster::write_root(
         &mut writer,
         &config,
-        manifest,
-        resources,
+        [vec![manifest, resources], indexes].concat(),
         base_descriptor,
         manifests,
     )?;
-    writer.finish(&root, PLATFORM).context(
+    let written = writer.finish(&root, PLATFORM).context(
         "a blob was damaged since it was fetched: remove the file that is named, then build again",
     )?;
     // The writer has hashed the program while it copied it.
-    let written = Image::open(path)?.elf().digest.clone();
-    if written != base.gravity.as_str() {
+    if written.elf != base.gravity.as_str() {
         bail!(
-            "{} has digest {written}, expected {}: make the base image again",
-            program.display(),
+            "{} has digest {}, expected {}: make the base image again",
+            hub.blob_path(&base.gravity).display(),
+            written.elf,
             base.gravity
         );
     }
-    Ok(path.to_owned())
+    Ok(written)
 }
 
 fn copy_document(writer: &mut Writer, layout: &Layout, descriptor: &Descriptor) -> Result<()> {

@@ -3,8 +3,8 @@
 //! In: the manifest's directory. Out: its charts, the images of its objects,
 //! the files that name them otherwise in the cluster; and a copy of the
 //! directory with those files, ready to be packed. The output, unfinished
-//! output, cluster images of former builds and the state directory are no
-//! resources.
+//! output, cluster images of former builds, the state directory and the lock
+//! file are no resources; all else keeps its name, mode and links.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -14,24 +14,85 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use event::Sink;
+use flate2::read::GzDecoder;
+use regex::Regex;
 use walkdir::{DirEntry, WalkDir};
 
 use super::PARTIAL;
-use super::images::{Images, scan};
+use super::images::{Images, Replacements, scan};
 use super::manifest::Source;
 use super::output::Output;
 
 /// Most bytes of a file that may hold objects.
 const MAX_FILE: u64 = 16 << 20;
+/// Files at the beginning of an archive of which one is the Chart.yaml of a
+/// chart, and the most bytes of them that are read. Helm packs it first.
+const CHART_ENTRIES: usize = 64;
+const CHART_BYTES: u64 = 16 << 20;
+/// Where images are looked for unless `--glob` says otherwise.
+const GLOBS: [&str; 3] = ["**/*.yaml", "**/*.yml", "**/*.json"];
+
+/// Which files are looked into; all are packed.
+#[derive(Debug)]
+pub(crate) struct Selection {
+    globs: Vec<glob::Pattern>,
+    ignored: Vec<Regex>,
+}
+
+impl Selection {
+    /// Takes `--glob` and `--ignore`.
+    pub(crate) fn new(globs: &[String], ignored: &[String]) -> Result<Self> {
+        let mut selection = Self {
+            globs: Vec::new(),
+            ignored: Vec::new(),
+        };
+        for pattern in globs {
+            let parsed = glob::Pattern::new(pattern);
+            selection.globs.push(
+                parsed.with_context(|| {
+                    format!("--glob {pattern} is not a pattern such as **/*.yaml")
+                })?,
+            );
+        }
+        if globs.is_empty() {
+            let default = GLOBS
+                .iter()
+                .filter_map(|glob| glob::Pattern::new(glob).ok());
+            selection.globs.extend(default);
+        }
+        for pattern in ignored {
+            let parsed = Regex::new(pattern);
+            selection.ignored.push(
+                parsed
+                    .with_context(|| format!("--ignore {pattern} is not a regular expression"))?,
+            );
+        }
+        Ok(selection)
+    }
+
+    fn ignores(&self, relative: &Path) -> bool {
+        let path = format!("/{}", relative.display());
+        self.ignored.iter().any(|pattern| pattern.is_match(&path))
+    }
+
+    pub(crate) fn takes(&self, relative: &Path) -> bool {
+        let options = glob::MatchOptions {
+            require_literal_separator: true,
+            ..glob::MatchOptions::default()
+        };
+        let mut globs = self.globs.iter();
+        globs.any(|glob| glob.matches_path_with(relative, options)) && !self.ignores(relative)
+    }
+}
 
 /// What is not a resource, by absolute path.
 #[derive(Debug)]
 pub(crate) struct Skip(Vec<PathBuf>);
 
 impl Skip {
-    pub(crate) fn new(source: &Source, output: &Output, state: &Path) -> Self {
+    pub(crate) fn new(source: &Source, output: &Output, state: &Path, lock: &Path) -> Self {
         let root = source.dir.canonicalize().unwrap_or_default();
-        let mut paths: Vec<PathBuf> = [output.path(), state]
+        let mut paths: Vec<PathBuf> = [output.path(), state, lock]
             .iter()
             .filter_map(|path| canonical(path))
             .filter(|path| *path != root)
@@ -57,7 +118,7 @@ fn canonical(path: &Path) -> Option<PathBuf> {
 /// What was found beside the manifest.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// Directories of charts, below the manifest's.
+    /// Directories and archives of charts, below the manifest's directory.
     pub(crate) charts: Vec<PathBuf>,
     pub(crate) images: Images,
     /// New content of files, by path below the manifest's directory.
@@ -84,105 +145,133 @@ fn is_cluster_image(path: &Path) -> bool {
     archive || (block.starts_with(b"\x7fELF") && image::Image::open(path).is_ok())
 }
 
-/// Looks through the manifest's directory, charts aside. What turns out to be
-/// no resource is added to `skip`.
-pub(crate) fn discover(source: &Source, skip: &mut Skip, sink: &dyn Sink) -> Result<Found> {
-    let root = root(source)?;
-    let manifest = canonical(&source.file);
-    let mut found = Found::default();
-    let mut entries = WalkDir::new(&root).sort_by_file_name().into_iter();
-    while let Some(entry) = entries.next() {
-        let entry = entry.context("cannot read the resources")?;
-        let path = entry.path();
-        let relative = path.strip_prefix(&root).unwrap_or(path).to_owned();
-        let shown = source.shown(&relative);
-        if entry.depth() > 0 && skip.skips(&entry) {
-            if entry.file_type().is_dir() {
-                entries.skip_current_dir();
-            }
-            continue;
-        }
-        if entry.file_type().is_dir() {
-            let chart = path.join("Chart.yaml").is_file();
-            if chart {
-                found.charts.push(relative);
-            }
-            if chart || entry.file_name() == ".git" {
-                entries.skip_current_dir();
-            }
-            continue;
-        }
-        if !entry.file_type().is_file() || manifest.as_deref() == Some(path) {
-            continue;
-        }
-        if is_cluster_image(path) {
-            sink.info(&format!(
-                "{} is a cluster image and is left out",
-                shown.display()
-            ));
-            skip.0.push(path.to_owned());
-            continue;
-        }
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("yaml" | "yml") => look_into(path, &shown, relative, false, &mut found, sink)?,
-            Some("json") => look_into(path, &shown, relative, true, &mut found, sink)?,
-            Some("tgz") => sink.warning(&format!(
-                "{}: charts in archives are not looked into by this release yet: unpack it if it is one",
-                shown.display()
-            )),
-            _ => {}
-        }
-    }
-    Ok(found)
+/// Whether the file is a chart as `helm package` makes it.
+fn is_chart_archive(path: &Path) -> bool {
+    let Ok(file) = std::fs::File::open(path) else {
+        return false;
+    };
+    let mut archive = tar::Archive::new(GzDecoder::new(file).take(CHART_BYTES));
+    let Ok(entries) = archive.entries() else {
+        return false;
+    };
+    let mut entries = entries.take(CHART_ENTRIES).map_while(Result::ok);
+    entries.any(|entry| {
+        let path = entry.path_bytes();
+        let mut parts = path.split(|byte| *byte == b'/');
+        let chart = parts.nth(1) == Some(b"Chart.yaml");
+        chart && parts.next().is_none()
+    })
 }
 
-fn look_into(
-    path: &Path,
-    shown: &Path,
-    relative: PathBuf,
-    json: bool,
-    found: &mut Found,
-    sink: &dyn Sink,
-) -> Result<()> {
-    let place = shown.display().to_string();
-    let size = std::fs::metadata(path)
-        .with_context(|| format!("cannot read {place}"))?
-        .len();
-    if size > MAX_FILE {
-        sink.warning(&format!(
-            "{place} is not looked into: it has {size} bytes, the limit is {MAX_FILE}"
-        ));
-        return Ok(());
+/// How the manifest's directory is looked through.
+pub(crate) struct Discovery<'a> {
+    pub(crate) source: &'a Source,
+    pub(crate) selection: &'a Selection,
+    pub(crate) replacements: &'a Replacements,
+    pub(crate) sink: &'a dyn Sink,
+}
+
+impl Discovery<'_> {
+    /// Looks through the manifest's directory, charts aside. What turns out to
+    /// be no resource is added to `skip`.
+    pub(crate) fn run(&self, skip: &mut Skip) -> Result<Found> {
+        let root = root(self.source)?;
+        let manifest = canonical(&self.source.file);
+        let mut found = Found::default();
+        let mut inside: Option<PathBuf> = None;
+        let mut entries = WalkDir::new(&root).sort_by_file_name().into_iter();
+        while let Some(entry) = entries.next() {
+            let entry = entry.context("cannot read the resources")?;
+            let path = entry.path();
+            let relative = path.strip_prefix(&root).unwrap_or(path).to_owned();
+            if entry.depth() > 0 && skip.skips(&entry) {
+                if entry.file_type().is_dir() {
+                    entries.skip_current_dir();
+                }
+                continue;
+            }
+            let in_chart = inside.as_ref().is_some_and(|chart| path.starts_with(chart));
+            if entry.file_type().is_dir() {
+                if entry.file_name() == ".git" {
+                    entries.skip_current_dir();
+                } else if !in_chart && path.join("Chart.yaml").is_file() {
+                    inside = Some(path.to_owned());
+                    if !self.selection.ignores(&relative) {
+                        found.charts.push(relative);
+                    }
+                }
+                continue;
+            }
+            if !entry.file_type().is_file() || manifest.as_deref() == Some(path) {
+                continue;
+            }
+            if is_cluster_image(path) {
+                self.sink.info(&format!(
+                    "{} is a cluster image and is left out",
+                    self.source.shown(&relative).display()
+                ));
+                skip.0.push(path.to_owned());
+            } else if in_chart {
+                // Its files are templates, which helm renders.
+            } else if path.extension().is_some_and(|extension| extension == "tgz") {
+                if !self.selection.ignores(&relative) && is_chart_archive(path) {
+                    found.charts.push(relative);
+                }
+            } else if self.selection.takes(&relative) {
+                self.look_into(path, relative, &mut found)?;
+            }
+        }
+        Ok(found)
     }
-    let bytes = std::fs::read(path).with_context(|| format!("cannot read {place}"))?;
-    let Ok(text) = String::from_utf8(bytes) else {
-        sink.warning(&format!("{place} is not looked into: it is not UTF-8 text"));
-        return Ok(());
-    };
-    // JSON may be indented by tabs, which YAML forbids; as many bytes stay.
-    let parsed = if json {
-        scan(&text.replace('\t', " "), &place)
-    } else {
-        scan(&text, &place)
-    };
-    let scanned = match parsed {
-        Ok(scanned) => scanned,
-        // Templates of other tools lie beside objects; objects must be readable.
-        Err(error) if text.contains("apiVersion") && text.contains("kind") => return Err(error),
-        Err(error) => {
-            sink.warning(&format!("{error:#}; it is taken as it is"));
+
+    fn look_into(&self, path: &Path, relative: PathBuf, found: &mut Found) -> Result<()> {
+        let place = self.source.shown(&relative).display().to_string();
+        let size = std::fs::metadata(path)
+            .with_context(|| format!("cannot read {place}"))?
+            .len();
+        if size > MAX_FILE {
+            self.sink.warning(&format!(
+                "{place} is not looked into: it has {size} bytes, the limit is {MAX_FILE}"
+            ));
             return Ok(());
         }
-    };
-    let rewritten = scanned.rewrite(&text)?;
-    if rewritten != text {
-        found.rewritten.insert(relative, rewritten);
+        let bytes = std::fs::read(path).with_context(|| format!("cannot read {place}"))?;
+        let Ok(text) = String::from_utf8(bytes) else {
+            self.sink
+                .warning(&format!("{place} is not looked into: it is not UTF-8 text"));
+            return Ok(());
+        };
+        // JSON may be indented by tabs, which YAML forbids; as many bytes stay.
+        let json = path
+            .extension()
+            .is_some_and(|extension| extension == "json");
+        let parsed = if json {
+            scan(&text.replace('\t', " "), &place)
+        } else {
+            scan(&text, &place)
+        };
+        let scanned = match parsed {
+            Ok(scanned) => scanned,
+            // Templates of other tools lie beside objects; objects must be readable.
+            Err(error) if text.contains("apiVersion") && text.contains("kind") => {
+                return Err(error.context(format!(
+                    "cannot look for images in {place}: --ignore leaves it out"
+                )));
+            }
+            Err(error) => {
+                self.sink
+                    .warning(&format!("{error:#}; it is taken as it is"));
+                return Ok(());
+            }
+        };
+        let rewritten = scanned.rewrite(&text, self.replacements)?;
+        if rewritten != text {
+            found.rewritten.insert(relative, rewritten);
+        }
+        let images = scanned.into_rewritten(self.replacements);
+        images.into_iter().for_each(|image| found.images.add(image));
+        Ok(())
     }
-    scanned
-        .images
-        .into_iter()
-        .for_each(|image| found.images.add(image));
-    Ok(())
 }
 
 /// Copies the resources, by hard links where the file system can, with the
@@ -228,6 +317,11 @@ pub(crate) fn stage(
                 what()
             );
         }
+    }
+    if let Some(generated) = &source.generated {
+        let name = source.file.file_name().unwrap_or_default();
+        host::atomic::write(&staged.join(name), generated.as_bytes(), 0o644)
+            .context("cannot pack the generated manifest")?;
     }
     // Last, as a directory may forbid to write to it; the work directory must
     // be removable, so that the owner keeps his rights.

@@ -8,6 +8,7 @@ use image::cluster::{BASE_ARTIFACT, BASE_CONFIG, ClusterImage, GRAVITY_ELF, LAYE
 use oci::Digest;
 use serde_json::json;
 
+use super::resources::Selection;
 use super::*;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -46,6 +47,9 @@ pub(crate) struct Vendor {
     /// An image that is in the cache, pinned.
     image: String,
     digest: Digest,
+    /// What is built.
+    app: PathBuf,
+    helm: PathBuf,
 }
 
 fn put(path: &Path, text: &str, mode: u32) {
@@ -96,6 +100,8 @@ impl Vendor {
         let vendor = Self {
             image: format!("quay.io/team/app@{digest}"),
             digest,
+            app: dir.path().join("app"),
+            helm: dir.path().join("helm"),
             dir,
         };
         vendor.put("app.yaml", APP);
@@ -127,8 +133,18 @@ impl Vendor {
     }
 
     pub(crate) fn build(&self, name: &str, sink: &Arc<Memory>) -> Result<PathBuf> {
+        self.build_as(name, sink, |_| {})
+    }
+
+    /// Builds with other options.
+    fn build_as(
+        &self,
+        name: &str,
+        sink: &Arc<Memory>,
+        change: impl FnOnce(&mut Job<'_>),
+    ) -> Result<PathBuf> {
         let path = self.at(name);
-        let (app, state) = (self.at("app"), self.at("state"));
+        let state = self.at("state");
         let hub = Layout::open(self.at("hub")).unwrap();
         let client = Client::new(
             Registries::default(),
@@ -136,20 +152,24 @@ impl Vendor {
             2,
             Retry::default(),
         );
-        let helm = self.at("helm");
-        let job = Job {
-            path: &app,
+        let mut job = Job {
+            path: &self.app,
             state: &state,
             hub: &hub,
             remote: None,
+            base: None,
             chart_options: charts::Options {
-                helm: helm.as_os_str(),
+                helm: self.helm.as_os_str(),
                 set: &[],
                 values: &[],
             },
+            selection: resources::Selection::new(&[], &[]).unwrap(),
+            replacements: images::Replacements::default(),
+            locked: false,
             client: &client,
             parallel: 2,
         };
+        change(&mut job);
         let output = Output::choose(Some(&path), Path::new("/"), true)?;
         let sink: Arc<dyn Sink> = sink.clone();
         job.build(&output, &sink)?;
@@ -336,6 +356,7 @@ fn a_build_holds_everything_and_is_the_same_again() {
     );
     assert_eq!(files["app.yaml"], APP.replace("IMAGE", &vendor.image));
     assert!(!files.contains_key("shop.run"), "{:?}", files.keys());
+    assert!(!files.contains_key("app.lock"), "{:?}", files.keys());
 
     // Other builds beside the first give the same bytes, and are no resources.
     vendor.build("app/shop.run", &sink).unwrap();
@@ -441,4 +462,169 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
     put(&program, "\x7fELF PROGRAM", 0o644);
     let error = vendor.error();
     assert!(error.contains("make the base image again"), "{error}");
+}
+
+#[test]
+fn the_lock_file_holds_names_to_digests() {
+    let vendor = Vendor::new();
+    let sink = Arc::new(Memory::default());
+    vendor.build("shop", &sink).unwrap();
+    let lock = vendor.at("app/app.lock");
+    let text = std::fs::read_to_string(&lock).unwrap();
+    // What is pinned can't change.
+    assert!(text.contains("\"gravity:6.0.0\": \"sha256:"), "{text}");
+    assert!(text.contains("\"images\": {}"), "{text}");
+
+    // A tag is taken from the cache when the lock says which image it is.
+    let mut vendor = vendor;
+    let name = "quay.io/team/app:1";
+    vendor.image = name.into();
+    for file in ["resources/pod.yaml", "charts/example/templates/pod.yaml"] {
+        vendor.put(file, OBJECT);
+    }
+    vendor.put("app.yaml", APP);
+    let locked = |vendor: &Vendor| {
+        let built = vendor.build_as("shop", &sink, |job| job.locked = true);
+        built.map_err(|error| format!("{error:#}"))
+    };
+    let error = locked(&vendor).unwrap_err();
+    assert!(
+        error.contains("app.lock does not fit: it lacks quay.io/team/app:1"),
+        "{error}"
+    );
+    let with = |image: &str, digest: &str| {
+        let text = text.replace("{}", &format!("{{\"{image}\": \"{digest}\"}}"));
+        put(&lock, &text, 0o644);
+    };
+    let digest = vendor.digest.to_string();
+    with(name, &digest);
+    let cluster = Image::open(locked(&vendor).unwrap()).unwrap();
+    let cluster = ClusterImage::open(cluster).unwrap();
+    let image = &cluster.config.images[0];
+    assert_eq!(image.reference, "leader.telekube.local:5000/team/app:1");
+    assert_eq!((image.source.as_str(), &image.digest), (name, &digest));
+
+    with("quay.io/other:1", &digest);
+    let error = locked(&vendor).unwrap_err();
+    assert!(
+        error.contains("it lacks quay.io/team/app:1; quay.io/other:1 is not used any more"),
+        "{error}"
+    );
+    put(&lock, &text.replace("6.0.0", "5.9.0"), 0o644);
+    let error = locked(&vendor).unwrap_err();
+    assert!(
+        error.contains("it lacks the base image gravity:6.0.0"),
+        "{error}"
+    );
+    for bad in [
+        "",
+        "yarn lockfile v1",
+        "[]",
+        "{\"version\": 2}",
+        "{\"version\": 1, \"base\": 1}",
+    ] {
+        put(&lock, bad, 0o644);
+        assert!(locked(&vendor).unwrap_err().contains("lock file"), "{bad}");
+        // A file of something else is not replaced.
+        assert!(vendor.error().contains("move it away"), "{bad}");
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), bad);
+    }
+    std::fs::remove_file(&lock).unwrap();
+    assert!(
+        locked(&vendor)
+            .unwrap_err()
+            .contains("there is no lock file")
+    );
+}
+
+#[test]
+fn options_choose_what_is_looked_into() {
+    let vendor = Vendor::new();
+    let sink = Arc::new(Memory::default());
+    let all = Selection::new(&[], &[]).unwrap();
+    assert!(all.takes(Path::new("a.yml")) && all.takes(Path::new("a/b/c.json")));
+    assert!(!all.takes(Path::new("a.txt")));
+    assert!(Selection::new(&["[".into()], &[]).is_err());
+    assert!(Selection::new(&[], &["(".into()]).is_err());
+    let some = Selection::new(&["deploy/*.yaml".into()], &["/x[.]yaml$".into()]).unwrap();
+    assert!(some.takes(Path::new("deploy/a.yaml")));
+    assert!(!some.takes(Path::new("deploy/x.yaml")) && !some.takes(Path::new("deploy/b/a.yaml")));
+
+    vendor.put("bad.yaml", "apiVersion: v1\nkind: Pod\nspec: [\n");
+    vendor.put("charts/example/broken", "");
+    let path = vendor.build_as("shop", &sink, |job| {
+        job.selection = Selection::new(&[], &["/bad".into(), "^/charts/example$".into()]).unwrap();
+        job.base = Some("gravity:5.9.0".parse().unwrap());
+    });
+    let cluster = ClusterImage::open(Image::open(path.unwrap()).unwrap()).unwrap();
+    assert_eq!(cluster.config.base.reference, "gravity:5.9.0");
+    let image = cluster.config.resources.clone();
+    let tar = cluster.image.read_blob_bytes(&image, 1 << 20).unwrap();
+    let packed = tar::Archive::new(tar.as_slice())
+        .entries()
+        .unwrap()
+        .any(|entry| entry.unwrap().path().unwrap() == Path::new("bad.yaml"));
+    assert!(packed);
+}
+
+#[test]
+fn a_chart_alone_is_installed_by_a_hook_of_its_own() {
+    let mut vendor = Vendor::new();
+    let chart = vendor.at("app/charts/example");
+    put(&chart.join("old.run"), "", 0o755);
+    std::fs::copy(
+        vendor.build("old.run", &Arc::default()).unwrap(),
+        chart.join("old.run"),
+    )
+    .unwrap();
+    let sink = Arc::new(Memory::default());
+    // Helm reads all files of a chart: an image that was built must be none.
+    vendor.helm = vendor.at("strict-helm");
+    let script = "#!/bin/sh\nls -A \"$4\" >&2; [ -e \"$4/old.run\" ] && exit 1; cat \"$4/templates/pod.yaml\"\n";
+    put(&vendor.helm, script, 0o755);
+    vendor.app = chart.clone();
+    let path = vendor.build("app/charts/example/new.run", &sink);
+    let cluster = ClusterImage::open(Image::open(path.unwrap()).unwrap()).unwrap();
+    assert_eq!(
+        (
+            cluster.config.name.as_str(),
+            cluster.config.image_version.as_str()
+        ),
+        ("example", "0.1.0")
+    );
+    assert_eq!(cluster.config.images.len(), 1);
+    let manifest = ::manifest::parse(&cluster.manifest_yaml().unwrap(), "resolved").unwrap();
+    let job = manifest.hooks.values().next().unwrap();
+    assert!(
+        job.contains("\"example\",\"/var/lib/gravity/resources\""),
+        "{job}"
+    );
+    let tar = cluster
+        .image
+        .read_blob_bytes(&cluster.config.resources, 1 << 20)
+        .unwrap();
+    let mut names: Vec<_> = tar::Archive::new(tar.as_slice())
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
+    names.sort();
+    assert_eq!(
+        names,
+        ["Chart.yaml", "app.yaml", "templates", "templates/pod.yaml"]
+    );
+
+    for (text, wanted) in [
+        (
+            "name: a\nversion: 1.0.0\ntype: library\n",
+            "installs nothing",
+        ),
+        ("name: a\n", "no name or no version"),
+        ("name: a.b\nversion: 1.0.0\n", "not a name"),
+        ("name: a\nversion: one\n", "not of the form"),
+    ] {
+        put(&chart.join("Chart.yaml"), text, 0o644);
+        let error = manifest::Source::find(&chart).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{error}");
+    }
 }

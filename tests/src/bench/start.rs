@@ -75,7 +75,8 @@ fn make_large(bench: &Bench<'_>, path: &Path) -> Result<()> {
     let digest = format!("sha256:{}", file::sha256_reader(zeros_file)?);
     writer.add_blob_file(&zeros, &digest, "application/octet-stream", Encoding::Raw)?;
     let written = writer.finish(image.root(), image.platform())?;
-    ensure!(written >= LARGE, "the image has {written} bytes only");
+    let length = written.length;
+    ensure!(length >= LARGE, "the image has {length} bytes only");
     Ok(())
 }
 
