@@ -45,6 +45,8 @@ pub(crate) enum Output {
     Text,
     /// For programs: JSON
     Json,
+    /// YAML, of `gravity plan`
+    Yaml,
 }
 
 impl From<Output> for console::Format {
@@ -52,6 +54,9 @@ impl From<Output> for console::Format {
         match output {
             Output::Text => Self::Auto,
             Output::Json => Self::Json,
+            // Its events are lines that a reader of YAML would stumble over;
+            // only a command without events writes it.
+            Output::Yaml => Self::Plain,
         }
     }
 }
@@ -64,12 +69,21 @@ pub(crate) enum Command {
     Join(Join),
     /// Check this node against the requirements of the cluster image
     Check(Check),
-    /// Go on with an operation that was interrupted or failed
+    /// Go on with an operation that was interrupted or failed; follow one that
+    /// runs
     Resume,
-    /// Show the phases of the last operation and how far they are
-    Plan,
+    /// Take an operation back that has not ended: the node is as before then
+    Rollback(Rollback),
+    /// Show the phases of the last operation and how far they are; execute them
+    /// or take them back one by one
+    Plan(Plan),
     /// Show the state of the cluster, its nodes and services
     Status,
+    /// Collect logs, journals and objects in an archive, without secrets
+    Report(Report),
+    /// Show the certificates of this node
+    #[command(subcommand)]
+    Cert(Cert),
     /// Remove the cluster from this node
     Leave(Leave),
     /// Remove another node from the cluster; on a master
@@ -300,16 +314,21 @@ pub(crate) enum Token {
     },
 }
 
-fn ttl(text: &str) -> Result<jiff::SignedDuration, String> {
-    // A day has 24 hours here, whatever clocks do.
+/// A time such as `30m` or `7d`. A day has 24 hours here, whatever clocks do.
+fn duration(text: &str) -> Option<jiff::SignedDuration> {
     let days = text
         .strip_suffix('d')
         .and_then(|days| days.parse::<i64>().ok());
-    let ttl = match days {
-        Some(days) => days.checked_mul(24).map(jiff::SignedDuration::from_hours),
+    match days {
+        // Beyond a century nobody means it, and hours would overflow.
+        Some(days) => (days.abs() <= 36_500).then(|| jiff::SignedDuration::from_hours(days * 24)),
         None => text.parse().ok(),
-    };
-    ttl.filter(|ttl| ttl.is_positive() && ttl.as_hours() <= 24 * 3650)
+    }
+}
+
+fn ttl(text: &str) -> Result<jiff::SignedDuration, String> {
+    duration(text)
+        .filter(|ttl| ttl.is_positive() && ttl.as_hours() <= 24 * 3650)
         .ok_or_else(|| "not a time such as 30m, 24h or 7d, at most 3650d".into())
 }
 
@@ -365,6 +384,72 @@ pub(crate) struct Check {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// Only show what would be taken back
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Don't ask
+    #[arg(long)]
+    pub(crate) confirm: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Plan {
+    /// Follow the operation to its end
+    #[arg(long)]
+    pub(crate) tail: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<PlanCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Execute one phase
+    Execute(OnePhase),
+    /// Take one phase back
+    Rollback(OnePhase),
+    /// Execute all that is not complete
+    Resume,
+    /// End an operation whose phases were executed, or taken back, one by one
+    Complete,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnePhase {
+    /// The phase, such as `/start/planet`, or a group of them, such as `/start`
+    #[arg(long, value_name = "ID")]
+    pub(crate) phase: String,
+    /// Also when it is complete already, or others come before or after it
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Where to; a name that ends in .tar.zst is compressed by zstd
+    #[arg(long, value_name = "FILE", default_value = "report.tar.gz")]
+    pub(crate) file: PathBuf,
+    /// Leave out what is older than this, such as 30m, 24h or 7d; 0s takes all
+    #[arg(long, value_name = "TIME", default_value = "14d", value_parser = since)]
+    pub(crate) since: jiff::SignedDuration,
+}
+
+fn since(text: &str) -> Result<jiff::SignedDuration, String> {
+    duration(text)
+        .filter(|time| !time.is_negative())
+        .ok_or_else(|| "not a time such as 30m, 24h or 7d".into())
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cert {
+    /// List certificates, until when they are good, and whether half of their
+    /// life is over
+    #[command(visible_alias = "ls")]
+    List,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Leave {
     /// Clean up this node without asking the cluster
     #[arg(long)]
@@ -388,6 +473,15 @@ pub(crate) struct Exec {
 pub(crate) enum Agent {
     /// Serve the node's agent socket until nothing is left to do
     Run,
+    /// Run an operation, whatever becomes of the terminal
+    Operate {
+        /// Its id
+        #[arg(long)]
+        operation: String,
+        /// What to do with it, JSON
+        #[arg(long)]
+        action: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
