@@ -390,7 +390,7 @@ fn dns_listen(
     let port = options.dns_port;
     let check = |&listen: &IpAddr| {
         // All of 127.0.0.0/8 is there without being listed.
-        if !has.contains(&listen) && !(listen.is_loopback() && listen.is_ipv4()) {
+        if !(has.contains(&listen) || listen.is_loopback() && listen.is_ipv4()) {
             return Err(Error::DnsAddress {
                 address: listen,
                 available: has.clone(),

@@ -42,6 +42,9 @@ impl fmt::Display for Fix {
     }
 }
 
+/// A fix, and whether it was done.
+pub type Mended = (Fix, Result<(), ChangeError>);
+
 /// Mends, modules first as some have parameters. Out: for each fix whether it
 /// was done.
 ///
@@ -50,7 +53,7 @@ impl fmt::Display for Fix {
 pub fn mend(
     fixes: &[Fix],
     journal: &mut Journal,
-) -> Result<Vec<(Fix, Result<(), ChangeError>)>, ChangeError> {
+) -> Result<Vec<Mended>, ChangeError> {
     let mut done = Vec::new();
     for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Module { .. })) {
         done.push((fix.clone(), apply(fix, journal)));

@@ -83,7 +83,7 @@ fn measure_latency(directory: &Path, short: Duration, long: Duration) -> Result<
 fn is_clear(times: &[u64]) -> bool {
     let slow = |limit: u64| times.iter().filter(|time| **time > limit).count() * 100 / times.len();
     let clear = |limit: u64| slow(limit / 2) == 0 || slow(limit * 2) > 2;
-    times.len() % 64 == 0 && clear(SLOW_US) && clear(TOO_SLOW_US)
+    times.len().is_multiple_of(64) && clear(SLOW_US) && clear(TOO_SLOW_US)
 }
 
 fn summary(mut times: Vec<u64>, passed: Duration) -> Latency {
