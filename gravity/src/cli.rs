@@ -144,6 +144,9 @@ pub(crate) struct Install {
     /// Accept the end-user license agreement without being asked
     #[arg(long)]
     pub(crate) accept_eula: bool,
+    /// Don't measure how fast disks are: some seconds less
+    #[arg(long)]
+    pub(crate) skip_disk_test: bool,
 }
 
 #[derive(Debug, Args)]

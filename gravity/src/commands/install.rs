@@ -67,7 +67,14 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     };
     let host = host_traits(&facts);
     let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
-    let report = preflight(session, &options, &manifest, &image, facts)?;
+    let report = preflight(
+        session,
+        &options,
+        &manifest,
+        &image,
+        facts,
+        !arguments.skip_disk_test,
+    )?;
     verify(session, &image)?;
     let operation = create(session, prepared.plan)?;
     check::record(&report, &operation)?;
@@ -291,13 +298,14 @@ fn preflight(
     manifest: &Manifest,
     image: &Image,
     facts: HostFacts,
+    disks: bool,
 ) -> Result<Report> {
     session.console.step("Checking the node's requirements");
     let profile =
         install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
     let address = install::choose_address(options.advertise_address, &facts)?;
     let requirements = check::requirements(options, address, profile, Some(image));
-    check::before(&session.console, requirements, facts)
+    check::before(&session.console, requirements, facts, disks)
 }
 
 fn create(session: &Session, plan: operation::Plan) -> Result<Operation> {
