@@ -189,6 +189,9 @@ pub(crate) struct Install {
     /// Accept the end-user license agreement without being asked
     #[arg(long, help_heading = "How to install")]
     pub(crate) accept_eula: bool,
+    /// Don't measure how fast disks are: some seconds less
+    #[arg(long, help_heading = "How to install")]
+    pub(crate) skip_disk_test: bool,
     /// Check, then print what would change on this node, and change nothing
     #[arg(long, help_heading = "How to install")]
     pub(crate) dry_run: bool,

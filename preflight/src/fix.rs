@@ -50,10 +50,7 @@ pub type Mended = (Fix, Result<(), ChangeError>);
 ///
 /// # Errors
 /// When the lists for the next boot can't be written.
-pub fn mend(
-    fixes: &[Fix],
-    journal: &mut Journal,
-) -> Result<Vec<Mended>, ChangeError> {
+pub fn mend(fixes: &[Fix], journal: &mut Journal) -> Result<Vec<Mended>, ChangeError> {
     let mut done = Vec::new();
     for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Module { .. })) {
         done.push((fix.clone(), apply(fix, journal)));

@@ -276,3 +276,99 @@ fn every_check_is_described_once() {
         }
     }
 }
+
+/// The table of all checks in the documentation.
+fn table() -> String {
+    let yes = |yes| if yes { "yes" } else { "no" };
+    checks()
+        .map(|check| {
+            format!(
+                "| `{}` | {} | {} | {} | {} | {} |\n",
+                check.id,
+                check.about,
+                check.limit,
+                check.remedy,
+                yes(!check.strict),
+                yes(check.fixable)
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn the_documentation_has_every_check() {
+    let text = include_str!("../../docs/preflight.md");
+    let table = table();
+    assert!(
+        text.contains(&table),
+        "docs/preflight.md should have:\n{table}"
+    );
+}
+
+/// Profiles of the manifest's documentation, on what hosts are like.
+#[test]
+fn profiles_fit_some_distributions_and_not_others() {
+    let db = "{cpu: {min: 8}, ram: {min: 32GB}, os: [{name: centos, versions: ['7']}, \
+              {name: rhel, versions: ['7.2', '7.3']}], volumes: [{path: /var/lib/data, \
+              capacity: 512GB, filesystems: [ext4, xfs]}]}";
+    let worker = "{cpu: {min: 4}, ram: {min: 4GB}}";
+    let cases = [
+        (
+            "centos",
+            "7",
+            "3.10.0-1160.el7.x86_64",
+            vec!["kernel"],
+            vec!["kernel"],
+        ),
+        (
+            "rhel",
+            "7.2",
+            "3.10.0-327.el7.x86_64",
+            vec!["kernel"],
+            vec!["kernel"],
+        ),
+        (
+            "rhel",
+            "7.9",
+            "3.10.0-1160.el7.x86_64",
+            vec!["os", "kernel"],
+            vec!["kernel"],
+        ),
+        ("debian", "12", "6.1.0-18-amd64", vec!["os"], vec![]),
+        ("ubuntu", "24.04", "6.8.0-31-generic", vec!["os"], vec![]),
+    ];
+    for (id, version, kernel, of_db, of_worker) in cases {
+        let mut facts = facts();
+        (facts.cpus, facts.ram_bytes) = (8, 64_000_000_000);
+        facts.os.id = id.into();
+        facts.os.version_id = version.into();
+        facts.kernel_release = kernel.into();
+        for (profile, expected) in [(db, of_db), (worker, of_worker)] {
+            let mut places = places();
+            places
+                .paths
+                .insert("/var/lib/data".into(), room(600_000_000_000, 2));
+            let report = report_at(&with_profile(profile), &facts, places);
+            let failed: Vec<_> = report
+                .failures()
+                .map(|finding| finding.id.as_str())
+                .collect();
+            assert_eq!(failed, expected, "{id} {version}");
+        }
+    }
+    let mut small = facts();
+    small.os.id = "centos".into();
+    small.os.version_id = "7".into();
+    let mut places = places();
+    places.paths.insert("/var/lib/data".into(), {
+        let mut place = room(1, 2);
+        place.space.as_mut().unwrap().filesystem = "btrfs".into();
+        place
+    });
+    let report = report_at(&with_profile(db), &small, places);
+    let failed: Vec<_> = report
+        .failures()
+        .map(|finding| finding.id.as_str())
+        .collect();
+    assert_eq!(failed, ["cpu", "ram", "space", "volume"]);
+}

@@ -68,6 +68,8 @@ enum Part {
     Install,
     /// Start of a command on a large image.
     Start,
+    /// Local checks against kubeadm's.
+    Check,
     /// Unpacking the planet's root filesystem.
     Unpack,
     /// Filling the cluster registry.
@@ -274,6 +276,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     let wanted = |part| options.only.is_empty() || options.only.contains(&part);
     if wanted(Part::Start) {
         rows.extend(start::rows(&bench));
+    }
+    if wanted(Part::Check) {
+        rows.push(kubeadm::checks(&bench));
     }
     if wanted(Part::Unpack) {
         rows.push(image::unpack(&bench));

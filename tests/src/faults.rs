@@ -185,7 +185,14 @@ impl Setup {
 
     fn install(&self, arguments: &[&str]) -> Result<Said> {
         let address = format!("--advertise-addr={}", self.node.address());
-        let mut words = vec![IMAGE, "install", "--accept-eula", FLAVOR, &address];
+        let mut words = vec![
+            IMAGE,
+            "install",
+            "--accept-eula",
+            "--skip-disk-test",
+            FLAVOR,
+            &address,
+        ];
         words.extend(arguments);
         self.said(&words)
     }
@@ -195,7 +202,7 @@ impl Setup {
     fn until(&self, what: &str, phase: &str, then: &str) -> Result<(bool, Said)> {
         let address = match what {
             "install" => format!(
-                "--accept-eula {FLAVOR} --advertise-addr={}",
+                "--accept-eula --skip-disk-test {FLAVOR} --advertise-addr={}",
                 self.node.address()
             ),
             _ => String::new(),

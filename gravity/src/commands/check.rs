@@ -225,12 +225,17 @@ pub(crate) fn before(
     console: &Console,
     mut requirements: Requirements,
     host: HostFacts,
+    disks: bool,
 ) -> Result<Report> {
     let sets = installer::SYSCTLS
         .iter()
         .map(|(name, _)| (*name).to_owned());
     requirements.sets.extend(sets);
-    let facts = Facts::collect(&requirements, host, &effort(true, SCRIPT_PATIENCE)?);
+    let effort = Effort {
+        disks,
+        ..effort(true, SCRIPT_PATIENCE)?
+    };
+    let facts = Facts::collect(&requirements, host, &effort);
     let report = preflight::evaluate(&requirements, &facts);
     show(console, &report)?;
     Ok(report)

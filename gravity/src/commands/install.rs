@@ -66,12 +66,13 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let user = &prepared.cluster.service_user;
     host::users::check_service_user(&user.name, user.uid, user.gid)?;
     let requirements = requirements(&options, &manifest, &image, &facts)?;
+    let disks = !arguments.skip_disk_test;
     if arguments.dry_run {
         dry_run::show(console, &prepared, &requirements, config.as_deref())?;
-        preflight(session, requirements, facts)?;
+        preflight(session, requirements, facts, disks)?;
         return Ok(ExitCode::Ok);
     }
-    let report = preflight(session, requirements, facts)?;
+    let report = preflight(session, requirements, facts, disks)?;
     verify(session, &image)?;
     let operation = create(session, &prepared, config.as_deref())?;
     check::record(&report, &operation)?;
@@ -417,9 +418,15 @@ fn requirements(
     ))
 }
 
-fn preflight(session: &Session, requirements: Requirements, facts: HostFacts) -> Result<Report> {
+/// `disks`: whether their speed is measured.
+fn preflight(
+    session: &Session,
+    requirements: Requirements,
+    facts: HostFacts,
+    disks: bool,
+) -> Result<Report> {
     session.console.step("Checking the node's requirements");
-    check::before(&session.console, requirements, facts)
+    check::before(&session.console, requirements, facts, disks)
 }
 
 fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Result<Operation> {

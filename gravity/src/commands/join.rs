@@ -60,7 +60,7 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         join::choose_profile(&manifest, options.role.as_deref())?,
         Some(&image),
     );
-    let report = check::before(&session.console, requirements, facts.clone())?;
+    let report = check::before(&session.console, requirements, facts.clone(), true)?;
     verify(session, &image)?;
     let plan = |membership: &Membership| {
         let host = host_traits(&facts);

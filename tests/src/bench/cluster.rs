@@ -131,7 +131,13 @@ fn ours(bench: &Bench<'_>, phases: &mut Phases) -> Result<Times> {
     node.run(&["chmod", "755", IMAGE])?;
     let address = format!("--advertise-addr={}", node.address());
     let flavor = bench.flavor.as_ref().map(|name| format!("--flavor={name}"));
-    let mut words = vec![IMAGE, "install", &address, "--accept-eula"];
+    let mut words = vec![
+        IMAGE,
+        "install",
+        &address,
+        "--accept-eula",
+        "--skip-disk-test",
+    ];
     words.extend(flavor.as_deref());
     let state = inside(&node, "/var/lib/gravity")?;
     let admin = state.join("secrets/planet/admin.kubeconfig");

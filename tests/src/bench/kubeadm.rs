@@ -11,17 +11,23 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use event::Sink;
 use serde_json::json;
 
-use super::Bench;
 use super::cluster::{Times, create, inside, watch};
 use super::floor::{self, PLACE};
+use super::{Bench, Row, Target};
+
+use crate::node::Throwaway;
 use crate::registry::component;
+use crate::scenario::IMAGE;
 use crate::{file, process};
 
 /// Where its images would come from.
 const REPOSITORY: &str = "bench.invalid";
 const TAG: &str = "bench";
+/// Checks are short: more of them make the median good.
+const CHECKS: u16 = 7;
 
 const PREPARE: &str = r#"
 set -eu
@@ -82,6 +88,46 @@ impl Kubeadm {
     /// How long it takes in a node of its own; seconds of the import of its
     /// images, and of the rest.
     pub(super) fn run(&self, bench: &Bench<'_>) -> Result<(f64, Times)> {
+        let node = self.node(bench)?;
+        let started = Instant::now();
+        node.run(&["bash", "-ec", IMPORT])?;
+        let import = started.elapsed().as_secs_f64();
+        let admin = inside(&node, "/etc/kubernetes/admin.conf")?;
+        let init = node.command(&["bash", &format!("{PLACE}/init.sh")])?;
+        Ok((import, watch(bench, &node, init, &admin)?))
+    }
+
+    /// Our checks against its own, in one node; milliseconds.
+    fn checks(&self, bench: &Bench<'_>, row: &mut Row) -> Result<()> {
+        let node = self.node(bench)?;
+        node.copy(&bench.file, IMAGE)?;
+        node.run(&["chmod", "755", IMAGE])?;
+        let address = node.address();
+        let ours = format!("{IMAGE} check --quick --advertise-addr={address}");
+        let peer = format!(
+            "{PLACE}/usr/local/bin/kubeadm init phase preflight --config={PLACE}/etc/kubeadm.yaml \
+             --ignore-preflight-errors=all"
+        );
+        // What they find is not what counts here.
+        let timed = |command: &str| -> Result<f64> {
+            let script =
+                format!("PATH={PLACE}/usr/local/bin:$PATH {command} >/dev/null 2>&1 || true");
+            let started = Instant::now();
+            node.run(&["bash", "-c", &script])?;
+            Ok(started.elapsed().as_secs_f64() * 1e3)
+        };
+        // Once before, for the page cache.
+        timed(&ours)?;
+        timed(&peer)?;
+        for _ in 0..bench.options.runs.max(CHECKS) {
+            row.ours.push(timed(&ours)?);
+            row.peer.push(timed(&peer)?);
+        }
+        Ok(())
+    }
+
+    /// A node with containerd, the programs and the settings.
+    fn node(&self, bench: &Bench<'_>) -> Result<Throwaway> {
         let node = create("bench-kubeadm", "10.99.0.42")?;
         let place = floor::place(&node, &floor::programs(bench)?)?;
         std::fs::copy(&self.program, place.join("usr/local/bin/kubeadm"))
@@ -117,13 +163,25 @@ impl Kubeadm {
         file::write(&place.join("prepare.sh"), PREPARE)?;
         file::write(&place.join("init.sh"), INIT)?;
         node.run(&["bash", &format!("{PLACE}/prepare.sh")])?;
-        let started = Instant::now();
-        node.run(&["bash", "-ec", IMPORT])?;
-        let import = started.elapsed().as_secs_f64();
-        let admin = inside(&node, "/etc/kubernetes/admin.conf")?;
-        let init = node.command(&["bash", &format!("{PLACE}/init.sh")])?;
-        Ok((import, watch(bench, &node, init, &admin)?))
+        Ok(node)
     }
+}
+
+/// The row of local checks.
+pub(super) fn checks(bench: &Bench<'_>) -> Row {
+    let target = Some(Target::Ratio(1.0));
+    let mut row = Row::new(
+        "local checks (gravity check --quick)",
+        "kubeadm init phase preflight",
+        "ms",
+        target,
+    );
+    bench.console.step("Checking");
+    let result = Kubeadm::prepare(bench).and_then(|kubeadm| kubeadm.checks(bench, &mut row));
+    if let Err(error) = result {
+        row.note(&format!("{error:#}"));
+    }
+    row
 }
 
 /// One image under all names, of the static programs alone.
