@@ -219,47 +219,19 @@ impl Group {
         Ok(())
     }
 
-    /// Keeps all in the group from what devices are not permitted for. Before
-    /// there are groups below it.
-    ///
-    /// v2 has a program for it, which v1 beside it obeys too. v1 alone can't
-    /// deny making nodes: groups of containers allow that for all devices, and
-    /// none may allow what the group above it denies.
-    pub(crate) fn restrict_devices(&self, devices: &[Found]) -> Result<()> {
-        let rules: Vec<_> = devices
-            .iter()
-            .map(|device| (device, device.denied()))
-            .filter(|(_, denied)| !denied.is_empty())
-            .collect();
-        if rules.is_empty() {
-            return Ok(());
-        }
-        let mut refused = None;
-        for (_, directory) in self.directories.iter().filter(|(one, _)| one.is_v2()) {
-            let group = File::open(directory).at("open", directory)?;
-            match sys::restrict_devices(&group, &rules) {
-                Ok(()) => return Ok(()),
-                Err(error) => refused = Some(error),
-            }
-        }
-        let v1 = |hierarchy: &Hierarchy| {
+    /// Opens what keeps all in the group from devices, where the host has it.
+    pub(crate) fn device_control(&self) -> Result<DeviceControl> {
+        let mut control = DeviceControl::default();
+        for (hierarchy, directory) in &self.directories {
             let mut controllers = hierarchy.controllers.iter();
-            controllers.any(|controller| controller == "devices")
-        };
-        let Some((_, directory)) = self.directories.iter().find(|(one, _)| v1(one)) else {
-            let reason = refused.map_or_else(|| "no devices controller".into(), |e| e.to_string());
-            return Err(Error::Cgroup(format!(
-                "this kernel can't restrict devices to their permissions: {reason}"
-            )));
-        };
-        for (device, denied) in rules {
-            let denied = denied.replace('m', "");
-            if !denied.is_empty() {
-                let rule = format!("{} {denied}", device.name());
-                put(&directory.join("devices.deny"), &rule)?;
+            if hierarchy.is_v2() {
+                control.v2 = Some(File::open(directory).at("open", directory)?);
+            } else if controllers.any(|controller| controller == "devices") {
+                let path = directory.join("devices.deny");
+                control.v1 = Some(File::options().write(true).open(&path).at("open", &path)?);
             }
         }
-        Ok(())
+        Ok(control)
     }
 
     /// Ids of all processes in the group and the groups below it.
@@ -327,6 +299,52 @@ impl Group {
                     }
                     result => return result.at("remove cgroup", directory),
                 }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What keeps all in a group from devices.
+#[derive(Debug, Default)]
+pub(crate) struct DeviceControl {
+    v2: Option<File>,
+    v1: Option<File>,
+}
+
+impl DeviceControl {
+    /// Keeps all in the group, this process too, from what the devices are not
+    /// permitted for. Before there are groups below it.
+    ///
+    /// v2 has a program for it, which holds beside v1, too. v1 alone can't deny
+    /// making nodes: groups of containers allow that for all devices, and none
+    /// may allow what the group above it denies.
+    pub(crate) fn restrict(self, devices: &[Found]) -> Result<()> {
+        let rules: Vec<_> = devices
+            .iter()
+            .map(|device| (device, device.denied()))
+            .filter(|(_, denied)| !denied.is_empty())
+            .collect();
+        if rules.is_empty() {
+            return Ok(());
+        }
+        let mut refused = io::Error::other("there is no devices controller");
+        if let Some(group) = self.v2 {
+            match sys::restrict_devices(&group, &rules) {
+                Ok(()) => return Ok(()),
+                Err(error) => refused = error,
+            }
+        }
+        let Some(mut deny) = self.v1 else {
+            return Err(refused).on("restrict devices to their permissions");
+        };
+        for (device, denied) in rules {
+            let denied = denied.replace('m', "");
+            if !denied.is_empty() {
+                // The file takes one rule a write.
+                let rule = format!("{} {denied}", device.name());
+                deny.write_all(rule.as_bytes())
+                    .at("restrict device", &device.path)?;
             }
         }
         Ok(())

@@ -206,7 +206,6 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     group.destroy()?;
     group.create()?;
     let devices = devices::find(&config.devices)?;
-    group.restrict_devices(&devices)?;
 
     let (mut error, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
         .map(|(reader, writer)| (File::from(reader), File::from(writer)))
@@ -329,6 +328,7 @@ fn prepare(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Result<()
     let hierarchies = cgroup::hierarchies()?;
     let mounts = expand(&config.mounts)?;
     let sources = open_sources(&mounts)?;
+    let device_control = group.device_control()?;
     let all_devices = open_path(Path::new("/dev"))?;
     change_root(config)?;
 
@@ -341,6 +341,7 @@ fn prepare(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Result<()
         bind(source, target)?;
     }
     devices::make(devices)?;
+    device_control.restrict(devices)?;
     umount2(OLD_ROOT, MntFlags::MNT_DETACH).at("unmount", OLD_ROOT)?;
     fs::remove_dir(OLD_ROOT).at("remove", OLD_ROOT)?;
     // Peers of nobody outside: pods see what is mounted for them.

@@ -94,7 +94,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     has(
         &text,
         &[
-            "Every attribute of a profile & what comes of it.",
+            "Every attribute of a **profile** & what comes of it.",
             "services as myuser (1001:1001)",
             "/var/lib/data/made",
             "/srv/given (owner and mode)",
