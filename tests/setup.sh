@@ -11,6 +11,8 @@ need make make
 need pkg-config pkg-config
 need mmdebstrap mmdebstrap
 need skopeo skopeo
+need podman podman
+need buildah buildah
 need ip iproute2
 need nft nftables
 need iptables iptables

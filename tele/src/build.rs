@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use console::Console;
 use event::Sink;
 use image::cluster::{BaseReference, CONFIG_VERSION, ClusterConfig};
-use oci::{Client, Credentials, Hub, Layout, Progress, Registries, Retry};
+use oci::{Client, Credentials, Hub, Layout, Progress, Registries, Retry, Source};
 use serde::Serialize;
 
 use crate::cli::Build;
@@ -46,7 +46,12 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         Credentials::from_environment(),
     );
     let parallel = arguments.transfers();
+    let mut sources: Vec<_> = arguments.images.iter().map(Source::files).collect();
+    if !arguments.pull {
+        sources.extend(Source::from_environment()?);
+    }
     let client = Client::new(registries, credentials, parallel, Retry::default());
+    let client = client.with_sources(sources);
     // What a registry holds is fetched to where a directory would be.
     let (hub, remote) = match arguments.hub.open(&client, false)? {
         Hub::Directory(hub) => (hub, None),

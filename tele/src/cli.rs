@@ -95,7 +95,12 @@ pub(crate) struct Build {
     /// Version of a dependency, such as gravity:6.0.0; can be repeated.
     #[arg(long, value_name = "NAME:VERSION")]
     pub(crate) set_dep: Vec<String>,
-    /// Ask registries for all images, also for those that are on this machine.
+    /// Where images are looked for first: a directory in OCI layout, an archive
+    /// of one, or one that `docker save` wrote; can be repeated.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) images: Vec<PathBuf>,
+    /// Ask registries for all images, also for those that an engine on this
+    /// machine has.
     #[arg(long)]
     pub(crate) pull: bool,
     /// Take exactly the images of the lock file beside the manifest, and fail

@@ -161,6 +161,16 @@ pub enum PullError {
         /// Why.
         reason: String,
     },
+    /// A place on this machine failed.
+    #[error("cannot take {image} from {place}")]
+    Source {
+        /// The image.
+        image: String,
+        /// The place.
+        place: String,
+        /// Why.
+        source: Box<crate::source::SourceError>,
+    },
     /// The rules forbid it.
     #[error("cannot pull {image}")]
     Registries {

@@ -493,7 +493,7 @@ pub(crate) fn transport(url: &str, error: &reqwest::Error) -> Failure {
 }
 
 /// The innermost causes say what happened; the outer ones repeat the address.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut parts: Vec<String> = Vec::new();
     let mut next = error.source();
     while let Some(error) = next {

@@ -10,9 +10,8 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use oci_spec::image::{Descriptor, ImageManifest, MediaType};
@@ -21,6 +20,7 @@ use tokio::sync::OnceCell;
 use crate::digest::{BadDigest, Digest};
 use crate::failure::Failure;
 use crate::layout::{Layout, LayoutError, descriptor};
+use crate::part::Part;
 use crate::progress::Progress;
 use crate::push::{Arrival, Content};
 use crate::reference::{BadReference, Reference};
@@ -594,11 +594,7 @@ fn put(layout: &Layout, content: &Content) -> Result<Arrival> {
     };
     let file = File::open(&content.path).map_err(failed("open"))?;
     let mut blob = layout.begin_blob()?;
-    let mut part = Part {
-        file,
-        at: content.offset,
-        end: content.offset + content.size,
-    };
+    let mut part = Part::new(Arc::new(file), content.offset, content.size);
     std::io::copy(&mut part, &mut blob).map_err(failed("copy"))?;
     match blob.finish_as(&content.digest)? {
         Ok(()) => Ok(Arrival::Sent),
@@ -608,22 +604,6 @@ fn put(layout: &Layout, content: &Content) -> Result<Arrival> {
             actual,
         }
         .into()),
-    }
-}
-
-/// Reads a part of a file.
-struct Part {
-    file: File,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Part {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let length = (self.end - self.at).min(buffer.len() as u64) as usize;
-        let n = self.file.read_at(&mut buffer[..length], self.at)?;
-        self.at += n as u64;
-        Ok(n)
     }
 }
 

@@ -251,6 +251,22 @@ impl Layout {
         })
     }
 
+    /// A file of this filesystem without a name in the layout.
+    pub(crate) fn temp(&self) -> Result<tempfile::NamedTempFile> {
+        tempfile::Builder::new()
+            .prefix(".partial-")
+            .tempfile_in(&self.dir)
+            .map_err(at("create a file in", &self.dir))
+    }
+
+    /// A directory of this filesystem, which goes away with its value.
+    pub(crate) fn temp_dir(&self) -> Result<tempfile::TempDir> {
+        tempfile::Builder::new()
+            .prefix(".partial-")
+            .tempdir_in(&self.dir)
+            .map_err(at("create a directory in", &self.dir))
+    }
+
     /// Moves in a file of this filesystem whose digest the caller has computed.
     ///
     /// # Errors

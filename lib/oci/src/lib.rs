@@ -7,6 +7,7 @@
 //! - [`registries`], [`certificates`], [`credentials`]: the user's mirrors,
 //!   authorities and logins;
 //! - [`registry`]: pulls images from registries into a layout;
+//! - [`source`]: layouts, archives and engines, which are asked before;
 //! - [`push`]: sends content to registries.
 //!
 //! All that is read is bounded, and content has its digest or is refused.
@@ -18,11 +19,13 @@ mod failure;
 mod http;
 pub mod hub;
 pub mod layout;
+mod part;
 pub mod progress;
 pub mod push;
 pub mod reference;
 pub mod registries;
 pub mod registry;
+pub mod source;
 
 pub use certificates::Certificates;
 pub use credentials::Credentials;
@@ -37,3 +40,4 @@ pub use push::Content;
 pub use reference::Reference;
 pub use registries::Registries;
 pub use registry::{Client, Pulled};
+pub use source::Source;

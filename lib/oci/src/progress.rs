@@ -11,9 +11,12 @@ use event::{Event, Sink, Unit};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 
-/// Bytes of one task.
+/// Bytes of one task. Clones count together.
+#[derive(Debug, Clone)]
+pub struct Progress(Arc<Inner>);
+
 #[derive(Debug)]
-pub struct Progress {
+struct Inner {
     task: String,
     sink: Arc<dyn Sink>,
     done: AtomicU64,
@@ -24,35 +27,35 @@ pub struct Progress {
 impl Progress {
     /// Nothing done of nothing. `task` names it.
     pub fn new(task: &str, sink: Arc<dyn Sink>) -> Self {
-        Self {
+        Self(Arc::new(Inner {
             task: task.into(),
             sink,
             done: 0.into(),
             total: 0.into(),
             told: Mutex::new(None),
-        }
+        }))
     }
 
     /// More is to be transferred, in bytes.
     pub fn expect(&self, bytes: u64) {
-        self.total.fetch_add(bytes, Ordering::Relaxed);
+        self.0.total.fetch_add(bytes, Ordering::Relaxed);
         self.tell();
     }
 
     /// More has arrived, in bytes.
     pub fn add(&self, bytes: u64) {
-        self.done.fetch_add(bytes, Ordering::Relaxed);
+        self.0.done.fetch_add(bytes, Ordering::Relaxed);
         self.tell();
     }
 
     /// What had arrived is worthless, in bytes.
     pub fn take_back(&self, bytes: u64) {
-        self.done.fetch_sub(bytes, Ordering::Relaxed);
+        self.0.done.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     /// How many bytes have arrived.
     pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
+        self.0.done.load(Ordering::Relaxed)
     }
 
     /// The last word on it.
@@ -61,7 +64,7 @@ impl Progress {
     }
 
     fn tell(&self) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.is_some_and(|at| at.elapsed() < INTERVAL) {
             return;
         }
@@ -71,9 +74,9 @@ impl Progress {
     }
 
     fn emit(&self) {
-        let (done, total) = (self.done(), self.total.load(Ordering::Relaxed));
-        self.sink.emit(Event::Progress {
-            task: self.task.clone(),
+        let (done, total) = (self.done(), self.0.total.load(Ordering::Relaxed));
+        self.0.sink.emit(Event::Progress {
+            task: self.0.task.clone(),
             done,
             total: Some(total),
             unit: Unit::Bytes,

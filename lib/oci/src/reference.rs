@@ -71,6 +71,25 @@ impl Reference {
         format!("{host}/{}{}", self.written, self.suffix())
     }
 
+    /// Names under which an engine may have the image; none without a tag, as an
+    /// engine knows nothing else. A name without a registry is Docker Hub's for
+    /// Docker; Podman keeps what was built here as `localhost/NAME`.
+    pub(crate) fn local_names(&self) -> Vec<String> {
+        let Some(tag) = &self.tag else {
+            return Vec::new();
+        };
+        let mut names = vec![format!("{}/{}:{tag}", self.registry, self.repository)];
+        if self.registry == DOCKER_HUB {
+            names.push(format!("localhost/{}:{tag}", self.written));
+        }
+        names
+    }
+
+    /// Whether `other` has one of this image's local names.
+    pub(crate) fn is_also(&self, other: &Self) -> bool {
+        self.local_names().contains(&other.to_string())
+    }
+
     fn suffix(&self) -> String {
         let tag = self
             .tag
@@ -306,5 +325,19 @@ mod tests {
         ] {
             assert!(text.parse::<Reference>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_was_built_here_has_a_name_too() {
+        let is_also = |one: &str, other: &str| {
+            one.parse::<Reference>()
+                .unwrap()
+                .is_also(&other.parse().unwrap())
+        };
+        assert!(is_also("planet:1", "localhost/planet:1"));
+        assert!(is_also("planet:1", "docker.io/library/planet:1"));
+        assert!(!is_also("planet:1", "localhost/planet:2"));
+        assert!(!is_also("quay.io/planet:1", "localhost/planet:1"));
+        assert!(!is_also("planet:1", "quay.io/planet:1"));
     }
 }

@@ -22,6 +22,7 @@ use crate::layout::{Layout, MAX_DOCUMENT, descriptor};
 use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registries::{Endpoint, Registries};
+use crate::source::Source;
 
 /// Most layers of an image; the kernel mounts no more than 500.
 const MAX_LAYERS: usize = 500;
@@ -31,7 +32,7 @@ const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.o
 
 /// Pulls images. Clones share connections, tokens and limits.
 #[derive(Debug, Clone)]
-pub struct Client(pub(crate) Arc<Inner>);
+pub struct Client(pub(crate) Arc<Inner>, Arc<[Source]>);
 
 #[derive(Debug)]
 pub(crate) struct Inner {
@@ -79,13 +80,21 @@ impl Client {
         parallel: usize,
         retry: Retry,
     ) -> Self {
-        Self(Arc::new(Inner {
+        let inner = Inner {
             http: Http::new(credentials, registries.certificates().clone(), retry.idle),
             registries,
             retry,
             transfers: Semaphore::new(parallel.clamp(1, 64)),
             blobs: Mutex::default(),
-        }))
+        };
+        Self(Arc::new(inner), Arc::default())
+    }
+
+    /// The same client that asks these places first.
+    #[must_use]
+    pub fn with_sources(mut self, sources: impl IntoIterator<Item = Source>) -> Self {
+        self.1 = sources.into_iter().collect();
+        self
     }
 
     /// Fetches a web address, at most `max` bytes.
@@ -102,8 +111,8 @@ impl Client {
         }
     }
 
-    /// Pulls an image into `layout`. What is there already is not transferred;
-    /// an image that is pinned to a digest and whole needs no network.
+    /// Pulls an image into `layout`, from the first source that has it, else from
+    /// its registry. What is there already is not transferred; an image that is pinned to a digest and whole needs no network.
     ///
     /// # Errors
     /// [`PullError`] says what went wrong at every place that was asked.
@@ -114,6 +123,19 @@ impl Client {
         progress: &Progress,
     ) -> Result<Pulled, PullError> {
         let name = image.to_string();
+        for source in self.1.iter() {
+            match source.pull(image, layout, progress).await {
+                Ok(Some(pulled)) => return Ok(pulled),
+                Ok(None) => {}
+                Err(error) => {
+                    return Err(PullError::Source {
+                        image: name,
+                        place: source.describe(),
+                        source: Box::new(error),
+                    });
+                }
+            }
+        }
         let mut places =
             (self.0.registries.endpoints(image)).map_err(|source| PullError::Registries {
                 image: name.clone(),
@@ -139,12 +161,7 @@ impl Client {
                 "its index lists another index for linux/amd64".into(),
             ));
         };
-        if manifest.layers().len() > MAX_LAYERS {
-            return Err(unsuitable(format!(
-                "it has {} layers; at most {MAX_LAYERS} are run",
-                manifest.layers().len()
-            )));
-        }
+        fits(manifest).map_err(unsuitable)?;
         let mut wanted: Vec<&Descriptor> = vec![manifest.config()];
         for layer in manifest.layers() {
             if !wanted.iter().any(|other| other.digest() == layer.digest()) {
@@ -161,25 +178,7 @@ impl Client {
             .zip(&digests)
             .map(|(blob, digest)| self.blob(&name, digest, blob.size(), &places, layout, progress));
         futures::future::try_join_all(transfers).await?;
-        let config: Value = layout.read_json(&digests[0])?;
-        for (field, only) in [("os", "linux"), ("architecture", "amd64")] {
-            if let Some(other) = config
-                .get(field)
-                .and_then(Value::as_str)
-                .filter(|value| *value != only)
-            {
-                return Err(unsuitable(format!(
-                    "its {field} is {other}; only {only} is supported"
-                )));
-            }
-        }
-        let size = document.bytes.len() as u64;
-        Ok(Pulled {
-            manifest: descriptor(document.digest.clone(), size, &document.media_type)?,
-            config: manifest.config().clone(),
-            layers: manifest.layers().clone(),
-            index,
-        })
+        complete(&name, &document, index, layout)
     }
 
     /// A manifest, from the layout where it is pinned and there; the place
@@ -387,6 +386,51 @@ impl Client {
             }
         }
     }
+}
+
+fn fits(manifest: &ImageManifest) -> Result<(), String> {
+    match manifest.layers().len() {
+        0..=MAX_LAYERS => Ok(()),
+        n => Err(format!("it has {n} layers; at most {MAX_LAYERS} are run")),
+    }
+}
+
+/// An image of which all blobs are in the layout, if a cluster can run it.
+pub(crate) fn complete(
+    name: &str,
+    document: &Document,
+    index: Option<Digest>,
+    layout: &Layout,
+) -> Result<Pulled, PullError> {
+    let unsuitable = |reason: String| PullError::Unsuitable {
+        image: name.to_owned(),
+        reason,
+    };
+    let Content::Image(manifest) = &document.content else {
+        return Err(unsuitable("it is an index".into()));
+    };
+    fits(manifest).map_err(unsuitable)?;
+    let digest = Digest::try_from(manifest.config().digest());
+    let config: Value =
+        layout.read_json(&digest.map_err(|error| unsuitable(error.to_string()))?)?;
+    for (field, only) in [("os", "linux"), ("architecture", "amd64")] {
+        if let Some(other) = config
+            .get(field)
+            .and_then(Value::as_str)
+            .filter(|value| *value != only)
+        {
+            return Err(unsuitable(format!(
+                "its {field} is {other}; only {only} is supported"
+            )));
+        }
+    }
+    let size = document.bytes.len() as u64;
+    Ok(Pulled {
+        manifest: descriptor(document.digest.clone(), size, &document.media_type)?,
+        config: manifest.config().clone(),
+        layers: manifest.layers().clone(),
+        index,
+    })
 }
 
 /// First byte of `bytes 5-9/10`.

@@ -88,8 +88,8 @@ impl Locked {
         let images = self.0.as_ref().map(|(_, document)| &document.images);
         match images.and_then(|images| images.get(&image.to_string())) {
             Some(digest) if image.digest().is_none() => {
-                let pinned = format!("{}/{}@{digest}", image.registry(), image.repository());
-                Ok(pinned.parse()?)
+                // The tag stays: an engine knows nothing else.
+                Ok(format!("{image}@{digest}").parse()?)
             }
             _ => Ok(image.clone()),
         }
