@@ -739,6 +739,10 @@ impl Unpacker<'_> {
                     .directory(target_parents, false)?
                     .try_clone_to_owned()
                     .map_err(Error::at("open", &shown(&entry.link)))?;
+                if self.options.confine_symlinks && is_symlink(from.as_fd(), target_name) {
+                    // It stays inside where it is, not where the link would be.
+                    return Err(refuse(&path, "it is a hard link to a symbolic link"));
+                }
                 self.make(&parts, |parent, name| {
                     rustix::fs::linkat(&from, *target_name, parent, name, AtFlags::empty())
                 })
@@ -972,6 +976,11 @@ impl Unpacker<'_> {
         }
         Ok(())
     }
+}
+
+fn is_symlink(parent: BorrowedFd<'_>, name: &[u8]) -> bool {
+    rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
 }
 
 fn is_directory(parent: BorrowedFd<'_>, name: &[u8]) -> bool {

@@ -16,6 +16,7 @@ use console::Console;
 use console::render::bytes;
 use image::cluster::ClusterImage;
 use image::layer::Compression;
+use oci::hub::Entry;
 use oci::layout::REF_NAME;
 use oci::spec::{Descriptor, ImageConfiguration, ImageManifest};
 use oci::{Digest, Layout};
@@ -105,23 +106,19 @@ fn name(cluster: &ClusterImage, descriptor: &Descriptor) -> String {
     }
 }
 
-/// Writes an image of `layout` to a new file at `path`.
+/// Writes a container image, whose blobs are in `layout`, to a new file at
+/// `path`.
 ///
 /// # Errors
-/// When the image is no container image, is damaged, or the file can't be
-/// written.
+/// When the image is damaged, or the file can't be written.
 pub(crate) fn image_archive(
-    layout: &Layout,
     name: &str,
+    image: &Entry,
+    layout: &Layout,
     format: Archive,
     path: &Path,
     overwrite: bool,
 ) -> Result<()> {
-    let descriptor = layout.resolve(name)?;
-    let manifest = layout.read_manifest(&descriptor)?;
-    if manifest.artifact_type().is_some() {
-        bail!("{name} is not a container image: only those are written as archives");
-    }
     let parent = parent(path);
     let mut temp = tempfile::Builder::new()
         .prefix(PARTIAL)
@@ -129,8 +126,8 @@ pub(crate) fn image_archive(
         .with_context(|| format!("cannot write to {}", parent.display()))?;
     let mut tar = tar::Builder::new(BufWriter::new(temp.as_file_mut()));
     match format {
-        Archive::OciArchive => oci_archive(layout, name, &descriptor, &manifest, &mut tar)?,
-        Archive::DockerArchive => docker_archive(layout, name, &manifest, &mut tar)?,
+        Archive::OciArchive => oci_archive(name, image, layout, &mut tar)?,
+        Archive::DockerArchive => docker_archive(name, &image.manifest, layout, &mut tar)?,
     }
     let what = || format!("cannot write {}", path.display());
     tar.into_inner()?.flush().with_context(what)?;
@@ -144,20 +141,21 @@ pub(crate) fn image_archive(
 }
 
 fn oci_archive<W: Write>(
-    layout: &Layout,
     name: &str,
-    descriptor: &Descriptor,
-    manifest: &ImageManifest,
+    image: &Entry,
+    layout: &Layout,
     tar: &mut tar::Builder<W>,
 ) -> Result<()> {
-    let mut named = descriptor.clone();
+    let mut named = image.descriptor.clone();
     named.set_annotations(Some([(REF_NAME.to_owned(), name.to_owned())].into()));
     let index = json!({"schemaVersion": 2, "manifests": [named]});
     put(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     put(tar, "index.json", index.to_string().as_bytes())?;
-    let parts = [descriptor, manifest.config()];
-    let mut done = Vec::new();
-    for part in parts.into_iter().chain(manifest.layers()) {
+    let digest = Digest::of(&image.bytes);
+    put(tar, &format!("blobs/sha256/{}", digest.hex()), &image.bytes)?;
+    let mut done = vec![digest];
+    let config = std::iter::once(image.manifest.config());
+    for part in config.chain(image.manifest.layers()) {
         let digest = Digest::try_from(part.digest())?;
         if !done.contains(&digest) {
             let name = format!("blobs/sha256/{}", digest.hex());
@@ -169,9 +167,9 @@ fn oci_archive<W: Write>(
 }
 
 fn docker_archive<W: Write>(
-    layout: &Layout,
     name: &str,
     manifest: &ImageManifest,
+    layout: &Layout,
     tar: &mut tar::Builder<W>,
 ) -> Result<()> {
     let config = Digest::try_from(manifest.config().digest())?;
@@ -296,8 +294,12 @@ mod tests {
         let content = Digest::of(b"package");
         vendor.planet("planet:6.0.0", b"rootfs", &own, &content);
         let path = vendor.at("planet.tar");
-        let write =
-            |format, overwrite| image_archive(&hub, "planet:6.0.0", format, &path, overwrite);
+        let write = |format, overwrite| {
+            let opened = oci::hub::Hub::Directory(hub.clone());
+            let runtime = tokio::runtime::Runtime::new()?;
+            let entry = runtime.block_on(opened.entry("planet", "6.0.0"))?;
+            image_archive("planet:6.0.0", &entry, &hub, format, &path, overwrite)
+        };
         write(Archive::OciArchive, false).unwrap();
         let files = members(&path);
         let index: serde_json::Value = serde_json::from_slice(&files["index.json"]).unwrap();
@@ -312,7 +314,6 @@ mod tests {
         assert!(write(Archive::OciArchive, false).is_err(), "it is there");
         // Its first layer is no gzip.
         assert!(write(Archive::DockerArchive, true).is_err());
-        assert!(image_archive(&hub, "gravity:6.0.0", Archive::OciArchive, &path, true).is_err());
         assert_eq!(members(&path), files);
 
         vendor.planet_on(

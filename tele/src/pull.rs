@@ -1,10 +1,11 @@
-//! `tele pull`: a cluster image of the hub to a file.
+//! `tele pull`: an image of the hub to a file.
 //!
-//! In: NAME[:VERSION]. Out: the file that was pushed, byte for byte. Blobs stay
+//! In: NAME[:VERSION]. Out: the file of a cluster image as it was pushed, byte
+//! for byte; or a container image, such as `planet`, in an archive. Blobs stay
 //! in the state directory, so a pull that broke off goes on, and the next
 //! version fetches only what changed.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -13,9 +14,10 @@ use console::Console;
 use console::render::bytes;
 use event::Sink;
 use oci::Digest;
-use oci::hub;
+use oci::hub::{self, Entry};
 use oci::layout::MAX_DOCUMENT;
 
+use crate::export::{Archive, image_archive};
 use crate::{artifact, hub as options};
 
 /// What to pull.
@@ -35,8 +37,51 @@ pub(crate) struct Pull {
     /// directory].
     #[arg(long, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
+    /// Pull a container image, such as planet, and write it in this format.
+    #[arg(long, value_enum)]
+    pub(crate) format: Option<Archive>,
     #[command(flatten)]
     pub(crate) hub: options::Options,
+}
+
+/// Writes a container image as an archive.
+fn container(
+    arguments: &Pull,
+    format: Archive,
+    (name, version): (&str, &str),
+    entry: &Entry,
+    connection: &options::Connection,
+    console: &Arc<Console>,
+) -> Result<()> {
+    let output = arguments.output.clone();
+    let output =
+        output.unwrap_or_else(|| format!("{}-{version}.tar", name.replace('/', "-")).into());
+    refuse_existing(&output, arguments.force)?;
+    let shown = format!("{name}:{version}");
+    let hub = &connection.hub;
+    console.step(&format!("Pulling {shown} from {}", hub.describe()));
+    let cache = options::cache(arguments.state_dir.as_ref())?;
+    let progress = options::progress("pull", console);
+    let mut blobs = entry.manifest.layers().clone();
+    blobs.push(entry.manifest.config().clone());
+    let layout = connection
+        .runtime
+        .block_on(hub.fetch(name, &blobs, &cache, &progress))?;
+    progress.finish();
+    image_archive(&shown, entry, &layout, format, &output, arguments.force)?;
+    let size = std::fs::metadata(&output)?.len();
+    console.print(&format!("{}: {}", output.display(), bytes(size)));
+    Ok(())
+}
+
+fn refuse_existing(output: &Path, force: bool) -> Result<()> {
+    if output.symlink_metadata().is_ok() && !force {
+        bail!(
+            "{} exists already: replace it with -f, or choose another name with -o",
+            output.display()
+        );
+    }
+    Ok(())
 }
 
 pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
@@ -47,11 +92,22 @@ pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
     let entry = runtime.block_on(hub.entry(name, &tag))?;
     let kind = entry.descriptor.artifact_type().as_ref().map(AsRef::as_ref);
     let shown = format!("{name}:{}", hub::version(&tag));
-    if kind != Some(artifact::FILE_ARTIFACT) {
-        bail!(
+    match (kind, arguments.format) {
+        (Some(artifact::FILE_ARTIFACT), None) => {}
+        (None, Some(format)) => {
+            let version = hub::version(&tag);
+            let image = (hub::repository(name), version);
+            let image = (&*image.0, &*image.1);
+            return container(arguments, format, image, &entry, &connection, console);
+        }
+        (None, None) => bail!("{shown} is a container image: name its archive with --format"),
+        (Some(artifact::FILE_ARTIFACT), Some(_)) => {
+            bail!("{shown} is a cluster image: --format is for container images such as planet")
+        }
+        (kind, _) => bail!(
             "{shown} is not a cluster image, but {}: only those are pulled to a file",
             crate::ls::kind(kind)
-        );
+        ),
     }
     let cache = options::cache(arguments.state_dir.as_ref())?;
     let progress = options::progress("pull", console);
@@ -75,12 +131,7 @@ pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
         )
         .into()
     });
-    if output.symlink_metadata().is_ok() && !arguments.force {
-        bail!(
-            "{} exists already: replace it with -f, or choose another name with -o",
-            output.display()
-        );
-    }
+    refuse_existing(&output, arguments.force)?;
     console.step(&format!("Pulling {shown} from {}", hub.describe()));
     let layout = runtime.block_on(hub.fetch(name, entry.manifest.layers(), &cache, &progress));
     progress.finish();

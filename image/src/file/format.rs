@@ -154,7 +154,7 @@ impl Index {
             return Err("the program is longer than the file".into());
         }
         // The first part after the ELF is the head page.
-        let mut at = align(index.elf.size) + PAGE;
+        let mut at = align(index.elf.size).saturating_add(PAGE);
         let mut seen = std::collections::HashSet::new();
         for blob in &index.blobs {
             let name = digest::check(&blob.digest).map_err(|e| e.to_string())?;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use event::Discard;
 
-use super::format::{FOOTER, Index};
+use super::format::{FOOTER, Footer, Index};
 use super::*;
 use crate::digest::sha256;
 use crate::encode::Cache;
@@ -423,6 +423,141 @@ fn an_impossible_index_is_refused() {
         "{error}"
     );
     assert!(Index::parse(b"{}", end).is_err());
+}
+
+/// The file with another index under a footer that is right about it.
+fn resealed(image: &[u8], index: &[u8], change: impl Fn(&mut super::format::Footer)) -> Vec<u8> {
+    let start = Footer::parse(&image[image.len() - FOOTER..])
+        .unwrap()
+        .index_offset;
+    let mut bytes = image[..start as usize].to_vec();
+    bytes.extend_from_slice(index);
+    let mut footer = Footer {
+        index_offset: start,
+        index_length: index.len() as u64,
+        total: (bytes.len() + FOOTER) as u64,
+        index_digest: super::format::index_hash(index),
+    };
+    change(&mut footer);
+    bytes.extend_from_slice(&footer.to_bytes());
+    bytes
+}
+
+/// Replaces each value of a document in turn.
+fn spoiled(value: &serde_json::Value, found: &mut dyn FnMut(serde_json::Value)) {
+    use serde_json::{Value, json};
+    let hostile = [
+        json!(0),
+        json!(-1),
+        json!(4095),
+        json!(u64::MAX),
+        json!(u64::MAX - 4095),
+        json!(i64::MAX),
+        json!(1e30),
+        json!(""),
+        json!("sha256:../../../../etc/passwd"),
+        json!([[[]]]),
+        json!({}),
+        Value::Null,
+    ];
+    hostile.into_iter().for_each(&mut *found);
+    match value {
+        Value::Object(map) => {
+            for (key, inner) in map {
+                spoiled(inner, &mut |changed| {
+                    let mut map = map.clone();
+                    map.insert(key.clone(), changed);
+                    found(Value::Object(map));
+                });
+            }
+        }
+        Value::Array(items) => {
+            for at in 0..items.len() {
+                spoiled(&items[at], &mut |changed| {
+                    let mut items = items.clone();
+                    items[at] = changed;
+                    found(Value::Array(items));
+                });
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn a_hostile_index_under_a_right_footer_harms_nothing() {
+    let s = sample(9_000, 1_100_000);
+    let bytes = std::fs::read(&s.path).unwrap();
+    let footer = Footer::parse(&bytes[bytes.len() - FOOTER..]).unwrap();
+    let text = &bytes[footer.index_offset as usize..bytes.len() - FOOTER];
+    let index: serde_json::Value = serde_json::from_slice(text).unwrap();
+    let path = s.dir.path().join("hostile");
+    let mut tried = 0;
+    spoiled(&index, &mut |changed| {
+        tried += 1;
+        let text = serde_json::to_vec(&changed).unwrap();
+        // Most are refused by the index alone; the file is written for the rest.
+        if Index::parse(&text, footer.index_offset).is_err() {
+            return;
+        }
+        put(&path, &resealed(&bytes, &text, |_| ()));
+        let image = Image::open(&path).unwrap();
+        let damaged = !image.verify(&Discard).unwrap().is_empty();
+        for blob in image.blobs() {
+            let read = image.extract(&blob.digest, &s.dir.path().join("out"));
+            assert!(read.is_ok() || damaged, "{changed}");
+        }
+    });
+    assert!(tried > 300, "{tried}");
+    // Brackets that nest without end, and the same within a value.
+    for text in [
+        "[".repeat(1 << 20),
+        format!("{{\"platform\":{}", "[".repeat(1 << 20)),
+    ] {
+        put(&path, &resealed(&bytes, text.as_bytes(), |_| ()));
+        let error = Image::open(&path).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+    }
+}
+
+#[test]
+fn a_hostile_footer_is_refused_before_anything_is_allocated() {
+    let s = sample(10, 10);
+    let bytes = std::fs::read(&s.path).unwrap();
+    let footer = Footer::parse(&bytes[bytes.len() - FOOTER..]).unwrap();
+    let text = bytes[footer.index_offset as usize..bytes.len() - FOOTER].to_vec();
+    let path = s.dir.path().join("hostile");
+    let edges = [
+        0,
+        1,
+        127,
+        4096,
+        1 << 40,
+        i64::MAX as u64,
+        u64::MAX - 128,
+        u64::MAX,
+    ];
+    for edge in edges {
+        let changes: [&dyn Fn(&mut Footer); 4] = [
+            &|footer| footer.index_offset = edge,
+            &|footer| footer.index_length = edge,
+            &|footer| footer.total = edge,
+            // The sum is right, modulo 2^64.
+            &|footer| {
+                let end = footer.index_offset + footer.index_length;
+                footer.index_offset = edge;
+                footer.index_length = end.wrapping_sub(edge);
+            },
+        ];
+        for change in changes {
+            put(&path, &resealed(&bytes, &text, change));
+            let error = Image::open(&path).unwrap_err();
+            assert!(
+                error.is_damage() || matches!(error, Error::TooLarge { .. }),
+                "{error}"
+            );
+        }
+    }
 }
 
 #[test]
