@@ -161,7 +161,7 @@ fn walk(file: &File, length: u64) -> Result<BTreeMap<String, Entry>, String> {
         let extension = std::mem::take(&mut extension);
         let name = match extension.path {
             Some(path) => path,
-            None => utf8(&header.path_bytes())?,
+            None => utf8(header.path_bytes())?,
         };
         let Some(clean) = normal("", &name).filter(|_| !name.starts_with('/')) else {
             return Err(format!("the entry `{}` leads out of it", shown(&name)));
@@ -175,7 +175,7 @@ fn walk(file: &File, length: u64) -> Result<BTreeMap<String, Entry>, String> {
             EntryType::Symlink | EntryType::Link => {
                 let to = match extension.link {
                     Some(link) => link,
-                    None => utf8(&header.link_name_bytes().unwrap_or_default())?,
+                    None => utf8(header.link_name_bytes().unwrap_or_default())?,
                 };
                 // A hard link counts from the archive's root.
                 let from = match (kind, clean.rsplit_once('/')) {

@@ -222,7 +222,7 @@ impl Bundle {
             tags.filter_map(|tag| tag.parse().ok())
                 .any(|tag: Reference| image.is_also(&tag))
         });
-        let found = tagged.or_else(|| match saved.as_slice() {
+        let found = tagged.or(match saved.as_slice() {
             [only] if any => Some(only),
             _ => None,
         });
