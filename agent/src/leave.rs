@@ -66,6 +66,14 @@ pub fn leave(layout: &Layout, purge: bool, sink: &dyn Sink) -> Result<Report, Ph
     journal.undo(purge).map_err(|error| lasting(&error))
 }
 
+/// Ends the node's agent, with what it executes.
+///
+/// # Errors
+/// When it doesn't end.
+pub fn stop_agent(layout: &Layout) -> Result<(), PhaseError> {
+    end_agent(&layout.agent_lock(), AGENT_PATIENCE)
+}
+
 /// Has the agent end once nothing runs; kills one that goes on. Its phases may
 /// end anywhere: the journal of host changes knows what they did.
 fn end_agent(lock: &Path, patience: Duration) -> Result<(), PhaseError> {

@@ -60,7 +60,8 @@ async fn terminated() {
 
 /// Executes the phases of one operation on this node.
 struct Agent {
-    node: Arc<Node>,
+    operation: String,
+    node: Node,
     journal: tokio::sync::Mutex<Journal>,
     /// One lock a phase: who asks for a running phase waits for its end.
     phases: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -82,7 +83,8 @@ impl Agent {
         let journal = Journal::open(&directory.join("agent-journal"))
             .map_err(|error| PhaseError::lasting(text(&error)))?;
         Ok(Self {
-            node: Arc::new(Node::open(layout.clone())?),
+            operation: operation.to_owned(),
+            node: Node::open(layout.clone())?,
             journal: tokio::sync::Mutex::new(journal),
             phases: Mutex::default(),
         })
@@ -106,6 +108,23 @@ impl Agent {
         Ok(())
     }
 
+    fn node_of(&self, phase: &Phase) -> Arc<Node> {
+        Arc::new(self.node.within(&self.operation, &phase.id))
+    }
+
+    async fn run(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        let spec = read(phase)?;
+        self.record(phase, State::InProgress, None).await?;
+        match phases::execute(&self.node_of(phase), spec, sink).await {
+            Ok(()) => self.record(phase, State::Completed, None).await,
+            Err(error) => {
+                self.record(phase, State::Failed, Some(error.message.clone()))
+                    .await?;
+                Err(error)
+            }
+        }
+    }
+
     async fn last_state(&self, phase: &Phase) -> Option<State> {
         self.journal.lock().await.last_state(&phase.id)
     }
@@ -119,23 +138,36 @@ impl Executor for Agent {
         if self.last_state(phase).await == Some(State::Completed) {
             return Ok(());
         }
+        self.run(phase, sink).await
+    }
+
+    async fn execute_again(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        let lock = self.lock(&phase.id);
+        let _running = lock.lock().await;
+        self.run(phase, sink).await
+    }
+
+    async fn undo(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        let lock = self.lock(&phase.id);
+        let _running = lock.lock().await;
+        // What has begun is in the journal: without a record nothing was done.
+        if matches!(
+            self.last_state(phase).await,
+            None | Some(State::Unstarted | State::RolledBack)
+        ) {
+            return Ok(());
+        }
         let spec = read(phase)?;
+        // Not complete from here on, wherever it ends.
         self.record(phase, State::InProgress, None).await?;
-        match phases::execute(&self.node, spec, sink).await {
-            Ok(()) => self.record(phase, State::Completed, None).await,
+        match phases::undo(&self.node_of(phase), spec, sink).await {
+            Ok(()) => self.record(phase, State::RolledBack, None).await,
             Err(error) => {
                 self.record(phase, State::Failed, Some(error.message.clone()))
                     .await?;
                 Err(error)
             }
         }
-    }
-
-    async fn undo(&self, phase: &Phase, _: Arc<dyn Sink>) -> Result<(), PhaseError> {
-        Err(PhaseError::lasting(format!(
-            "phase {} can't be undone alone yet; `gravity leave --force` undoes all",
-            phase.id
-        )))
     }
 }
 

@@ -5,8 +5,9 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use event::Sink;
 use host::changes::Journal;
 use operation::PhaseError;
 use pki::tls::{Identity, Trust};
@@ -14,10 +15,12 @@ use rpc::controller::Session;
 use spec::layout::Layout;
 
 /// A node and the journal of what was changed on it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Node {
     layout: Layout,
-    changes: Mutex<Journal>,
+    changes: Arc<Mutex<Journal>>,
+    /// Who changes it: operation and phase.
+    scope: Option<String>,
 }
 
 impl Node {
@@ -30,8 +33,25 @@ impl Node {
             .map_err(|error| PhaseError::lasting(crate::text(&error)))?;
         Ok(Self {
             layout,
-            changes: Mutex::new(changes),
+            changes: Arc::new(Mutex::new(changes)),
+            scope: None,
         })
+    }
+
+    /// The same node, changed by one phase of an operation.
+    pub(crate) fn within(&self, operation: &str, phase: &str) -> Self {
+        Self {
+            scope: Some(format!("{operation}{phase}")),
+            ..self.clone()
+        }
+    }
+
+    /// Takes back what the phase has changed on the host; tells what is left.
+    pub(crate) fn undo_changes(&self, sink: &dyn Sink) {
+        let Some(scope) = &self.scope else { return };
+        for left in self.changes().undo_scope(scope).left {
+            sink.warning(&format!("left {}: {}", left.what, left.why));
+        }
     }
 
     /// Where things are.
@@ -42,7 +62,9 @@ impl Node {
     /// The journal of changes to the host; whatever touches the host goes
     /// through it.
     pub fn changes(&self) -> MutexGuard<'_, Journal> {
-        self.changes.lock().unwrap_or_else(PoisonError::into_inner)
+        let mut changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        changes.within(self.scope.as_deref());
+        changes
     }
 
     /// Connects to Kubernetes as administrator.

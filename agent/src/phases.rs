@@ -19,7 +19,10 @@ mod register;
 mod resources;
 mod rootfs;
 mod secrets;
+mod undo;
 mod volumes;
+
+pub(crate) use undo::undo;
 
 use std::sync::Arc;
 

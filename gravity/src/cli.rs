@@ -45,6 +45,8 @@ pub(crate) enum Output {
     Text,
     /// For programs: JSON
     Json,
+    /// YAML, of `gravity plan`
+    Yaml,
 }
 
 impl From<Output> for console::Format {
@@ -52,6 +54,9 @@ impl From<Output> for console::Format {
         match output {
             Output::Text => Self::Auto,
             Output::Json => Self::Json,
+            // Its events are lines that a reader of YAML would stumble over;
+            // only a command without events writes it.
+            Output::Yaml => Self::Plain,
         }
     }
 }
@@ -64,10 +69,14 @@ pub(crate) enum Command {
     Join(Join),
     /// Check this node against the requirements of the cluster image
     Check(Check),
-    /// Go on with an operation that was interrupted or failed
+    /// Go on with an operation that was interrupted or failed; follow one that
+    /// runs
     Resume,
-    /// Show the phases of the last operation and how far they are
-    Plan,
+    /// Take an operation back that has not ended: the node is as before then
+    Rollback(Rollback),
+    /// Show the phases of the last operation and how far they are; execute them
+    /// or take them back one by one
+    Plan(Plan),
     /// Show the state of the cluster, its nodes and services
     Status,
     /// Remove the cluster from this node
@@ -365,6 +374,48 @@ pub(crate) struct Check {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// Only show what would be taken back
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Don't ask
+    #[arg(long)]
+    pub(crate) confirm: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Plan {
+    /// Follow the operation to its end
+    #[arg(long)]
+    pub(crate) tail: bool,
+    #[command(subcommand)]
+    pub(crate) command: Option<PlanCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Execute one phase
+    Execute(OnePhase),
+    /// Take one phase back
+    Rollback(OnePhase),
+    /// Execute all that is not complete
+    Resume,
+    /// End an operation whose phases were executed, or taken back, one by one
+    Complete,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct OnePhase {
+    /// The phase, such as `/start/planet`, or a group of them, such as `/start`
+    #[arg(long, value_name = "ID")]
+    pub(crate) phase: String,
+    /// Also when it is complete already, or others come before or after it
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Leave {
     /// Clean up this node without asking the cluster
     #[arg(long)]
@@ -388,6 +439,15 @@ pub(crate) struct Exec {
 pub(crate) enum Agent {
     /// Serve the node's agent socket until nothing is left to do
     Run,
+    /// Run an operation, whatever becomes of the terminal
+    Operate {
+        /// Its id
+        #[arg(long)]
+        operation: String,
+        /// What to do with it, JSON
+        #[arg(long)]
+        action: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]

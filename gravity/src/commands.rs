@@ -11,10 +11,12 @@ mod exec;
 mod install;
 mod join;
 mod leave;
+mod operation;
 mod plan;
 pub(crate) mod planet;
 mod remove;
 mod resume;
+mod rollback;
 mod status;
 mod token;
 mod verify;
@@ -27,7 +29,7 @@ use console::{Console, ExitCode};
 use image::Image;
 use spec::layout::Layout;
 
-use crate::cli::{Cli, Command, Global};
+use crate::cli::{Cli, Command, Global, Output};
 
 /// What commands have in common.
 pub(crate) struct Session {
@@ -79,12 +81,18 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         global: cli.global,
         console,
     };
+    if session.global.output == Output::Yaml
+        && !matches!(&cli.command, Command::Plan(plan) if plan.command.is_none() && !plan.tail)
+    {
+        bail!("only `gravity plan` writes YAML; use --output=json");
+    }
     match cli.command {
         Command::Install(arguments) => block_on(install::run(&session, &arguments)),
         Command::Join(arguments) => block_on(join::run(&session, &arguments)),
         Command::Check(arguments) => check::run(&session, &arguments),
         Command::Resume => block_on(resume::run(&session)),
-        Command::Plan => plan::run(&session),
+        Command::Rollback(arguments) => block_on(rollback::run(&session, &arguments)),
+        Command::Plan(arguments) => block_on(plan::run(&session, &arguments)),
         Command::Status => block_on(status::run(&session)),
         Command::Leave(arguments) => block_on(leave::run(&session, &arguments)),
         Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
@@ -145,7 +153,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         if cause.is::<install::DamagedImage>() {
             return ExitCode::DamagedImage;
         }
-        if cause.is::<install::Interrupted>() {
+        if cause.is::<operation::Interrupted>() {
             return ExitCode::Resumable;
         }
         if cause
@@ -161,11 +169,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
 /// Whether another operation is in the way.
 fn is_busy(cause: &(dyn std::error::Error + 'static)) -> bool {
     use host::lock::LockError;
-    use installer::coordinator::Error;
     let busy = |error: &LockError| matches!(error, LockError::Busy { .. });
-    // Transparent errors are not among the causes.
     cause.downcast_ref::<LockError>().is_some_and(busy)
-        || matches!(cause.downcast_ref::<Error>(), Some(Error::Locked(error)) if busy(error))
 }
 
 #[cfg(test)]
@@ -192,11 +197,8 @@ mod tests {
         let _held = host::lock::Lock::acquire(&path).unwrap();
         let busy = || host::lock::Lock::acquire(&path).unwrap_err();
         assert_eq!(exit_code(&busy().into()), ExitCode::Busy);
-        let wrapped = installer::coordinator::Error::Locked(busy());
-        assert_eq!(
-            exit_code(&anyhow::Error::from(wrapped).context("resume")),
-            ExitCode::Busy
-        );
+        let wrapped = anyhow::Error::from(busy()).context("resume");
+        assert_eq!(exit_code(&wrapped), ExitCode::Busy);
         let broken = host::lock::Lock::acquire(&path.join("below-a-file")).unwrap_err();
         assert_eq!(exit_code(&broken.into()), ExitCode::Failed);
     }

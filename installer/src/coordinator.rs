@@ -1,8 +1,9 @@
 //! Runs an operation: keeps its plan and journal, has agents execute it.
 //!
-//! In: a plan. Out: phases executed by the node's agent over its local socket,
-//! each recorded before and after. At most one operation runs at a time; who
-//! is killed leaves a journal from which [`resume`] goes on.
+//! In: a plan and an [`Action`]. Out: phases executed or taken back by the
+//! node's agent over its local socket, each recorded before and after. At most
+//! one operation runs at a time; who is killed leaves a journal from which
+//! [`act`] goes on.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -10,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event::Sink;
+use host::lock::Lock;
 use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState};
+use serde::{Deserialize, Serialize};
 use spec::layout::Layout;
 
 /// How long an agent may take to listen after it was started.
@@ -20,9 +23,6 @@ const AGENT_START: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Another process runs one.
-    #[error(transparent)]
-    Locked(#[from] host::lock::LockError),
     /// There is none.
     #[error("no operation was found below {0}; start one with `gravity install`")]
     NoOperation(PathBuf),
@@ -66,6 +66,30 @@ pub enum Error {
     /// A phase failed.
     #[error(transparent)]
     Phase(#[from] operation::RunError),
+}
+
+/// What is to be done with an operation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum Action {
+    /// Execute what is not complete.
+    Run,
+    /// Execute one phase.
+    Execute {
+        /// Its id.
+        phase: String,
+        /// Also where it is complete, and what it requires is not.
+        force: bool,
+    },
+    /// Take one phase back.
+    RollBack {
+        /// Its id.
+        phase: String,
+        /// Also where others came after it.
+        force: bool,
+    },
+    /// Take everything back.
+    RollBackAll,
 }
 
 /// An operation on disk.
@@ -125,6 +149,18 @@ impl Operation {
         Self::read(newest.1)
     }
 
+    /// The operation of an id.
+    ///
+    /// # Errors
+    /// When there is none or it can't be read.
+    pub fn open(layout: &Layout, id: &str) -> Result<Self, Error> {
+        let operation = Self::read(layout.operations().join(id))?;
+        match operation.plan.operation_id == id {
+            true => Ok(operation),
+            false => Err(Error::NoOperation(layout.operations())),
+        }
+    }
+
     fn read(directory: PathBuf) -> Result<Self, Error> {
         let path = directory.join("plan.json");
         let json = std::fs::read(&path).map_err(|source| Error::Files {
@@ -141,8 +177,19 @@ impl Operation {
     /// # Errors
     /// When the journal is damaged.
     pub fn state(&self) -> Result<PlanState, Error> {
-        let records = Journal::read(&self.journal()).map_err(Error::Journal)?;
-        Ok(operation::replay(&self.plan, &records))
+        Ok(operation::replay(&self.plan, &self.records()?))
+    }
+
+    /// The phases that a rollback would take back, in its order.
+    ///
+    /// # Errors
+    /// When the journal is damaged.
+    pub fn to_roll_back(&self) -> Result<Vec<&Phase>, Error> {
+        Ok(operation::to_roll_back(&self.plan, &self.records()?))
+    }
+
+    fn records(&self) -> Result<Vec<operation::Record>, Error> {
+        Journal::read(&self.journal()).map_err(Error::Journal)
     }
 
     fn journal(&self) -> PathBuf {
@@ -155,27 +202,43 @@ impl Operation {
     }
 }
 
-/// Executes what is left of an operation. `agent` is the command of the agent,
-/// which gets the socket and the state directory.
+/// Does something with an operation. Whoever calls this holds the lock at
+/// [`Layout::operation_lock`].
 ///
 /// # Errors
-/// When another operation runs, the agent can't be had or a phase fails.
-pub async fn run(layout: &Layout, operation: &Operation, sink: Arc<dyn Sink>) -> Result<(), Error> {
-    let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
+/// When the agent can't be had or a phase fails.
+pub async fn act(
+    layout: &Layout,
+    operation: &Operation,
+    action: &Action,
+    _: &Lock,
+    sink: Arc<dyn Sink>,
+) -> Result<(), Error> {
     let mut journal = Journal::open(&operation.journal()).map_err(Error::Journal)?;
-    let log = operation.directory.join("agent.log");
     let agent = LocalAgent {
         layout: layout.clone(),
         operation: operation.plan.operation_id.clone(),
-        log,
+        log: operation.directory.join("agent.log"),
         starting: tokio::sync::Mutex::default(),
     };
     // What keeps it from starting at all is no phase's failure.
     agent.connect().await?;
     let engine = Engine::default();
-    let result = engine
-        .run(&operation.plan, &mut journal, &agent, sink)
-        .await;
+    let (plan, journal) = (&operation.plan, &mut journal);
+    let result = match action {
+        Action::Run => engine.run(plan, journal, &agent, sink).await,
+        Action::Execute { phase, force } => {
+            engine
+                .run_phase(plan, journal, &agent, sink, phase, *force)
+                .await
+        }
+        Action::RollBack { phase, force } => {
+            engine
+                .rollback_phase(plan, journal, &agent, sink, phase, *force)
+                .await
+        }
+        Action::RollBackAll => engine.rollback(plan, journal, &agent, sink).await,
+    };
     if let Ok(connection) = rpc::Connection::open(&layout.agent_socket(), &agent.operation).await {
         connection.shutdown().await;
     }
@@ -208,6 +271,10 @@ impl LocalAgent {
 impl Executor for LocalAgent {
     async fn execute(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
         self.connection().await?.execute(phase, sink).await
+    }
+
+    async fn execute_again(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        self.connection().await?.execute_again(phase, sink).await
     }
 
     async fn undo(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {

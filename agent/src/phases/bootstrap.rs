@@ -10,7 +10,7 @@ use crate::node::{file, lasting};
 
 /// Directories of the state directory, with their modes. The container's own
 /// services make what lies below them.
-const DIRECTORIES: &[(&str, u32)] = &[
+pub(super) const DIRECTORIES: &[(&str, u32)] = &[
     ("bin", 0o755),
     ("store/blobs/sha256", 0o755),
     ("planet/rootfs", 0o755),

@@ -5,28 +5,24 @@ mod dry_run;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use ::preflight::{Report, Requirements};
 use anyhow::{Context, Result, anyhow, bail};
-use console::{ExitCode, FileSink, Tee};
+use console::ExitCode;
 use event::Sink;
 use host::facts::HostFacts;
 use image::Image;
 use image::cluster::{ApplicationImage, ClusterImage};
-use installer::coordinator::{self, Operation};
+use installer::coordinator::{Action, Operation};
 use installer::install::{self, ImageContent, KnownUsers, Options, Prepared, Rootfs};
 use installer::services::HostTraits;
 use manifest::Manifest;
 use spec::layout::Layout;
 use spec::phase::Layer;
-use spec::{ClusterSpec, ImageRef, RegistryImage};
+use spec::{ImageRef, RegistryImage};
 
-use super::{Session, check, require_root, status};
+use super::{Session, check, require_root};
 use crate::cli::Install;
-
-/// Kind of an operation that adds a node; see [`installer::join`].
-const JOIN: &str = "join";
 
 /// The image is not what was built.
 #[derive(Debug, thiserror::Error)]
@@ -41,14 +37,6 @@ pub(crate) struct DamagedImage {
     first: String,
     more: usize,
 }
-
-/// The operation stopped half-way.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the operation stopped; mend the cause, then go on with `gravity resume` \
-     or take everything back with `gravity leave --force`"
-)]
-pub(crate) struct Interrupted(#[source] coordinator::Error);
 
 pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCode> {
     require_root()?;
@@ -87,7 +75,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     verify(session, &image)?;
     let operation = create(session, &prepared, config.as_deref())?;
     check::record(&report, &operation)?;
-    execute(session, &operation).await
+    super::operation::start(session, &operation, &Action::Run).await
 }
 
 /// The file of `--config` can't be used.
@@ -449,34 +437,6 @@ fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Resul
     let operation = Operation::create(layout, prepared.plan.clone())?;
     drop(lock);
     Ok(operation)
-}
-
-/// Executes what is left of an operation and shows the cluster at the end.
-pub(crate) async fn execute(session: &Session, operation: &Operation) -> Result<ExitCode> {
-    let log = FileSink::open(&operation.log()).context("open the operation's log")?;
-    let sinks: Vec<Arc<dyn Sink>> = vec![session.console.clone(), Arc::new(log)];
-    let sink: Arc<dyn Sink> = Arc::new(Tee::new(sinks));
-    match coordinator::run(&session.layout, operation, sink).await {
-        Ok(()) => {}
-        Err(error @ coordinator::Error::Locked(_)) => return Err(error.into()),
-        Err(error) => return Err(Interrupted(error).into()),
-    }
-    let cluster: ClusterSpec = serde_json::from_slice(
-        &std::fs::read(session.layout.cluster()).context("read the cluster's description")?,
-    )?;
-    if operation.plan.kind == JOIN {
-        let text = format!("This node is part of cluster {}", cluster.name);
-        session.console.info(&text);
-        return Ok(ExitCode::Ok);
-    }
-    let client = session.administrator().await?;
-    let endpoints = status::endpoints(session, &client).await?;
-    let mut lines = vec![format!("Cluster {} is active", cluster.name)];
-    lines.extend(status::endpoints_text(&endpoints));
-    for line in lines {
-        session.console.info(&line);
-    }
-    Ok(ExitCode::Ok)
 }
 
 #[cfg(test)]

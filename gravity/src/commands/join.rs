@@ -5,7 +5,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
 use image::cluster::ClusterImage;
-use installer::coordinator::Operation;
+use installer::coordinator::{Action, Operation};
 use installer::install::{self, KnownUsers, choose_address};
 use installer::join;
 use pki::tls::Trust;
@@ -13,7 +13,7 @@ use pki::{JoinToken, Request};
 use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
 
-use super::install::{content, execute, host_traits, refuse_former, verify};
+use super::install::{content, host_traits, refuse_former, verify};
 use super::{Session, check, require_root, token};
 use crate::cli::Join;
 
@@ -68,7 +68,7 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     };
     let operation = begin(session, arguments, &token, &candidate, plan).await?;
     check::record(&report, &operation)?;
-    execute(session, &operation).await
+    super::operation::start(session, &operation, &Action::Run).await
 }
 
 fn first(cidrs: &[String]) -> String {

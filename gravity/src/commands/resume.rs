@@ -1,20 +1,32 @@
-//! `gravity resume`: goes on with the last operation.
+//! `gravity resume`: goes on with the last operation, or follows the one that
+//! runs.
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use console::ExitCode;
 use event::Sink;
-use installer::coordinator::Operation;
+use installer::attach::Follower;
+use installer::coordinator::{Action, Operation};
 
-use super::{Session, install, require_root};
+use super::{Session, operation, require_root};
 
 pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
     require_root()?;
-    let operation = Operation::last(&session.layout)?;
-    if operation.state()?.is_completed() {
+    if session.global.image.is_some() {
+        bail!("--image can't be changed: the plan names the image it was made for");
+    }
+    if let Ok(follower) = Follower::open(&session.layout.operation_socket()).await {
+        session.console.info(&format!(
+            "Following the operation that runs (pid {})",
+            follower.pid()
+        ));
+        return operation::follow(session, follower).await;
+    }
+    let last = Operation::last(&session.layout)?;
+    if last.state()?.is_completed() {
         session
             .console
             .info("The last operation is complete; `gravity status` shows the cluster");
         return Ok(ExitCode::Ok);
     }
-    install::execute(session, &operation).await
+    operation::start(session, &last, &Action::Run).await
 }

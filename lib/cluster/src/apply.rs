@@ -53,15 +53,15 @@ pub fn documents(text: &str) -> Result<Vec<Value>, Error> {
 
 /// What an object is called in messages, and what finds its API.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Identity {
-    api_version: String,
-    kind: String,
-    name: String,
-    namespace: Option<String>,
+pub(crate) struct Identity {
+    pub(crate) api_version: String,
+    pub(crate) kind: String,
+    pub(crate) name: String,
+    pub(crate) namespace: Option<String>,
 }
 
 impl Identity {
-    fn of(object: &Value) -> Result<Self, Error> {
+    pub(crate) fn of(object: &Value) -> Result<Self, Error> {
         let field = |value: &Value| value.as_str().filter(|s| !s.is_empty()).map(str::to_owned);
         let name = field(&object["metadata"]["name"]);
         let kind = field(&object["kind"]);
@@ -82,7 +82,7 @@ impl Identity {
         })
     }
 
-    fn gvk(&self) -> GroupVersionKind {
+    pub(crate) fn gvk(&self) -> GroupVersionKind {
         let (group, version) = self
             .api_version
             .split_once('/')
@@ -90,7 +90,7 @@ impl Identity {
         GroupVersionKind::gvk(group, version, &self.kind)
     }
 
-    fn describe(&self) -> String {
+    pub(crate) fn describe(&self) -> String {
         match &self.namespace {
             Some(namespace) => format!("{} \"{namespace}/{}\"", self.kind, self.name),
             None => format!("{} \"{}\"", self.kind, self.name),
@@ -157,13 +157,7 @@ impl Client {
         scope: &Scope,
     ) -> Result<(), Error> {
         let what = format!("applying {}", identity.describe());
-        let api: Api<DynamicObject> = match scope {
-            Scope::Cluster => Api::all_with(self.0.clone(), resource),
-            Scope::Namespaced => {
-                let namespace = identity.namespace.as_deref().unwrap_or("default");
-                Api::namespaced_with(self.0.clone(), namespace, resource)
-            }
-        };
+        let api = self.api(identity, resource, scope);
         let params = PatchParams::apply(MANAGER).force();
         let patch = Patch::Apply(object);
         retry(&what, DEADLINE, || async {
@@ -173,9 +167,25 @@ impl Client {
         .map(drop)
     }
 
+    /// The API of an object.
+    pub(crate) fn api(
+        &self,
+        identity: &Identity,
+        resource: &ApiResource,
+        scope: &Scope,
+    ) -> Api<DynamicObject> {
+        match scope {
+            Scope::Cluster => Api::all_with(self.0.clone(), resource),
+            Scope::Namespaced => {
+                let namespace = identity.namespace.as_deref().unwrap_or("default");
+                Api::namespaced_with(self.0.clone(), namespace, resource)
+            }
+        }
+    }
+
     /// Finds the API of a kind. Where the same objects define kinds, a kind may
     /// take a moment to appear.
-    async fn kind(
+    pub(crate) async fn kind(
         &self,
         identity: &Identity,
         gvk: &GroupVersionKind,

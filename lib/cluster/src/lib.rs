@@ -6,6 +6,7 @@
 
 mod apply;
 mod client;
+mod delete;
 mod drain;
 mod endpoints;
 pub mod hooks;

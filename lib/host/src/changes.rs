@@ -194,9 +194,23 @@ pub struct Previous {
 #[serde(tag = "record", rename_all = "snake_case")]
 enum Record {
     /// A change is about to be made.
-    Change { sequence: u64, change: Change },
+    Change {
+        sequence: u64,
+        /// Who made it; see [`Journal::within`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        scope: Option<String>,
+        change: Change,
+    },
     /// A change was taken back.
     Undone { sequence: u64 },
+}
+
+/// A change that was not taken back.
+#[derive(Debug, Clone)]
+struct Live {
+    sequence: u64,
+    scope: Option<String>,
+    change: Change,
 }
 
 /// Why a change was not made.
@@ -243,8 +257,10 @@ pub struct Journal {
     path: PathBuf,
     log: Log,
     /// Changes that were not taken back, in the order they were made.
-    live: Vec<(u64, Change)>,
+    live: Vec<Live>,
     next: u64,
+    /// Who makes the next changes.
+    scope: Option<String>,
     system: Box<dyn System>,
 }
 
@@ -269,23 +285,57 @@ impl Journal {
             log,
             live: Vec::new(),
             next: 1,
+            scope: None,
             system,
         };
         for record in records {
             match record {
-                Record::Change { sequence, change } => {
+                Record::Change {
+                    sequence,
+                    scope,
+                    change,
+                } => {
                     journal.next = sequence + 1;
-                    journal.live.push((sequence, change));
+                    journal.live.push(Live {
+                        sequence,
+                        scope,
+                        change,
+                    });
                 }
-                Record::Undone { sequence } => journal.live.retain(|(live, _)| *live != sequence),
+                Record::Undone { sequence } => {
+                    journal.live.retain(|live| live.sequence != sequence);
+                }
             }
         }
         Ok(journal)
     }
 
+    /// Reads the changes that were not taken back, also while somebody writes.
+    ///
+    /// # Errors
+    /// When the journal is damaged.
+    pub fn read(path: &Path) -> Result<Vec<Change>, ChangeError> {
+        let mut live = Vec::new();
+        for record in Log::read::<Record>(path, FORMAT)? {
+            match record {
+                Record::Change {
+                    sequence, change, ..
+                } => live.push((sequence, change)),
+                Record::Undone { sequence } => live.retain(|(number, _)| *number != sequence),
+            }
+        }
+        Ok(live.into_iter().map(|(_, change)| change).collect())
+    }
+
     /// Changes that were not taken back, in the order they were made.
     pub fn changes(&self) -> impl Iterator<Item = &Change> {
-        self.live.iter().map(|(_, change)| change)
+        self.live.iter().map(|live| &live.change)
+    }
+
+    /// Says who makes the changes from now on, so that
+    /// [`Journal::undo_scope`] finds them.
+    pub fn within(&mut self, scope: Option<&str>) {
+        self.scope = scope.map(str::to_owned);
     }
 
     /// Records a change that the caller makes right afterwards: a mount, an
@@ -303,12 +353,18 @@ impl Journal {
 
     fn append(&mut self, change: Change) -> Result<(), ChangeError> {
         let sequence = self.next;
+        let scope = self.scope.clone();
         self.log.append(&Record::Change {
             sequence,
+            scope: scope.clone(),
             change: change.clone(),
         })?;
         self.next += 1;
-        self.live.push((sequence, change));
+        self.live.push(Live {
+            sequence,
+            scope,
+            change,
+        });
         Ok(())
     }
 
@@ -526,8 +582,9 @@ impl Journal {
         change: Change,
         same_kind: impl Fn(&Change) -> bool,
     ) -> Result<(), ChangeError> {
-        match self.live.iter().rev().find(|(_, live)| same_kind(live)) {
-            Some((_, last)) if *last == change => Ok(()),
+        let mut back = self.live.iter().rev().map(|live| &live.change);
+        match back.find(|live| same_kind(live)) {
+            Some(last) if *last == change => Ok(()),
             _ => self.append(change),
         }
     }

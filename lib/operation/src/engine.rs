@@ -13,8 +13,8 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 
 use crate::executor::{Executor, PhaseError};
-use crate::graph::Graph;
-use crate::journal::{Journal, JournalError};
+use crate::graph::{Graph, is_within};
+use crate::journal::{Journal, JournalError, Record};
 use crate::plan::{Phase, Plan, PlanError};
 use crate::state::{State, replay};
 
@@ -59,6 +59,25 @@ pub enum RunError {
         /// Why.
         source: PhaseError,
     },
+    /// There is no such phase.
+    #[error("the plan has no phase {0}; `gravity plan` lists them")]
+    NoPhase(String),
+    /// What a phase requires isn't complete.
+    #[error("phase {phase} requires {}, which is not complete; execute that first, or use --force", .missing.join(", "))]
+    Requires {
+        /// Its id.
+        phase: String,
+        /// What is missing.
+        missing: Vec<String>,
+    },
+    /// Others were built on a phase.
+    #[error("{} came after {phase}; roll back that first, or use --force", .after.join(", "))]
+    Follows {
+        /// Its id.
+        phase: String,
+        /// Phases that follow it and were not rolled back.
+        after: Vec<String>,
+    },
     /// A phase can't be taken back.
     #[error("roll back phase {phase}")]
     Rollback {
@@ -82,6 +101,59 @@ impl Engine {
         executor: &dyn Executor,
         sink: Arc<dyn Sink>,
     ) -> Result<(), RunError> {
+        self.run_below(plan, journal, executor, sink, "").await
+    }
+
+    /// Executes what is not complete of one phase, a leaf or a group. With
+    /// `force` also what is complete, and without regard to what it requires.
+    ///
+    /// # Errors
+    /// The first failure; when what it requires isn't complete.
+    pub async fn run_phase(
+        &self,
+        plan: &Plan,
+        journal: &mut Journal,
+        executor: &dyn Executor,
+        sink: Arc<dyn Sink>,
+        phase: &str,
+        force: bool,
+    ) -> Result<(), RunError> {
+        let chosen = plan
+            .phase(phase)
+            .ok_or_else(|| RunError::NoPhase(phase.to_owned()))?;
+        if !force {
+            return self
+                .run_below(plan, journal, executor, sink, &chosen.id)
+                .await;
+        }
+        plan.validate()?;
+        let below = |leaf: &&Phase| is_within(&leaf.id, &chosen.id);
+        for leaf in plan.leaves().into_iter().filter(below) {
+            record(journal, &*sink, leaf, State::InProgress, None)?;
+            let again = || executor.execute_again(leaf, sink.clone());
+            match self.retry(leaf, &*sink, again).await {
+                Ok(()) => record(journal, &*sink, leaf, State::Completed, None)?,
+                Err(source) => {
+                    record(journal, &*sink, leaf, State::Failed, Some(&source))?;
+                    return Err(RunError::Phase {
+                        phase: leaf.id.clone(),
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the leaves of `top`, a phase or the empty name of all.
+    async fn run_below(
+        &self,
+        plan: &Plan,
+        journal: &mut Journal,
+        executor: &dyn Executor,
+        sink: Arc<dyn Sink>,
+        top: &str,
+    ) -> Result<(), RunError> {
         plan.validate()?;
         let state = replay(plan, journal.records());
         let mut graph = Graph::new(plan)?;
@@ -91,6 +163,7 @@ impl Engine {
             }
         }
         let mut waiting = graph.waiting();
+        waiting.retain(|leaf| is_within(&graph.phase(*leaf).id, top));
         let mut running = FuturesUnordered::new();
         let mut failure = None;
         loop {
@@ -108,8 +181,6 @@ impl Engine {
                     running.push(async move { (leaf, self.execute(phase, executor, sink).await) });
                 }
                 waiting = still;
-            } else {
-                waiting = Vec::new();
             }
             let Some((leaf, result)) = running.next().await else {
                 break;
@@ -129,7 +200,14 @@ impl Engine {
                 }
             }
         }
-        failure.map_or(Ok(()), Err)
+        match (failure, waiting.first()) {
+            (Some(failure), _) => Err(failure),
+            (None, Some(leaf)) => Err(RunError::Requires {
+                phase: graph.phase(*leaf).id.clone(),
+                missing: graph.missing(*leaf),
+            }),
+            (None, None) => Ok(()),
+        }
     }
 
     /// Takes back every leaf that was attempted, the last one first. Stops at
@@ -145,7 +223,60 @@ impl Engine {
         sink: Arc<dyn Sink>,
     ) -> Result<(), RunError> {
         plan.validate()?;
-        for phase in attempted(plan, journal) {
+        self.undo(
+            to_roll_back(plan, journal.records()),
+            journal,
+            executor,
+            sink,
+        )
+        .await
+    }
+
+    /// Takes one phase back, a leaf or a group. With `force` also where others
+    /// came after it.
+    ///
+    /// # Errors
+    /// The first failure; when phases that follow it were not rolled back.
+    pub async fn rollback_phase(
+        &self,
+        plan: &Plan,
+        journal: &mut Journal,
+        executor: &dyn Executor,
+        sink: Arc<dyn Sink>,
+        phase: &str,
+        force: bool,
+    ) -> Result<(), RunError> {
+        plan.validate()?;
+        let chosen = plan
+            .phase(phase)
+            .ok_or_else(|| RunError::NoPhase(phase.to_owned()))?;
+        let (mine, others): (Vec<_>, Vec<_>) = to_roll_back(plan, journal.records())
+            .into_iter()
+            .partition(|leaf| is_within(&leaf.id, &chosen.id));
+        let graph = Graph::new(plan)?;
+        let after: Vec<String> = graph
+            .leaves()
+            .filter(|leaf| graph.follows(*leaf, &chosen.id))
+            .map(|leaf| graph.phase(leaf).id.clone())
+            .filter(|id| others.iter().any(|other| other.id == *id))
+            .collect();
+        if !force && !after.is_empty() {
+            return Err(RunError::Follows {
+                phase: phase.to_owned(),
+                after,
+            });
+        }
+        self.undo(mine, journal, executor, sink).await
+    }
+
+    async fn undo(
+        &self,
+        leaves: Vec<&Phase>,
+        journal: &mut Journal,
+        executor: &dyn Executor,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), RunError> {
+        for phase in leaves {
             // Recorded first: a phase that is half taken back is not complete.
             record(journal, &*sink, phase, State::InProgress, None)?;
             match self
@@ -206,14 +337,13 @@ impl Engine {
     }
 }
 
-/// Leaves to take back, in order: those that started last come first, so that
-/// what required a phase is gone before the phase is.
-fn attempted<'a>(plan: &'a Plan, journal: &Journal) -> Vec<&'a Phase> {
-    let state = replay(plan, journal.records());
+/// What a rollback would take back, in order: leaves that started last come
+/// first, so that what required a phase is gone before the phase is.
+pub fn to_roll_back<'a>(plan: &'a Plan, records: &[Record]) -> Vec<&'a Phase> {
+    let state = replay(plan, records);
     let started = |id: &str| {
-        let starts = |r: &&crate::Record| r.phase == id && r.state == State::InProgress;
-        journal
-            .records()
+        let starts = |r: &&Record| r.phase == id && r.state == State::InProgress;
+        records
             .iter()
             .rev()
             .find(starts)

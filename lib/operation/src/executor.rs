@@ -14,6 +14,9 @@ pub trait Executor: Send + Sync {
     /// Does what the phase says. What is done already is left.
     async fn execute(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError>;
 
+    /// Does it again although it is done: somebody has asked for that.
+    async fn execute_again(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError>;
+
     /// Takes back what the phase has done, also where it did only a part.
     async fn undo(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError>;
 }

@@ -23,6 +23,12 @@ struct Node<'a> {
     running: usize,
 }
 
+/// Whether `id` is `phase` or below it.
+pub(crate) fn is_within(id: &str, phase: &str) -> bool {
+    id.strip_prefix(phase)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
 /// The phases of a plan with what runs and what is complete.
 #[derive(Debug)]
 pub(crate) struct Graph<'a> {
@@ -102,6 +108,28 @@ impl<'a> Graph<'a> {
                 .all(|before| self.nodes[*before].open == 0)
                 && limit.is_none_or(|limit| node.running < limit)
         })
+    }
+
+    /// What a leaf waits for, by id.
+    pub(crate) fn missing(&self, leaf: Index) -> Vec<String> {
+        self.with_parents(leaf)
+            .flat_map(|index| &self.nodes[index].after)
+            .filter(|before| self.nodes[**before].open > 0)
+            .map(|before| self.nodes[*before].phase.id.clone())
+            .collect()
+    }
+
+    /// Whether a leaf may only run after `phase`, or a part or the whole of it.
+    pub(crate) fn follows(&self, leaf: Index, phase: &str) -> bool {
+        self.with_parents(leaf)
+            .flat_map(|index| &self.nodes[index].after)
+            .map(|before| self.nodes[*before].phase.id.as_str())
+            .any(|before| is_within(before, phase) || is_within(phase, before))
+    }
+
+    /// All leaves, in the order of the tree.
+    pub(crate) fn leaves(&self) -> impl Iterator<Item = Index> {
+        (0..self.nodes.len()).filter(|index| self.nodes[*index].phase.is_leaf())
     }
 
     pub(crate) fn start(&mut self, leaf: Index) {

@@ -14,7 +14,7 @@ mod plan;
 mod state;
 mod view;
 
-pub use engine::{Engine, RunError};
+pub use engine::{Engine, RunError, to_roll_back};
 pub use executor::{Executor, PhaseError};
 pub use journal::{Journal, JournalError, Record};
 pub use plan::{PLAN_VERSION, Phase, Plan, PlanError};

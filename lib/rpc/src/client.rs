@@ -54,13 +54,14 @@ impl Connection {
         drop(self.client.shutdown(ShutdownRequest {}).await);
     }
 
-    fn request(&self, phase: &Phase) -> Result<PhaseRequest, PhaseError> {
+    fn request(&self, phase: &Phase, again: bool) -> Result<PhaseRequest, PhaseError> {
         let phase = serde_json::to_vec(phase)
             .map_err(|error| PhaseError::lasting(format!("write phase: {error}")))?;
         Ok(PhaseRequest {
             protocol: PROTOCOL,
             operation: self.operation.clone(),
             phase,
+            again,
         })
     }
 }
@@ -102,13 +103,19 @@ fn broken(status: tonic::Status) -> PhaseError {
 #[async_trait::async_trait]
 impl Executor for Connection {
     async fn execute(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
-        let request = self.request(phase)?;
+        let request = self.request(phase, false)?;
+        let replies = self.client.clone().execute(request).await.map_err(broken)?;
+        follow(replies.into_inner(), &*sink).await
+    }
+
+    async fn execute_again(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        let request = self.request(phase, true)?;
         let replies = self.client.clone().execute(request).await.map_err(broken)?;
         follow(replies.into_inner(), &*sink).await
     }
 
     async fn undo(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
-        let request = self.request(phase)?;
+        let request = self.request(phase, false)?;
         let replies = self.client.clone().undo(request).await.map_err(broken)?;
         follow(replies.into_inner(), &*sink).await
     }

@@ -82,6 +82,15 @@ mod tests {
             }
         }
 
+        async fn execute_again(
+            &self,
+            phase: &Phase,
+            sink: Arc<dyn Sink>,
+        ) -> Result<(), PhaseError> {
+            sink.info(&format!("executing {} again", phase.id));
+            Ok(())
+        }
+
         async fn undo(&self, _: &Phase, _: Arc<dyn Sink>) -> Result<(), PhaseError> {
             Err(PhaseError::transient("not now"))
         }
@@ -140,6 +149,13 @@ mod tests {
             .await
             .unwrap_err();
         assert_eq!(failed, PhaseError::lasting("no space"));
+        connection
+            .execute_again(&phase("lasting"), sink.clone())
+            .await
+            .unwrap();
+        assert!(
+            matches!(sink.events().last(), Some(Event::Info { message }) if message.ends_with("again"))
+        );
         let failed = connection.undo(&phase(""), sink.clone()).await.unwrap_err();
         assert_eq!(failed, PhaseError::transient("not now"));
 

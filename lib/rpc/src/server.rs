@@ -157,13 +157,15 @@ impl Service {
             .map_err(|error| Status::invalid_argument(format!("read phase: {error}")))?;
         let executor = (self.open)(&request.operation)
             .map_err(|error| Status::failed_precondition(error.message))?;
+        let again = request.again;
         let (send, receive) = mpsc::unbounded_channel();
         let running = self.activity.begin();
         tokio::spawn(async move {
             let sink: Arc<dyn Sink> = Arc::new(SessionSink(send.clone()));
-            let result = match undo {
-                false => executor.execute(&phase, sink).await,
-                true => executor.undo(&phase, sink).await,
+            let result = match (undo, again) {
+                (true, _) => executor.undo(&phase, sink).await,
+                (false, true) => executor.execute_again(&phase, sink).await,
+                (false, false) => executor.execute(&phase, sink).await,
             };
             let reply = match result {
                 Ok(()) => Reply::Done(Done {}),

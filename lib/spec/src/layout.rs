@@ -139,6 +139,11 @@ impl Layout {
         self.0.join("agent.lock")
     }
 
+    /// Socket of the process that runs an operation: what it tells.
+    pub fn operation_socket(&self) -> PathBuf {
+        self.0.join("operation.sock")
+    }
+
     /// Held by the process that runs an operation.
     pub fn operation_lock(&self) -> PathBuf {
         self.0.join("operation.lock")

@@ -10,7 +10,8 @@ use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
 use super::{OPERATION_LABEL, SERVICE_ACCOUNT};
-use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, retry};
+use crate::client::{Client, DEADLINE, Error, is_conflict, retry};
+use crate::delete::gone;
 
 impl Client {
     /// Creates a namespace that doesn't exist; an existing one stays as it is.
@@ -79,13 +80,6 @@ impl Client {
     ) -> Result<(), Error> {
         self.ensure_namespace(namespace).await?;
         self.apply(&objects(operation_id, namespace)).await
-    }
-}
-
-fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(error) if is_missing(&error) => Ok(()),
-        result => result,
     }
 }
 

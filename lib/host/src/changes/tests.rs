@@ -358,3 +358,25 @@ fn modes_are_restored_unless_somebody_has_changed_them_since() {
     assert_eq!(report.left.len(), 1, "{report}");
     assert!(report.left[0].what.ends_with("theirs"), "{report}");
 }
+
+#[test]
+fn one_scope_is_taken_back_without_the_others() {
+    let bench = Bench::new();
+    let mut journal = bench.journal();
+    journal.within(Some("op/one"));
+    journal.create_dir(&bench.path("one"), 0o755).unwrap();
+    journal.create_dir(&bench.path("full"), 0o755).unwrap();
+    bench.put("full/data", "data");
+    journal.within(Some("op/two"));
+    journal.create_dir(&bench.path("two"), 0o755).unwrap();
+    drop(journal);
+    // Who made what is on disk.
+    let mut journal = bench.journal();
+    let report = journal.undo_scope("op/one");
+    assert_eq!(report.removed.len(), 1, "{report}");
+    assert_eq!(report.left.len(), 1, "{report}");
+    assert!(!bench.path("one").exists());
+    assert!(bench.path("full/data").exists() && bench.path("two").exists());
+    assert_eq!(journal.changes().count(), 2);
+    assert!(journal.undo_scope("op/one").removed.is_empty());
+}

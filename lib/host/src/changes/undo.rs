@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attributes, Change, ChangeError, Journal, MAX_PREVIOUS, Previous, Record, replace_link, sha256,
+    Attributes, Change, ChangeError, Journal, Live, MAX_PREVIOUS, Previous, Record, replace_link,
+    sha256,
 };
 use crate::mounts::{self, Mount};
 use crate::{atomic, bounded, sysctl};
@@ -75,15 +76,35 @@ impl Journal {
     /// # Errors
     /// None yet; what fails is part of the report.
     pub fn undo(&mut self, purge: bool) -> Result<Report, ChangeError> {
-        let mut report = Report::default();
         let (ours, others): (Vec<_>, Vec<_>) = self
             .live
             .iter()
             .rev()
             .cloned()
-            .partition(|(_, change)| self.holds_journal(change));
+            .partition(|live| self.holds_journal(&live.change));
         // What holds the journal goes last: until then it says what is left.
-        for (sequence, change) in others.into_iter().chain(ours) {
+        Ok(self.undo_all(others.into_iter().chain(ours), purge))
+    }
+
+    /// Takes back what was changed within a scope (see [`Journal::within`]), the
+    /// last change first. Data in directories that were made for others stays.
+    pub fn undo_scope(&mut self, scope: &str) -> Report {
+        let within: Vec<_> = self
+            .live
+            .iter()
+            .rev()
+            .filter(|live| live.scope.as_deref() == Some(scope))
+            .cloned()
+            .collect();
+        self.undo_all(within, false)
+    }
+
+    fn undo_all(&mut self, changes: impl IntoIterator<Item = Live>, purge: bool) -> Report {
+        let mut report = Report::default();
+        for Live {
+            sequence, change, ..
+        } in changes
+        {
             let last = self.holds_journal(&change);
             match self.take_back(&change, purge, &mut report.left) {
                 Ok(outcome) => {
@@ -92,7 +113,7 @@ impl Journal {
                         Outcome::Restored(what) => report.restored.push(what),
                         Outcome::Nothing => {}
                     }
-                    self.live.retain(|(live, _)| *live != sequence);
+                    self.live.retain(|live| live.sequence != sequence);
                     if !last {
                         // A full disk must not keep anyone from leaving; the
                         // change would be found undone the next time.
@@ -110,7 +131,7 @@ impl Journal {
                 }
             }
         }
-        Ok(report)
+        report
     }
 
     fn holds_journal(&self, change: &Change) -> bool {

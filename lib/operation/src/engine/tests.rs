@@ -66,6 +66,11 @@ impl Executor for Fake {
         Ok(())
     }
 
+    async fn execute_again(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        self.log.lock().unwrap().push(format!("again {}", phase.id));
+        self.execute(phase, sink).await
+    }
+
     async fn undo(&self, phase: &Phase, _: Arc<dyn Sink>) -> Result<(), PhaseError> {
         self.log.lock().unwrap().push(format!("undo {}", phase.id));
         self.done.lock().unwrap().remove(&phase.id);
@@ -191,6 +196,77 @@ fn a_rollback_takes_back_what_was_attempted() {
     assert!(state(&sample(), &path).is_completed());
 }
 
+fn run_phase(journal: &Path, fake: &Fake, phase: &str, force: bool) -> Result<(), RunError> {
+    let mut journal = Journal::open(journal)?;
+    let sink = Arc::new(Discard);
+    block_on(ENGINE.run_phase(&sample(), &mut journal, fake, sink, phase, force))
+}
+
+fn rollback_phase(journal: &Path, fake: &Fake, phase: &str, force: bool) -> Result<(), RunError> {
+    let mut journal = Journal::open(journal)?;
+    let sink = Arc::new(Discard);
+    block_on(ENGINE.rollback_phase(&sample(), &mut journal, fake, sink, phase, force))
+}
+
+#[test]
+fn one_phase_runs_when_what_it_requires_is_complete_or_by_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let fake = Fake::default();
+    let error = run_phase(&path, &fake, "/b", false).unwrap_err();
+    assert!(
+        matches!(&error, RunError::Requires { phase, missing } if phase == "/b/x" && missing == &["/b/z", "/a"]),
+        "{error}"
+    );
+    assert!(fake.log().is_empty());
+    let error = run_phase(&path, &fake, "/d", false).unwrap_err();
+    assert!(error.to_string().contains("no phase /d"), "{error}");
+    run_phase(&path, &fake, "/a", false).unwrap();
+    run_phase(&path, &fake, "/a", false).unwrap();
+    run_phase(&path, &fake, "/b/y", false).unwrap();
+    assert_eq!(fake.log(), ["/a", "/b/y"]);
+    run_phase(&path, &fake, "/b", false).unwrap();
+    assert_eq!(fake.log()[2..], ["/b/z", "/b/x"]);
+    run_phase(&path, &fake, "/b/y", true).unwrap();
+    assert_eq!(fake.log()[4..], ["again /b/y", "/b/y"]);
+    run(&sample(), &path, &fake).unwrap();
+    assert_eq!(fake.log()[6..], ["/c"]);
+}
+
+#[test]
+fn one_phase_is_rolled_back_when_nothing_came_after_it_or_by_force() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("journal");
+    let fake = Fake::default();
+    // What never began has nothing to take back.
+    rollback_phase(&path, &fake, "/b", false).unwrap();
+    run(&sample(), &path, &fake).unwrap();
+    for (phase, after) in [
+        ("/a", &["/b/x", "/b/y", "/b/z"][..]),
+        ("/b/z", &["/b/x", "/c"]),
+        ("/b", &["/c"]),
+    ] {
+        let error = rollback_phase(&path, &fake, phase, false).unwrap_err();
+        assert!(
+            matches!(&error, RunError::Follows { after: found, .. } if found == after),
+            "{error}"
+        );
+    }
+    rollback_phase(&path, &fake, "/c", false).unwrap();
+    rollback_phase(&path, &fake, "/b", false).unwrap();
+    assert_eq!(
+        fake.log()[5..],
+        ["undo /c", "undo /b/x", "undo /b/z", "undo /b/y"]
+    );
+    assert_eq!(state(&sample(), &path).phase("/b").state, State::RolledBack);
+    run(&sample(), &path, &fake).unwrap();
+    rollback_phase(&path, &fake, "/b/z", true).unwrap();
+    assert_eq!(
+        state(&sample(), &path).phase("/b/x").state,
+        State::Completed
+    );
+}
+
 #[test]
 fn a_thousand_phases_cost_little() {
     let leaves = (0..1000).map(|n| leaf(&format!("/n/{n}"), &[])).collect();
@@ -254,6 +330,10 @@ impl Executor for Killed<'_> {
             true => std::future::pending().await,
             false => self.fake.execute(phase, sink).await,
         }
+    }
+
+    async fn execute_again(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        self.fake.execute_again(phase, sink).await
     }
 
     async fn undo(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {

@@ -1,0 +1,245 @@
+//! Runs operations in a process of their own, and follows them.
+//!
+//! The one that a person starts ([`start`]) only shows what the other
+//! ([`operate`]) tells: a lost terminal ends the former, not the latter.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use console::{ExitCode, FileSink, Tee};
+use event::Sink;
+use host::lock::Lock;
+use installer::attach::{Broadcast, Follower, Line, Outcome};
+use installer::coordinator::{self, Action, Operation};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use spec::ClusterSpec;
+use spec::layout::Layout;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Session, status};
+
+/// How long the second Ctrl+C may come after the first.
+const TWICE: Duration = Duration::from_secs(10);
+/// Between two looks whether the process listens.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// The operation stopped half-way.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0}\nThe operation stopped; mend the cause, then go on with `gravity resume` \
+     or take everything back with `gravity rollback`"
+)]
+pub(crate) struct Interrupted(String);
+
+/// Starts the process that does something with an operation, and follows it.
+pub(crate) async fn start(
+    session: &Session,
+    operation: &Operation,
+    action: &Action,
+) -> Result<ExitCode> {
+    let layout = &session.layout;
+    // Says who runs one.
+    drop(Lock::acquire(&layout.operation_lock())?);
+    let log = operation.directory.join("agent.log");
+    let output = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&log)
+        .with_context(|| format!("open {}", log.display()))?;
+    let errors = output.try_clone().context("open the log twice")?;
+    let mut child = Command::new("/proc/self/exe")
+        .args(["agent", "operate", "--state-dir"])
+        .arg(layout.state_dir())
+        .args(["--operation", &operation.plan.operation_id])
+        .args(["--action", &serde_json::to_string(action)?])
+        .stdin(Stdio::null())
+        .stdout(output)
+        .stderr(errors)
+        .current_dir("/")
+        .spawn()
+        .context("start the operation's process")?;
+    let follower = loop {
+        match Follower::open(&layout.operation_socket()).await {
+            Ok(follower) if follower.pid() == child.id() => break follower,
+            _ => {}
+        }
+        if let Some(status) = child.try_wait().context("wait for the operation")? {
+            // Another one was faster.
+            drop(Lock::acquire(&layout.operation_lock())?);
+            bail!(
+                "the operation's process ended at once ({status}); see {}",
+                log.display()
+            );
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    follow(session, follower).await
+}
+
+/// Follows an operation that runs to its end.
+pub(crate) async fn follow(session: &Session, mut follower: Follower) -> Result<ExitCode> {
+    match listen(session, &mut follower).await? {
+        Some(Outcome::Done) => {
+            if session.layout.cluster().exists() {
+                show_cluster(session).await?;
+            }
+            Ok(ExitCode::Ok)
+        }
+        Some(Outcome::Failed { error }) => Err(Interrupted(error).into()),
+        Some(Outcome::Aborted) => bail!("the operation was aborted and everything taken back"),
+        None => Err(Interrupted(format!(
+            "the operation's process (pid {}) ended unexpectedly",
+            follower.pid()
+        ))
+        .into()),
+    }
+}
+
+/// Shows what is told until the end. Two interrupts abort the operation.
+async fn listen(session: &Session, follower: &mut Follower) -> Result<Option<Outcome>> {
+    let console = &session.console;
+    let mut interrupts = signal(SignalKind::interrupt()).context("listen for Ctrl+C")?;
+    let mut last: Option<Instant> = None;
+    loop {
+        tokio::select! {
+            line = follower.next() => match line.context("follow the operation")? {
+                Some(Line::Event { event }) => console.emit(event),
+                Some(Line::End { outcome }) => return Ok(Some(outcome)),
+                Some(Line::Begin { .. }) => {}
+                None => return Ok(None),
+            },
+            _ = interrupts.recv() => {
+                if last.is_some_and(|last| last.elapsed() < TWICE) {
+                    let pid = i32::try_from(follower.pid()).context("find the process")?;
+                    // It may have ended meanwhile.
+                    drop(kill(Pid::from_raw(pid), Signal::SIGINT));
+                    last = None;
+                } else {
+                    console.warning(&format!(
+                        "Press Ctrl+C again within {} s to abort the operation and take everything \
+                         back; otherwise it goes on, also without this terminal \
+                         (`gravity resume` shows it again)",
+                        TWICE.as_secs()
+                    ));
+                    last = Some(Instant::now());
+                }
+            }
+        }
+    }
+}
+
+async fn show_cluster(session: &Session) -> Result<()> {
+    let cluster: ClusterSpec = serde_json::from_slice(
+        &std::fs::read(session.layout.cluster()).context("read the cluster's description")?,
+    )?;
+    if session.layout.node_certificate().exists() {
+        let text = format!("This node is part of cluster {}", cluster.name);
+        session.console.info(&text);
+        return Ok(());
+    }
+    let client = session.administrator().await?;
+    let endpoints = status::endpoints(session, &client).await?;
+    let mut lines = vec![format!("Cluster {} is active", cluster.name)];
+    lines.extend(status::endpoints_text(&endpoints));
+    for line in lines {
+        session.console.info(&line);
+    }
+    Ok(())
+}
+
+/// Is the process that runs an operation.
+pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result<ExitCode> {
+    let layout = &session.layout;
+    let action: Action = serde_json::from_str(action).context("read the action")?;
+    let lock = Lock::acquire(&layout.operation_lock())?;
+    let operation = Operation::open(layout, id)?;
+    let broadcast = Broadcast::listen(&layout.operation_socket())
+        .context("listen at the operation's socket")?;
+    let log = FileSink::open(&operation.log()).context("open the operation's log")?;
+    let sinks: Vec<Arc<dyn Sink>> = vec![broadcast.clone(), Arc::new(log)];
+    let sink: Arc<dyn Sink> = Arc::new(Tee::new(sinks));
+    let outcome = act(layout, &operation, &action, &lock, sink).await;
+    let code = match &outcome {
+        Outcome::Done => ExitCode::Ok,
+        Outcome::Failed { .. } => ExitCode::Resumable,
+        Outcome::Aborted => ExitCode::Failed,
+    };
+    broadcast.end(outcome).await;
+    Ok(code)
+}
+
+async fn act(
+    layout: &Layout,
+    operation: &Operation,
+    action: &Action,
+    lock: &Lock,
+    sink: Arc<dyn Sink>,
+) -> Outcome {
+    let failed = |error: anyhow::Error| Outcome::Failed {
+        error: console::render::error(error.as_ref()),
+    };
+    if *action == Action::RollBackAll {
+        return match roll_back(layout, operation, lock, sink).await {
+            Ok(()) => Outcome::Done,
+            Err(error) => failed(error),
+        };
+    }
+    let mut aborts = match signal(SignalKind::interrupt()) {
+        Ok(aborts) => aborts,
+        Err(error) => return failed(error.into()),
+    };
+    let acted = tokio::select! {
+        acted = coordinator::act(layout, operation, action, lock, sink.clone()) => acted,
+        _ = aborts.recv() => {
+            sink.step("Aborting: taking everything back");
+            let rolled_back = async {
+                agent::leave::stop_agent(layout).map_err(|error| anyhow!(error.message))?;
+                roll_back(layout, operation, lock, sink).await
+            };
+            return match rolled_back.await {
+                Ok(()) => Outcome::Aborted,
+                Err(error) => failed(error),
+            };
+        }
+    };
+    match acted {
+        Ok(()) => Outcome::Done,
+        Err(error) => failed(error.into()),
+    }
+}
+
+/// Operations that bring a node into a cluster: taken back, nothing of ours is
+/// left on it.
+const FIRST: &[&str] = &["install", "join"];
+
+/// Takes an operation back.
+async fn roll_back(
+    layout: &Layout,
+    operation: &Operation,
+    lock: &Lock,
+    sink: Arc<dyn Sink>,
+) -> Result<()> {
+    let all = Action::RollBackAll;
+    let phases = coordinator::act(layout, operation, &all, lock, sink.clone()).await;
+    if !FIRST.contains(&operation.plan.kind.as_str()) {
+        return Ok(phases?);
+    }
+    if let Err(error) = phases {
+        // What the phases could not take back is in the journal of changes.
+        sink.warning(&console::render::error(&error));
+    }
+    let layout = layout.clone();
+    let told = sink.clone();
+    let left = tokio::task::spawn_blocking(move || agent::leave::leave(&layout, false, &*told));
+    let report = left
+        .await
+        .context("leave")?
+        .map_err(|error| anyhow!(error.message))?;
+    for line in report.to_string().lines() {
+        sink.info(line);
+    }
+    Ok(())
+}
