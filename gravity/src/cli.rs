@@ -79,6 +79,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Show the state of the cluster, its nodes and services
     Status,
+    /// Collect logs, journals and objects in an archive, without secrets
+    Report(Report),
     /// Remove the cluster from this node
     Leave(Leave),
     /// Remove another node from the cluster; on a master
@@ -309,16 +311,21 @@ pub(crate) enum Token {
     },
 }
 
-fn ttl(text: &str) -> Result<jiff::SignedDuration, String> {
-    // A day has 24 hours here, whatever clocks do.
+/// A time such as `30m` or `7d`. A day has 24 hours here, whatever clocks do.
+fn duration(text: &str) -> Option<jiff::SignedDuration> {
     let days = text
         .strip_suffix('d')
         .and_then(|days| days.parse::<i64>().ok());
-    let ttl = match days {
-        Some(days) => days.checked_mul(24).map(jiff::SignedDuration::from_hours),
+    match days {
+        // Beyond a century nobody means it, and hours would overflow.
+        Some(days) => (days.abs() <= 36_500).then(|| jiff::SignedDuration::from_hours(days * 24)),
         None => text.parse().ok(),
-    };
-    ttl.filter(|ttl| ttl.is_positive() && ttl.as_hours() <= 24 * 3650)
+    }
+}
+
+fn ttl(text: &str) -> Result<jiff::SignedDuration, String> {
+    duration(text)
+        .filter(|ttl| ttl.is_positive() && ttl.as_hours() <= 24 * 3650)
         .ok_or_else(|| "not a time such as 30m, 24h or 7d, at most 3650d".into())
 }
 
@@ -413,6 +420,22 @@ pub(crate) struct OnePhase {
     /// Also when it is complete already, or others come before or after it
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// Where to; a name that ends in .tar.zst is compressed by zstd
+    #[arg(long, value_name = "FILE", default_value = "report.tar.gz")]
+    pub(crate) file: PathBuf,
+    /// Leave out what is older than this, such as 30m, 24h or 7d; 0s takes all
+    #[arg(long, value_name = "TIME", default_value = "14d", value_parser = since)]
+    pub(crate) since: jiff::SignedDuration,
+}
+
+fn since(text: &str) -> Result<jiff::SignedDuration, String> {
+    duration(text)
+        .filter(|time| !time.is_negative())
+        .ok_or_else(|| "not a time such as 30m, 24h or 7d".into())
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ mod operation;
 mod plan;
 pub(crate) mod planet;
 mod remove;
+mod report;
 mod resume;
 mod rollback;
 mod status;
@@ -94,6 +95,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Rollback(arguments) => block_on(rollback::run(&session, &arguments)),
         Command::Plan(arguments) => block_on(plan::run(&session, &arguments)),
         Command::Status => block_on(status::run(&session)),
+        Command::Report(arguments) => report::run(&session, &arguments),
         Command::Leave(arguments) => block_on(leave::run(&session, &arguments)),
         Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
         Command::Token(arguments) => block_on(token::run(&session, &arguments)),

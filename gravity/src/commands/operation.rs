@@ -19,10 +19,12 @@ use spec::ClusterSpec;
 use spec::layout::Layout;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Session, status};
+use super::{Session, report, status};
 
 /// How long the second Ctrl+C may come after the first.
 const TWICE: Duration = Duration::from_secs(10);
+/// How old what a report of a failure holds may be.
+const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 /// Between two looks whether the process listens.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -115,7 +117,7 @@ async fn listen(session: &Session, follower: &mut Follower) -> Result<Option<Out
                 if last.is_some_and(|last| last.elapsed() < TWICE) {
                     let pid = i32::try_from(follower.pid()).context("find the process")?;
                     // It may have ended meanwhile.
-                    drop(kill(Pid::from_raw(pid), Signal::SIGINT));
+                    let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
                     last = None;
                 } else {
                     console.warning(&format!(
@@ -207,7 +209,23 @@ async fn act(
     };
     match acted {
         Ok(()) => Outcome::Done,
-        Err(error) => failed(error.into()),
+        Err(error) => {
+            report_failure(layout, operation, &*sink).await;
+            failed(error.into())
+        }
+    }
+}
+
+/// Collects what tells why an operation has failed, while it is fresh.
+async fn report_failure(layout: &Layout, operation: &Operation, sink: &dyn Sink) {
+    let path = operation.directory.join("report.tar.gz");
+    let (layout, file) = (layout.clone(), path.clone());
+    let written =
+        tokio::task::spawn_blocking(move || report::write(&layout, &file, RECENT).map(drop));
+    match written.await {
+        Ok(Ok(())) => sink.info(&format!("A report of the failure is in {}", path.display())),
+        Ok(Err(error)) => sink.warning(&format!("There is no report of the failure: {error:#}")),
+        Err(error) => sink.warning(&format!("There is no report of the failure: {error}")),
     }
 }
 

@@ -1,0 +1,436 @@
+//! `gravity report`: what somebody needs who helps from afar, in one archive.
+//!
+//! In: the node. Out: logs, journals, plans, facts and Kubernetes objects, as
+//! text without secrets: data of Secrets is never read, and every text goes
+//! through [`redact`]. What can't be had is named in `report.json` and doesn't
+//! keep the rest from being collected.
+
+mod redact;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use console::ExitCode;
+use event::Sink;
+use host::command::Cmd;
+use host::facts::HostFacts;
+use jiff::Timestamp;
+use serde::Serialize;
+use spec::layout::Layout;
+
+use super::{Session, require_root};
+use crate::cli::Report;
+pub(crate) use redact::redact;
+
+/// Of a longer file only this many bytes at its end are taken.
+const MAX_FILE: u64 = 16 << 20;
+/// Most files of one directory, and how deep they may lie.
+const MAX_FILES: usize = 2000;
+const MAX_DEPTH: usize = 4;
+/// How long one program may take.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Kinds of Kubernetes objects that are taken. Secrets are not among them.
+const KINDS: &[&str] = &[
+    "nodes",
+    "namespaces",
+    "pods",
+    "services",
+    "endpointslices",
+    "deployments",
+    "daemonsets",
+    "statefulsets",
+    "replicasets",
+    "jobs",
+    "cronjobs",
+    "configmaps",
+    "persistentvolumes",
+    "persistentvolumeclaims",
+    "networkpolicies",
+    "ingresses",
+    "events",
+];
+
+/// Programs of the host whose output tells something.
+const PROGRAMS: &[(&str, &[&str])] = &[
+    ("ip", &["address"]),
+    ("ip", &["route"]),
+    ("df", &["-h"]),
+    ("df", &["-i"]),
+    ("ps", &["-eo", "pid,ppid,user,rss,etime,args"]),
+    ("dmesg", &["--ctime"]),
+    ("uname", &["-a"]),
+];
+
+/// Files of the kernel.
+const KERNEL: &[&str] = &[
+    "/proc/meminfo",
+    "/proc/loadavg",
+    "/proc/mounts",
+    "/etc/os-release",
+    "/etc/resolv.conf",
+];
+
+pub(crate) fn run(session: &Session, arguments: &Report) -> Result<ExitCode> {
+    require_root()?;
+    if !session.layout.host_changes().exists() {
+        bail!(
+            "there is no cluster in {}",
+            session.layout.state_dir().display()
+        );
+    }
+    session
+        .console
+        .step("Collecting logs, journals and objects");
+    let since = Duration::try_from(arguments.since).context("read --since")?;
+    let contents = write(&session.layout, &arguments.file, since)?;
+    match session.console.is_json() {
+        true => session.console.print_json(&contents)?,
+        false => {
+            for missing in &contents.missing {
+                session.console.warning(missing);
+            }
+            session.console.info(&format!(
+                "{} holds {} files; look through it before you give it away",
+                arguments.file.display(),
+                contents.files
+            ));
+        }
+    }
+    Ok(ExitCode::Ok)
+}
+
+/// What is in a report.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Contents {
+    /// Version of the program that made it.
+    version: &'static str,
+    /// When it was made.
+    time: Timestamp,
+    /// How many files it holds.
+    files: usize,
+    /// What could not be had, and why.
+    missing: Vec<String>,
+}
+
+/// Writes a report: `.tar.zst` or, by any other name, gzip. Files that haven't
+/// changed for `since` are left out; zero takes all.
+pub(crate) fn write(layout: &Layout, path: &Path, since: Duration) -> Result<Contents> {
+    let mut partial = path.as_os_str().to_owned();
+    partial.push(".partial");
+    let partial = PathBuf::from(partial);
+    let result = write_to(layout, path, &partial, since);
+    if result.is_err() {
+        drop(std::fs::remove_file(&partial));
+    }
+    result
+}
+
+fn write_to(layout: &Layout, path: &Path, partial: &Path, since: Duration) -> Result<Contents> {
+    let named = || format!("write {}", path.display());
+    drop(std::fs::remove_file(partial));
+    let file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(partial)
+        .with_context(named)?;
+    let zstd = path.extension().is_some_and(|extension| extension == "zst");
+    let output: Box<dyn Write> = match zstd {
+        true => Box::new(
+            zstd::Encoder::new(file, 0)
+                .with_context(named)?
+                .auto_finish(),
+        ),
+        false => Box::new(flate2::write::GzEncoder::new(
+            file,
+            flate2::Compression::default(),
+        )),
+    };
+    let mut archive = Archive {
+        tar: tar::Builder::new(output),
+        changed_after: match since.is_zero() {
+            true => SystemTime::UNIX_EPOCH,
+            false => SystemTime::now()
+                .checked_sub(since)
+                .unwrap_or(SystemTime::UNIX_EPOCH),
+        },
+        contents: Contents {
+            version: env!("CARGO_PKG_VERSION"),
+            ..Contents::default()
+        },
+    };
+    archive.collect(layout, since).with_context(named)?;
+    let contents = archive.finish().with_context(named)?;
+    File::open(partial)
+        .and_then(|file| file.sync_all())
+        .with_context(named)?;
+    std::fs::rename(partial, path).with_context(named)?;
+    Ok(contents)
+}
+
+struct Archive {
+    tar: tar::Builder<Box<dyn Write>>,
+    changed_after: SystemTime,
+    contents: Contents,
+}
+
+impl Archive {
+    fn collect(&mut self, layout: &Layout, since: Duration) -> Result<()> {
+        let facts = serde_json::to_string_pretty(&HostFacts::collect())?;
+        self.add("facts.json", &facts)?;
+        for path in [
+            layout.cluster(),
+            layout.manifest(),
+            layout.components(),
+            layout.planet_config(),
+            layout.host_changes(),
+        ] {
+            self.file(layout, &path)?;
+        }
+        self.directory(layout, &layout.operations(), 0)?;
+        self.directory(layout, &layout.logs(), 0)?;
+        let pods = layout.overlay().join("upper/var/log/pods");
+        self.directory(layout, &pods, 0)?;
+        for path in KERNEL {
+            let path = Path::new(path);
+            match tail(path) {
+                Ok(text) => self.add(&format!("host{}", path.display()), &text)?,
+                Err(error) => self.miss(&path.display().to_string(), &error.to_string()),
+            }
+        }
+        for (program, arguments) in PROGRAMS {
+            let name = format!(
+                "host/{program}{}.txt",
+                arguments.join("-").replace('/', "-")
+            );
+            self.program(&name, program, arguments)?;
+        }
+        if host::facts::has_systemd() {
+            let mut arguments = vec!["--no-pager".to_owned(), "--unit=gravity.service".into()];
+            if !since.is_zero() {
+                arguments.push(format!("--since=-{}s", since.as_secs()));
+            }
+            self.program("host/journal.txt", "journalctl", &arguments)?;
+        }
+        self.kubernetes(layout)
+    }
+
+    fn kubernetes(&mut self, layout: &Layout) -> Result<()> {
+        let config = layout.admin_kubeconfig();
+        let planet = std::fs::read(layout.planet_config())
+            .ok()
+            .and_then(|json| serde_json::from_slice::<planet::config::PlanetConfig>(&json).ok());
+        let Some(planet) = planet.filter(|_| config.exists()) else {
+            self.miss("kubernetes", "this node has no planet of a master");
+            return Ok(());
+        };
+        let kubectl = planet.rootfs.join("usr/local/bin/kubectl");
+        let get = |arguments: &[&str]| {
+            Cmd::new(&kubectl)
+                .args(["get", "--all-namespaces", "--request-timeout=10s"])
+                .args(arguments)
+                .env("KUBECONFIG", &config)
+                .env("KUBECACHEDIR", layout.service("kubectl-cache"))
+                .timeout(PATIENCE)
+                .max_output(usize::try_from(MAX_FILE).unwrap_or(usize::MAX))
+                .run()
+        };
+        for kind in KINDS {
+            match get(&[kind, "--output=yaml"]) {
+                Ok(output) => self.add(&format!("kubernetes/{kind}.yaml"), &output.stdout)?,
+                Err(error) => {
+                    // The others would wait as long for the same answer.
+                    self.miss("kubernetes", &console::render::error(&error));
+                    return Ok(());
+                }
+            }
+        }
+        let columns =
+            "--output=custom-columns=NAMESPACE:.metadata.namespace,NAME:.metadata.name,TYPE:.type";
+        match get(&["secrets", columns]) {
+            Ok(output) => self.add("kubernetes/secrets.txt", &output.stdout)?,
+            Err(error) => self.miss("kubernetes/secrets.txt", &console::render::error(&error)),
+        }
+        Ok(())
+    }
+
+    fn program<A: AsRef<OsStr>>(
+        &mut self,
+        name: &str,
+        program: &str,
+        arguments: &[A],
+    ) -> Result<()> {
+        let output = Cmd::new(program)
+            .args(arguments)
+            .timeout(PATIENCE)
+            .max_output(usize::try_from(MAX_FILE).unwrap_or(usize::MAX))
+            .run();
+        match output {
+            Ok(output) => self.add(name, &output.stdout),
+            Err(error) => {
+                self.miss(name, &console::render::error(&error));
+                Ok(())
+            }
+        }
+    }
+
+    /// All text files of a directory that have changed lately.
+    fn directory(&mut self, layout: &Layout, directory: &Path, depth: usize) -> Result<()> {
+        let Ok(entries) = std::fs::read_dir(directory) else {
+            return Ok(());
+        };
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        if paths.len() > MAX_FILES {
+            let much = format!("{} files, {MAX_FILES} were taken", paths.len());
+            self.miss(&directory.display().to_string(), &much);
+            paths.truncate(MAX_FILES);
+        }
+        for path in paths {
+            let Ok(metadata) = path.symlink_metadata() else {
+                continue;
+            };
+            let changed = metadata.modified().unwrap_or(SystemTime::now());
+            if metadata.is_dir() && depth < MAX_DEPTH {
+                self.directory(layout, &path, depth + 1)?;
+            } else if metadata.is_file() && changed >= self.changed_after && !is_report(&path) {
+                self.file(layout, &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A file of the state directory. One that isn't there is none to miss.
+    fn file(&mut self, layout: &Layout, path: &Path) -> Result<()> {
+        let name = path.strip_prefix(layout.state_dir()).unwrap_or(path);
+        match tail(path) {
+            Ok(text) => self.add(&name.display().to_string(), &text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(error) => {
+                self.miss(&name.display().to_string(), &error.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn add(&mut self, name: &str, text: &str) -> Result<()> {
+        self.contents.files += 1;
+        self.append(name, redact(text).as_bytes())
+    }
+
+    fn append(&mut self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o600);
+        let now = Timestamp::now().as_second();
+        header.set_mtime(u64::try_from(now).unwrap_or_default());
+        self.tar
+            .append_data(&mut header, name.trim_start_matches('/'), bytes)?;
+        Ok(())
+    }
+
+    fn miss(&mut self, what: &str, why: &str) {
+        self.contents
+            .missing
+            .push(redact(&format!("{what}: {why}")));
+    }
+
+    fn finish(mut self) -> Result<Contents> {
+        self.contents.time = Timestamp::now();
+        self.contents.files += 1;
+        let json = serde_json::to_vec_pretty(&self.contents)?;
+        self.append("report.json", &json)?;
+        self.tar.into_inner()?.flush()?;
+        Ok(self.contents)
+    }
+}
+
+/// Reports of failures lie beside the logs of their operations.
+fn is_report(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name.starts_with("report.tar")
+}
+
+/// The end of a file, as text.
+fn tail(path: &Path) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    if length > MAX_FILE {
+        file.seek(SeekFrom::Start(length - MAX_FILE))?;
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn read(path: &Path) -> BTreeMap<String, String> {
+        let file = File::open(path).unwrap();
+        let reader: Box<dyn Read> = match path.extension().unwrap() == "zst" {
+            true => Box::new(zstd::Decoder::new(file).unwrap()),
+            false => Box::new(flate2::read::GzDecoder::new(file)),
+        };
+        let mut archive = tar::Archive::new(reader);
+        let entries = archive.entries().unwrap().map(|entry| {
+            let mut entry = entry.unwrap();
+            let name = entry.path().unwrap().display().to_string();
+            let mut text = String::new();
+            entry.read_to_string(&mut text).unwrap();
+            (name, text)
+        });
+        entries.collect()
+    }
+
+    #[test]
+    fn a_report_holds_what_is_there_without_secrets_and_says_what_is_missing() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().join("state"));
+        let operation = layout.operations().join("one");
+        for directory in [&operation, &layout.logs(), &layout.planet_secrets()] {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(
+            operation.join("operation.log"),
+            "install\npassword=hunter2\n",
+        )
+        .unwrap();
+        std::fs::write(operation.join("report.tar.gz"), "old").unwrap();
+        std::fs::write(layout.logs().join("etcd.log"), "elected\n").unwrap();
+        std::fs::write(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
+        let old = File::create(layout.logs().join("old.log")).unwrap();
+        old.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
+            .unwrap();
+        for (name, since, has_old) in [
+            ("report.tar.gz", Duration::ZERO, true),
+            ("report.tar.zst", Duration::from_secs(3600), false),
+        ] {
+            let path = directory.path().join(name);
+            let contents = write(&layout, &path, since).unwrap();
+            let files = read(&path);
+            assert_eq!(files.len(), contents.files);
+            assert_eq!(files["log/etcd.log"], "elected\n");
+            assert_eq!(
+                files["operations/one/operation.log"],
+                "install\npassword=[redacted]\n"
+            );
+            assert_eq!(files.contains_key("log/old.log"), has_old);
+            assert!(files.contains_key("facts.json"));
+            assert!(!files.contains_key("operations/one/report.tar.gz"));
+            assert!(files["report.json"].contains("kubernetes: this node"));
+            assert!(!format!("{files:?}").contains("topsecret"));
+        }
+        let nowhere = directory.path().join("none/report.tar.gz");
+        assert!(write(&layout, &nowhere, Duration::ZERO).is_err());
+    }
+}
