@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e faults vm lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e faults crash vm lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ e2e: base ## tests on nodes in namespaces; needs root
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults
+
+SHARD ?= 1/1
+crash: base ## kills and full disks at every record of an install, SHARD=1/8 for a part; needs root
+	$(BIN)/testnode crash --shard $(SHARD)
 
 vm: base ## the same image in a virtual machine with systemd; needs root
 	$(CARGO) test -p gravity-tests --test vm

@@ -60,6 +60,11 @@ pub enum Outcome {
         /// Why.
         error: String,
     },
+    /// It could not be begun, and nothing was changed.
+    Refused {
+        /// Why.
+        error: String,
+    },
     /// Somebody aborted it, and everything was taken back.
     Aborted,
 }

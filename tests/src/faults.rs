@@ -22,12 +22,12 @@ use crate::process;
 use crate::snapshot::{ALLOWED, Snapshot};
 
 /// The sample's flavor of one node.
-const FLAVOR: &str = "--flavor=one";
+pub(crate) const FLAVOR: &str = "--flavor=one";
 /// The image in the node.
-const IMAGE: &str = "/root/gravity";
+pub(crate) const IMAGE: &str = "/root/gravity";
 /// A damaged copy of it.
 const BAD: &str = "/root/damaged";
-const STATE: &str = "/var/lib/gravity";
+pub(crate) const STATE: &str = "/var/lib/gravity";
 /// Leaf phases of the sample in the order in which the installer starts them.
 const PHASES: &[&str] = &[
     "/bootstrap",
@@ -50,7 +50,7 @@ const PHASES: &[&str] = &[
 const FAILED: i32 = 1;
 const PREFLIGHT: i32 = 3;
 const DAMAGED: i32 = 5;
-const RESUMABLE: i32 = 7;
+pub(crate) const RESUMABLE: i32 = 7;
 
 /// Seconds that a command may take.
 const LIMIT: &str = "150";
@@ -69,14 +69,18 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("killed-installer-and-agent", killed_both),
     ("killed-agent", killed_agent),
     ("killed-supervisor", killed_supervisor),
+    ("lost-terminal", lost_terminal),
+    ("abort", abort),
+    ("rollback", rollback),
+    ("one-by-one", one_by_one),
     ("leave-half-way", leave_half_way),
     ("leave-running", leave_running),
     ("full-disk", full_disk),
 ];
 
 /// What the scenarios share.
-struct Setup {
-    node: Throwaway,
+pub(crate) struct Setup {
+    pub(crate) node: Throwaway,
     /// Name of the image on the machine.
     image: PathBuf,
     /// The node before anything was installed.
@@ -89,20 +93,7 @@ struct Setup {
 /// # Errors
 /// When the node can't be made.
 pub fn run(image: &Path, only: Option<&str>, console: &Console) -> Result<bool> {
-    node::require_root()?;
-    let options = Options {
-        address: Some("10.99.0.50/24".into()),
-        ..Options::default()
-    };
-    let node = Throwaway::create("f1", &options, console)?;
-    node.copy(image, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
-    let before = Snapshot::take(&node)?;
-    let setup = Setup {
-        node,
-        image: image.to_owned(),
-        before,
-    };
+    let setup = Setup::new("f1", "10.99.0.50/24", image, console)?;
     let (mut passed, mut failed) = (0, 0);
     let chosen = |name: &str| only.is_none_or(|only| name.contains(only));
     for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
@@ -126,9 +117,9 @@ pub fn run(image: &Path, only: Option<&str>, console: &Console) -> Result<bool> 
 }
 
 /// What a command has said, both outputs in one.
-struct Said {
-    code: i32,
-    text: String,
+pub(crate) struct Said {
+    pub(crate) code: i32,
+    pub(crate) text: String,
 }
 
 impl Said {
@@ -145,7 +136,7 @@ impl Said {
     }
 
     /// Fails unless it ended with this code and said all of these.
-    fn expect(self, code: i32, words: &[&str]) -> Result<Self> {
+    pub(crate) fn expect(self, code: i32, words: &[&str]) -> Result<Self> {
         let missing: Vec<_> = words
             .iter()
             .filter(|word| !self.text.contains(*word))
@@ -161,7 +152,25 @@ impl Said {
 }
 
 impl Setup {
-    fn said(&self, words: &[&str]) -> Result<Said> {
+    /// A node with the image, as it is before anything is installed.
+    pub(crate) fn new(name: &str, address: &str, image: &Path, console: &Console) -> Result<Self> {
+        node::require_root()?;
+        let options = Options {
+            address: Some(address.into()),
+            ..Options::default()
+        };
+        let node = Throwaway::create(name, &options, console)?;
+        node.copy(image, IMAGE)?;
+        node.run(&["chmod", "755", IMAGE])?;
+        let before = Snapshot::take(&node)?;
+        Ok(Self {
+            node,
+            image: image.to_owned(),
+            before,
+        })
+    }
+
+    pub(crate) fn said(&self, words: &[&str]) -> Result<Said> {
         // Nothing here takes long; what hangs is a failure.
         let mut bounded = vec!["timeout", "--kill-after=5", LIMIT];
         bounded.extend(words);
@@ -170,7 +179,7 @@ impl Setup {
         Ok(Said::of(&output.context("starting testnode")?))
     }
 
-    fn shell(&self, script: &str) -> Result<Said> {
+    pub(crate) fn shell(&self, script: &str) -> Result<Said> {
         self.said(&["sh", "-c", script])
     }
 
@@ -207,7 +216,7 @@ impl Setup {
         Ok((reached, Said { code, ..said }))
     }
 
-    fn leave(&self) -> Result<Said> {
+    pub(crate) fn leave(&self) -> Result<Said> {
         self.said(&[IMAGE, "leave", "--force", "--confirm"])
     }
 
@@ -219,7 +228,7 @@ impl Setup {
         self.is_untouched()
     }
 
-    fn is_untouched(&self) -> Result<()> {
+    pub(crate) fn is_untouched(&self) -> Result<()> {
         // Connections of ended processes take a moment.
         let mut found = Vec::new();
         for _ in 0..3 {
@@ -243,7 +252,7 @@ impl Setup {
     }
 
     /// Fails unless there is a whole cluster that works.
-    fn is_active(&self) -> Result<()> {
+    pub(crate) fn is_active(&self) -> Result<()> {
         let mut state = Value::Null;
         let active = process::wait_until(RECOVERY, || {
             state = self.json("status").unwrap_or_default();
@@ -258,8 +267,9 @@ impl Setup {
         ensure!(open.is_empty(), "phases are not complete: {open:?}");
         let objects =
             "kubectl get nodes -o name && kubectl -n kube-system get service kube-dns -o name";
+        let node = format!("node/{}", self.node.name());
         self.shell(objects)?
-            .expect(0, &["node/f1", "service/kube-dns"])?;
+            .expect(0, &[&node, "service/kube-dns"])?;
         Ok(())
     }
 
@@ -471,14 +481,22 @@ fn foreign_directory(setup: &Setup) -> Result<()> {
 fn two_at_once(setup: &Setup) -> Result<()> {
     let again = format!(
         "{{ {IMAGE} install --accept-eula {FLAVOR} --advertise-addr={0}; echo SECOND $?; \
-           {IMAGE} resume; echo RESUME $?; {IMAGE} leave --force --confirm; echo LEAVE $?; }} 2>&1",
+           {IMAGE} leave --force --confirm; echo LEAVE $?; {IMAGE} rollback --confirm; echo ROLLBACK $?; \
+           {IMAGE} resume; echo RESUME $?; }} 2>&1",
         setup.node.address()
     );
     let (reached, said) = setup.until("install", "/prepare/rootfs", &again)?;
     ensure!(reached, "the phase did not begin: {}", said.text);
     let busy = said.expect(
         0,
-        &["SECOND 4", "RESUME 4", "LEAVE 4", "another operation (pid "],
+        &[
+            "SECOND 4",
+            "LEAVE 4",
+            "ROLLBACK 4",
+            "another operation (pid ",
+            "Following the operation that runs",
+            "RESUME 0",
+        ],
     )?;
     ensure!(
         busy.text.contains("is active"),
@@ -536,7 +554,7 @@ fn killed(setup: &Setup, kill: &str) -> Result<()> {
         // Phases that ran beside the last one may be complete.
         if reached {
             ensure!(
-                said.code == 137,
+                said.code == RESUMABLE && said.text.contains("ended unexpectedly"),
                 "{phase}: it was not killed but {}: {}",
                 said.code,
                 said.text
@@ -553,6 +571,118 @@ fn killed(setup: &Setup, kill: &str) -> Result<()> {
     }
     setup.said(&[IMAGE, "resume"])?.expect(0, &[])?;
     setup.is_active()
+}
+
+/// The terminal ends: the operation goes on, and another terminal sees all.
+fn lost_terminal(setup: &Setup) -> Result<()> {
+    // The installer is the parent of the process that runs the operation.
+    let kill = "operation=$(cat /var/lib/gravity/operation.lock); \
+        kill -9 $(sed 's/.*) . //; s/ .*//' /proc/$operation/stat)";
+    let (reached, said) = setup.until("install", "/prepare/rootfs", kill)?;
+    ensure!(
+        reached && said.code == 137,
+        "it was not killed: {}",
+        said.text
+    );
+    setup
+        .said(&[IMAGE, "plan", "--tail"])?
+        .expect(0, &["/bootstrap completed", "/complete completed"])?;
+    setup.said(&[IMAGE, "resume"])?.expect(0, &[])?;
+    setup.is_active()
+}
+
+/// Ctrl+C twice: what runs is ended, everything is taken back.
+fn abort(setup: &Setup) -> Result<()> {
+    for phase in ["/prepare/rootfs", "/start/planet", "/health"] {
+        // A job of a script doesn't hear Ctrl+C: the installer's own process does.
+        let interrupt = "operation=$(cat /var/lib/gravity/operation.lock); \
+            installer=$(sed 's/.*) . //; s/ .*//' /proc/$operation/stat); \
+            kill -INT $installer; sleep 0.3; kill -INT $installer";
+        let (reached, said) = setup.until("install", phase, interrupt)?;
+        ensure!(reached, "{phase} did not begin: {}", said.text);
+        said.expect(
+            FAILED,
+            &["Press Ctrl+C again", "Aborting", "everything taken back"],
+        )
+        .context(phase)?;
+        setup.is_untouched().context(phase)?;
+    }
+    Ok(())
+}
+
+/// A rollback of installs that were killed in some phase.
+fn rollback(setup: &Setup) -> Result<()> {
+    for phase in ["/bootstrap", "/prepare/rootfs", "/start/planet", "/health"] {
+        let (reached, said) = setup.until("install", phase, KILL_BOTH)?;
+        ensure!(reached, "{phase} did not begin: {}", said.text);
+        setup.said(&[IMAGE, "rollback", "--dry-run"])?.expect(
+            0,
+            &["would roll back /bootstrap", "would take back directory"],
+        )?;
+        setup
+            .said(&[IMAGE, "rollback"])?
+            .expect(FAILED, &["terminal"])
+            .context(phase)?;
+        setup
+            .said(&[IMAGE, "rollback", "--confirm"])?
+            .expect(0, &["/bootstrap rolled back", "removed directory"])
+            .context(phase)?;
+        setup.is_untouched().context(phase)?;
+    }
+    Ok(())
+}
+
+/// Phases executed and taken back one by one.
+fn one_by_one(setup: &Setup) -> Result<()> {
+    let one = |what: &str, phase: &str| {
+        let phase = format!("--phase={phase}");
+        setup.said(&[IMAGE, "plan", what, &phase])
+    };
+    let (reached, said) = setup.until("install", "/prepare/rootfs", KILL_BOTH)?;
+    ensure!(reached, "the phase did not begin: {}", said.text);
+    one("execute", "/start")?.expect(FAILED, &["requires", "/prepare"])?;
+    one("execute", "/nothing")?.expect(FAILED, &["no phase /nothing"])?;
+    one("rollback", "/bootstrap")?.expect(FAILED, &["came after /bootstrap"])?;
+    setup
+        .said(&[IMAGE, "plan", "complete"])?
+        .expect(FAILED, &["execute what is left"])?;
+    one("execute", "/prepare")?.expect(0, &["/prepare/rootfs completed"])?;
+    one("rollback", "/prepare/program")?.expect(0, &["/prepare/program rolled back"])?;
+    setup
+        .shell("test ! -e /usr/local/bin/kubectl")?
+        .expect(0, &[])?;
+    let yaml = setup.said(&[IMAGE, "plan", "--output=yaml"])?;
+    yaml.expect(0, &["state: rolled_back", "operation_id:"])?;
+    setup
+        .said(&[IMAGE, "plan", "resume"])?
+        .expect(0, &["is active"])?;
+    setup.is_active()?;
+    // The planet is made anew, with all that follows it.
+    one("rollback", "/start/planet")?.expect(FAILED, &["came after"])?;
+    for phase in [
+        "/complete",
+        "/post-install",
+        "/install",
+        "/health",
+        "/start",
+        "/prepare/secrets",
+    ] {
+        one("rollback", phase)?.expect(0, &[]).context(phase)?;
+    }
+    setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
+    setup.is_active()?;
+    setup
+        .said(&[IMAGE, "plan", "complete"])?
+        .expect(0, &["is complete"])?;
+    setup
+        .said(&[IMAGE, "rollback", "--confirm"])?
+        .expect(FAILED, &["gravity leave"])?;
+    let report = "cd /root && gravity report --file=/root/r.tar.gz && tar tzf r.tar.gz; \
+        code=$?; rm -f r.tar.gz; exit $code";
+    setup
+        .shell(report)?
+        .expect(0, &["operation.log", "kubernetes/pods.yaml", "facts.json"])?;
+    Ok(())
 }
 
 /// The agent alone is killed: the installer starts another.

@@ -7,6 +7,7 @@
 
 pub mod bench;
 pub mod cgroup;
+pub mod crash;
 pub mod faults;
 pub mod file;
 pub mod inside;

@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{faults, inside, join, profiles, sample};
+use gravity_tests::{crash, faults, inside, join, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -128,6 +128,15 @@ enum Task {
         /// Only scenarios whose name contains this.
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
+    },
+    /// Hit installs at each record of their journal, then go on or back.
+    Crash {
+        /// Use this cluster image instead of building one.
+        #[arg(long, value_name = "FILE")]
+        image: Option<PathBuf>,
+        /// Only one part of the cells.
+        #[arg(long, value_name = "N/OF", default_value = "1/1")]
+        shard: gravity_tests::crash::Shard,
     },
     /// Install the sample in a virtual machine with systemd, check and remove it.
     VmSmoke {
@@ -276,6 +285,17 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 default_route: false,
             };
             if !faults::run(&setup.image(console)?, only.as_deref(), console)? {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Task::Crash { image, shard } => {
+            let setup = Setup {
+                sample: "tests/sample".into(),
+                tele: None,
+                image,
+                default_route: false,
+            };
+            if !crash::run(&setup.image(console)?, shard, console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

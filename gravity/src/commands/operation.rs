@@ -15,6 +15,7 @@ use installer::attach::{Broadcast, Follower, Line, Outcome};
 use installer::coordinator::{self, Action, Operation};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use operation::RunError;
 use spec::ClusterSpec;
 use spec::layout::Layout;
 use tokio::signal::unix::{SignalKind, signal};
@@ -91,6 +92,7 @@ pub(crate) async fn follow(session: &Session, mut follower: Follower) -> Result<
             Ok(ExitCode::Ok)
         }
         Some(Outcome::Failed { error }) => Err(Interrupted(error).into()),
+        Some(Outcome::Refused { error }) => bail!(error),
         Some(Outcome::Aborted) => bail!("the operation was aborted and everything taken back"),
         None => Err(Interrupted(format!(
             "the operation's process (pid {}) ended unexpectedly",
@@ -167,7 +169,7 @@ pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result
     let code = match &outcome {
         Outcome::Done => ExitCode::Ok,
         Outcome::Failed { .. } => ExitCode::Resumable,
-        Outcome::Aborted => ExitCode::Failed,
+        Outcome::Refused { .. } | Outcome::Aborted => ExitCode::Failed,
     };
     broadcast.end(outcome).await;
     Ok(code)
@@ -209,6 +211,11 @@ async fn act(
     };
     match acted {
         Ok(()) => Outcome::Done,
+        Err(coordinator::Error::Phase(
+            error @ (RunError::NoPhase(_) | RunError::Requires { .. } | RunError::Follows { .. }),
+        )) => Outcome::Refused {
+            error: error.to_string(),
+        },
         Err(error) => {
             report_failure(layout, operation, &*sink).await;
             failed(error.into())
