@@ -81,6 +81,9 @@ pub(crate) enum Command {
     Status,
     /// Collect logs, journals and objects in an archive, without secrets
     Report(Report),
+    /// Show the certificates of this node
+    #[command(subcommand)]
+    Cert(Cert),
     /// Remove the cluster from this node
     Leave(Leave),
     /// Remove another node from the cluster; on a master
@@ -436,6 +439,14 @@ fn since(text: &str) -> Result<jiff::SignedDuration, String> {
     duration(text)
         .filter(|time| !time.is_negative())
         .ok_or_else(|| "not a time such as 30m, 24h or 7d".into())
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cert {
+    /// List certificates, until when they are good, and whether half of their
+    /// life is over
+    #[command(visible_alias = "ls")]
+    List,
 }
 
 #[derive(Debug, Args)]

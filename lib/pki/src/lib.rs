@@ -6,6 +6,7 @@
 //! `Debug` output or in errors.
 
 mod authority;
+mod inspect;
 pub mod join_token;
 mod random;
 pub mod tls;
@@ -14,6 +15,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use authority::{Authority, Issued, Leaf, Request, request};
+pub use inspect::{Inspected, inspect};
 pub use join_token::JoinToken;
 pub use random::{base64, random, token};
 

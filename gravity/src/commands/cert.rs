@@ -1,0 +1,175 @@
+//! `gravity cert`: the certificates of this node.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use console::{ExitCode, render};
+use jiff::Timestamp;
+use serde::Serialize;
+use serde_json::Value;
+
+use super::{Session, require_root};
+use crate::cli::Cert;
+
+/// Largest certificate or kubeconfig in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// One certificate.
+#[derive(Debug, Serialize)]
+struct Row {
+    /// File below the directory of secrets.
+    file: String,
+    /// Whom it names.
+    common_name: String,
+    /// Who signed it.
+    issuer: String,
+    /// Until when it is good.
+    expires: Timestamp,
+    /// Half of its life is over then.
+    half_life: Timestamp,
+    /// `good`, `due` after half of its life, `expired`.
+    state: &'static str,
+}
+
+pub(crate) fn run(session: &Session, Cert::List: &Cert) -> Result<ExitCode> {
+    require_root()?;
+    let rows = list(&session.layout.secrets(), Timestamp::now())?;
+    if rows.is_empty() {
+        bail!("there are no certificates on this node; `gravity install` makes them");
+    }
+    if session.console.is_json() {
+        session.console.print_json(&rows)?;
+        return Ok(ExitCode::Ok);
+    }
+    let lines: Vec<_> = rows
+        .into_iter()
+        .map(|row| {
+            vec![
+                row.file,
+                row.common_name,
+                row.issuer,
+                render::timestamp(row.expires),
+                row.state.to_owned(),
+            ]
+        })
+        .collect();
+    let header = ["File", "Name", "Signed by", "Good until", "State"];
+    session.console.table(&header, &lines);
+    Ok(ExitCode::Ok)
+}
+
+/// Certificates in files of their own, and those in kubeconfigs.
+fn list(secrets: &Path, now: Timestamp) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for directory in [secrets.to_owned(), secrets.join("planet")] {
+        let Ok(entries) = std::fs::read_dir(&directory) else {
+            continue;
+        };
+        let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths {
+            let Some(pem) = certificate(&path)? else {
+                continue;
+            };
+            let found = pki::inspect(&pem).with_context(|| format!("read {}", path.display()))?;
+            let time = |seconds| Timestamp::from_second(seconds).context("read a certificate");
+            let (expires, half_life) = (time(found.not_after)?, time(found.half_life())?);
+            let file = path.strip_prefix(secrets).unwrap_or(&path);
+            rows.push(Row {
+                file: file.display().to_string(),
+                common_name: found.common_name,
+                issuer: found.issuer,
+                expires,
+                half_life,
+                state: match now {
+                    _ if now >= expires => "expired",
+                    // Authorities are replaced with a plan, not by the way.
+                    _ if now >= half_life && !found.is_authority => "due",
+                    _ => "good",
+                },
+            });
+        }
+    }
+    Ok(rows)
+}
+
+/// The certificate in a file, where it holds one.
+fn certificate(path: &Path) -> Result<Option<String>> {
+    let extension = path.extension().and_then(std::ffi::OsStr::to_str);
+    if !matches!(extension, Some("crt" | "kubeconfig")) {
+        return Ok(None);
+    }
+    let named = || format!("read {}", path.display());
+    let mut text = String::new();
+    let file = std::fs::File::open(path).with_context(named)?;
+    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_FILE), &mut text)
+        .with_context(named)?;
+    if extension == Some("crt") {
+        return Ok(Some(text));
+    }
+    let config: Value = serde_json::from_str(&text).with_context(named)?;
+    let Some(data) = config["users"][0]["user"]["client-certificate-data"].as_str() else {
+        return Ok(None);
+    };
+    let pem = STANDARD.decode(data).with_context(named)?;
+    Ok(Some(String::from_utf8(pem).with_context(named)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use pki::{Authority, Leaf};
+
+    use super::*;
+
+    #[test]
+    fn certificates_of_files_and_kubeconfigs_are_listed_with_their_state() {
+        let directory = tempfile::tempdir().unwrap();
+        let planet = directory.path().join("planet");
+        let hour = Duration::from_secs(3600);
+        let authority = Authority::generate("kubernetes-ca", hour * 1000).unwrap();
+        authority.save(&planet, "kubernetes-ca").unwrap();
+        let leaf = Leaf {
+            common_name: "node-1".into(),
+            organizations: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            server: true,
+            client: true,
+            valid_for: hour * 9,
+        };
+        let issued = authority.issue(&leaf).unwrap();
+        std::fs::write(planet.join("a.crt"), &issued.certificate_pem).unwrap();
+        let data = STANDARD.encode(&issued.certificate_pem);
+        let config = format!(r#"{{"users":[{{"user":{{"client-certificate-data":"{data}"}}}}]}}"#);
+        std::fs::write(planet.join("b.kubeconfig"), config).unwrap();
+        std::fs::write(directory.path().join("x.key"), "no certificate").unwrap();
+
+        let states = |hours: i64| {
+            let now = Timestamp::now() + jiff::SignedDuration::from_hours(hours);
+            let rows = list(directory.path(), now).unwrap();
+            let states: Vec<_> = rows
+                .into_iter()
+                .map(|row| (row.file, row.common_name, row.state))
+                .collect();
+            states
+        };
+        let row = |file: &str, name: &str, state| (file.to_owned(), name.to_owned(), state);
+        for (hours, state) in [(0, "good"), (6, "due"), (10, "expired")] {
+            assert_eq!(
+                states(hours),
+                [
+                    row("planet/a.crt", "node-1", state),
+                    row("planet/b.kubeconfig", "node-1", state),
+                    row("planet/kubernetes-ca.crt", "kubernetes-ca", "good"),
+                ]
+            );
+        }
+        std::fs::write(planet.join("a.crt"), "damaged").unwrap();
+        let error = list(directory.path(), Timestamp::now()).unwrap_err();
+        assert!(error.to_string().contains("a.crt"), "{error}");
+    }
+}

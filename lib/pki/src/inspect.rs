@@ -1,0 +1,94 @@
+//! What a certificate says.
+//!
+//! In: PEM. Out: whom it names, who signed it, how long it is good.
+
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::Error;
+
+/// What is read of a certificate. Times are seconds since 1970.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inspected {
+    /// Common name.
+    pub common_name: String,
+    /// Common name of the authority that signed it.
+    pub issuer: String,
+    /// Whether it is an authority's.
+    pub is_authority: bool,
+    /// Good from.
+    pub not_before: i64,
+    /// Good until.
+    pub not_after: i64,
+}
+
+impl Inspected {
+    /// From when on it should be replaced: half of its life is over.
+    pub fn half_life(&self) -> i64 {
+        self.not_before + (self.not_after - self.not_before) / 2
+    }
+}
+
+/// Reads the first certificate of a PEM text. Its signature is not checked.
+///
+/// # Errors
+/// When there is none.
+pub fn inspect(pem: &str) -> Result<Inspected, Error> {
+    let none = || Error::Pem("certificate");
+    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).map_err(|_| none())?;
+    let (_, certificate) = X509Certificate::from_der(&block.contents).map_err(|_| none())?;
+    let common_name = |name: &x509_parser::x509::X509Name<'_>| {
+        let mut names = name
+            .iter_common_name()
+            .filter_map(|name| name.as_str().ok());
+        names.next().unwrap_or_default().to_owned()
+    };
+    let validity = certificate.validity();
+    Ok(Inspected {
+        common_name: common_name(certificate.subject()),
+        issuer: common_name(certificate.issuer()),
+        is_authority: certificate.is_ca(),
+        not_before: validity.not_before.timestamp(),
+        not_after: validity.not_after.timestamp(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{Authority, Leaf};
+
+    #[test]
+    fn a_certificate_says_whom_it_names_and_how_long() {
+        let hour = Duration::from_secs(3600);
+        let authority = Authority::generate("registry-ca", hour * 100).unwrap();
+        let leaf = Leaf {
+            common_name: "node-1".into(),
+            organizations: Vec::new(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            server: true,
+            client: false,
+            valid_for: hour * 9,
+        };
+        let issued = authority.issue(&leaf).unwrap();
+        let found = inspect(&issued.certificate_pem).unwrap();
+        assert_eq!(
+            (found.common_name.as_str(), found.issuer.as_str()),
+            ("node-1", "registry-ca")
+        );
+        assert!(!found.is_authority);
+        // It is good an hour before it was made.
+        assert_eq!(found.not_after - found.not_before, 10 * 3600);
+        assert_eq!(found.half_life() - found.not_before, 5 * 3600);
+        assert!(inspect(authority.certificate_pem()).unwrap().is_authority);
+        for text in [
+            "",
+            "no PEM",
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n",
+        ] {
+            assert!(inspect(text).is_err(), "{text}");
+        }
+    }
+}
