@@ -1,5 +1,7 @@
 //! Applies the resources that the user gave to the install.
 
+use std::path::PathBuf;
+
 use operation::PhaseError;
 use spec::phase::Config;
 
@@ -7,8 +9,7 @@ use crate::Node;
 use crate::node::{file, lasting, transient};
 
 pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError> {
-    let operation = node.layout().operations().join(&phase.operation);
-    let path = operation.join(&phase.file);
+    let path = path(node, &phase);
     let text = std::fs::read_to_string(&path).map_err(|error| file("read", &path, &error))?;
     let objects = cluster::documents(&text).map_err(|error| lasting(&error))?;
     let client = node.kubernetes().await?;
@@ -16,4 +17,10 @@ pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError
         .apply(&objects)
         .await
         .map_err(|error| transient(&error))
+}
+
+/// Where the resources are.
+pub(super) fn path(node: &Node, phase: &Config) -> PathBuf {
+    let operation = node.layout().operations().join(&phase.operation);
+    operation.join(&phase.file)
 }

@@ -14,8 +14,8 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::{Hook, PhaseSpec, Register};
 
-use super::{blocking, bootstrap};
-use crate::node::{file, session, transient};
+use super::{blocking, bootstrap, config};
+use crate::node::{file, lasting, session, transient};
 use crate::{Node, daemon, residue};
 
 /// Data that the planet's services write, below the state directory.
@@ -57,6 +57,12 @@ pub(crate) async fn undo(
             objects(node, &[object], &*sink).await
         }
         PhaseSpec::Apply(phase) => objects(node, &phase.objects, &*sink).await,
+        PhaseSpec::Config(phase) => {
+            let path = config::path(node, &phase);
+            let text = std::fs::read_to_string(&path).map_err(|e| file("read", &path, &e))?;
+            let found = cluster::documents(&text).map_err(|error| lasting(&error))?;
+            objects(node, &found, &*sink).await
+        }
         PhaseSpec::Health(_) => Ok(()),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,
         PhaseSpec::Complete(_) | PhaseSpec::CompleteJoin(_) => {

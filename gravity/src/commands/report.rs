@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
 use host::command::Cmd;
-use host::facts::HostFacts;
+use host::facts::{HostFacts, Interest};
 use jiff::Timestamp;
 use serde::Serialize;
 use spec::layout::Layout;
@@ -182,7 +182,7 @@ struct Archive {
 
 impl Archive {
     fn collect(&mut self, layout: &Layout, since: Duration) -> Result<()> {
-        let facts = serde_json::to_string_pretty(&HostFacts::collect())?;
+        let facts = serde_json::to_string_pretty(&HostFacts::collect(&Interest::default()))?;
         self.add("facts.json", &facts)?;
         for path in [
             layout.cluster(),
@@ -299,7 +299,7 @@ impl Archive {
             let changed = metadata.modified().unwrap_or(SystemTime::now());
             if metadata.is_dir() && depth < MAX_DEPTH {
                 self.directory(layout, &path, depth + 1)?;
-            } else if metadata.is_file() && changed >= self.changed_after && !is_report(&path) {
+            } else if metadata.is_file() && changed >= self.changed_after && is_told(&path) {
                 self.file(layout, &path)?;
             }
         }
@@ -351,10 +351,15 @@ impl Archive {
     }
 }
 
-/// Reports of failures lie beside the logs of their operations.
-fn is_report(path: &Path) -> bool {
+/// Files of operations that are taken. Beside them lie resources of the user,
+/// which may be Secrets, and older reports.
+const OPERATION: &[&str] = &["plan.json", "journal", "agent-journal"];
+
+/// Whether a file tells what has happened.
+fn is_told(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    name.starts_with("report.tar")
+    // Logs that were rotated have a number.
+    OPERATION.contains(&name) || name.ends_with(".log") || name.contains(".log.")
 }
 
 /// The end of a file, as text.
@@ -406,6 +411,7 @@ mod tests {
         )
         .unwrap();
         std::fs::write(operation.join("report.tar.gz"), "old").unwrap();
+        std::fs::write(operation.join("config.yaml"), "data: {a: b64secret}").unwrap();
         std::fs::write(layout.logs().join("etcd.log"), "elected\n").unwrap();
         std::fs::write(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
         let old = File::create(layout.logs().join("old.log")).unwrap();
@@ -426,7 +432,12 @@ mod tests {
             );
             assert_eq!(files.contains_key("log/old.log"), has_old);
             assert!(files.contains_key("facts.json"));
-            assert!(!files.contains_key("operations/one/report.tar.gz"));
+            let others = ["report.tar.gz", "config.yaml"];
+            assert!(
+                others
+                    .iter()
+                    .all(|name| !files.contains_key(&format!("operations/one/{name}")))
+            );
             assert!(files["report.json"].contains("kubernetes: this node"));
             assert!(!format!("{files:?}").contains("topsecret"));
         }
