@@ -225,6 +225,10 @@ mod tests {
 
     use super::*;
 
+    fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+        host::atomic::write(path.as_ref(), text.as_ref(), 0o600).map_err(|error| error.source)
+    }
+
     #[test]
     fn what_phases_made_goes_in_any_state_and_logs_stay() {
         let directory = tempfile::tempdir().unwrap();
@@ -238,9 +242,9 @@ mod tests {
         let partial = rootfs.with_file_name(".partial-cd");
         for path in [&blob, &rootfs.join("bin/sh"), &partial.join("bin/sh")] {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "x").unwrap();
+            put(path, "x").unwrap();
         }
-        std::fs::write(layout.logs().join("etcd.log"), "x").unwrap();
+        put(layout.logs().join("etcd.log"), "x").unwrap();
         // What was taken back already is fine.
         for _ in 0..2 {
             images(&node).unwrap();

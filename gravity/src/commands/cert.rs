@@ -125,6 +125,10 @@ mod tests {
 
     use super::*;
 
+    fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+        host::atomic::write(path.as_ref(), text.as_ref(), 0o600).map_err(|error| error.source)
+    }
+
     #[test]
     fn certificates_of_files_and_kubeconfigs_are_listed_with_their_state() {
         let directory = tempfile::tempdir().unwrap();
@@ -142,11 +146,11 @@ mod tests {
             valid_for: hour * 9,
         };
         let issued = authority.issue(&leaf).unwrap();
-        std::fs::write(planet.join("a.crt"), &issued.certificate_pem).unwrap();
+        put(planet.join("a.crt"), &issued.certificate_pem).unwrap();
         let data = STANDARD.encode(&issued.certificate_pem);
         let config = format!(r#"{{"users":[{{"user":{{"client-certificate-data":"{data}"}}}}]}}"#);
-        std::fs::write(planet.join("b.kubeconfig"), config).unwrap();
-        std::fs::write(directory.path().join("x.key"), "no certificate").unwrap();
+        put(planet.join("b.kubeconfig"), config).unwrap();
+        put(directory.path().join("x.key"), "no certificate").unwrap();
 
         let states = |hours: i64| {
             let now = Timestamp::now() + jiff::SignedDuration::from_hours(hours);
@@ -168,7 +172,7 @@ mod tests {
                 ]
             );
         }
-        std::fs::write(planet.join("a.crt"), "damaged").unwrap();
+        put(planet.join("a.crt"), "damaged").unwrap();
         let error = list(directory.path(), Timestamp::now()).unwrap_err();
         assert!(error.to_string().contains("a.crt"), "{error}");
     }

@@ -380,6 +380,10 @@ mod tests {
 
     use super::*;
 
+    fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+        host::atomic::write(path.as_ref(), text.as_ref(), 0o600).map_err(|error| error.source)
+    }
+
     fn read(path: &Path) -> BTreeMap<String, String> {
         let file = File::open(path).unwrap();
         let reader: Box<dyn Read> = match path.extension().unwrap() == "zst" {
@@ -405,15 +409,15 @@ mod tests {
         for directory in [&operation, &layout.logs(), &layout.planet_secrets()] {
             std::fs::create_dir_all(directory).unwrap();
         }
-        std::fs::write(
+        put(
             operation.join("operation.log"),
             "install\npassword=hunter2\n",
         )
         .unwrap();
-        std::fs::write(operation.join("report.tar.gz"), "old").unwrap();
-        std::fs::write(operation.join("config.yaml"), "data: {a: b64secret}").unwrap();
-        std::fs::write(layout.logs().join("etcd.log"), "elected\n").unwrap();
-        std::fs::write(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
+        put(operation.join("report.tar.gz"), "old").unwrap();
+        put(operation.join("config.yaml"), "data: {a: b64secret}").unwrap();
+        put(layout.logs().join("etcd.log"), "elected\n").unwrap();
+        put(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
         let old = File::create(layout.logs().join("old.log")).unwrap();
         old.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
             .unwrap();
