@@ -24,6 +24,7 @@ use spec::layout::Layout;
 use spec::phase::PhaseSpec;
 
 pub use node::{Node, session};
+pub use phases::renew_certificates;
 
 /// How long an agent lives with nothing to do.
 const IDLE: Duration = Duration::from_secs(30);

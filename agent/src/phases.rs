@@ -22,6 +22,7 @@ mod secrets;
 mod undo;
 mod volumes;
 
+pub use secrets::renew as renew_certificates;
 pub(crate) use undo::undo;
 
 use std::sync::Arc;

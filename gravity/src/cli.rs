@@ -81,7 +81,7 @@ pub(crate) enum Command {
     Status,
     /// Collect logs, journals and objects in an archive, without secrets
     Report(Report),
-    /// Show the certificates of this node
+    /// Show and renew the certificates of this node
     #[command(subcommand)]
     Cert(Cert),
     /// Remove the cluster from this node
@@ -450,6 +450,13 @@ pub(crate) enum Cert {
     /// life is over
     #[command(visible_alias = "ls")]
     List,
+    /// Replace certificates whose half-life is over, and restart the services
+    /// that have them; on a master
+    Renew {
+        /// Replace all, whatever their age
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 #[derive(Debug, Args)]

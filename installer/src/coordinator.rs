@@ -131,22 +131,16 @@ impl Operation {
     /// # Errors
     /// When there is none or it can't be read.
     pub fn last(layout: &Layout) -> Result<Self, Error> {
-        let none = || Error::NoOperation(layout.operations());
-        let newest = std::fs::read_dir(layout.operations())
-            .map_err(|_| none())?
-            .filter_map(|entry| {
-                let directory = entry.ok()?.path();
-                let modified = directory
-                    .join("plan.json")
-                    .metadata()
-                    .ok()?
-                    .modified()
-                    .ok()?;
-                Some((modified, directory))
-            })
-            .max()
-            .ok_or_else(none)?;
-        Self::read(newest.1)
+        let directory = directories(layout).pop();
+        Self::read(directory.ok_or_else(|| Error::NoOperation(layout.operations()))?)
+    }
+
+    /// All operations of the node, the oldest first.
+    ///
+    /// # Errors
+    /// When one can't be read.
+    pub fn all(layout: &Layout) -> Result<Vec<Self>, Error> {
+        directories(layout).into_iter().map(Self::read).collect()
     }
 
     /// The operation of an id.
@@ -200,6 +194,22 @@ impl Operation {
     pub fn log(&self) -> PathBuf {
         self.directory.join("operation.log")
     }
+}
+
+/// Directories of operations, that with the youngest plan last.
+fn directories(layout: &Layout) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(layout.operations());
+    let mut found: Vec<_> = entries
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let directory = entry.ok()?.path();
+            let plan = directory.join("plan.json").metadata().ok()?;
+            Some((plan.modified().ok()?, directory))
+        })
+        .collect();
+    found.sort();
+    found.into_iter().map(|(_, directory)| directory).collect()
 }
 
 /// Does something with an operation. Whoever calls this holds the lock at

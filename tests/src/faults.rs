@@ -684,6 +684,20 @@ fn one_by_one(setup: &Setup) -> Result<()> {
     setup
         .said(&[IMAGE, "rollback", "--confirm"])?
         .expect(FAILED, &["gravity leave"])?;
+    let before = setup.services()?;
+    setup
+        .said(&[IMAGE, "cert", "renew"])?
+        .expect(0, &["No certificate is due"])?;
+    setup
+        .said(&[IMAGE, "cert", "renew", "--all"])?
+        .expect(0, &["Restarting kube-apiserver", "admin.kubeconfig"])?;
+    setup.is_active()?;
+    let after = setup.services()?;
+    let pid = |of: &[(String, Value)]| of.iter().find(|(name, _)| name == "etcd").cloned();
+    ensure!(pid(&before) == pid(&after), "etcd was restarted: {after:?}");
+    setup
+        .said(&[IMAGE, "cert", "list"])?
+        .expect(0, &["planet/apiserver.crt", "planet/etcd-ca.crt", "good"])?;
     let report = "cd /root && gravity report --file=/root/r.tar.gz && tar tzf r.tar.gz; \
         code=$?; rm -f r.tar.gz; exit $code";
     setup

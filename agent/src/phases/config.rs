@@ -1,5 +1,7 @@
 //! Applies the resources that the user gave to the install.
 
+use std::path::PathBuf;
+
 use operation::PhaseError;
 use spec::phase::Config;
 
@@ -7,7 +9,9 @@ use crate::Node;
 use crate::node::{file, lasting, transient};
 
 pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError> {
-    let objects = objects(node, &phase)?;
+    let path = path(node, &phase);
+    let text = std::fs::read_to_string(&path).map_err(|error| file("read", &path, &error))?;
+    let objects = cluster::documents(&text).map_err(|error| lasting(&error))?;
     let client = node.kubernetes().await?;
     client
         .apply(&objects)
@@ -15,10 +19,8 @@ pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError
         .map_err(|error| transient(&error))
 }
 
-/// What the file holds.
-pub(super) fn objects(node: &Node, phase: &Config) -> Result<Vec<serde_json::Value>, PhaseError> {
+/// Where the resources are.
+pub(super) fn path(node: &Node, phase: &Config) -> PathBuf {
     let operation = node.layout().operations().join(&phase.operation);
-    let path = operation.join(&phase.file);
-    let text = std::fs::read_to_string(&path).map_err(|error| file("read", &path, &error))?;
-    cluster::documents(&text).map_err(|error| lasting(&error))
+    operation.join(&phase.file)
 }

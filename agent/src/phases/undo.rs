@@ -15,7 +15,7 @@ use operation::PhaseError;
 use spec::phase::{Hook, PhaseSpec, Register};
 
 use super::{blocking, bootstrap, config};
-use crate::node::{file, session, transient};
+use crate::node::{file, lasting, session, transient};
 use crate::{Node, daemon, residue};
 
 /// Data that the planet's services write, below the state directory.
@@ -57,7 +57,12 @@ pub(crate) async fn undo(
             objects(node, &[object], &*sink).await
         }
         PhaseSpec::Apply(phase) => objects(node, &phase.objects, &*sink).await,
-        PhaseSpec::Config(phase) => objects(node, &config::objects(node, &phase)?, &*sink).await,
+        PhaseSpec::Config(phase) => {
+            let path = config::path(node, &phase);
+            let text = std::fs::read_to_string(&path).map_err(|e| file("read", &path, &e))?;
+            let found = cluster::documents(&text).map_err(|error| lasting(&error))?;
+            objects(node, &found, &*sink).await
+        }
         PhaseSpec::Health(_) => Ok(()),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,
         PhaseSpec::Complete(_) | PhaseSpec::CompleteJoin(_) => {
@@ -220,6 +225,10 @@ mod tests {
 
     use super::*;
 
+    fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+        host::atomic::write(path.as_ref(), text.as_ref(), 0o600).map_err(|error| error.source)
+    }
+
     #[test]
     fn what_phases_made_goes_in_any_state_and_logs_stay() {
         let directory = tempfile::tempdir().unwrap();
@@ -233,9 +242,9 @@ mod tests {
         let partial = rootfs.with_file_name(".partial-cd");
         for path in [&blob, &rootfs.join("bin/sh"), &partial.join("bin/sh")] {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, "x").unwrap();
+            put(path, "x").unwrap();
         }
-        std::fs::write(layout.logs().join("etcd.log"), "x").unwrap();
+        put(layout.logs().join("etcd.log"), "x").unwrap();
         // What was taken back already is fine.
         for _ in 0..2 {
             images(&node).unwrap();

@@ -1,14 +1,16 @@
 //! `gravity cert`: the certificates of this node.
 
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, render};
+use event::Sink;
+use host::lock::Lock;
+use installer::coordinator::Operation;
 use jiff::Timestamp;
 use serde::Serialize;
-use serde_json::Value;
+use spec::phase::{PhaseSpec, Secrets};
 
 use super::{Session, require_root};
 use crate::cli::Cert;
@@ -33,8 +35,89 @@ struct Row {
     state: &'static str,
 }
 
-pub(crate) fn run(session: &Session, Cert::List: &Cert) -> Result<ExitCode> {
+pub(crate) async fn run(session: &Session, arguments: &Cert) -> Result<ExitCode> {
     require_root()?;
+    match arguments {
+        Cert::List => show(session),
+        Cert::Renew { all } => renew(session, *all).await,
+    }
+}
+
+/// Services that know a certificate from their start only. etcd reads its own
+/// anew with every connection; containerd has none.
+const RESTARTED: &[&str] = &[
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "flannel",
+    "coredns",
+    "registry",
+    "controller",
+];
+/// How long services may take to be ready again.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// Replaces certificates whose half-life is over, or all, and has the services
+/// take them up, one after the other.
+async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
+    let layout = &session.layout;
+    if layout.node_certificate().exists() {
+        bail!(
+            "the certificates of a worker can't be renewed yet: remove the node and join it again"
+        );
+    }
+    let _lock = Lock::acquire(&layout.operation_lock())?;
+    let secrets = secrets(&Operation::all(layout)?)
+        .context("no operation on this node has made certificates")?;
+    let now = Timestamp::now().as_second();
+    let due = |found: &pki::Inspected| all || found.half_life() <= now;
+    let renewed = agent::renew_certificates(layout, &secrets, pki::LEAF_LIFETIME, due)
+        .map_err(|error| anyhow!(error.message))?;
+    if !renewed.is_empty() {
+        restart(session).await?;
+    }
+    match session.console.is_json() {
+        true => session.console.print_json(&renewed)?,
+        false if renewed.is_empty() => session.console.info("No certificate is due"),
+        false => session
+            .console
+            .info(&format!("Renewed {}", renewed.join(", "))),
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn restart(session: &Session) -> Result<()> {
+    let socket = session.layout.planet_run().join("planet.sock");
+    let planet = planet::client::Client::new(&socket);
+    let status = planet.status().await?;
+    let has = |name: &&&str| status.services.iter().any(|service| service.name == **name);
+    for name in RESTARTED.iter().filter(has) {
+        session.console.step(&format!("Restarting {name}"));
+        planet.restart(name).await?;
+        let only = [(*name).to_owned()];
+        planet.wait_ready(&only, PATIENCE, |_| ()).await?;
+    }
+    planet.wait_ready(&[], PATIENCE, |_| ()).await?;
+    Ok(())
+}
+
+/// What certificates the node has, of the latest operation that made some.
+fn secrets(operations: &[Operation]) -> Option<Secrets> {
+    let leaves = operations
+        .iter()
+        .rev()
+        .flat_map(|operation| operation.plan.leaves());
+    leaves
+        .filter_map(|phase| serde_json::from_value(phase.payload.clone()).ok())
+        .find_map(|payload| match payload {
+            PhaseSpec::Secrets(secrets) => Some(secrets),
+            _ => None,
+        })
+}
+
+fn show(session: &Session) -> Result<ExitCode> {
     let rows = list(&session.layout.secrets(), Timestamp::now())?;
     if rows.is_empty() {
         bail!("there are no certificates on this node; `gravity install` makes them");
@@ -109,21 +192,20 @@ fn certificate(path: &Path) -> Result<Option<String>> {
     if extension == Some("crt") {
         return Ok(Some(text));
     }
-    let config: Value = serde_json::from_str(&text).with_context(named)?;
-    let Some(data) = config["users"][0]["user"]["client-certificate-data"].as_str() else {
-        return Ok(None);
-    };
-    let pem = STANDARD.decode(data).with_context(named)?;
-    Ok(Some(String::from_utf8(pem).with_context(named)?))
+    pki::kubeconfig_certificate(&text)
+        .map(Some)
+        .with_context(|| format!("{} holds no client certificate", path.display()))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use pki::{Authority, Leaf};
 
     use super::*;
+
+    fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+        host::atomic::write(path.as_ref(), text.as_ref(), 0o600).map_err(|error| error.source)
+    }
 
     #[test]
     fn certificates_of_files_and_kubeconfigs_are_listed_with_their_state() {
@@ -142,11 +224,11 @@ mod tests {
             valid_for: hour * 9,
         };
         let issued = authority.issue(&leaf).unwrap();
-        std::fs::write(planet.join("a.crt"), &issued.certificate_pem).unwrap();
-        let data = STANDARD.encode(&issued.certificate_pem);
+        put(planet.join("a.crt"), &issued.certificate_pem).unwrap();
+        let data = pki::base64(issued.certificate_pem.as_bytes());
         let config = format!(r#"{{"users":[{{"user":{{"client-certificate-data":"{data}"}}}}]}}"#);
-        std::fs::write(planet.join("b.kubeconfig"), config).unwrap();
-        std::fs::write(directory.path().join("x.key"), "no certificate").unwrap();
+        put(planet.join("b.kubeconfig"), config).unwrap();
+        put(directory.path().join("x.key"), "no certificate").unwrap();
 
         let states = |hours: i64| {
             let now = Timestamp::now() + jiff::SignedDuration::from_hours(hours);
@@ -168,7 +250,7 @@ mod tests {
                 ]
             );
         }
-        std::fs::write(planet.join("a.crt"), "damaged").unwrap();
+        put(planet.join("a.crt"), "damaged").unwrap();
         let error = list(directory.path(), Timestamp::now()).unwrap_err();
         assert!(error.to_string().contains("a.crt"), "{error}");
     }

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
 use host::command::Cmd;
+use host::facts::{HostFacts, Interest};
 use jiff::Timestamp;
 use serde::Serialize;
 use spec::layout::Layout;
@@ -181,7 +182,7 @@ struct Archive {
 
 impl Archive {
     fn collect(&mut self, layout: &Layout, since: Duration) -> Result<()> {
-        let facts = serde_json::to_string_pretty(&preflight::host_facts())?;
+        let facts = serde_json::to_string_pretty(&HostFacts::collect(&Interest::default()))?;
         self.add("facts.json", &facts)?;
         for path in [
             layout.cluster(),
@@ -298,7 +299,7 @@ impl Archive {
             let changed = metadata.modified().unwrap_or(SystemTime::now());
             if metadata.is_dir() && depth < MAX_DEPTH {
                 self.directory(layout, &path, depth + 1)?;
-            } else if metadata.is_file() && changed >= self.changed_after && !is_report(&path) {
+            } else if metadata.is_file() && changed >= self.changed_after && is_told(&path) {
                 self.file(layout, &path)?;
             }
         }
@@ -350,10 +351,15 @@ impl Archive {
     }
 }
 
-/// Reports of failures lie beside the logs of their operations.
-fn is_report(path: &Path) -> bool {
+/// Files of operations that are taken. Beside them lie resources of the user,
+/// which may be Secrets, and older reports.
+const OPERATION: &[&str] = &["plan.json", "journal", "agent-journal"];
+
+/// Whether a file tells what has happened.
+fn is_told(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    name.starts_with("report.tar")
+    // Logs that were rotated have a number.
+    OPERATION.contains(&name) || name.ends_with(".log") || name.contains(".log.")
 }
 
 /// The end of a file, as text.
@@ -373,6 +379,10 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+
+    fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
+        host::atomic::write(path.as_ref(), text.as_ref(), 0o600).map_err(|error| error.source)
+    }
 
     fn read(path: &Path) -> BTreeMap<String, String> {
         let file = File::open(path).unwrap();
@@ -399,14 +409,15 @@ mod tests {
         for directory in [&operation, &layout.logs(), &layout.planet_secrets()] {
             std::fs::create_dir_all(directory).unwrap();
         }
-        std::fs::write(
+        put(
             operation.join("operation.log"),
             "install\npassword=hunter2\n",
         )
         .unwrap();
-        std::fs::write(operation.join("report.tar.gz"), "old").unwrap();
-        std::fs::write(layout.logs().join("etcd.log"), "elected\n").unwrap();
-        std::fs::write(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
+        put(operation.join("report.tar.gz"), "old").unwrap();
+        put(operation.join("config.yaml"), "data: {a: b64secret}").unwrap();
+        put(layout.logs().join("etcd.log"), "elected\n").unwrap();
+        put(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
         let old = File::create(layout.logs().join("old.log")).unwrap();
         old.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
             .unwrap();
@@ -425,7 +436,12 @@ mod tests {
             );
             assert_eq!(files.contains_key("log/old.log"), has_old);
             assert!(files.contains_key("facts.json"));
-            assert!(!files.contains_key("operations/one/report.tar.gz"));
+            let others = ["report.tar.gz", "config.yaml"];
+            assert!(
+                others
+                    .iter()
+                    .all(|name| !files.contains_key(&format!("operations/one/{name}")))
+            );
             assert!(files["report.json"].contains("kubernetes: this node"));
             assert!(!format!("{files:?}").contains("topsecret"));
         }

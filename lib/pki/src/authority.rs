@@ -196,6 +196,16 @@ impl Authority {
         })
     }
 
+    /// Makes a new certificate for a key that has one.
+    ///
+    /// # Errors
+    /// When there is no key, or a name can't be part of a certificate.
+    pub fn renew(&self, key_pem: &str, leaf: &Leaf) -> Result<String, Error> {
+        // The parser's error is not shown: it might quote the key.
+        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem("private key"))?;
+        self.certify(leaf, &key)
+    }
+
     /// Makes a certificate for the key of a request, which is all that is taken
     /// of it: names and rights are `leaf`'s.
     ///

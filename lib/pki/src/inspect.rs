@@ -52,6 +52,18 @@ pub fn inspect(pem: &str) -> Result<Inspected, Error> {
     })
 }
 
+/// The client certificate that a kubeconfig of ours holds, PEM.
+pub fn kubeconfig_certificate(text: &str) -> Option<String> {
+    use base64::Engine as _;
+    // We write JSON, which is YAML, too.
+    let config: serde_json::Value = serde_json::from_str(text).ok()?;
+    let data = config["users"][0]["user"]["client-certificate-data"].as_str()?;
+    let pem = base64::engine::general_purpose::STANDARD
+        .decode(data)
+        .ok()?;
+    String::from_utf8(pem).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;

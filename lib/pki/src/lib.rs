@@ -15,7 +15,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use authority::{Authority, Issued, Leaf, Request, request};
-pub use inspect::{Inspected, inspect};
+pub use inspect::{Inspected, inspect, kubeconfig_certificate};
 pub use join_token::JoinToken;
 pub use random::{base64, random, token};
 
