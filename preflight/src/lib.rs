@@ -20,7 +20,7 @@ use host::facts::{HostFacts, Interest, Place};
 use serde::{Deserialize, Serialize};
 
 pub use checks::ports::{Wanted as NeededPorts, wanted as needed_ports};
-pub use fix::{Fix, mend};
+pub use fix::{Fix, Mended, mend};
 pub use measure::{Effort, Measured};
 pub use report::{Finding, IgnoreError, Report, Severity};
 
