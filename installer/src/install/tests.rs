@@ -68,11 +68,11 @@ pub(crate) fn image() -> ImageContent {
             name: "my".into(),
             version: "1.2.3".into(),
             digest: "sha256:aa".into(),
+            resources: "sha256:cc".into(),
         },
         manifest_text: MANIFEST.into(),
         planets: planets(&[("db", &["sha256:bb"]), ("web", &["sha256:bb", "sha256:dd"])]),
         images: Vec::new(),
-        resources: "sha256:cc".into(),
     }
 }
 
