@@ -92,11 +92,11 @@ pub(crate) enum Command {
     /// Make, list and end the tokens with which nodes join; on a master
     #[command(subcommand)]
     Token(Token),
-    /// Stop the application and all services of this node
+    /// Stop the application and all services of this node; on a master
     Stop(Stop),
-    /// Start the services of this node and the application again
+    /// Start the services of this node and the application again; on a master
     Start,
-    /// Run hooks of the cluster image by hand
+    /// Run hooks of the cluster image by hand; on a master
     #[command(subcommand)]
     Hook(Hook),
     /// Run a command inside the planet, where all Kubernetes services are

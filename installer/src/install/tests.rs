@@ -158,6 +158,26 @@ fn a_plan_is_whole_and_runs_hooks_last() {
 }
 
 #[test]
+fn only_a_manifest_with_a_status_hook_has_a_service_that_runs_it() {
+    let services = |manifest: &str| {
+        let manifest = manifest::parse(manifest, "app.yaml").unwrap();
+        let host = HostTraits {
+            can_lower_oom_score: true,
+            resolv_conf: String::new(),
+        };
+        let users = KnownUsers::default();
+        let prepared = prepare(&options(), &manifest, &image(), &facts(), &users, &host).unwrap();
+        serde_json::to_string(&prepared.plan).unwrap()
+    };
+    assert!(!services(MANIFEST).contains("status-hook"));
+    let status = "  status:\n    job: '{kind: Job, metadata: {name: ask}}'\n";
+    let plan = services(&format!("{MANIFEST}{status}"));
+    // Its Job is a file of the planet; no phase of the install runs it.
+    assert!(plan.contains("/etc/planet/status-hook.json") && plan.contains("name: ask"));
+    assert!(!plan.contains("\"hook\":\"status\""), "{plan}");
+}
+
+#[test]
 fn volumes_reach_the_planet_with_their_owner() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     let payload = |id: &str| {
