@@ -13,7 +13,7 @@ setup: ## install what building and testing needs (Debian and Ubuntu)
 	@./tests/setup.sh
 
 binaries: ## compile gravity, tele and the test tools
-	$(CARGO) build --release -p gravity -p tele -p gravity-planet-init -p gravity-planet-base -p gravity-tests
+	$(CARGO) build --release -p gravity -p tele -p gravity-planet-init -p gravity-helm-shim -p gravity-planet-base -p gravity-tests
 
 base: setup binaries ## build Kubernetes and all other components into the local Hub, once
 	$(BIN)/make-base --gravity $(BIN)/gravity
@@ -38,6 +38,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode e2e
 	$(BIN)/testnode join
 	$(BIN)/testnode profiles
+	$(BIN)/testnode hooks
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

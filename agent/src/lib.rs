@@ -9,6 +9,7 @@ mod daemon;
 pub mod leave;
 mod node;
 mod phases;
+pub mod power;
 pub mod preview;
 mod residue;
 mod room;
@@ -24,7 +25,7 @@ use spec::layout::Layout;
 use spec::phase::PhaseSpec;
 
 pub use node::{Node, session};
-pub use phases::renew_certificates;
+pub use phases::{hook_run, renew_certificates};
 
 /// How long an agent lives with nothing to do.
 const IDLE: Duration = Duration::from_secs(30);

@@ -33,6 +33,9 @@ use spec::phase::PhaseSpec;
 
 use crate::Node;
 
+pub(crate) use health::wait_healthy;
+pub use hook::hook_run;
+
 /// Executes one phase.
 pub(crate) async fn execute(
     node: &Arc<Node>,
@@ -70,7 +73,9 @@ pub(crate) async fn execute(
         PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,
         PhaseSpec::Apply(phase) => apply::execute(node, phase).await,
         PhaseSpec::Config(phase) => config::execute(node, phase).await,
-        PhaseSpec::Health(phase) => health::execute(node, phase, sink).await,
+        PhaseSpec::Health(phase) => {
+            health::wait_healthy(node, &phase.node, &phase.kubeconfig, sink).await
+        }
         PhaseSpec::Hook(phase) => hook::execute(node, phase, sink).await,
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
     }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use manifest::HookName;
 
 /// Installs Kubernetes clusters from cluster images and operates them.
 #[derive(Debug, Parser)]
@@ -91,6 +92,13 @@ pub(crate) enum Command {
     /// Make, list and end the tokens with which nodes join; on a master
     #[command(subcommand)]
     Token(Token),
+    /// Stop the application and all services of this node; on a master
+    Stop(Stop),
+    /// Start the services of this node and the application again; on a master
+    Start,
+    /// Run hooks of the cluster image by hand; on a master
+    #[command(subcommand)]
+    Hook(Hook),
     /// Run a command inside the planet, where all Kubernetes services are
     Exec(Exec),
     /// Open a shell inside the planet
@@ -119,6 +127,16 @@ pub(crate) enum Command {
     /// Run the container of Kubernetes services
     #[command(hide = true, subcommand)]
     Planet(Planet),
+}
+
+impl Command {
+    /// Whether the user sees what hooks write; an install writes it to its log.
+    pub(crate) fn shows_hooks(&self) -> bool {
+        matches!(
+            self,
+            Self::Hook(_) | Self::Leave(_) | Self::Start | Self::Stop(_)
+        )
+    }
 }
 
 #[derive(Debug, Args)]
@@ -461,7 +479,7 @@ pub(crate) enum Cert {
 
 #[derive(Debug, Args)]
 pub(crate) struct Leave {
-    /// Clean up this node without asking the cluster
+    /// Go on when an uninstall hook fails or the cluster doesn't answer
     #[arg(long)]
     pub(crate) force: bool,
     /// Don't ask
@@ -470,6 +488,47 @@ pub(crate) struct Leave {
     /// Remove data in volumes that the install created, too
     #[arg(long)]
     pub(crate) purge: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Stop {
+    /// Don't ask
+    #[arg(long)]
+    pub(crate) confirm: bool,
+    /// Go on when the stop hook fails or the cluster doesn't answer
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Hook {
+    /// Run a hook as a Job, wait for its end and show its output
+    Run {
+        /// Name of the hook, such as dump
+        name: HookName,
+        /// Environment of the hook's containers; repeat it for several
+        #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+        env: Vec<(String, String)>,
+    },
+    /// Run the status hook every minute: a service of the planet
+    #[command(hide = true)]
+    Watch {
+        /// How Kubernetes is reached
+        #[arg(long, value_name = "FILE")]
+        kubeconfig: PathBuf,
+        /// Who we are, among all that do the same
+        #[arg(long, value_name = "NAME")]
+        node: String,
+        /// The hook
+        hook: PathBuf,
+    },
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.into(), value.into())),
+        _ => Err("expected NAME=VALUE".into()),
+    }
 }
 
 #[derive(Debug, Args)]

@@ -9,12 +9,14 @@ mod check;
 mod completion;
 mod controller;
 mod exec;
+mod hook;
 mod install;
 mod join;
 mod leave;
 mod operation;
 mod plan;
 pub(crate) mod planet;
+mod power;
 mod remove;
 mod report;
 mod resume;
@@ -102,6 +104,9 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
         Command::Token(arguments) => block_on(token::run(&session, &arguments)),
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
+        Command::Stop(arguments) => block_on(power::stop(&session, &arguments)),
+        Command::Start => block_on(power::start(&session)),
+        Command::Hook(arguments) => block_on(hook::run(&session, &arguments)),
         Command::Exec(arguments) => exec::run(&session, &arguments.command),
         Command::Shell => exec::run(&session, &["/bin/bash".into(), "--login".into()]),
         Command::Verify => verify::run(&session),

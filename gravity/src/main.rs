@@ -19,7 +19,8 @@ fn main() -> ExitCode {
         return code;
     }
     let cli = cli::Cli::parse();
-    let console = Arc::new(Console::new(cli.global.output.into()));
+    let console = Console::new(cli.global.output.into());
+    let console = Arc::new(console.verbose(cli.command.shows_hooks()));
     match commands::run(cli, console.clone()) {
         Ok(code) => code.into(),
         Err(error) => {

@@ -114,7 +114,7 @@ pub(crate) fn cluster_info(context: &Context<'_>) -> Result<Vec<Value>, serde_js
             "data": data,
         })
     };
-    let environment = crate::install::cluster_environment(context.cluster);
+    let environment = crate::hooks::cluster_environment(context.cluster);
     let description = serde_json::to_string_pretty(context.cluster)?;
     Ok(vec![
         map("cluster-info", json!(environment)),

@@ -13,13 +13,13 @@ use ipnet::{IpNet, Ipv4Net};
 use manifest::{HookName, Manifest, Mode, NodeProfile};
 use operation::{PLAN_VERSION, Phase, Plan};
 use planet::config::{Device, PlanetConfig};
-use spec::layout::{Layout, PLANET_RESOURCES};
+use spec::layout::Layout;
 use spec::phase::{self, PhaseSpec, Volume};
 use spec::{ClusterSpec, DnsZone, ImageRef, NodeSpec, RegistryImage, Role, ServiceUser, Taint};
 use uuid::Uuid;
 
 use crate::services::{Context, HostTraits};
-use crate::{addons, planet_config, secrets};
+use crate::{addons, hooks, planet_config, secrets};
 
 /// Addresses of pods.
 pub const DEFAULT_POD_CIDR: &str = "10.244.0.0/16";
@@ -114,8 +114,6 @@ pub struct ImageContent {
     pub planets: BTreeMap<String, Rootfs>,
     /// Images for the registry.
     pub images: Vec<RegistryImage>,
-    /// Digest of the resources.
-    pub resources: String,
 }
 
 /// Root filesystem of a planet.
@@ -472,18 +470,6 @@ fn cluster_name(options: &Options, manifest: &Manifest) -> Result<String, Error>
     }
 }
 
-/// `GRAVITY_CLUSTER_*`, which hooks see.
-pub(crate) fn cluster_environment(cluster: &ClusterSpec) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("GRAVITY_CLUSTER_NAME".into(), cluster.name.clone()),
-        ("GRAVITY_CLUSTER_PROVIDER".into(), "generic".into()),
-        (
-            "GRAVITY_CLUSTER_FLAVOR".into(),
-            cluster.flavor.clone().unwrap_or_default(),
-        ),
-    ])
-}
-
 /// Plans an install. `flavor` is the chosen one.
 ///
 /// # Errors
@@ -541,11 +527,13 @@ pub fn prepare(
     let volumes = volumes(profile, &options.mounts);
     let services = manifest.service_options(profile);
     let operation = Uuid::new_v4().to_string();
+    let status_hook = manifest.hooks.get(&HookName::Status);
     let context = Context {
         cluster: &cluster,
         node: &node,
         host,
         options: &services,
+        status_hook: status_hook.map(String::as_str),
     };
     let planner = Planner {
         context: &context,
@@ -725,7 +713,8 @@ impl Planner<'_> {
             ),
         ] {
             if let Some(job) = self.manifest.hooks.get(&hook) {
-                let hook = PhaseSpec::Hook(self.hook(hook.as_str(), job));
+                let hook = hooks::hook(self.context.cluster, hook, job, self.operation);
+                let hook = PhaseSpec::Hook(hook);
                 phases.push(self.leaf(id, description, hook)?);
             }
         }
@@ -847,7 +836,7 @@ impl Planner<'_> {
         };
         let resources = phase::Resources {
             image: self.image.path.clone(),
-            digest: self.image.resources.clone(),
+            digest: self.image.reference.resources.clone(),
             service_uid: self.context.cluster.service_user.uid,
             service_gid: self.context.cluster.service_user.gid,
         };
@@ -887,22 +876,6 @@ impl Planner<'_> {
             payload: serde_json::to_value(payload)?,
             ..Phase::new(id, description)
         })
-    }
-
-    fn hook(&self, name: &str, job: &str) -> phase::Hook {
-        let mut env = cluster_environment(self.context.cluster);
-        let &ServiceUser { uid, gid, .. } = &self.context.cluster.service_user;
-        env.insert("GRAVITY_SERVICE_USER".into(), uid.to_string());
-        let translated = manifest::service_user::translate(job, uid, gid);
-        let digest = self.image.resources.rsplit(':').next().unwrap_or_default();
-        phase::Hook {
-            hook: name.into(),
-            operation: self.operation.into(),
-            job: translated.unwrap_or_else(|| job.into()),
-            env,
-            resources: PathBuf::from(PLANET_RESOURCES).join(digest),
-            service_uid: uid,
-        }
     }
 }
 

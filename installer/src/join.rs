@@ -174,6 +174,8 @@ pub fn plan(
         node,
         host,
         options: &services,
+        // One for all is enough, on a master.
+        status_hook: None,
     };
     let planner = Planner {
         context: &context,

@@ -10,6 +10,7 @@ mod addons;
 pub mod attach;
 pub mod controller;
 pub mod coordinator;
+pub mod hooks;
 pub mod install;
 pub mod join;
 mod planet_config;

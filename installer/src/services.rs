@@ -16,6 +16,7 @@ mod kube_scheduler;
 mod kubelet;
 mod rbac;
 mod registry;
+mod status_hook;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -57,6 +58,7 @@ pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
     let mut all: Vec<_> = EVERYWHERE.iter().map(|define| define(context)).collect();
     if context.node.role == Role::Master {
         all.extend(CONTROL_PLANE.iter().map(|define| define(context)));
+        all.extend(status_hook::define(context));
     }
     let names: Vec<_> = all.iter().map(|made| made.service.name.clone()).collect();
     for definition in &mut all {
@@ -84,6 +86,8 @@ pub(crate) struct Context<'a> {
     pub(crate) host: &'a HostTraits,
     /// What the image's author chose for the services.
     pub(crate) options: &'a ServiceOptions,
+    /// The Job of the status hook, where the manifest has one.
+    pub(crate) status_hook: Option<&'a str>,
 }
 
 /// A service with all that belongs to it.

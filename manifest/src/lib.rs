@@ -23,7 +23,7 @@ mod validate;
 pub mod yaml;
 
 pub use diagnostic::{Diagnostic, Severity};
-pub use hook::HookName;
+pub use hook::{Failure, HookName, Trigger};
 pub use inline::{Location, MAX_CONTENT, Uri};
 pub use schema::schema;
 pub use semver::Version;

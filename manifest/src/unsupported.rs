@@ -4,10 +4,7 @@
 //! refuse rather than ignore. A field leaves this list when it is implemented.
 
 use crate::types::{Extension, Manifest, NetworkType, NodeProfile, ServiceRole, SystemOptions};
-use crate::{Diagnostic, HookName, Severity};
-
-/// Hooks that run.
-const HOOKS: [HookName; 2] = [HookName::Install, HookName::PostInstall];
+use crate::{Diagnostic, Severity};
 
 impl Manifest {
     /// Everything that the manifest asks for and this release doesn't do yet.
@@ -18,7 +15,7 @@ impl Manifest {
             of_profile(profile, &format!("nodeProfiles[{index}]"), &mut asked);
         }
         of_system(&self.system_options, "systemOptions", &mut asked);
-        for hook in self.hooks.keys().filter(|hook| !HOOKS.contains(hook)) {
+        for hook in self.hooks.keys().filter(|hook| hook.trigger().is_none()) {
             asked.push(format!("hooks.{hook}"));
         }
         let report = |path: String| {

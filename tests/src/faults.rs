@@ -123,7 +123,7 @@ pub(crate) struct Said {
 }
 
 impl Said {
-    fn of(output: &Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         let code = output.status.code();
         Self {
             code: code.unwrap_or_else(|| 128 + output.status.signal().unwrap_or_default()),

@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod crash;
 pub mod faults;
 pub mod file;
+pub mod hooks;
 pub mod inside;
 pub mod join;
 pub mod node;

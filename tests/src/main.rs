@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{crash, faults, inside, join, profiles, sample};
+use gravity_tests::{crash, faults, hooks, inside, join, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -119,6 +119,12 @@ enum Task {
         /// Use this cluster image instead of building one.
         #[arg(long)]
         image: Option<PathBuf>,
+    },
+    /// Run every hook on a node, each with what its failure does.
+    Hooks {
+        /// Name of the node.
+        #[arg(default_value = "hooks")]
+        name: String,
     },
     /// Kill, damage, refuse and fill up installs, and see that all end well.
     Faults {
@@ -277,6 +283,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             };
             profiles::run(&setup, &name, console)?;
         }
+        Task::Hooks { name } => hooks::run(&name, console)?,
         Task::Faults { image, only } => {
             let setup = Setup {
                 sample: "tests/sample".into(),

@@ -1,4 +1,4 @@
-//! A registry on the loopback that stands for quay.io.
+//! A registry on the loopback that stands for quay.io and docker.io.
 //!
 //! In: an OCI layout. Out: its images served by the real registry, and a
 //! registries.conf that leads there, until [`Registry`] is dropped.
@@ -155,16 +155,20 @@ impl Registry {
         Ok(())
     }
 
-    /// Writes a registries.conf by which images of quay.io come from here.
+    /// Writes a registries.conf by which images of quay.io and docker.io come
+    /// from here.
     ///
     /// # Errors
     /// When it can't be written.
     pub fn write_mirrors(&self, path: &Path) -> Result<()> {
-        let text = format!(
-            "[[registry]]\nprefix = \"quay.io\"\nlocation = \"quay.io\"\n\n\
-             [[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n",
-            self.address
-        );
+        let mirror = |host| {
+            format!(
+                "[[registry]]\nprefix = \"{host}\"\nlocation = \"{host}\"\n\n\
+                 [[registry.mirror]]\nlocation = \"{}\"\ninsecure = true\n\n",
+                self.address
+            )
+        };
+        let text = ["quay.io", "docker.io"].map(mirror).concat();
         file::write(path, text)
     }
 

@@ -19,10 +19,15 @@ use tar::{Builder, EntryType, Header};
 
 use crate::{file, process};
 
-/// Host and path of the sample's images.
-pub const REPOSITORY: &str = "quay.io/gravitational";
-/// The images: name below [`REPOSITORY`] with tag.
-pub const IMAGES: [&str; 2] = ["debian-tall:stretch", "web:1.0.0"];
+/// The images: with tools, a web server, a database that is a web server, one
+/// that says what hooks are told, and one with nothing in it.
+pub const IMAGES: [&str; 5] = [
+    "quay.io/gravitational/debian-tall:stretch",
+    "quay.io/gravitational/web:1.0.0",
+    "docker.io/library/postgres:9.4.4",
+    "docker.io/library/installer-hooks:latest",
+    "quay.io/gravitational/empty:1.0.0",
+];
 /// What the web server says.
 pub const PAGE: &str = "<!doctype html>\n<title>Sample</title>\n<h1>It works</h1>\n";
 /// A file of a package is not larger than this.
@@ -64,7 +69,7 @@ pub fn make_images(directory: &Path) -> Result<()> {
         )
     })?;
     let layout = Layout::open_or_create(directory)?;
-    let [tall, web] = IMAGES;
+    let [tall, web, postgres, hooks, empty] = IMAGES;
     put_image(
         &layout,
         tall,
@@ -84,7 +89,14 @@ pub fn make_images(directory: &Path) -> Result<()> {
         "Entrypoint": serve, "Env": [PATH], "User": "65534:65534",
         "ExposedPorts": { "8080/tcp": {} },
     });
-    put_image(&layout, web, &[&base, &page], &config)
+    put_image(&layout, web, &[&base, &page], &config)?;
+    put_image(&layout, postgres, &[&base, &page], &config)?;
+    let say = "echo seeding $GRAVITY_CLUSTER_NAME, provider $GRAVITY_CLUSTER_PROVIDER, \
+               flavor $GRAVITY_CLUSTER_FLAVOR, user $GRAVITY_SERVICE_USER";
+    let config = json!({ "Cmd": ["/bin/sh", "-ec", say], "Env": [PATH] });
+    put_image(&layout, hooks, &[&base], &config)?;
+    let nothing = layer(|_| Ok(()))?;
+    put_image(&layout, empty, &[&nothing], &json!({ "Env": [PATH] }))
 }
 
 const PATH: &str = "PATH=/usr/local/bin:/usr/bin:/bin";
@@ -381,7 +393,7 @@ fn put_image(
         "layers": layers,
     });
     let manifest = put(&serde_json::to_vec(&manifest)?, MediaType::ImageManifest)?;
-    layout.tag(&format!("{REPOSITORY}/{name}"), manifest)?;
+    layout.tag(name, manifest)?;
     Ok(())
 }
 

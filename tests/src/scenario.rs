@@ -40,14 +40,8 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// The sample cluster image, built by tele.
-    ///
-    /// # Errors
-    /// When a program is missing or the build fails.
-    pub fn image(&self, sink: &dyn Sink) -> Result<PathBuf> {
-        if let Some(image) = &self.image {
-            return Ok(image.clone());
-        }
+    /// The `tele` program.
+    pub(crate) fn tele(&self) -> Result<PathBuf> {
         let tele = match &self.tele {
             Some(tele) => tele.clone(),
             None => std::env::current_exe()
@@ -59,6 +53,18 @@ impl Setup {
             "{} is not built; `make binaries` does it",
             tele.display()
         );
+        Ok(tele)
+    }
+
+    /// The sample cluster image, built by tele.
+    ///
+    /// # Errors
+    /// When a program is missing or the build fails.
+    pub fn image(&self, sink: &dyn Sink) -> Result<PathBuf> {
+        if let Some(image) = &self.image {
+            return Ok(image.clone());
+        }
+        let tele = self.tele()?;
         let directory = file::cache()?.join("sample");
         let name = self.sample.file_name().context("the sample has no name")?;
         let (images, output) = (directory.join("images"), directory.join(name));

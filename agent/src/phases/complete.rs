@@ -1,6 +1,7 @@
 //! Ends an install: hooks lose their rights, what is known of the cluster is
-//! stored. From then on the node has one.
+//! stored. From then on the node has one, and its status hook runs.
 
+use manifest::HookName;
 use operation::PhaseError;
 use spec::phase::Complete;
 
@@ -13,6 +14,13 @@ pub(crate) async fn execute(node: &Node, phase: Complete) -> Result<(), PhaseErr
         .revoke_hooks(&phase.operation)
         .await
         .map_err(|error| transient(&error))?;
+    let manifest = manifest::parse(&phase.manifest, "app.yaml");
+    if manifest.is_ok_and(|manifest| manifest.hooks.contains_key(&HookName::Status)) {
+        client
+            .start_status_hook()
+            .await
+            .map_err(|error| transient(&error))?;
+    }
     store(node, &phase.cluster, &phase.manifest)
 }
 

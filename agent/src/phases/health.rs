@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use event::Sink;
 use operation::PhaseError;
-use spec::phase::Health;
 
 use crate::node::transient;
 use crate::{Node, room};
@@ -13,9 +12,11 @@ use crate::{Node, room};
 /// Slow machines under load take minutes.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-pub(crate) async fn execute(
+/// `name` is the node's in Kubernetes, `kubeconfig` one of its own.
+pub(crate) async fn wait_healthy(
     node: &Node,
-    phase: Health,
+    name: &str,
+    kubeconfig: &str,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     let ready = async {
@@ -24,9 +25,9 @@ pub(crate) async fn execute(
             .wait_ready(&[], DEADLINE, |_| ())
             .await
             .map_err(|error| transient(&error))?;
-        let client = node.kubernetes_as(&phase.kubeconfig).await?;
+        let client = node.kubernetes_as(kubeconfig).await?;
         client
-            .wait_node_ready(&phase.node, DEADLINE)
+            .wait_node_ready(name, DEADLINE)
             .await
             .map_err(|error| transient(&error))
     };
@@ -34,6 +35,6 @@ pub(crate) async fn execute(
         ready = ready => ready?,
         full = room::exhausted(node.layout().state_dir()) => return Err(full),
     }
-    sink.info(&format!("Node {} is ready", phase.node));
+    sink.info(&format!("Node {name} is ready"));
     Ok(())
 }

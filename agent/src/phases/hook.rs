@@ -15,15 +15,19 @@ pub(crate) async fn execute(
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     let client = node.kubernetes().await?;
-    let run = cluster::hooks::HookRun {
+    cluster::hooks::run(&client, &hook_run(phase), sink)
+        .await
+        .map_err(|error| lasting(&error))
+}
+
+/// A hook as [`cluster::hooks`] takes it.
+pub fn hook_run(phase: Hook) -> cluster::hooks::HookRun {
+    cluster::hooks::HookRun {
         name: phase.hook,
         job_yaml: phase.job,
         env: phase.env,
         resources_host_path: phase.resources,
         service_user_uid: phase.service_uid,
         operation_id: phase.operation,
-    };
-    cluster::hooks::run(&client, &run, sink)
-        .await
-        .map_err(|error| lasting(&error))
+    }
 }

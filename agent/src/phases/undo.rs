@@ -66,10 +66,25 @@ pub(crate) async fn undo(
         PhaseSpec::Health(_) => Ok(()),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,
         PhaseSpec::Complete(_) | PhaseSpec::CompleteJoin(_) => {
+            if matches!(phase, PhaseSpec::Complete(_)) {
+                stop_status_hook(node, &*sink).await;
+            }
             let layout = node.layout();
             remove_file(&layout.cluster())?;
             remove_file(&layout.manifest())
         }
+    }
+}
+
+/// Without Kubernetes nobody runs it anyway.
+async fn stop_status_hook(node: &Node, sink: &dyn Sink) {
+    let stopped = async {
+        let client = node.kubernetes().await.map_err(|error| error.message)?;
+        let stopped = client.stop_status_hook().await;
+        stopped.map_err(|error| error.to_string())
+    };
+    if let Err(error) = stopped.await {
+        sink.warning(&error);
     }
 }
 

@@ -176,11 +176,11 @@ pub(crate) fn content(
             name: config.name.clone(),
             version: config.image_version.clone(),
             digest: cluster.image.root().to_owned(),
+            resources: config.resources.clone(),
         },
         manifest_text,
         planets: planets(cluster, &manifest)?,
         images,
-        resources: config.resources.clone(),
     };
     Ok((manifest, content))
 }

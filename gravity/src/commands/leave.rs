@@ -1,11 +1,21 @@
-//! `gravity leave`: takes everything of ours off the node.
+//! `gravity leave`: uninstalls the application with the cluster's last node,
+//! then takes everything of ours off the node.
+
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
+use manifest::{HookName, Manifest};
 
-use super::{Session, require_root};
+use super::{Session, hook, require_root, status};
 use crate::cli::Leave;
+
+/// How long Kubernetes may take to answer before hooks are run.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What is run before the node is cleaned up, in order.
+const HOOKS: [HookName; 2] = [HookName::PreUninstall, HookName::Uninstall];
 
 pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode> {
     require_root()?;
@@ -17,20 +27,20 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
         );
     }
     let joined = session.layout.node_certificate().exists();
-    if !arguments.force && !joined {
-        bail!(
-            "this is the cluster's last node: leaving it ends the cluster; use `gravity leave --force`"
-        );
-    }
-    if !arguments.confirm
-        && !session
-            .console
-            .confirm("All of the cluster's data on this node will be lost. Go on?")?
-    {
+    let question = match joined {
+        true => "All of the cluster's data on this node will be lost. Go on?",
+        false => {
+            "This is the cluster's last node: leaving it ends the cluster, and all of its data \
+             on this node will be lost. Go on?"
+        }
+    };
+    if !arguments.confirm && !session.console.confirm(question)? {
         bail!("nothing was changed");
     }
     let lock = host::lock::Lock::acquire(&session.layout.operation_lock())?;
-    if joined && !arguments.force {
+    if !joined {
+        end_application(session, arguments.force).await?;
+    } else if !arguments.force {
         session.console.step("Moving pods to other nodes");
         leave_cluster(session).await.context(
             "leave the cluster; nothing was changed on this node. `gravity leave --force` cleans \
@@ -46,6 +56,74 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
         false => session.console.print(&report.to_string()),
     }
     Ok(ExitCode::Ok)
+}
+
+/// Uninstalls the application, once; a half-finished install has none yet.
+async fn end_application(session: &Session, force: bool) -> Result<()> {
+    if !session.layout.cluster().exists() || session.layout.leaving().exists() {
+        return Ok(());
+    }
+    match uninstall(session, force).await {
+        Ok(()) => {}
+        Err(error) if force => session.console.warning(&format!("{error:#}")),
+        Err(error) => {
+            return Err(error.context(
+                "the application could not be uninstalled, and the cluster stays as it is; \
+                 mend the cause, or leave without it by `gravity leave --force`",
+            ));
+        }
+    }
+    // Whatever ends us from here on: the hooks are not run again.
+    host::atomic::write(&session.layout.leaving(), b"", 0o600)?;
+    Ok(())
+}
+
+/// Runs the hooks of the end. The status hook is silent meanwhile.
+async fn uninstall(session: &Session, force: bool) -> Result<()> {
+    let manifest = status::manifest(session)?;
+    if !HOOKS.iter().any(|hook| manifest.hooks.contains_key(hook)) {
+        return Ok(());
+    }
+    let client = cluster::Client::connect(&session.layout.admin_kubeconfig()).await?;
+    client.wait_api(PATIENCE).await?;
+    let checked = manifest.hooks.contains_key(&HookName::Status);
+    if checked {
+        client.stop_status_hook().await?;
+    }
+    let ended = hooks(session, &client, &manifest, force).await;
+    if checked && ended.is_err() {
+        client.start_status_hook().await?;
+    }
+    ended
+}
+
+async fn hooks(
+    session: &Session,
+    client: &cluster::Client,
+    manifest: &Manifest,
+    force: bool,
+) -> Result<()> {
+    let cluster = status::cluster(session)?;
+    // The same each time: a hook that has completed is not run again.
+    let operation = format!("leave-{}", cluster.id);
+    let mut ended = Ok(());
+    for name in HOOKS {
+        let Some(job) = manifest.hooks.get(&name) else {
+            continue;
+        };
+        session.console.step(&format!("Running the {name} hook"));
+        let hook = installer::hooks::hook(&cluster, name, job, &operation);
+        match hook::once(session, client, hook).await {
+            Ok(()) => {}
+            Err(error) if force => session.console.warning(&format!("{error:#}")),
+            Err(error) => {
+                ended = Err(error);
+                break;
+            }
+        }
+    }
+    hook::revoke(session, client, &operation).await;
+    ended
 }
 
 /// Has the cluster move pods off this node and forget it.

@@ -145,9 +145,12 @@ async fn show_cluster(session: &Session) -> Result<()> {
         return Ok(());
     }
     let client = session.administrator().await?;
-    let endpoints = status::endpoints(session, &client).await?;
     let mut lines = vec![format!("Cluster {} is active", cluster.name)];
-    lines.extend(status::endpoints_text(&endpoints));
+    // The install is complete, whatever its endpoints are.
+    match status::endpoints(session, &client).await {
+        Ok(endpoints) => lines.extend(status::endpoints_text(&endpoints)),
+        Err(error) => session.console.warning(&format!("{error:#}")),
+    }
     for line in lines {
         session.console.info(&line);
     }

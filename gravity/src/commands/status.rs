@@ -4,8 +4,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cluster::NodeStatus;
+use cluster::hooks::LastCheck;
 use console::ExitCode;
 use installer::coordinator::Operation;
+use manifest::{HookName, Manifest};
 use serde::Serialize;
 use spec::ClusterSpec;
 
@@ -20,6 +22,8 @@ struct Report {
     cluster: Cluster,
     nodes: Vec<Node>,
     endpoints: Vec<Endpoint>,
+    /// How the status hook ended last, where there is one and it has run.
+    status_hook: Option<LastCheck>,
     operation: Option<Progress>,
 }
 
@@ -73,8 +77,12 @@ pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
     })
 }
 
-fn cluster(session: &Session) -> Result<ClusterSpec> {
+/// What is known of the node's cluster.
+pub(crate) fn cluster(session: &Session) -> Result<ClusterSpec> {
     let path = session.layout.cluster();
+    if session.layout.leaving().exists() {
+        bail!("the cluster is being removed from this node; go on with `gravity leave`");
+    }
     let Ok(json) = std::fs::read(&path) else {
         match Operation::last(&session.layout) {
             Ok(_) => {
@@ -104,10 +112,18 @@ async fn report(session: &Session) -> Result<Report> {
             Vec::new()
         }
     };
-    let endpoints = match &client {
-        Ok(client) => endpoints(session, client).await?,
-        Err(_) => Vec::new(),
-    };
+    let mut endpoints = Vec::new();
+    let mut status_hook = None;
+    // An API that doesn't answer is told above already.
+    if let Ok(client) = &client
+        && !ready.is_empty()
+    {
+        match tokio::time::timeout(PATIENCE, self::endpoints(session, client)).await {
+            Ok(found) => endpoints = found?,
+            Err(_) => reasons.push("endpoints can't be looked up in time".into()),
+        }
+        status_hook = last_check(session, client, &mut reasons).await?;
+    }
     let nodes = spec.nodes.iter().map(|node| {
         let known = ready.iter().find(|known| known.name == node.hostname);
         let kubernetes = match known.map(|known| known.ready) {
@@ -161,6 +177,7 @@ async fn report(session: &Session) -> Result<Report> {
         },
         nodes,
         endpoints,
+        status_hook,
         operation: operation.transpose()?,
     })
 }
@@ -218,20 +235,51 @@ async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<
     }
 }
 
+/// How the status hook ended last; a failure degrades the cluster.
+async fn last_check(
+    session: &Session,
+    client: &cluster::Client,
+    reasons: &mut Vec<String>,
+) -> Result<Option<LastCheck>> {
+    if !manifest(session)?.hooks.contains_key(&HookName::Status) {
+        return Ok(None);
+    }
+    let last = match tokio::time::timeout(PATIENCE, client.last_check()).await {
+        Ok(Ok(last)) => last,
+        Ok(Err(error)) => {
+            reasons.push(error.to_string());
+            None
+        }
+        Err(_) => {
+            reasons.push("the status hook's result can't be read in time".into());
+            None
+        }
+    };
+    if let Some(failed) = last.as_ref().filter(|last| !last.passed) {
+        reasons.push(failed.message.clone());
+    }
+    Ok(last)
+}
+
+/// The manifest of the installed image.
+pub(crate) fn manifest(session: &Session) -> Result<Manifest> {
+    let path = session.layout.manifest();
+    let text =
+        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    manifest::parse(&text, &path.display().to_string()).map_err(|errors| {
+        anyhow::anyhow!(
+            "{}",
+            errors.first().map(ToString::to_string).unwrap_or_default()
+        )
+    })
+}
+
 /// The endpoints that the manifest shows to the user.
 pub(crate) async fn endpoints(
     session: &Session,
     client: &cluster::Client,
 ) -> Result<Vec<Endpoint>> {
-    let path = session.layout.manifest();
-    let text =
-        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-    let manifest = manifest::parse(&text, &path.display().to_string()).map_err(|errors| {
-        anyhow::anyhow!(
-            "{}",
-            errors.first().map(ToString::to_string).unwrap_or_default()
-        )
-    })?;
+    let manifest = manifest(session)?;
     let mut found = Vec::new();
     for endpoint in manifest
         .endpoints
@@ -268,8 +316,14 @@ fn text(report: &Report) -> String {
         cluster
             .reasons
             .iter()
+            .map(|reason| reason.replace('\n', "\n                 "))
             .map(|reason| format!("                 {reason}")),
     );
+    if let Some(check) = &report.status_hook {
+        let result = if check.passed { "passed" } else { "failed" };
+        let time = console::render::timestamp(check.time);
+        lines.push(format!("Status hook:     {result}, {time}"));
+    }
     lines.push(format!(
         "Cluster image:   {} {}",
         cluster.image, cluster.version

@@ -26,6 +26,7 @@ fn cluster() -> ClusterSpec {
             name: "test".into(),
             version: "1.0.0".into(),
             digest: "sha256:0".into(),
+            resources: "sha256:cc".into(),
         },
         flavor: None,
         service_user: ServiceUser {

@@ -68,11 +68,11 @@ pub(crate) fn image() -> ImageContent {
             name: "my".into(),
             version: "1.2.3".into(),
             digest: "sha256:aa".into(),
+            resources: "sha256:cc".into(),
         },
         manifest_text: MANIFEST.into(),
         planets: planets(&[("db", &["sha256:bb"]), ("web", &["sha256:bb", "sha256:dd"])]),
         images: Vec::new(),
-        resources: "sha256:cc".into(),
     }
 }
 
@@ -155,6 +155,26 @@ fn a_plan_is_whole_and_runs_hooks_last() {
             gid: 1000
         }
     );
+}
+
+#[test]
+fn only_a_manifest_with_a_status_hook_has_a_service_that_runs_it() {
+    let services = |manifest: &str| {
+        let manifest = manifest::parse(manifest, "app.yaml").unwrap();
+        let host = HostTraits {
+            can_lower_oom_score: true,
+            resolv_conf: String::new(),
+        };
+        let users = KnownUsers::default();
+        let prepared = prepare(&options(), &manifest, &image(), &facts(), &users, &host).unwrap();
+        serde_json::to_string(&prepared.plan).unwrap()
+    };
+    assert!(!services(MANIFEST).contains("status-hook"));
+    let status = "  status:\n    job: '{kind: Job, metadata: {name: ask}}'\n";
+    let plan = services(&format!("{MANIFEST}{status}"));
+    // Its Job is a file of the planet; no phase of the install runs it.
+    assert!(plan.contains("/etc/planet/status-hook.json") && plan.contains("name: ask"));
+    assert!(!plan.contains("\"hook\":\"status\""), "{plan}");
 }
 
 #[test]

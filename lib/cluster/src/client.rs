@@ -110,12 +110,13 @@ pub enum Error {
         seconds: u64,
     },
     /// A request failed.
-    #[error("{what}")]
+    // Not a source: kube's errors print whole objects.
+    #[error("{what}: {}", short(cause))]
     Request {
         /// What was being done.
         what: String,
         /// What the API or the connection said.
-        source: Box<kube::Error>,
+        cause: Box<kube::Error>,
     },
 }
 
@@ -210,11 +211,33 @@ fn http_get(path: &str) -> Result<http::Request<Vec<u8>>, kube::Error> {
         .map_err(kube::Error::HttpError)
 }
 
-pub(crate) fn request(what: &str, source: kube::Error) -> Error {
+pub(crate) fn request(what: &str, cause: kube::Error) -> Error {
     Error::Request {
         what: what.into(),
-        source: Box::new(source),
+        cause: Box::new(cause),
     }
+}
+
+/// What the API said, with its reason; or the first cause of a connection's
+/// failure.
+fn short(error: &kube::Error) -> String {
+    if let kube::Error::Api(status) = error {
+        let message = match (status.message.trim(), &status.details) {
+            ("", Some(details)) => format!("{} \"{}\"", details.kind, details.name),
+            (message, _) => message.to_owned(),
+        };
+        return match (message.is_empty(), status.reason.as_str()) {
+            (true, "") => format!("status {}", status.code),
+            (true, reason) => reason.to_owned(),
+            (false, "") => message,
+            (false, reason) => format!("{message} ({reason})"),
+        };
+    }
+    let mut last: &dyn StdError = error;
+    while let Some(cause) = last.source() {
+        last = cause;
+    }
+    last.to_string()
 }
 
 /// Makes a request until it succeeds, fails for good, or `deadline` has
@@ -328,6 +351,33 @@ mod tests {
         let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
         let distrust = std::io::Error::other(expired);
         assert!(!is_transient(&kube::Error::Service(Box::new(distrust))));
+    }
+
+    #[test]
+    fn errors_are_short_and_name_the_reason() {
+        let status = ApiStatus::failure("jobs.batch \"x\" is forbidden: no", "Forbidden");
+        let status = status
+            .with_code(403)
+            .with_details(kube::core::response::StatusDetails {
+                name: "x".into(),
+                group: "batch".into(),
+                kind: "jobs".into(),
+                uid: "1".into(),
+                causes: Vec::new(),
+                retry_after_seconds: 0,
+            });
+        let error = request("creating Job \"x\"", kube::Error::Api(status.boxed()));
+        assert_eq!(
+            error.to_string(),
+            "creating Job \"x\": jobs.batch \"x\" is forbidden: no (Forbidden)"
+        );
+        assert!(error.source().is_none());
+        let bare = kube::Error::Api(ApiStatus::failure("", "").with_code(418).boxed());
+        assert_eq!(short(&bare), "status 418");
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let outer = std::io::Error::other(refused);
+        let error = kube::Error::Service(Box::new(outer));
+        assert_eq!(short(&error), "connection refused");
     }
 
     #[tokio::test]

@@ -25,7 +25,7 @@ pub struct Endpoint {
     pub selector: BTreeMap<String, String>,
     /// Scheme of the URL; guessed from the port where none is given.
     pub protocol: Option<String>,
-    /// The port of the Service; all where none is given.
+    /// A port of the Service, or its node port; all where none is given.
     pub port: Option<u16>,
 }
 
@@ -91,10 +91,9 @@ fn urls(endpoint: &Endpoint, services: &[Service], nodes: &[String]) -> Vec<Stri
             outside.extend(ingress.hostname.clone().or_else(|| ingress.ip.clone()));
         }
         for port in spec.ports.as_deref().unwrap_or_default() {
-            if endpoint
-                .port
-                .is_some_and(|wanted| i32::from(wanted) != port.port)
-            {
+            // Either side of a node port names it.
+            let named = |wanted| wanted == port.port || Some(wanted) == port.node_port;
+            if endpoint.port.is_some_and(|wanted| !named(wanted.into())) {
                 continue;
             }
             let scheme = endpoint.protocol.as_deref().unwrap_or_else(|| scheme(port));
@@ -177,6 +176,11 @@ mod tests {
             run(&https, spec.clone(), json!({}))[0],
             "https://10.0.0.1:30080"
         );
+        let by_node_port = Endpoint {
+            port: Some(30080),
+            ..Endpoint::default()
+        };
+        assert_eq!(run(&by_node_port, spec.clone(), json!({})).len(), 2);
         let other = Endpoint {
             port: Some(81),
             ..Endpoint::default()

@@ -124,6 +124,12 @@ impl Layout {
         self.0.join("components.json")
     }
 
+    /// Exists from the moment on when the application is uninstalled: what is
+    /// left of a `leave` is the host's part.
+    pub fn leaving(&self) -> PathBuf {
+        self.0.join("leaving")
+    }
+
     /// The journal of changes to the host.
     pub fn host_changes(&self) -> PathBuf {
         self.0.join("host-changes")

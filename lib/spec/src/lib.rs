@@ -99,6 +99,8 @@ pub struct ImageRef {
     pub version: String,
     /// Digest of its manifest blob, `sha256:...`.
     pub digest: String,
+    /// Digest of the tar of its resources.
+    pub resources: String,
 }
 
 /// The user that services run as.

@@ -1,6 +1,6 @@
 //! Puts the planet's root filesystem together.
 //!
-//! In: the Debian tar, built components, planet-init. Out: [`Planet`]: one tar
+//! In: the Debian tar, built components, programs of ours. Out: [`Planet`]: one tar
 //! in the cache and its bill of materials, under the hash of what they are
 //! made of. Nothing in it depends on the machine that made it.
 
@@ -27,8 +27,16 @@ const KEPT: usize = 3;
 /// Longest /var/lib/dpkg/status that is read, bytes.
 const MAX_STATUS: u64 = 16 << 20;
 
-/// Largest planet-init, bytes.
-const MAX_INIT: u64 = 64 << 20;
+/// Largest program of ours, bytes.
+const MAX_PROGRAM: u64 = 64 << 20;
+
+/// Programs of ours.
+pub(crate) struct Programs {
+    /// PID 1 of the planet, and the pause container.
+    pub(crate) init: PathBuf,
+    /// `helm` of hooks.
+    pub(crate) helm_shim: PathBuf,
+}
 
 /// The planet's root filesystem.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,20 +70,12 @@ pub(crate) fn make(
     versions: &Versions,
     rootfs: &Rootfs,
     built: &[Built],
-    init: &Path,
+    programs: &Programs,
     cache: &Path,
     mtime: u64,
     sink: &dyn Sink,
 ) -> Result<Planet> {
-    let init_size = std::fs::metadata(init)
-        .with_context(|| init.display().to_string())?
-        .len();
-    ensure!(
-        init_size <= MAX_INIT,
-        "{}: {init_size} bytes, more than {MAX_INIT}",
-        init.display()
-    );
-    let init = std::fs::read(init).with_context(|| init.display().to_string())?;
+    let (init, helm_shim) = (read(&programs.init)?, read(&programs.helm_shim)?);
     let links: Vec<_> = versions
         .components
         .iter()
@@ -89,6 +89,7 @@ pub(crate) fn make(
         built,
         links,
         file::digest(&init),
+        file::digest(&helm_shim),
         mtime,
     ))?;
     let hash = file::digest(&inputs).replace("sha256:", "");
@@ -111,7 +112,14 @@ pub(crate) fn make(
         &tree.content("var/lib/dpkg/status", MAX_STATUS)?,
     ));
     let sbom = sbom::make(versions, built, &packages)?;
-    fill(&mut tree, versions, built, init, &sbom)?;
+    fill(&mut tree, versions, built, &sbom)?;
+    tree.bytes(
+        "usr/local/share/planet/pause.tar",
+        0o644,
+        pause::archive(&init)?,
+    )?;
+    tree.bytes("usr/local/bin/planet-init", 0o755, init)?;
+    tree.bytes("usr/local/bin/helm-shim", 0o755, helm_shim)?;
     let (digest, size) = tree.write(&temporary.join("rootfs.tar"), mtime)?;
     file::write(&temporary.join("sbom.cdx.json"), &sbom)?;
     let mut planet = Planet {
@@ -129,6 +137,17 @@ pub(crate) fn make(
     ));
     prune(&all, &planet.directory);
     Ok(planet)
+}
+
+fn read(program: &Path) -> Result<Vec<u8>> {
+    let context = || program.display().to_string();
+    let size = std::fs::metadata(program).with_context(context)?.len();
+    ensure!(
+        size <= MAX_PROGRAM,
+        "{}: {size} bytes, more than {MAX_PROGRAM}",
+        program.display()
+    );
+    std::fs::read(program).with_context(context)
 }
 
 fn find(directory: &Path) -> Option<Planet> {
@@ -156,13 +175,7 @@ fn prune(all: &Path, current: &Path) {
     }
 }
 
-fn fill(
-    tree: &mut Tree,
-    versions: &Versions,
-    built: &[Built],
-    init: Vec<u8>,
-    sbom: &[u8],
-) -> Result<()> {
+fn fill(tree: &mut Tree, versions: &Versions, built: &[Built], sbom: &[u8]) -> Result<()> {
     tree.retain(kept);
     for directory in ["dev", "opt/cni/bin", "proc", "run", "sys", "var/log"] {
         tree.directory(directory, 0o755)?;
@@ -196,13 +209,7 @@ fn fill(
             tree.symlink(path.trim_start_matches('/'), target)?;
         }
     }
-    tree.bytes(
-        "usr/local/share/planet/pause.tar",
-        0o644,
-        pause::archive(&init)?,
-    )?;
-    tree.bytes("usr/local/share/planet/sbom.cdx.json", 0o644, sbom)?;
-    tree.bytes("usr/local/bin/planet-init", 0o755, init)
+    tree.bytes("usr/local/share/planet/sbom.cdx.json", 0o644, sbom)
 }
 
 /// Whether a path of the Debian root goes into the image: not what another

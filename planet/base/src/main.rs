@@ -29,6 +29,7 @@ use console::{Console, ExitCode, Format, render};
 use event::Sink;
 use oci::Layout;
 
+use crate::assemble::Programs;
 use crate::component::Workshop;
 use crate::versions::Versions;
 
@@ -57,6 +58,9 @@ struct Options {
     /// The planet-init program of the image. By default it is built.
     #[arg(long)]
     planet_init: Option<PathBuf>,
+    /// The helm-shim program of the image. By default it is built.
+    #[arg(long)]
+    helm_shim: Option<PathBuf>,
     /// How many components are built at a time.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -131,9 +135,13 @@ fn run(options: &Options, console: &Console) -> Result<()> {
         console,
     )?;
     let built = workshop.build(&versions.components)?;
-    let init = match &options.planet_init {
-        Some(init) => init.clone(),
-        None => build_init(&source)?,
+    let own = |given: &Option<PathBuf>, package, name| match given {
+        Some(path) => Ok(path.clone()),
+        None => build(&source, package, name),
+    };
+    let programs = Programs {
+        init: own(&options.planet_init, "gravity-planet-init", "planet-init")?,
+        helm_shim: own(&options.helm_shim, "gravity-helm-shim", "helm-shim")?,
     };
     let mtime = match std::env::var("SOURCE_DATE_EPOCH") {
         Ok(text) => text
@@ -141,7 +149,9 @@ fn run(options: &Options, console: &Console) -> Result<()> {
             .context("SOURCE_DATE_EPOCH: not a number of seconds")?,
         Err(_) => 0,
     };
-    let planet = assemble::make(&versions, &rootfs, &built, &init, &cache, mtime, console)?;
+    let planet = assemble::make(
+        &versions, &rootfs, &built, &programs, &cache, mtime, console,
+    )?;
     let hub_name = hub.display().to_string();
     let layout = Layout::open_or_create(&hub)?;
     let published = publish::publish(&layout, &versions, &planet, &options.gravity)?;
@@ -247,24 +257,23 @@ fn kubeadm(
     Ok(())
 }
 
-/// Builds planet-init in the workspace that `source` is part of.
-fn build_init(source: &Path) -> Result<PathBuf> {
+/// Builds a program in the workspace that `source` is part of.
+fn build(source: &Path, package: &str, name: &str) -> Result<PathBuf> {
     let mut command = Command::new("cargo");
     command
         .current_dir(source)
-        .args(["build", "--release", "-p", "gravity-planet-init"]);
+        .args(["build", "--release", "-p", package]);
     command.arg("--message-format=json");
-    let messages = tool::output(&mut command).context("planet-init")?;
+    let messages = tool::output(&mut command).context(package.to_owned())?;
     for line in messages.lines() {
         let message: serde_json::Value = serde_json::from_str(line).unwrap_or_default();
-        let package = message["manifest_path"].as_str().unwrap_or_default();
         if let Some(path) = message["executable"].as_str()
-            && Path::new(package).ends_with("planet/init/Cargo.toml")
+            && message["target"]["name"] == name
         {
             return Ok(path.into());
         }
     }
-    bail!("cargo built no planet-init")
+    bail!("cargo built no {name}")
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
-use super::{OPERATION_LABEL, SERVICE_ACCOUNT};
+use super::{OPERATION_LABEL, SERVICE_ACCOUNT, service_account};
 use crate::client::{Client, DEADLINE, Error, is_conflict, retry};
 use crate::delete::gone;
 
@@ -62,7 +62,7 @@ impl Client {
         for account in self.list(what, &accounts, params).await? {
             let (name, namespace) = (account.name_any(), account.namespace().unwrap_or_default());
             let accounts: Api<ServiceAccount> = Api::namespaced(self.0.clone(), &namespace);
-            if name == SERVICE_ACCOUNT {
+            if name.starts_with(SERVICE_ACCOUNT) {
                 retry(what, DEADLINE, || async {
                     gone(accounts.delete(&name, &delete).await.map(drop))
                 })
@@ -84,12 +84,13 @@ impl Client {
 }
 
 fn objects(operation_id: &str, namespace: &str) -> Vec<Value> {
+    let account = service_account(operation_id);
     vec![
         json!({
             "apiVersion": "v1",
             "kind": "ServiceAccount",
             "metadata": {
-                "name": SERVICE_ACCOUNT,
+                "name": account,
                 "namespace": namespace,
                 "labels": { OPERATION_LABEL: operation_id },
             },
@@ -98,7 +99,7 @@ fn objects(operation_id: &str, namespace: &str) -> Vec<Value> {
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
             "metadata": {
-                "name": format!("{SERVICE_ACCOUNT}-{namespace}"),
+                "name": format!("{account}-{namespace}"),
                 "labels": { OPERATION_LABEL: operation_id },
             },
             "roleRef": {
@@ -107,7 +108,7 @@ fn objects(operation_id: &str, namespace: &str) -> Vec<Value> {
                 "name": "cluster-admin",
             },
             "subjects": [
-                { "kind": "ServiceAccount", "name": SERVICE_ACCOUNT, "namespace": namespace },
+                { "kind": "ServiceAccount", "name": account, "namespace": namespace },
             ],
         }),
     ]

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::Value;
 
-use super::{DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, OPERATION_LABEL, SERVICE_ACCOUNT};
+use super::{DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, OPERATION_LABEL, STATUS};
 
 /// Longest Job that is read, in bytes: what fits into etcd.
 const MAX_JOB: usize = 1 << 20;
@@ -25,10 +25,24 @@ const MAX_NAME: usize = 63;
 /// Where containers see the cluster resources.
 const RESOURCES: &str = "/var/lib/gravity/resources";
 
-/// Programs that every container sees, at the paths that the planet has them.
-const PROGRAMS: [(&str, &str); 2] = [
-    ("gravity-kubectl", "/usr/local/bin/kubectl"),
-    ("gravity-helm", "/usr/local/bin/helm"),
+/// Programs that every container sees: volume, path in the planet, path in the
+/// container. `helm` also takes what Helm 2 took, and calls `helm3`.
+const PROGRAMS: [(&str, &str, &str); 3] = [
+    (
+        "gravity-kubectl",
+        "/usr/local/bin/kubectl",
+        "/usr/local/bin/kubectl",
+    ),
+    (
+        "gravity-helm",
+        "/usr/local/bin/helm-shim",
+        "/usr/local/bin/helm",
+    ),
+    (
+        "gravity-helm3",
+        "/usr/local/bin/helm",
+        "/usr/local/bin/helm3",
+    ),
 ];
 
 const RESOURCES_VOLUME: &str = "gravity-resources";
@@ -111,6 +125,10 @@ pub fn job(hook: &HookRun) -> Result<Job, JobError> {
     }
     let spec = job.spec.get_or_insert_default();
     spec.active_deadline_seconds.get_or_insert(DEADLINE_SECONDS);
+    if hook.name == STATUS {
+        // The next check comes in a minute; retries would only delay the news.
+        spec.backoff_limit.get_or_insert(0);
+    }
     let template = spec.template.metadata.get_or_insert_default();
     for (key, value) in labels {
         template
@@ -226,14 +244,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// Six hex digits of operation and hook.
 fn suffix(hook: &HookRun) -> String {
-    let input = format!("{}\n{}", hook.operation_id, hook.name);
-    let digest = ring::digest::digest(&ring::digest::SHA256, input.as_bytes());
-    digest
-        .as_ref()
-        .iter()
-        .take(3)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    super::short_hash(&format!("{}\n{}", hook.operation_id, hook.name))
 }
 
 fn unique_name(base: &str, suffix: &str) -> String {
@@ -247,7 +258,7 @@ fn complete_pod(hook: &HookRun, spec: &mut JobSpec) -> Result<(), JobError> {
     // A pod without a restart policy would be refused by the API server.
     pod.restart_policy.get_or_insert_with(|| "OnFailure".into());
     if pod.service_account_name.is_none() && pod.service_account.is_none() {
-        pod.service_account_name = Some(SERVICE_ACCOUNT.into());
+        pod.service_account_name = Some(super::service_account(&hook.operation_id));
     }
     let security = pod
         .security_context
@@ -284,7 +295,7 @@ fn add_volumes(hook: &HookRun, pod: &mut PodSpec) -> Result<(), JobError> {
     let volumes = pod.volumes.get_or_insert_default();
     let resources = hook.resources_host_path.to_string_lossy().into_owned();
     let mut ours = vec![(RESOURCES_VOLUME, resources, "Directory")];
-    ours.extend(PROGRAMS.map(|(name, path)| (name, path.to_owned(), "File")));
+    ours.extend(PROGRAMS.map(|(name, path, _)| (name, path.to_owned(), "File")));
     for (name, path, kind) in ours {
         if volumes.iter().any(|volume| volume.name == name) {
             return Err(JobError::Reserved {
@@ -325,7 +336,8 @@ fn complete_container(hook: &HookRun, container: &mut Container) {
     container.env = Some(ours.chain(own).collect());
 
     let mounts = container.volume_mounts.get_or_insert_default();
-    let ours = std::iter::once((RESOURCES_VOLUME, RESOURCES)).chain(PROGRAMS);
+    let programs = PROGRAMS.map(|(name, _, path)| (name, path));
+    let ours = std::iter::once((RESOURCES_VOLUME, RESOURCES)).chain(programs);
     for (name, path) in ours {
         // Where the container mounts something of its own, it wants that.
         if mounts
@@ -402,7 +414,7 @@ spec:
             pod,
             &serde_json::json!({
                 "restartPolicy": "OnFailure",
-                "serviceAccountName": "gravity-hook",
+                "serviceAccountName": crate::hooks::service_account("5f6a"),
                 "securityContext": { "runAsUser": 0, "runAsNonRoot": false, "fsGroup": 0 },
                 "tolerations": [{ "operator": "Exists" }],
                 "volumes": [
@@ -411,6 +423,8 @@ spec:
                     { "name": "gravity-kubectl", "hostPath": {
                         "path": "/usr/local/bin/kubectl", "type": "File" } },
                     { "name": "gravity-helm", "hostPath": {
+                        "path": "/usr/local/bin/helm-shim", "type": "File" } },
+                    { "name": "gravity-helm3", "hostPath": {
                         "path": "/usr/local/bin/helm", "type": "File" } },
                 ],
                 "containers": [{
@@ -428,6 +442,8 @@ spec:
                           "mountPath": "/usr/local/bin/kubectl" },
                         { "name": "gravity-helm", "readOnly": true,
                           "mountPath": "/usr/local/bin/helm" },
+                        { "name": "gravity-helm3", "readOnly": true,
+                          "mountPath": "/usr/local/bin/helm3" },
                     ],
                 }],
             })
@@ -482,19 +498,37 @@ spec:
         );
         assert_eq!(pod["tolerations"].as_array().unwrap().len(), 2);
         assert_eq!(pod["volumes"][0]["name"], "data");
-        assert_eq!(pod["volumes"].as_array().unwrap().len(), 4);
+        assert_eq!(pod["volumes"].as_array().unwrap().len(), 5);
         let init = &pod["initContainers"][0];
         assert_eq!(init["imagePullPolicy"], "Always");
         assert_eq!(init["securityContext"]["runAsUser"], 980);
         assert_eq!(init["securityContext"]["runAsGroup"], 5);
         assert_eq!(init["env"][0]["value"], "980");
         assert_eq!(init["env"][1]["value"], "other");
-        assert_eq!(init["volumeMounts"].as_array().unwrap().len(), 3);
+        assert_eq!(init["volumeMounts"].as_array().unwrap().len(), 4);
         let container = &pod["containers"][0];
         assert_eq!(container["securityContext"]["runAsUser"], 7);
         assert_eq!(container["env"][2]["name"], "A");
         assert_eq!(container["volumeMounts"][0]["name"], "data");
-        assert_eq!(container["volumeMounts"].as_array().unwrap().len(), 3);
+        assert_eq!(container["volumeMounts"].as_array().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn a_status_check_is_not_retried_unless_it_says_so() {
+        let status = |text: &str| {
+            let run = HookRun {
+                name: STATUS.into(),
+                ..hook(text)
+            };
+            job(&run).unwrap().spec.unwrap().backoff_limit
+        };
+        assert_eq!(status(PAGE), Some(0));
+        let own = PAGE.replace(
+            "spec:\n  template:",
+            "spec:\n  backoffLimit: 3\n  template:",
+        );
+        assert_eq!(status(&own), Some(3));
+        assert_eq!(job(&hook(PAGE)).unwrap().spec.unwrap().backoff_limit, None);
     }
 
     #[test]

@@ -10,19 +10,38 @@ mod job;
 mod logs;
 mod observe;
 mod run;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use job::{JobError, job};
-pub use run::{HookError, run};
+pub use run::{HookError, remove, run};
+pub use watch::{LastCheck, watch};
 
 /// Namespace of hooks that don't say one, as in Gravity from its beginning.
 pub const DEFAULT_NAMESPACE: &str = "kube-system";
 
-/// Service account that hooks run as, unless their Job names another. It may do
-/// everything, and lives as long as the operation.
+/// First part of the name of the service account that hooks run as, unless
+/// their Job names another. It may do everything, and lives as long as its
+/// operation.
 pub const SERVICE_ACCOUNT: &str = "gravity-hook";
+
+/// The service account of an operation: operations that overlap don't end each
+/// other's.
+fn service_account(operation_id: &str) -> String {
+    format!("{SERVICE_ACCOUNT}-{}", short_hash(operation_id))
+}
+
+/// Six hex digits that depend on all of `input`.
+fn short_hash(input: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, input.as_bytes());
+    let bytes = digest.as_ref().iter().take(3);
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Name of the hook that is run every minute.
+const STATUS: &str = "status";
 
 /// Label with the identity of the operation that made an object.
 pub const OPERATION_LABEL: &str = "gravitational.io/operation";

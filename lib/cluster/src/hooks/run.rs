@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::job::{self, JobError};
 use super::logs::{self, Tails};
 use super::observe::Observer;
-use super::{HookRun, SERVICE_ACCOUNT};
+use super::{HookRun, service_account};
 use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, request, retry};
 use crate::node::refusal;
 
@@ -95,18 +95,12 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
         hook: hook.name.clone(),
         source,
     };
-    let run = Run {
-        client,
-        hook,
-        sink: &*sink,
-        name: job.name_any(),
-        namespace: job.namespace().unwrap_or_default(),
-    };
+    let run = Run::new(client, hook, &job, &*sink);
     let account = job
         .spec
         .as_ref()
         .and_then(|spec| spec.template.spec.as_ref()?.service_account_name.as_deref());
-    if account == Some(SERVICE_ACCOUNT) {
+    if account == Some(&*service_account(&hook.operation_id)) {
         client
             .allow_hooks(&hook.operation_id, &run.namespace)
             .await
@@ -128,6 +122,28 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
         .and_then(|s| u64::try_from(s).ok())
         .unwrap_or_default();
     run.watch(Duration::from_secs(seconds) + GRACE).await
+}
+
+/// Deletes the Job of a hook with its pods, and waits until it is gone. One
+/// that doesn't exist is gone.
+///
+/// # Errors
+/// When the text is no Job, the API refuses it, or the pods don't end.
+pub async fn remove(client: &Client, hook: &HookRun) -> Result<(), HookError> {
+    let job = job::job(hook)?;
+    let run = Run::new(client, hook, &job, &event::Discard);
+    let gone = async {
+        let jobs = run.jobs();
+        let what = format!("looking for {}", run.described());
+        match retry(&what, DEADLINE, || jobs.get_opt(&run.name)).await? {
+            Some(existing) => run.remove(&existing).await,
+            None => Ok(()),
+        }
+    };
+    gone.await.map_err(|source| HookError::Cluster {
+        hook: hook.name.clone(),
+        source,
+    })
 }
 
 /// How a Job ended.
@@ -165,7 +181,17 @@ struct Run<'a> {
     namespace: String,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn new(client: &'a Client, hook: &'a HookRun, job: &Job, sink: &'a dyn Sink) -> Self {
+        Self {
+            client,
+            hook,
+            sink,
+            name: job.name_any(),
+            namespace: job.namespace().unwrap_or_default(),
+        }
+    }
+
     fn jobs(&self) -> Api<Job> {
         Api::namespaced(self.client.0.clone(), &self.namespace)
     }

@@ -1,0 +1,34 @@
+//! Runs the status hook every minute, on the node that holds the Lease.
+//!
+//! There is one only where the manifest has the hook.
+
+use manifest::HookName;
+use planet::config::Probe;
+
+use super::{Context, Definition, config, secret};
+
+const NAME: &str = "status-hook";
+
+pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
+    let job = context.status_hook?;
+    let hook = crate::hooks::hook(context.cluster, HookName::Status, job, NAME);
+    let hook = serde_json::json!(hook);
+    let command = [
+        "/opt/gravity/bin/gravity",
+        "hook",
+        "watch",
+        "--kubeconfig",
+        &secret("admin.kubeconfig"),
+        "--node",
+        &context.node.hostname,
+        &config("status-hook.json"),
+    ]
+    .map(ToString::to_string);
+    let mut service = context.privileged(NAME, command.into(), Probe::Started);
+    service.requires = vec!["kube-apiserver".into()];
+    Some(Definition {
+        service,
+        files: vec![context.file("status-hook.json", format!("{hook:#}\n"))],
+        mounts: Vec::new(),
+    })
+}

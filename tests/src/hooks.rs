@@ -1,0 +1,340 @@
+//! Every hook on a real node: that it runs when it should, and what its failure
+//! does.
+//!
+//! In: the sample `tests/hooks`. Out: a table with a line a hook, or the first
+//! check that failed; then the node stays to be looked at.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use console::Console;
+use event::Sink;
+use manifest::HookName;
+use serde_json::Value;
+
+use crate::faults::Said;
+use crate::node::{self, Node};
+use crate::scenario::{IMAGE, Setup};
+use crate::{file, process};
+
+/// No command may take longer, in seconds.
+const LIMIT: &str = "420";
+/// The status hook runs every minute and its Job takes a few seconds.
+const CHECKED: Duration = Duration::from_secs(180);
+
+/// Runs all of it on the new node `name`.
+///
+/// # Errors
+/// At the first check that fails.
+pub fn run(name: &str, console: &Console) -> Result<()> {
+    node::require_root()?;
+    let setup = Setup {
+        sample: "tests/hooks".into(),
+        tele: None,
+        image: None,
+        default_route: false,
+    };
+    let mut table = Table::default();
+    console.step("Hooks whose operation doesn't exist");
+    refused(&setup, &mut table)?;
+    let image = setup.image(console)?;
+    let node = setup.create(name, console)?;
+    node.copy(&image, IMAGE)?;
+    node.run(&["chmod", "755", IMAGE])?;
+    let test = Test { node: &node };
+    for (step, check) in CHECKS {
+        console.step(step);
+        check(&test, &mut table).with_context(|| step.to_owned())?;
+    }
+    node.delete()?;
+    table.show(console)
+}
+
+type Check = fn(&Test<'_>, &mut Table) -> Result<()>;
+
+const CHECKS: &[(&str, Check)] = &[
+    ("Hooks of the install", install),
+    ("Endpoints", |test, _| endpoints(test)),
+    ("Hooks by hand", by_hand),
+    ("The status hook", status),
+    ("Stop and start", power),
+    ("Hooks of the end", leave),
+];
+
+/// What was seen of each hook.
+#[derive(Default)]
+struct Table(BTreeMap<HookName, Vec<&'static str>>);
+
+impl Table {
+    fn seen(&mut self, hook: HookName, what: &'static str) {
+        self.0.entry(hook).or_default().push(what);
+    }
+
+    fn show(&self, console: &Console) -> Result<()> {
+        let rows: Vec<_> = HookName::ALL
+            .iter()
+            .map(|hook| {
+                let seen = self.0.get(hook).map(|seen| seen.join("; "));
+                vec![hook.to_string(), seen.unwrap_or_default()]
+            })
+            .collect();
+        console.table(&["Hook", "What was seen"], &rows);
+        let missing: Vec<_> = rows.iter().filter(|row| row[1].is_empty()).collect();
+        ensure!(missing.is_empty(), "hooks without a test: {missing:?}");
+        Ok(())
+    }
+}
+
+struct Test<'a> {
+    node: &'a Node,
+}
+
+impl Test<'_> {
+    fn said(&self, words: &[&str]) -> Result<Said> {
+        let mut bounded = vec!["timeout", "--kill-after=5", LIMIT];
+        bounded.extend(words);
+        let mut command = self.node.command(&bounded)?;
+        let output = command.stdin(Stdio::null()).output();
+        Ok(Said::of(&output.context("starting testnode")?))
+    }
+
+    fn gravity(&self, line: &str) -> Result<Said> {
+        let words: Vec<_> = std::iter::once(IMAGE).chain(line.split(' ')).collect();
+        self.said(&words)
+    }
+
+    fn kubectl(&self, line: &str) -> Result<String> {
+        let words: Vec<_> = std::iter::once("kubectl").chain(line.split(' ')).collect();
+        Ok(self.said(&words)?.expect(0, &[])?.text)
+    }
+
+    fn status(&self) -> Result<Value> {
+        let text = self.gravity("status --output json")?.text;
+        let values = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        let last = values.filter_map(Result::ok).last();
+        last.with_context(|| format!("the status is no JSON: {text}"))
+    }
+
+    /// Waits until the cluster is in `state`, and its status hook has run.
+    fn reaches(&self, state: &str) -> Result<Value> {
+        let mut last = Value::Null;
+        let reached = process::wait_until(CHECKED, || {
+            std::thread::sleep(Duration::from_secs(1));
+            last = self.status().unwrap_or_default();
+            last["cluster"]["state"] == state && last["status_hook"].is_object()
+        });
+        ensure!(reached, "the cluster is not {state}: {last:#}");
+        Ok(last)
+    }
+
+    /// No right of a hook outlives its operation.
+    fn no_rights_are_left(&self) -> Result<()> {
+        for kind in ["serviceaccounts", "clusterrolebindings"] {
+            let names = self.kubectl(&format!("get {kind} -A -o name"))?;
+            ensure!(!names.contains("gravity-hook"), "{kind} are left: {names}");
+        }
+        Ok(())
+    }
+}
+
+/// `tele build` and `gravity install` refuse by the same list.
+fn refused(setup: &Setup, table: &mut Table) -> Result<()> {
+    let directory = file::cache()?.join("sample/refused");
+    file::make_directory(&directory)?;
+    let hooks: Vec<_> = HookName::ALL
+        .iter()
+        .filter(|hook| hook.trigger().is_none())
+        .collect();
+    let job = "kind: Job\n      apiVersion: batch/v1\n      spec: {template: {spec: \
+               {containers: [{name: c, image: 'c:1'}]}}}";
+    let mut text = "apiVersion: cluster.gravitational.io/v2\nkind: Cluster\n\
+                    metadata: {name: x, resourceVersion: 1.0.0}\nhooks:\n"
+        .to_owned();
+    for hook in &hooks {
+        text.push_str(&format!("  {hook}:\n    job: |\n      {job}\n"));
+    }
+    let manifest = directory.join("app.yaml");
+    file::write(&manifest, text)?;
+    let mut command = Command::new(setup.tele()?);
+    command
+        .args(["build", "--overwrite", "-o"])
+        .arg(directory.join("out"));
+    let output = command.arg(&manifest).stdin(Stdio::null()).output();
+    let mut said = Said::of(&output.context("starting tele")?);
+    for hook in hooks {
+        let words = format!("`hooks.{hook}` is not supported");
+        said = said.expect(1, &[&words])?;
+        table.seen(*hook, "refused by name");
+    }
+    Ok(())
+}
+
+fn install(test: &Test<'_>, table: &mut Table) -> Result<()> {
+    let line = format!("install --advertise-addr={}", test.node.address());
+    // The page's kubectl and helm lines.
+    test.gravity(&line)?
+        .expect(0, &["Cluster hooks is active"])?;
+    let log = "cat /var/lib/gravity/operations/*/operation.log";
+    test.said(&["sh", "-c", log])?
+        .expect(0, &["configmap/settings created", "NAME: example-"])?;
+    test.no_rights_are_left()?;
+    table.seen(HookName::Install, "the page's kubectl line");
+    table.seen(HookName::PostInstall, "the page's helm line");
+    let image =
+        test.kubectl("get pods -A -l release -o jsonpath={.items[*].spec.containers[*].image}")?;
+    ensure!(
+        image.trim() == "leader.telekube.local:5000/postgres:9.4.4",
+        "the chart's image is {image}"
+    );
+    Ok(())
+}
+
+fn endpoints(test: &Test<'_>) -> Result<()> {
+    let status = test.status()?;
+    let found: Vec<_> = status["endpoints"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|endpoint| (endpoint["name"].clone(), endpoint["urls"].clone()))
+        .collect();
+    let address = test.node.address();
+    let [(first, urls), (second, plain)] = &found[..] else {
+        anyhow::bail!("endpoints are {found:?}");
+    };
+    ensure!(
+        first == "By labels" && *urls == serde_json::json!([format!("https://{address}:30090")]),
+        "endpoints are {found:?}"
+    );
+    let plain = plain[0].as_str().unwrap_or_default();
+    ensure!(
+        second == "By name" && plain.starts_with("http://10.100.") && plain.ends_with(":8081"),
+        "endpoints are {found:?}"
+    );
+    let page = format!("http://{address}:30090/");
+    test.said(&["curl", "-sS", "--fail", "-m", "20", &page])?
+        .expect(0, &["It works"])
+        .map(drop)
+}
+
+fn by_hand(test: &Test<'_>, table: &mut Table) -> Result<()> {
+    test.gravity("hook run info")?.expect(
+        0,
+        &["seeding hooks, provider generic, flavor one, user 1000"],
+    )?;
+    table.seen(
+        HookName::Info,
+        "the page's inline Job; every GRAVITY_ variable",
+    );
+    test.gravity("hook run dump --env ANSWER=42")?.expect(
+        0,
+        &[
+            "init container of hooks, user 1000",
+            "pre-uninstall-hook.yaml",
+            "I am 1000, the answer is 42",
+        ],
+    )?;
+    table.seen(
+        HookName::Dump,
+        "init containers, -1, --env, a namespace of its own",
+    );
+    test.gravity("hook run dump")?.expect(
+        1,
+        &[
+            "hook dump failed: Job \"dump-",
+            "in namespace \"support\": BackoffLimitExceeded",
+            "/second: exit code 1",
+            "    I am 1000, the answer is missing",
+        ],
+    )?;
+    table.seen(HookName::Dump, "a failure shows the pod's last lines");
+    test.gravity("hook run backup")?
+        .expect(1, &["has no hook backup; it has install, "])?;
+    test.gravity("hook run nothing")?
+        .expect(2, &["is not a hook"])?;
+    test.no_rights_are_left()
+}
+
+fn status(test: &Test<'_>, table: &mut Table) -> Result<()> {
+    test.reaches("active")?;
+    table.seen(HookName::Status, "runs after the install");
+    test.kubectl("create configmap broken -n default")?;
+    let degraded = test.reaches("degraded")?;
+    let reasons = degraded["cluster"]["reasons"].to_string();
+    ensure!(
+        reasons.contains("hook status failed") && reasons.contains("the database does not answer"),
+        "the reasons are {reasons}"
+    );
+    test.gravity("status")?
+        .expect(6, &["degraded", "the database does not answer"])?;
+    table.seen(HookName::Status, "a failure degrades with its reason");
+    test.kubectl("delete configmap broken -n default")?;
+    test.reaches("active")?;
+    table.seen(HookName::Status, "a success ends that");
+    let jobs = test.kubectl("get jobs -A -o name -l gravitational.io/hook=status")?;
+    ensure!(jobs.lines().count() <= 1, "Jobs pile up: {jobs}");
+    Ok(())
+}
+
+fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
+    test.kubectl("create configmap busy -n default")?;
+    test.gravity("stop --confirm")?
+        .expect(1, &["the application is busy", "everything runs on"])?;
+    test.kubectl("delete configmap busy -n default")?;
+    table.seen(HookName::Stop, "a failure stops `stop`");
+    test.gravity("stop --confirm")?
+        .expect(0, &["the application is stopped"])?;
+    test.gravity("status")?
+        .expect(6, &["the planet does not run"])?;
+    table.seen(HookName::Stop, "runs before the services end");
+    test.gravity("start")?
+        .expect(0, &["the application is started"])?;
+    test.reaches("active")?;
+    table.seen(HookName::Start, "runs when the services are back");
+    Ok(())
+}
+
+fn leave(test: &Test<'_>, table: &mut Table) -> Result<()> {
+    test.kubectl("create configmap keep -n default")?;
+    let failed = test.gravity("leave --confirm")?.expect(
+        1,
+        &[
+            "hook preUninstall failed",
+            "the data is still needed",
+            "--force",
+        ],
+    )?;
+    ensure!(
+        !failed.text.contains("the application is gone"),
+        "uninstall ran after preUninstall had failed"
+    );
+    test.reaches("active")?;
+    table.seen(HookName::PreUninstall, "a failure stops `leave`");
+    test.kubectl("delete configmap keep -n default")?;
+    test.gravity("leave --confirm")?.expect(
+        0,
+        &[
+            "there is no Tiller",
+            "NAME: second",
+            "Release \"second\" has been upgraded",
+            "release \"second\" uninstalled",
+            "configmap \"settings\" deleted",
+            "the application is gone",
+        ],
+    )?;
+    table.seen(HookName::PreUninstall, "lines of Helm 2 in an empty image");
+    table.seen(HookName::Uninstall, "runs before the node is cleaned up");
+    let line = format!("install --advertise-addr={}", test.node.address());
+    test.gravity(&line)?.expect(0, &[])?;
+    test.kubectl("create configmap keep -n default")?;
+    test.gravity("leave --confirm --force")?
+        .expect(0, &["the data is still needed", "the application is gone"])?;
+    table.seen(
+        HookName::PreUninstall,
+        "`--force` goes on although it fails",
+    );
+    test.said(&["test", "!", "-e", "/var/lib/gravity"])?
+        .expect(0, &[])
+        .map(drop)
+}
