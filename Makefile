@@ -33,8 +33,8 @@ unit: ## tests that need neither root nor a base image
 	$(CARGO) test -p gravity-tests --lib
 
 e2e: base ## tests on nodes in namespaces; needs root
-	$(CARGO) test -p gravity-tests --test builds --test node --test sources
-	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub
+	$(CARGO) test -p gravity-tests --test node --test sources
+	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub --test builds
 	$(BIN)/testnode e2e
 	$(BIN)/testnode join
 	$(BIN)/testnode profiles

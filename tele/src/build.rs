@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail};
 use console::Console;
 use event::Sink;
 use image::cluster::{BaseReference, CONFIG_VERSION, ClusterConfig};
-use oci::{Client, Credentials, Hub, Layout, Progress, Registries, Retry, Source};
+use oci::{Client, Hub, Layout, Progress, Registries, Retry, Source};
 use serde::Serialize;
 
 use crate::cli::Build;
@@ -41,10 +41,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         arguments.overwrite,
     )?;
     let state = state_dir(arguments.state_dir.as_ref())?;
-    let (registries, credentials) = (
-        Registries::from_environment()?,
-        Credentials::from_environment(),
-    );
+    let (registries, credentials) = (Registries::from_environment()?, arguments.hub.credentials());
     let parallel = arguments.transfers();
     let mut sources: Vec<_> = arguments.images.iter().map(Source::files).collect();
     if !arguments.pull {

@@ -190,14 +190,43 @@ pub(crate) struct Hub {
 }
 
 impl Hub {
+    /// The user's logins, and that of `OPS_TOKEN` where `OPS_URL` is the hub.
+    pub(crate) fn credentials(&self) -> oci::Credentials {
+        let known = oci::Credentials::from_environment();
+        match (&self.location, variable("OPS_URL"), variable("OPS_TOKEN")) {
+            (None, Some(url), Some(token)) => match host(&url) {
+                Some(host) => known.with(host, token_login(token)),
+                None => known,
+            },
+            _ => known,
+        }
+    }
+
     /// Opens the hub; `create` makes a directory that is not there.
     pub(crate) fn open(&self, client: &oci::Client, create: bool) -> anyhow::Result<oci::Hub> {
         use anyhow::Context;
-        let named = || std::env::var("OPS_URL").ok().filter(|url| !url.is_empty());
-        let location = self.location.clone().or_else(named);
+        let location = self.location.clone().or_else(|| variable("OPS_URL"));
         oci::Hub::open(location.as_deref(), client, create).context(
             "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
         )
+    }
+}
+
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// Host and port of a hub's address.
+fn host(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    rest.split('/').next().filter(|host| !host.is_empty())
+}
+
+/// Registries take a token as the password of any user.
+fn token_login(token: String) -> oci::credentials::Login {
+    oci::credentials::Login {
+        user: "token".into(),
+        password: token,
     }
 }
 
@@ -235,6 +264,11 @@ mod tests {
         assert_eq!(both.set, ["a=b c", "d=e"]);
         assert!(build("tele build", "--no-such-flag").is_err());
         assert!(with_flags(vec!["tele".into(), "build".into()], "'x").is_err());
+        assert_eq!(
+            host("https://hub.acme.io:444/path"),
+            Some("hub.acme.io:444")
+        );
+        assert_eq!((host("/srv/hub"), host("https:///x")), (None, None));
         let other = vec![OsString::from("tele"), "ls".into()];
         assert_eq!(with_flags(other.clone(), "--parallel=1").unwrap(), other);
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use console::Console;
 use oci::hub::{self, Hub};
-use oci::{Client, Credentials, Layout, Progress, Registries, Retry};
+use oci::{Client, Layout, Progress, Registries, Retry};
 use semver::{Version, VersionReq};
 use tokio::runtime::Runtime;
 
@@ -37,7 +37,7 @@ impl Options {
         let runtime = Runtime::new().context("cannot start the runtime")?;
         let client = Client::new(
             Registries::from_environment()?,
-            Credentials::from_environment(),
+            self.hub.credentials(),
             usize::from(self.parallel),
             Retry::default(),
         );

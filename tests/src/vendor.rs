@@ -11,12 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use image::cluster::{BASE_ARTIFACT, BASE_CONFIG, GRAVITY_ELF, LAYER_TAR};
 use oci::Layout;
 use serde_json::json;
 
 use crate::file;
+use crate::registry::tele;
 
 /// Registries whose images come from here.
 const HOSTS: [&str; 6] = [
@@ -250,7 +251,7 @@ impl Vendor {
     pub fn build(&self, app: &Path, output: &Path) -> Command {
         let mut command = Command::new(&self.tele);
         command
-            .args(["build", "--overwrite", "--format=json", "-o"])
+            .args(["build", "--overwrite", "--pull", "--format=json", "-o"])
             .arg(output)
             .arg("--state-dir")
             .arg(self.directory.join("state"))
@@ -281,33 +282,4 @@ pub fn images(output: &str) -> Result<BTreeSet<String>> {
         .iter()
         .filter_map(|image| Some(image.get("source")?.as_str()?.to_owned()));
     Ok(sources.collect())
-}
-
-/// The program tele: `$TELE`, else that of this build, else the released one.
-///
-/// # Errors
-/// When it is not built.
-pub fn tele() -> Result<PathBuf> {
-    if let Some(tele) = std::env::var_os("TELE") {
-        return Ok(tele.into());
-    }
-    let program = std::env::current_exe().context("finding this program")?;
-    let profile = program
-        .ancestors()
-        .nth(2)
-        .context("this program has no directory")?;
-    let programs = [
-        profile.join("tele"),
-        profile.with_file_name("release").join("tele"),
-    ];
-    let newest = programs
-        .iter()
-        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, path)))
-        .max();
-    ensure!(
-        newest.is_some(),
-        "{} is not built; `make binaries` does it",
-        programs[0].display()
-    );
-    Ok(newest.map(|(_, path)| path.clone()).unwrap_or_default())
 }

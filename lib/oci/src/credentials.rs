@@ -80,6 +80,13 @@ impl Credentials {
         Self::load(files())
     }
 
+    /// The same with a login for one registry, which counts before all others.
+    #[must_use]
+    pub fn with(mut self, registry: &str, login: Login) -> Self {
+        self.files.splice(0..0, Self::only(registry, login).files);
+        self
+    }
+
     /// A login for one registry, and nothing else.
     pub fn only(registry: &str, login: Login) -> Self {
         let entry = Entry {

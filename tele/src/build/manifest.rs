@@ -94,6 +94,9 @@ impl Source {
 
     /// The manifest's bytes, whatever they are.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
+        if let Some(generated) = &self.generated {
+            return Ok(generated.clone().into_bytes());
+        }
         let shown = self.file.display();
         read(&self.file, manifest::MAX_SIZE)
             .map_err(|message| anyhow::anyhow!("cannot read {shown}: {message}"))
@@ -101,9 +104,6 @@ impl Source {
 
     /// The text of a manifest that was parsed.
     pub(crate) fn text(&self) -> Result<String> {
-        if let Some(generated) = &self.generated {
-            return Ok(generated.clone());
-        }
         let what = || format!("cannot read {}", self.file.display());
         String::from_utf8(self.bytes()?).with_context(what)
     }

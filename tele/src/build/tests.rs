@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use event::Memory;
 use image::Image;
 use image::cluster::{BASE_ARTIFACT, BASE_CONFIG, ClusterImage, GRAVITY_ELF, LAYER_TAR};
-use oci::Digest;
+use oci::{Credentials, Digest};
 use serde_json::json;
 
 use super::resources::Selection;
