@@ -119,9 +119,14 @@ pub struct Report {
 
 /// Threads that write content: the reader is a third, decompression more.
 const WRITERS: usize = 2;
-/// Pieces that wait for a writer. With their chunks, of at most 1 MiB as we
+/// Batches that wait for a writer. With their chunks, of at most 1 MiB as we
 /// write them, this bounds the memory.
-const QUEUE: usize = 16;
+const QUEUE: usize = 8;
+/// Pieces that a writer is handed at once: waking it for each small file costs
+/// more than the file. With [`QUEUE`] this bounds the open files too.
+const BATCH: usize = 16;
+/// Bytes of pieces from which on a batch is handed over.
+const BATCH_BYTES: usize = 256 << 10;
 /// Bytes of a tar that an entry takes beside its content, a long name and some
 /// attributes included. Bounds what a layer decompresses to.
 const HEADERS: u64 = 4096;
@@ -362,7 +367,7 @@ fn fill(
         gid: stat.st_gid,
     });
     let failure = Failure::default();
-    let (jobs, receiver) = sync_channel::<Job>(QUEUE);
+    let (jobs, receiver) = sync_channel::<Vec<Job>>(QUEUE);
     let receiver = Mutex::new(receiver);
     std::thread::scope(|scope| {
         for _ in 0..WRITERS {
@@ -377,6 +382,8 @@ fn fill(
             options,
             owner,
             jobs,
+            batch: Vec::new(),
+            batch_bytes: 0,
             failure: &failure,
             created: HashSet::new(),
             first_layer: true,
@@ -386,7 +393,8 @@ fn fill(
         };
         let result = layers
             .iter_mut()
-            .try_for_each(|layer| unpacker.layer(*layer));
+            .try_for_each(|layer| unpacker.layer(*layer))
+            .and_then(|()| unpacker.hand_over());
         let Unpacker {
             tree, jobs, report, ..
         } = unpacker;
@@ -416,18 +424,20 @@ fn fill(
     })
 }
 
-fn write(receiver: &Mutex<Receiver<Job>>, owner: Option<&Owner>, failure: &Failure) {
+fn write(receiver: &Mutex<Receiver<Vec<Job>>>, owner: Option<&Owner>, failure: &Failure) {
     loop {
-        let job = receiver
+        let batch = receiver
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .recv();
-        let Ok(job) = job else { return };
-        // After a failure jobs are only taken, so that the sender goes on.
-        if !failure.failed.load(Ordering::Acquire)
-            && let Err(error) = job.run(owner)
-        {
-            failure.set(error);
+        let Ok(batch) = batch else { return };
+        for job in batch {
+            // After a failure jobs are only taken, so that the sender goes on.
+            if !failure.failed.load(Ordering::Acquire)
+                && let Err(error) = job.run(owner)
+            {
+                failure.set(error);
+            }
         }
     }
 }
@@ -611,7 +621,10 @@ struct Unpacker<'a> {
     tree: Tree<'a>,
     options: &'a Options,
     owner: Option<Owner>,
-    jobs: SyncSender<Job>,
+    jobs: SyncSender<Vec<Job>>,
+    /// Pieces that no writer has yet.
+    batch: Vec<Job>,
+    batch_bytes: usize,
     failure: &'a Failure,
     /// Paths of the current layer, which its whiteouts don't hide. Not kept
     /// for the first one: there is nothing below it.
@@ -858,12 +871,25 @@ impl Unpacker<'_> {
                 piece,
             };
             offset += length;
-            if self.jobs.send(job).is_err() {
-                return self.failure.check();
+            self.batch.push(job);
+            self.batch_bytes += length as usize;
+            if self.batch.len() >= BATCH || self.batch_bytes >= BATCH_BYTES {
+                self.hand_over()?;
             }
             if last {
                 return Ok(());
             }
+        }
+    }
+
+    /// Gives the writers what waits.
+    fn hand_over(&mut self) -> Result<()> {
+        self.batch_bytes = 0;
+        let batch = std::mem::replace(&mut self.batch, Vec::with_capacity(BATCH));
+        match self.jobs.send(batch) {
+            Ok(()) => Ok(()),
+            // They ended early, by a panic at worst.
+            Err(_) => self.failure.check(),
         }
     }
 

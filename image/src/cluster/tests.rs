@@ -135,7 +135,7 @@ fn each_profile_has_a_planet() {
     };
     let rootfs = (sha256(b"rootfs"), LAYER_TAR.to_owned());
     let own = (sha256(b"own"), MediaType::ImageLayerZstd.to_string());
-    assert_eq!(layers("web"), [rootfs.clone()]);
+    assert_eq!(layers("web"), std::slice::from_ref(&rootfs));
     assert_eq!(layers("db"), [rootfs, own]);
     assert_eq!(cluster.planet("web").unwrap().digest, sha256(b"rootfs"));
     // An image that isn't made of the base.

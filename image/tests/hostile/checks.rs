@@ -2,6 +2,7 @@
 //!
 //! In: bytes. Out: nothing, or a panic where something doesn't hold.
 
+use std::io::Write;
 use std::path::Path;
 
 use event::Discard;
@@ -12,11 +13,16 @@ use gravity_image::layer::Compression;
 use gravity_image::unpack::{Devices, Limits, Options, unpack};
 use gravity_image::{Chunks, Image, ReadChunks, Writer};
 
+fn put(path: &Path, bytes: &[u8]) {
+    let mut file = std::fs::File::create(path).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
 /// Any bytes as the file of an image: they are none, or all of it can be read.
 pub(crate) fn image(bytes: &[u8]) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("image");
-    std::fs::write(&path, bytes).unwrap();
+    put(&path, bytes);
     if let Ok(image) = Image::open(&path) {
         let damaged = !image.verify(&Discard).unwrap().is_empty();
         let dest = dir.path().join("blob");
@@ -57,7 +63,7 @@ pub(crate) fn documents(text: &[u8]) {
             });
     let dir = tempfile::tempdir().unwrap();
     let elf = dir.path().join("elf");
-    std::fs::write(&elf, "elf").unwrap();
+    put(&elf, b"elf");
     let path = dir.path().join("image");
     let mut writer = Writer::create(&path, &elf).unwrap();
     let mut root = String::new();
@@ -142,7 +148,7 @@ pub(crate) fn layers(layers: &mut [&mut dyn Chunks], options: &Options) -> bool 
     let dir = tempfile::tempdir().unwrap();
     let outside = dir.path().join("outside");
     std::fs::create_dir(&outside).unwrap();
-    std::fs::write(outside.join("secret"), "secret").unwrap();
+    put(&outside.join("secret"), b"secret");
     let root = dir.path().join("root");
     let result = unpack(layers, &root, options, &Discard);
     assert_eq!(std::fs::read_dir(&outside).unwrap().count(), 1);
