@@ -26,7 +26,7 @@ use crate::registry::Client;
 /// stores want at least 5 MiB.
 const PIECE: u64 = 8 << 20;
 /// Most pages of a list.
-const MAX_PAGES: usize = 1000;
+const MAX_PAGES: usize = 100;
 /// Names that one page shall have.
 const PAGE: usize = 1000;
 const OCTETS: &str = "application/octet-stream";

@@ -1,4 +1,5 @@
-//! Pulls from a registry on the loopback that misbehaves as it is told.
+//! Pulls from a registry on the loopback that misbehaves as it is told, and
+//! pushes to it.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
 
@@ -9,8 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use event::{Event, Memory};
+use gravity_oci::hub::{Hub, HubError, Moved};
 use gravity_oci::{
-    Client, Credentials, Digest, Layout, Progress, PullError, Pulled, Registries, Retry,
+    Client, Content, Credentials, Digest, Layout, Progress, PullError, Pulled, Registries, Retry,
 };
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +21,9 @@ use tokio::net::{TcpListener, TcpStream};
 /// What the registry was asked.
 #[derive(Debug, Clone, Default)]
 struct Request {
+    method: String,
     path: String,
+    body: Vec<u8>,
     headers: HashMap<String, String>,
     /// How often this path was asked for before.
     before: usize,
@@ -32,6 +36,10 @@ struct Reply {
     body: Vec<u8>,
     /// Ends the answer after so many bytes of the body.
     cut: Option<usize>,
+    /// Says nothing more, and keeps the connection.
+    silent: bool,
+    /// Sends zeros for as long as they are taken.
+    endless: bool,
 }
 
 fn reply(status: u16, body: impl Into<Vec<u8>>) -> Reply {
@@ -182,15 +190,23 @@ async fn serve(mut stream: TcpStream, handler: Arc<Handler>, log: Arc<Mutex<Vec<
     }
     let head = String::from_utf8(head).unwrap();
     let mut lines = head.lines();
-    let path = lines.next().unwrap().split(' ').nth(1).unwrap().to_owned();
+    let mut first = lines.next().unwrap().split(' ').map(str::to_owned);
+    let (method, path) = (first.next().unwrap(), first.next().unwrap());
     let headers = lines
         .filter_map(|line| line.split_once(": "))
         .map(|(name, value)| (name.to_lowercase(), value.to_owned()));
     let mut request = Request {
+        method,
         path,
         headers: headers.collect(),
-        before: 0,
+        ..Request::default()
     };
+    if let Some(length) = request.headers.get("content-length") {
+        request.body = vec![0; length.parse().unwrap()];
+        if stream.read_exact(&mut request.body).await.is_err() {
+            return;
+        }
+    }
     {
         let mut log = log.lock().unwrap();
         request.before = log
@@ -200,18 +216,24 @@ async fn serve(mut stream: TcpStream, handler: Arc<Handler>, log: Arc<Mutex<Vec<
         log.push(request.clone());
     }
     let answer = handler(&request).unwrap_or_else(|| reply(404, "{}"));
-    let mut text = format!(
-        "HTTP/1.1 {} X\r\ncontent-length: {}\r\nconnection: close\r\n",
-        answer.status,
-        answer.body.len()
-    );
+    let mut text = format!("HTTP/1.1 {} X\r\nconnection: close\r\n", answer.status);
+    if !answer.endless {
+        text.push_str(&format!("content-length: {}\r\n", answer.body.len()));
+    }
     for (name, value) in &answer.headers {
         text.push_str(&format!("{name}: {value}\r\n"));
     }
     text.push_str("\r\n");
     let end = answer.cut.unwrap_or(answer.body.len());
     let _ = stream.write_all(text.as_bytes()).await;
-    let _ = stream.write_all(&answer.body[..end]).await;
+    if request.method != "HEAD" {
+        let _ = stream.write_all(&answer.body[..end]).await;
+    }
+    while answer.endless && stream.write_all(&[0; 4096]).await.is_ok() {}
+    if answer.silent {
+        // Until the other end goes.
+        let _ = stream.read(&mut [0]).await;
+    }
     let _ = stream.shutdown().await;
 }
 
@@ -539,4 +561,347 @@ async fn web_addresses_are_fetched_within_a_limit() {
         .await
         .unwrap_err();
     assert!(error.to_string().ends_with("not found (404)"), "{error}");
+}
+
+fn layer(request: &Request, image: &Image) -> bool {
+    request.path.ends_with(image.layer.as_str())
+}
+
+#[tokio::test]
+async fn a_login_does_not_follow_to_another_host() {
+    let elsewhere = Stub::start(|request, image| {
+        layer(request, image).then(|| reply(200, image.blobs[image.layer.as_str()].clone()))
+    })
+    .await;
+    let address = elsewhere.address;
+    let stub = Stub::start(move |request, image| {
+        if !request.headers.contains_key("authorization") && request.path.len() > 4 {
+            let challenge = ("www-authenticate", "Basic realm=\"x\"".to_owned());
+            return Some(Reply {
+                headers: vec![challenge],
+                ..reply(401, "")
+            });
+        }
+        layer(request, image).then(|| Reply {
+            headers: vec![("location", format!("http://{address}{}", request.path))],
+            ..reply(307, "")
+        })
+    })
+    .await;
+    let user = user(&stub, None, Some("me:secret"));
+    user.pull("team/app:1").await.unwrap();
+    let asked = elsewhere.asked.lock().unwrap().clone();
+    assert_eq!(asked.len(), 1);
+    assert!(!asked[0].headers.contains_key("authorization"));
+    let asked = stub.asked.lock().unwrap().clone();
+    assert!(
+        asked
+            .iter()
+            .any(|r| r.headers.contains_key("authorization"))
+    );
+
+    // A loop of redirects ends.
+    let stub = Stub::start(|request, image| {
+        layer(request, image).then(|| Reply {
+            headers: vec![("location", request.path.clone())],
+            ..reply(307, "")
+        })
+    })
+    .await;
+    let error = self::user(&stub, None, None).error("team/app:1").await;
+    assert!(error.contains("redirect"), "{error}");
+}
+
+#[tokio::test]
+async fn a_registry_without_end_is_left() {
+    let endless = |what: &'static str| {
+        Stub::start(move |request, _| {
+            request.path.contains(what).then(|| Reply {
+                endless: true,
+                ..reply(200, "")
+            })
+        })
+    };
+    let stub = endless("/manifests/").await;
+    let error = user(&stub, None, None).error("team/app:1").await;
+    assert!(error.contains("larger than 4194304 bytes"), "{error}");
+    let stub = endless("/blobs/").await;
+    let error = user(&stub, None, None).error("team/app:1").await;
+    assert!(error.contains("larger than"), "{error}");
+
+    let stub = Stub::start(|request, image| {
+        layer(request, image).then(|| Reply {
+            cut: Some(1000),
+            silent: true,
+            ..reply(200, vec![0; 800_000])
+        })
+    })
+    .await;
+    let error = user(&stub, None, None).error("team/app:1").await;
+    assert!(
+        error.contains("ended after 1000 of 800000 bytes"),
+        "{error}"
+    );
+    let stub = Stub::start(|request, _| {
+        request.path.contains("/manifests/").then(|| Reply {
+            cut: Some(0),
+            silent: true,
+            ..reply(200, "{}")
+        })
+    })
+    .await;
+    let error = user(&stub, None, None).error("team/app:1").await;
+    assert!(error.contains("(tried 3 times)"), "{error}");
+
+    // An index that leads to an index.
+    let inner = json!({"schemaVersion": 2, "manifests": []}).to_string();
+    let outer = json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": Digest::of(inner.as_bytes()), "size": inner.len(),
+        "platform": {"os": "linux", "architecture": "amd64"},
+    }]});
+    let stub = Stub::start(move |request, _| match request.path.rsplit_once('/') {
+        Some((_, "1")) => Some(reply(200, outer.to_string())),
+        Some((_, name)) if name == Digest::of(inner.as_bytes()).as_str() => {
+            Some(reply(200, inner.clone()))
+        }
+        _ => None,
+    })
+    .await;
+    let error = user(&stub, None, None).error("team/app:1").await;
+    assert!(error.contains("lists another index"), "{error}");
+}
+
+#[tokio::test]
+async fn a_registry_that_asks_for_patience_gets_it() {
+    let stub = Stub::start(|request, _| {
+        (request.path.contains("/manifests/") && request.before == 0).then(|| Reply {
+            headers: vec![("retry-after", "1".into())],
+            ..reply(429, "slow down")
+        })
+    })
+    .await;
+    let begun = std::time::Instant::now();
+    user(&stub, None, None).pull("team/app:1").await.unwrap();
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    let asked = stub.asked.lock().unwrap();
+    let manifests = asked.iter().filter(|r| r.path.contains("/manifests/"));
+    assert_eq!(manifests.count(), 2);
+}
+
+/// What a registry that takes uploads has.
+#[derive(Default)]
+struct Store {
+    upload: Vec<u8>,
+    blobs: HashMap<String, Vec<u8>>,
+    manifests: HashMap<String, Vec<u8>>,
+}
+
+fn located(status: u16) -> Reply {
+    Reply {
+        // Relative, and with a query of its own.
+        headers: vec![("location", "/v2/team/app/blobs/uploads/1?state=x".into())],
+        ..reply(status, "")
+    }
+}
+
+/// Takes what is pushed.
+fn take(request: &Request, store: &mut Store) -> Reply {
+    let name = request.path.rsplit('/').next().unwrap().to_owned();
+    match request.method.as_str() {
+        "HEAD" => reply(
+            if store.blobs.contains_key(&name) {
+                200
+            } else {
+                404
+            },
+            "",
+        ),
+        "POST" => {
+            store.upload.clear();
+            located(202)
+        }
+        "PATCH" => {
+            let from = format!("{}-", store.upload.len());
+            if !request.headers["content-range"].starts_with(&from) {
+                return reply(416, "");
+            }
+            store.upload.extend(&request.body);
+            located(202)
+        }
+        "PUT" if request.path.contains("/uploads/") => {
+            store.upload.extend(&request.body);
+            let (_, digest) = request.path.split_once("digest=").unwrap();
+            let digest = digest.replace("%3A", ":");
+            if Digest::of(&store.upload).as_str() != digest {
+                return reply(400, "DIGEST_INVALID");
+            }
+            store
+                .blobs
+                .insert(digest, std::mem::take(&mut store.upload));
+            reply(201, "")
+        }
+        "PUT" => {
+            store.manifests.insert(name, request.body.clone());
+            reply(201, "")
+        }
+        "GET" if request.path.contains("/uploads/") => {
+            let mut answer = located(204);
+            let last = store.upload.len().saturating_sub(1);
+            answer.headers.push(("range", format!("0-{last}")));
+            answer
+        }
+        "GET" if request.path.ends_with("/v2/") => reply(200, "{}"),
+        _ => reply(404, ""),
+    }
+}
+
+/// A registry that takes uploads; `fault` answers first.
+async fn taking(
+    fault: impl Fn(&Request, &mut Store) -> Option<Reply> + Send + Sync + 'static,
+) -> (Stub, Arc<Mutex<Store>>) {
+    let store = Arc::new(Mutex::new(Store::default()));
+    let shared = store.clone();
+    let stub = Stub::start(move |request, _| {
+        let mut store = shared.lock().unwrap();
+        Some(fault(request, &mut store).unwrap_or_else(|| take(request, &mut store)))
+    })
+    .await;
+    (stub, store)
+}
+
+/// Pushes one blob of 20 MB that begins within a file.
+async fn push(stub: &Stub) -> (Result<Moved, HubError>, Digest) {
+    let user = user(stub, None, None);
+    let bytes = b"0123456789abcdef".repeat(1_250_000);
+    let path = user.layout.dir().join("file");
+    host::atomic::write(&path, &bytes, 0o600).unwrap();
+    let content = Content {
+        digest: Digest::of(&bytes[100..]),
+        path,
+        offset: 100,
+        size: bytes.len() as u64 - 100,
+    };
+    let kind = "application/vnd.oci.image.manifest.v1+json";
+    let manifest = gravity_oci::layout::descriptor(Digest::of(b"{}"), 2, kind).unwrap();
+    let hub = format!("http://{}/team", stub.address);
+    let hub = Hub::open(Some(&hub), &user.client, false).unwrap();
+    let progress = Progress::new("push", user.sink.clone());
+    let contents = std::slice::from_ref(&content);
+    let moved = hub
+        .push("App", "1", (b"{}", &manifest), contents, false, &progress)
+        .await;
+    if moved.is_ok() {
+        assert_eq!(progress.done(), content.size);
+    }
+    (moved, content.digest)
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_the_registry_has_got_to() {
+    // The second piece is half there when the registry falls over.
+    let (stub, store) = taking(|request, store| {
+        let first = !store.manifests.contains_key("fallen") && request.method == "PATCH";
+        (first && !store.upload.is_empty()).then(|| {
+            store.manifests.insert("fallen".into(), Vec::new());
+            store.upload.extend(&request.body[..1_000_000]);
+            reply(502, "")
+        })
+    })
+    .await;
+    let (moved, digest) = push(&stub).await;
+    let sent = Moved {
+        sent: 19_999_900,
+        ..Moved::default()
+    };
+    assert_eq!(moved.unwrap(), sent);
+    let asked = stub.asked.lock().unwrap().clone();
+    let bodies: usize = asked
+        .iter()
+        .filter(|r| r.path.contains("/uploads/") && r.path.contains("state"))
+        .map(|r| r.body.len())
+        .sum();
+    assert_eq!(bodies, 19_999_900 + (8 << 20) - 1_000_000);
+    assert!(store.lock().unwrap().blobs.contains_key(digest.as_str()));
+    assert!(store.lock().unwrap().manifests.contains_key("1"));
+
+    // The upload is lost: it begins again.
+    let (stub, store) = taking(|request, store| {
+        let first = !store.manifests.contains_key("lost");
+        (first && request.path.contains("digest=")).then(|| {
+            store.manifests.insert("lost".into(), Vec::new());
+            store.upload.clear();
+            reply(404, "")
+        })
+    })
+    .await;
+    assert_eq!(push(&stub).await.0.unwrap(), sent);
+    assert!(store.lock().unwrap().blobs.contains_key(digest.as_str()));
+
+    // A registry that never gets on is given up, without a name for the image.
+    let (stub, store) = taking(|r, _| (r.method == "PATCH").then(|| reply(503, "full"))).await;
+    let error = push(&stub).await.0.unwrap_err().to_string();
+    assert!(
+        error.ends_with("answered 503: full (tried 3 times)"),
+        "{error}"
+    );
+    assert!(store.lock().unwrap().manifests.is_empty());
+
+    // One that says it has more than there is, and one that hangs up.
+    let (stub, _) = taking(|r, _| match r.method.as_str() {
+        "PATCH" => Some(reply(503, "")),
+        "GET" if r.path.contains("/uploads/") => Some(Reply {
+            headers: vec![("range", "0-99999999999".into())],
+            ..reply(204, "")
+        }),
+        _ => None,
+    })
+    .await;
+    let error = push(&stub).await.0.unwrap_err().to_string();
+    assert!(error.contains("more than was sent"), "{error}");
+    let (stub, _) = taking(|r, _| (r.method == "POST").then(|| reply(202, ""))).await;
+    let error = push(&stub).await.0.unwrap_err().to_string();
+    assert!(error.contains("no address for an upload"), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_there_is_not_sent() {
+    let (stub, _) = taking(|r, _| (r.method == "HEAD").then(|| reply(200, ""))).await;
+    let moved = push(&stub).await.0.unwrap();
+    assert_eq!((moved.present, moved.sent), (19_999_900, 0));
+    assert_eq!(stub.count("/uploads/"), 0);
+
+    // A sibling has it: nothing but the request to mount it is sent.
+    let (stub, _) = taking(|request, _| {
+        let path = request.path.as_str();
+        match request.method.as_str() {
+            "HEAD" if path.contains("/team/other/") => Some(reply(200, "")),
+            "GET" if path.contains("_catalog") => Some(reply(
+                200,
+                r#"{"repositories":["team/app","team/other","x"]}"#,
+            )),
+            "POST" if path.contains("mount=sha256:") && path.ends_with("&from=team/other") => {
+                Some(reply(201, ""))
+            }
+            _ => None,
+        }
+    })
+    .await;
+    let moved = push(&stub).await.0.unwrap();
+    assert_eq!((moved.mounted, moved.sent), (19_999_900, 0));
+
+    // Lists that never end, and such that lead away, are left.
+    let (stub, _) = taking(|request, _| {
+        let path = request.path.as_str();
+        path.contains("tags/list").then(|| Reply {
+            headers: vec![(
+                "link",
+                "</v2/team/app/tags/list?last=x>; rel=\"next\"".into(),
+            )],
+            ..reply(200, r#"{"tags":["x"]}"#)
+        })
+    })
+    .await;
+    let error = push(&stub).await.0.unwrap_err().to_string();
+    assert!(error.contains("the list has no end"), "{error}");
 }
