@@ -152,7 +152,8 @@ mod tests {
 
     #[test]
     fn remains_are_found_by_name() {
-        let spoils: [(&str, fn(&mut HostFacts)); 5] = [
+        type Spoil = fn(&mut HostFacts);
+        let spoils: [(&str, Spoil); 5] = [
             ("/var/lib/gravity/x", |facts| {
                 facts.mounts.push(mount("/var/lib/gravity/x"))
             }),

@@ -98,6 +98,10 @@ fn between([one, other]: [Pair; 2]) -> Result<Forwarding, String> {
         };
         // Those that still wait give up.
         drop((to_server, to_client));
+        // They would go with the namespaces, but some time after them.
+        for name in LINKS {
+            let _ = ip(&format!("link delete {name}"));
+        }
         let served = server
             .join()
             .unwrap_or_else(|_| Err("the server's thread ended".into()));
