@@ -31,7 +31,7 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::PhaseSpec;
 
-use crate::Node;
+use crate::{Node, room};
 
 pub(crate) use health::wait_healthy;
 pub use hook::hook_run;
@@ -76,7 +76,11 @@ pub(crate) async fn execute(
         PhaseSpec::Health(phase) => {
             health::wait_healthy(node, &phase.node, &phase.kubeconfig, sink).await
         }
-        PhaseSpec::Hook(phase) => hook::execute(node, phase, sink).await,
+        // Without room its pods wait for ever; its Job is found again.
+        PhaseSpec::Hook(phase) => tokio::select! {
+            done = hook::execute(node, phase, sink) => done,
+            full = room::exhausted(node.layout().state_dir()) => Err(full),
+        },
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
     }
 }

@@ -367,6 +367,8 @@ fn unmount(setup: &Setup) -> Result<()> {
 
 /// After a bad end: the next cell begins with a clean node again.
 fn tidy(setup: &Setup) {
+    // What goes on in the background is in the way of `leave`.
+    drop(setup.shell(&Hit::Both.script()));
     drop(setup.leave());
     drop(setup.shell(&format!(
         "if mountpoint -q {STATE}; then rm -rf {STATE}/*; umount -l {STATE}; rmdir {STATE}; rm -rf /run/mount; fi"

@@ -2,6 +2,7 @@
 //! watch`: the planet's service that runs the status hook.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -20,7 +21,7 @@ pub(crate) async fn run(session: &Session, command: &Hook) -> Result<ExitCode> {
     match command {
         Hook::Run { name, env } => {
             require_root()?;
-            by_hand(session, *name, env).await?;
+            by_hand(session, *name, env, session.console.clone()).await?;
             Ok(ExitCode::Ok)
         }
         Hook::Watch {
@@ -31,11 +32,13 @@ pub(crate) async fn run(session: &Session, command: &Hook) -> Result<ExitCode> {
     }
 }
 
-/// Runs a hook of the installed image as an operation of its own.
+/// Runs a hook of the installed image as an operation of its own. What it
+/// writes goes to `sink`.
 pub(crate) async fn by_hand(
     session: &Session,
     name: HookName,
     env: &[(String, String)],
+    sink: Arc<dyn Sink>,
 ) -> Result<()> {
     let cluster = status::cluster(session)?;
     let manifest = status::manifest(session)?;
@@ -43,7 +46,7 @@ pub(crate) async fn by_hand(
     let mut hook = installer::hooks::hook(&cluster, name, job(&manifest, name)?, &operation);
     hook.env.extend(env.iter().cloned());
     let client = session.administrator().await?;
-    let ended = once(session, &client, hook).await;
+    let ended = once(session, &client, hook, sink).await;
     revoke(session, &client, &operation).await;
     ended
 }
@@ -67,10 +70,11 @@ pub(crate) async fn once(
     session: &Session,
     client: &cluster::Client,
     hook: phase::Hook,
+    sink: Arc<dyn Sink>,
 ) -> Result<()> {
     let hook = agent::hook_run(hook);
     tokio::select! {
-        ended = cluster::hooks::run(client, &hook, session.console.clone()) => Ok(ended?),
+        ended = cluster::hooks::run(client, &hook, sink) => Ok(ended?),
         _ = tokio::signal::ctrl_c() => {
             session.console.warning("Interrupted: the hook's Job is removed");
             cluster::hooks::remove(client, &hook).await?;

@@ -113,7 +113,7 @@ async fn hooks(
         };
         session.console.step(&format!("Running the {name} hook"));
         let hook = installer::hooks::hook(&cluster, name, job, &operation);
-        match hook::once(session, client, hook).await {
+        match hook::once(session, client, hook, session.console.clone()).await {
             Ok(()) => {}
             Err(error) if force => session.console.warning(&format!("{error:#}")),
             Err(error) => {

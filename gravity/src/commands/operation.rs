@@ -231,7 +231,7 @@ async fn report_failure(layout: &Layout, operation: &Operation, sink: &dyn Sink)
     let path = operation.directory.join("report.tar.gz");
     let (layout, file) = (layout.clone(), path.clone());
     let written =
-        tokio::task::spawn_blocking(move || report::write(&layout, &file, RECENT).map(drop));
+        tokio::task::spawn_blocking(move || report::write(&layout, &file, RECENT, None).map(drop));
     match written.await {
         Ok(Ok(())) => sink.info(&format!("A report of the failure is in {}", path.display())),
         Ok(Err(error)) => sink.warning(&format!("There is no report of the failure: {error:#}")),

@@ -59,7 +59,7 @@ pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
 /// Runs a hook where the image has it.
 async fn run_hook(session: &Session, name: HookName) -> Result<()> {
     match status::manifest(session)?.hooks.contains_key(&name) {
-        true => hook::by_hand(session, name, &[]).await,
+        true => hook::by_hand(session, name, &[], session.console.clone()).await,
         false => Ok(()),
     }
 }

@@ -12,18 +12,20 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
-use console::ExitCode;
+use console::{ExitCode, render};
 use event::Sink;
 use host::command::Cmd;
 use host::facts::{HostFacts, Interest};
 use jiff::Timestamp;
+use manifest::HookName;
 use serde::Serialize;
 use spec::layout::Layout;
 
-use super::{Session, require_root};
+use super::{Session, hook, require_root, status};
 use crate::cli::Report;
 pub(crate) use redact::redact;
 
@@ -76,7 +78,7 @@ const KERNEL: &[&str] = &[
     "/etc/resolv.conf",
 ];
 
-pub(crate) fn run(session: &Session, arguments: &Report) -> Result<ExitCode> {
+pub(crate) async fn run(session: &Session, arguments: &Report) -> Result<ExitCode> {
     require_root()?;
     if !session.layout.host_changes().exists() {
         bail!(
@@ -84,11 +86,12 @@ pub(crate) fn run(session: &Session, arguments: &Report) -> Result<ExitCode> {
             session.layout.state_dir().display()
         );
     }
+    let dump = dump(session).await;
     session
         .console
         .step("Collecting logs, journals and objects");
     let since = Duration::try_from(arguments.since).context("read --since")?;
-    let contents = write(&session.layout, &arguments.file, since)?;
+    let contents = write(&session.layout, &arguments.file, since, dump.as_deref())?;
     match session.console.is_json() {
         true => session.console.print_json(&contents)?,
         false => {
@@ -105,6 +108,21 @@ pub(crate) fn run(session: &Session, arguments: &Report) -> Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
+/// What the application's dump hook writes, where it has one.
+async fn dump(session: &Session) -> Option<String> {
+    let manifest = status::manifest(session).ok()?;
+    manifest.hooks.get(&HookName::Dump)?;
+    session.console.step("Running the dump hook");
+    let written = Arc::new(event::Memory::default());
+    let ended = hook::by_hand(session, HookName::Dump, &[], written.clone()).await;
+    let mut lines: Vec<_> = written.events().iter().filter_map(render::event).collect();
+    // A hook that fails is worth a report all the more.
+    if let Err(error) = ended {
+        lines.push(render::error(error.as_ref()));
+    }
+    Some(lines.join("\n"))
+}
+
 /// What is in a report.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Contents {
@@ -119,19 +137,31 @@ pub(crate) struct Contents {
 }
 
 /// Writes a report: `.tar.zst` or, by any other name, gzip. Files that haven't
-/// changed for `since` are left out; zero takes all.
-pub(crate) fn write(layout: &Layout, path: &Path, since: Duration) -> Result<Contents> {
+/// changed for `since` are left out; zero takes all. `dump` is what the
+/// application says.
+pub(crate) fn write(
+    layout: &Layout,
+    path: &Path,
+    since: Duration,
+    dump: Option<&str>,
+) -> Result<Contents> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let result = write_to(layout, path, &partial, since);
+    let result = write_to(layout, path, &partial, since, dump);
     if result.is_err() {
         drop(std::fs::remove_file(&partial));
     }
     result
 }
 
-fn write_to(layout: &Layout, path: &Path, partial: &Path, since: Duration) -> Result<Contents> {
+fn write_to(
+    layout: &Layout,
+    path: &Path,
+    partial: &Path,
+    since: Duration,
+    dump: Option<&str>,
+) -> Result<Contents> {
     let named = || format!("write {}", path.display());
     drop(std::fs::remove_file(partial));
     let file = File::options()
@@ -165,6 +195,9 @@ fn write_to(layout: &Layout, path: &Path, partial: &Path, since: Duration) -> Re
             ..Contents::default()
         },
     };
+    if let Some(dump) = dump {
+        archive.add("dump.txt", dump).with_context(named)?;
+    }
     archive.collect(layout, since).with_context(named)?;
     let contents = archive.finish().with_context(named)?;
     File::open(partial)
@@ -246,7 +279,7 @@ impl Archive {
                 Ok(output) => self.add(&format!("kubernetes/{kind}.yaml"), &output.stdout)?,
                 Err(error) => {
                     // The others would wait as long for the same answer.
-                    self.miss("kubernetes", &console::render::error(&error));
+                    self.miss("kubernetes", &render::error(&error));
                     return Ok(());
                 }
             }
@@ -255,7 +288,7 @@ impl Archive {
             "--output=custom-columns=NAMESPACE:.metadata.namespace,NAME:.metadata.name,TYPE:.type";
         match get(&["secrets", columns]) {
             Ok(output) => self.add("kubernetes/secrets.txt", &output.stdout)?,
-            Err(error) => self.miss("kubernetes/secrets.txt", &console::render::error(&error)),
+            Err(error) => self.miss("kubernetes/secrets.txt", &render::error(&error)),
         }
         Ok(())
     }
@@ -274,7 +307,7 @@ impl Archive {
         match output {
             Ok(output) => self.add(name, &output.stdout),
             Err(error) => {
-                self.miss(name, &console::render::error(&error));
+                self.miss(name, &render::error(&error));
                 Ok(())
             }
         }
@@ -426,10 +459,11 @@ mod tests {
             ("report.tar.zst", Duration::from_secs(3600), false),
         ] {
             let path = directory.path().join(name);
-            let contents = write(&layout, &path, since).unwrap();
+            let contents = write(&layout, &path, since, Some("token=abc")).unwrap();
             let files = read(&path);
             assert_eq!(files.len(), contents.files);
             assert_eq!(files["log/etcd.log"], "elected\n");
+            assert_eq!(files["dump.txt"], "token=[redacted]");
             assert_eq!(
                 files["operations/one/operation.log"],
                 "install\npassword=[redacted]\n"
@@ -446,6 +480,6 @@ mod tests {
             assert!(!format!("{files:?}").contains("topsecret"));
         }
         let nowhere = directory.path().join("none/report.tar.gz");
-        assert!(write(&layout, &nowhere, Duration::ZERO).is_err());
+        assert!(write(&layout, &nowhere, Duration::ZERO, None).is_err());
     }
 }
