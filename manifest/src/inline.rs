@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::types::Manifest;
-use crate::{Diagnostic, validate};
+use crate::{Diagnostic, Severity, validate};
 
 /// Largest content of a URI, in bytes. A Kubernetes object, such as a job, may
 /// have no more either.
@@ -56,6 +56,19 @@ impl Manifest {
             .into_iter()
             .filter_map(|(field, value)| uri(&field, value))
             .collect()
+    }
+
+    /// A finding at the value of a field, such as `hooks.install.job`.
+    pub fn finding(
+        &self,
+        severity: Severity,
+        field: &str,
+        code: &'static str,
+        message: String,
+        help: Option<String>,
+    ) -> Diagnostic {
+        let found = self.source.at_value(field, code, message, help);
+        Diagnostic { severity, ..found }
     }
 
     /// Replaces every URI by what `fetch` gives for it, then checks what came.

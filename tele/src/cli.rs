@@ -46,6 +46,10 @@ pub(crate) enum Command {
     Login(Login),
     /// Forgets the login for a registry.
     Logout(Logout),
+    /// Checks an Image Manifest and what lies beside it.
+    Lint(crate::lint::Lint),
+    /// Prints the JSON Schema of the Image Manifest.
+    Schema,
     /// Prints the version.
     Version,
 }

@@ -9,11 +9,13 @@ mod diff;
 mod export;
 mod hub;
 mod inspect;
+mod lint;
 mod login;
 mod ls;
 mod pull;
 mod push;
 mod rm;
+mod schema;
 mod verify;
 
 use std::process::ExitCode;
@@ -42,6 +44,11 @@ fn main() -> ExitCode {
         Command::Rm(arguments) => rm::run(&arguments, &console),
         Command::Login(arguments) => login::login(&arguments, &console),
         Command::Logout(arguments) => login::logout(&arguments, &console),
+        Command::Lint(arguments) => match lint::run(&arguments, &console) {
+            Ok(code) => return code.into(),
+            Err(error) => Err(error),
+        },
+        Command::Schema => schema::run(&console),
         Command::Version => {
             console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));
             Ok(())

@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::time::Duration;
 
+use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use comfy_table::Table;
 use event::{Event, Unit};
 use jiff::Timestamp;
@@ -152,6 +153,83 @@ pub fn error(error: &(dyn Error + 'static)) -> String {
     text
 }
 
+/// Longest line that a finding quotes, in bytes.
+const MAX_QUOTED: usize = 4096;
+
+/// Something in a file that is worth telling.
+#[derive(Debug, Clone, Copy)]
+pub struct Finding<'a> {
+    /// It is a warning, no error.
+    pub warning: bool,
+    /// Stable id.
+    pub code: &'a str,
+    /// What was found.
+    pub message: &'a str,
+    /// What to do.
+    pub help: Option<&'a str>,
+    /// Name of the file.
+    pub file: &'a str,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column in characters, from 1.
+    pub column: usize,
+    /// The line itself, to be quoted.
+    pub text: Option<&'a str>,
+}
+
+/// A finding as compilers tell it: the line with a mark below it.
+pub fn finding(finding: &Finding<'_>, colour: bool) -> String {
+    let level = match finding.warning {
+        true => Level::WARNING,
+        false => Level::ERROR,
+    };
+    let title = level
+        .primary_title(sanitize(finding.message))
+        .id(finding.code);
+    let group = match finding.text.filter(|text| text.len() <= MAX_QUOTED) {
+        Some(text) => {
+            let mark = AnnotationKind::Primary.span(word(text, finding.column));
+            let snippet = Snippet::source(text).line_start(finding.line);
+            title.element(snippet.path(finding.file).annotation(mark))
+        }
+        None => {
+            let origin = Origin::path(finding.file).line(finding.line);
+            title.element(origin.char_column(finding.column))
+        }
+    };
+    let group = match finding.help {
+        Some(help) => group.element(Level::HELP.message(sanitize(help))),
+        None => group,
+    };
+    let renderer = match colour {
+        true => Renderer::styled(),
+        false => Renderer::plain(),
+    };
+    renderer.render(&[group])
+}
+
+/// The bytes of what begins at a column, from 1: a quoted text, or what stands
+/// there up to the next space or bracket.
+fn word(text: &str, column: usize) -> std::ops::Range<usize> {
+    let start = text
+        .char_indices()
+        .nth(column.saturating_sub(1))
+        .map_or(text.len(), |(at, _)| at);
+    let rest = &text[start..];
+    let quoted = rest
+        .chars()
+        .next()
+        .filter(|c| matches!(c, '"' | '\''))
+        .and_then(|quote| Some(rest[1..].find(quote)? + 2));
+    let plain = || {
+        let end = |c: char| c.is_whitespace() || ",[]{}".contains(c);
+        let word = rest.find(end).unwrap_or(rest.len());
+        rest[..word].trim_end_matches(':').len()
+    };
+    let first = rest.chars().next().map_or(0, char::len_utf8);
+    start..start + quoted.unwrap_or_else(plain).max(first)
+}
+
 /// A table with a header and columns as wide as their content.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let mut table = Table::new();
@@ -190,6 +268,58 @@ mod tests {
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn findings_quote_their_line() {
+        let error = Finding {
+            warning: false,
+            code: "unknown-field",
+            message: "there is no field `baseimage`",
+            help: Some("did you mean `baseImage`?"),
+            file: "app.yaml",
+            line: 6,
+            column: 1,
+            text: Some("baseimage: gravity:6.0.0"),
+        };
+        let expected = "\
+error[unknown-field]: there is no field `baseimage`
+ --> app.yaml:6:1
+  |
+6 | baseimage: gravity:6.0.0
+  | ^^^^^^^^^
+  |
+  = help: did you mean `baseImage`?";
+        assert_eq!(finding(&error, false), expected);
+        assert!(finding(&error, true).contains("\x1b["));
+        let long = "x".repeat(1 << 20);
+        let long = Finding {
+            text: Some(&long),
+            column: 1 << 19,
+            help: None,
+            ..error
+        };
+        assert_eq!(
+            finding(&long, false),
+            "error[unknown-field]: there is no field `baseimage`\n--> app.yaml:6:524288"
+        );
+        let foreign = Finding {
+            warning: true,
+            message: "a\x1b[2J",
+            text: Some("a: \x1b[2J"),
+            ..error
+        };
+        assert!(!finding(&foreign, false).contains('\x1b'));
+    }
+
+    #[test]
+    fn a_mark_covers_what_is_meant() {
+        assert_eq!(word("é: 'x y' # c", 4), 4..9);
+        assert_eq!(word("a: [b, c]", 5), 4..5);
+        assert_eq!(word("a: [b, c]", 4), 3..4);
+        assert_eq!(word("key: x", 1), 0..3);
+        assert_eq!(word("a", 9), 1..1);
+        assert_eq!(word("'open", 1), 0..5);
     }
 
     #[test]

@@ -157,6 +157,11 @@ impl Console {
         Ok(())
     }
 
+    /// Prints something that was found in a file, as a result.
+    pub fn finding(&self, finding: &render::Finding<'_>) {
+        self.print(&render::finding(finding, self.colour));
+    }
+
     /// Prints a table.
     pub fn table(&self, header: &[&str], rows: &[Vec<String>]) {
         self.print(&render::table(header, rows));

@@ -3,11 +3,12 @@
 //! In: a path. Out: a manifest without URIs that this release can build; or
 //! everything that is wrong with it at once.
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use base64::Engine;
-use manifest::{Diagnostic, Location, Manifest, Uri};
+use manifest::{Diagnostic, Location, MAX_CONTENT, Manifest, Severity, Uri};
 use oci::Client;
 use tokio::runtime::Runtime;
 
@@ -91,25 +92,25 @@ impl Source {
         }
     }
 
-    pub(crate) fn text(&self) -> Result<String> {
+    /// The manifest's bytes, whatever they are.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
         if let Some(generated) = &self.generated {
-            return Ok(generated.clone());
+            return Ok(generated.clone().into_bytes());
         }
+        let shown = self.file.display();
+        read(&self.file, manifest::MAX_SIZE)
+            .map_err(|message| anyhow::anyhow!("cannot read {shown}: {message}"))
+    }
+
+    /// The text of a manifest that was parsed.
+    pub(crate) fn text(&self) -> Result<String> {
         let what = || format!("cannot read {}", self.file.display());
-        let size = std::fs::metadata(&self.file).with_context(what)?.len();
-        if size > manifest::MAX_SIZE as u64 {
-            bail!(
-                "{} has {size} bytes; a manifest has at most {}",
-                self.file.display(),
-                manifest::MAX_SIZE
-            );
-        }
-        std::fs::read_to_string(&self.file).with_context(what)
+        String::from_utf8(self.bytes()?).with_context(what)
     }
 
     pub(crate) fn parse(&self) -> Result<Manifest> {
         let name = self.file.display().to_string();
-        manifest::parse(&self.text()?, &name)
+        manifest::parse_bytes(&self.bytes()?, &name)
             .map_err(|diagnostics| self.rejected(diagnostics).into())
     }
 
@@ -134,21 +135,42 @@ pub(crate) fn complete(
     runtime: &Runtime,
     client: &Client,
 ) -> Result<()> {
-    let mut found = manifest.inline(&mut |uri| fetch(uri, source, runtime, client));
-    found.extend(manifest.unsupported());
+    let mut found = manifest.inline(&mut |uri| {
+        let bytes = match &uri.location {
+            Location::File(path) => read(&source.dir.join(path), MAX_CONTENT)?,
+            Location::Web(url) => runtime
+                .block_on(client.fetch(url, MAX_CONTENT as u64))
+                .map_err(|error| error.to_string())?,
+        };
+        content(uri, bytes)
+    });
+    found.extend(check(manifest)?);
     match found.is_empty() {
         true => Ok(()),
         false => Err(source.rejected(found).into()),
     }
 }
 
-fn fetch(uri: &Uri, source: &Source, runtime: &Runtime, client: &Client) -> Result<String, String> {
-    let bytes = match &uri.location {
-        Location::File(path) => read(&source.dir.join(path))?,
-        Location::Web(url) => runtime
-            .block_on(client.fetch(url, manifest::MAX_SIZE as u64))
-            .map_err(|error| error.to_string())?,
-    };
+/// What is wrong with a resolved manifest for this release.
+pub(crate) fn check(manifest: &Manifest) -> Result<Vec<Diagnostic>> {
+    let mut found = manifest.unsupported();
+    let size = manifest
+        .to_json()
+        .context("cannot write the resolved manifest")?
+        .len();
+    if size > manifest::MAX_SIZE {
+        let max = manifest::MAX_SIZE;
+        let message = format!(
+            "with all that its URIs lead to the manifest has {size} bytes; at most {max} are read"
+        );
+        let help = "leave texts among the resources, beside the manifest".to_owned();
+        found.push(manifest.finding(Severity::Error, "", "too-large", message, Some(help)));
+    }
+    Ok(found)
+}
+
+/// What the manifest gets in place of a URI.
+pub(crate) fn content(uri: &Uri, bytes: Vec<u8>) -> Result<String, String> {
     if uri.image {
         let kind =
             image_type(&bytes).ok_or("it is neither a PNG, JPEG, GIF, WebP nor SVG image")?;
@@ -158,20 +180,24 @@ fn fetch(uri: &Uri, source: &Source, runtime: &Runtime, client: &Client) -> Resu
     String::from_utf8(bytes).map_err(|_| "it is not UTF-8 text".into())
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+/// Reads a file of at most `max` bytes.
+pub(crate) fn read(path: &Path, max: usize) -> Result<Vec<u8>, String> {
     let text = |error: std::io::Error| error.to_string();
+    // Before it is opened: that of a pipe would wait.
     let meta = std::fs::metadata(path).map_err(text)?;
     if !meta.is_file() {
         return Err("it is not a file".into());
     }
-    if meta.len() > manifest::MAX_SIZE as u64 {
-        return Err(format!(
-            "it has {} bytes; at most {} are taken",
-            meta.len(),
-            manifest::MAX_SIZE
-        ));
+    let file = std::fs::File::open(path).map_err(text)?;
+    let mut bytes = Vec::new();
+    file.take(max as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(text)?;
+    if bytes.len() > max {
+        let size = meta.len().max(bytes.len() as u64);
+        return Err(format!("it has {size} bytes; at most {max} are taken"));
     }
-    std::fs::read(path).map_err(text)
+    Ok(bytes)
 }
 
 fn image_type(bytes: &[u8]) -> Option<&'static str> {
