@@ -30,7 +30,9 @@ fn holds(bytes: &[u8]) {
 }
 
 fn same_again(manifest: &Manifest) {
-    let json = manifest.to_json().unwrap();
+    let Ok(json) = manifest.to_json() else {
+        panic!("{manifest:?} is no JSON");
+    };
     let again = manifest::parse(&json, "x").unwrap_or_else(|errors| panic!("{errors:?} in {json}"));
     assert_eq!(&again, manifest);
     assert_eq!(again.unsupported().len(), manifest.unsupported().len());

@@ -8,12 +8,13 @@ use serde_json::Value;
 fn check(texts: &[String]) -> Vec<Option<String>> {
     let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
     compiler.enable_format_assertions();
-    compiler
-        .add_resource("manifest.json", manifest::schema())
-        .unwrap();
-    let schema = compiler.compile("manifest.json", &mut schemas).unwrap();
+    let added = compiler.add_resource("manifest.json", manifest::schema());
+    added.unwrap_or_else(|error| panic!("{error}"));
+    let compiled = compiler.compile("manifest.json", &mut schemas);
+    let schema = compiled.unwrap_or_else(|error| panic!("{error}"));
     let check = |text: &String| {
-        let value: Value = serde_saphyr::from_str(text).unwrap();
+        let value: Value =
+            serde_saphyr::from_str(text).unwrap_or_else(|error| panic!("{text}: {error}"));
         schemas
             .validate(&value, schema)
             .err()
