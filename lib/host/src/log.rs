@@ -17,6 +17,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded;
 
+/// How often a lock that somebody holds is tried again.
+const LOCK_TRIES: usize = 10;
+/// Wait between these tries.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+
 /// Largest log that is read, in bytes.
 const MAX_LOG: u64 = 256 << 20;
 
@@ -127,14 +132,21 @@ impl Log {
             .mode(0o600)
             .open(path)
             .map_err(io("open"))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(LogError::Busy {
-                    path: path.to_owned(),
-                });
+        // A program that is about to start holds all that its parent had open.
+        let mut tries = 0..LOCK_TRIES;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::WouldBlock) if tries.next().is_some() => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
+                Err(TryLockError::WouldBlock) => {
+                    return Err(LogError::Busy {
+                        path: path.to_owned(),
+                    });
+                }
+                Err(TryLockError::Error(source)) => return Err(io("lock")(source)),
             }
-            Err(TryLockError::Error(source)) => return Err(io("lock")(source)),
         }
         let bytes = bounded::bytes(path, MAX_LOG).map_err(io("read"))?;
         let Parsed { records, length } = parse(path, &bytes, format)?;
