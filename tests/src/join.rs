@@ -70,6 +70,14 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         nodes(&first)? == [first.name(), second.name()],
         "not both nodes are ready"
     );
+    // They fail where anything is not well.
+    let seen = [&first, &second].map(|node| node.text(&[IMAGE, "status"]));
+    let [master, worker] = seen;
+    ensure!(
+        master?.contains(&format!("* {} / ", second.name())),
+        "the master's status does not show the new node"
+    );
+    worker.context("the status of the new node")?;
     across(&first, &second)?;
     console.info("Pods of both nodes reach each other, by address and by service");
     refuse_again(&first, &second, &token.token)?;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use cluster::NodeStatus;
 use cluster::hooks::LastCheck;
 use console::ExitCode;
+use installer::controller;
 use installer::coordinator::Operation;
 use manifest::{HookName, Manifest};
 use serde::Serialize;
@@ -95,9 +96,27 @@ pub(crate) fn cluster(session: &Session) -> Result<ClusterSpec> {
 }
 
 async fn report(session: &Session) -> Result<Report> {
-    let spec = cluster(session)?;
+    let mut spec = cluster(session)?;
     let mut reasons = Vec::new();
+    let here = nix::unistd::gethostname().context("get the host's name")?;
+    let here = here.to_string_lossy().to_lowercase();
     let services = services(session, &mut reasons).await;
+    if !session.layout.admin_kubeconfig().exists() {
+        // A worker may ask Kubernetes for nothing but itself.
+        spec.nodes.retain(|node| node.hostname == here);
+        let ready = own_node(session, &here, &mut reasons).await;
+        let nodes = spec.nodes.iter().map(|node| Node {
+            services: services.clone(),
+            ..shown(node, ready)
+        });
+        return Ok(Report {
+            nodes: nodes.collect(),
+            endpoints: Vec::new(),
+            status_hook: None,
+            operation: progress(session)?,
+            cluster: described(spec, reasons),
+        });
+    }
     let client = tokio::time::timeout(
         PATIENCE,
         cluster::Client::connect(&session.layout.admin_kubeconfig()),
@@ -112,6 +131,12 @@ async fn report(session: &Session) -> Result<Report> {
             Vec::new()
         }
     };
+    // Nodes join and leave; what was installed is only what they began with.
+    if let Ok(client) = &client
+        && let Ok(Ok(now)) = tokio::time::timeout(PATIENCE, controller::description(client)).await
+    {
+        spec = now;
+    }
     let mut endpoints = Vec::new();
     let mut status_hook = None;
     // An API that doesn't answer is told above already.
@@ -141,45 +166,77 @@ async fn report(session: &Session) -> Result<Report> {
             ));
         }
         Node {
-            hostname: node.hostname.clone(),
-            address: node
-                .advertise_addresses
-                .first()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
-            role: node.role,
-            profile: node.profile.clone(),
-            kubernetes,
-            services: services.clone(),
+            // Services of other nodes are theirs to tell.
+            services: match node.hostname == here {
+                true => services.clone(),
+                false => Vec::new(),
+            },
+            ..shown(node, kubernetes)
         }
     });
     let nodes = nodes.collect();
+    Ok(Report {
+        nodes,
+        endpoints,
+        status_hook,
+        operation: progress(session)?,
+        cluster: described(spec, reasons),
+    })
+}
+
+fn shown(node: &spec::NodeSpec, kubernetes: &'static str) -> Node {
+    let address = node.advertise_addresses.first();
+    Node {
+        hostname: node.hostname.clone(),
+        address: address.map(ToString::to_string).unwrap_or_default(),
+        role: node.role,
+        profile: node.profile.clone(),
+        kubernetes,
+        services: Vec::new(),
+    }
+}
+
+fn described(spec: ClusterSpec, reasons: Vec<String>) -> Cluster {
+    Cluster {
+        name: spec.name,
+        state: if reasons.is_empty() {
+            "active"
+        } else {
+            "degraded"
+        },
+        reasons,
+        image: spec.image.name,
+        version: spec.image.version,
+        flavor: spec.flavor,
+    }
+}
+
+fn progress(session: &Session) -> Result<Option<Progress>> {
     let operation = Operation::last(&session.layout).ok();
-    let operation = operation.map(|operation| -> Result<_> {
+    let told = operation.map(|operation| -> Result<_> {
         Ok(Progress {
             state: operation.state()?.overall().to_string(),
             id: operation.plan.operation_id,
             kind: operation.plan.kind,
         })
     });
-    Ok(Report {
-        cluster: Cluster {
-            name: spec.name,
-            state: if reasons.is_empty() {
-                "active"
-            } else {
-                "degraded"
-            },
-            reasons,
-            image: spec.image.name,
-            version: spec.image.version,
-            flavor: spec.flavor,
-        },
-        nodes,
-        endpoints,
-        status_hook,
-        operation: operation.transpose()?,
-    })
+    told.transpose()
+}
+
+/// Whether a worker is ready, by its kubelet's own rights.
+async fn own_node(session: &Session, name: &str, reasons: &mut Vec<String>) -> &'static str {
+    let kubeconfig = session.layout.planet_secrets().join("kubelet.kubeconfig");
+    let ready = async {
+        let client = cluster::Client::connect(&kubeconfig).await?;
+        client.wait_node_ready(name, PATIENCE).await
+    };
+    match ready.await {
+        Ok(()) => "ready",
+        Err(error) => {
+            reasons.push(error.to_string());
+            "not ready"
+        }
+    }
 }
 
 async fn services(
