@@ -304,6 +304,12 @@ hooks:
     }
 
     #[test]
+    fn a_chart_alone_is_checked() {
+        let dir = dir(&[("Chart.yaml", "apiVersion: v2\nname: a\nversion: 1.0.0\n")]);
+        assert_eq!(lint(dir.path()).unwrap(), []);
+    }
+
+    #[test]
     fn everything_is_found_at_once() {
         let app = "\
 metadata: {name: shop, resourceVersion: 1.0.0}
