@@ -330,12 +330,18 @@ impl<'a> Builder<'a> {
     fn next(&mut self) -> Result<Option<(Event<'a>, Span)>, SyntaxError> {
         self.parser.next().transpose().map_err(|error: ScanError| {
             let marker = error.marker();
+            let message = match error.info() {
+                info if info.contains("recursion limit") => {
+                    format!("values nest deeper than {}", self.limits.depth)
+                }
+                info => info,
+            };
             SyntaxError {
                 at: Position {
                     line: marker.line(),
                     column: marker.col() + 1,
                 },
-                message: error.info(),
+                message,
             }
         })
     }
@@ -507,7 +513,8 @@ mod tests {
             "- ".repeat(1 << 19),
             "? ".repeat(1 << 19),
         ] {
-            assert!(message(&text).contains("imit"), "{}", message(&text));
+            let message = message(&text);
+            assert!(message.ends_with("values nest deeper than 64"), "{message}");
         }
         let text = " ".repeat(MAX_SIZE + 1);
         assert_eq!(

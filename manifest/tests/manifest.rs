@@ -288,7 +288,6 @@ fn fields_beyond_the_sample_are_read_and_named() {
         "extensions.encryption",
         "extensions.opsCenter.disabled",
         "hooks.clusterProvision",
-        "hooks.info",
     ] {
         assert!(
             refused.iter().any(|one| one == name),
