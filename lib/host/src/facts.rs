@@ -368,16 +368,9 @@ fn processes() -> BTreeMap<String, u32> {
 
 /// Users with a shell that lets them in.
 fn logins(users: &[users::User]) -> BTreeMap<u32, String> {
-    let may_log_in = |user: &&users::User| {
-        let shell = user.shell.file_name().unwrap_or_default();
-        !matches!(
-            shell.to_str(),
-            Some("nologin" | "false" | "sync" | "halt" | "shutdown")
-        )
-    };
     users
         .iter()
-        .filter(may_log_in)
+        .filter(|user| users::can_log_in(user))
         .map(|user| (user.uid, user.name.clone()))
         .collect()
 }
