@@ -12,7 +12,7 @@ use crate::diagnostic::{Severity, nearest};
 use crate::types::{HairpinMode, Manifest, NodeProfile, SystemOptions};
 
 /// What the services of a node are started with.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ServiceOptions {
     /// Log level of containerd.
     pub runtime_log_level: Option<String>,
@@ -22,20 +22,6 @@ pub struct ServiceOptions {
     pub etcd: BTreeMap<String, String>,
     /// Flags of the kubelet by name.
     pub kubelet: BTreeMap<String, String>,
-    /// How a pod reaches itself through its Service.
-    pub hairpin_mode: HairpinMode,
-}
-
-impl Default for ServiceOptions {
-    fn default() -> Self {
-        Self {
-            runtime_log_level: None,
-            max_concurrent_downloads: None,
-            etcd: BTreeMap::new(),
-            kubelet: BTreeMap::new(),
-            hairpin_mode: HairpinMode::HairpinVeth,
-        }
-    }
 }
 
 impl Manifest {
@@ -52,9 +38,6 @@ impl Manifest {
                 if !own.is_empty() {
                     value.clone_from(own);
                 }
-            }
-            if own.kubelet.hairpin_mode.is_some() {
-                merged.kubelet.hairpin_mode = own.kubelet.hairpin_mode;
             }
         }
         translate(&merged).0
@@ -175,8 +158,17 @@ fn translate(options: &SystemOptions) -> (ServiceOptions, Vec<Finding>) {
     for flag in flags(&options.kubelet.args) {
         found.extend(kubelet(&flag, &mut result.kubelet));
     }
-    if let Some(mode) = options.kubelet.hairpin_mode {
-        result.hairpin_mode = mode;
+    if options.kubelet.hairpin_mode == Some(HairpinMode::PromiscuousBridge) {
+        // With today's packet filter a promiscuous bridge sends nothing back to
+        // the pod that it came from; ports that reflect do.
+        found.push(Finding {
+            field: "kubelet.hairpinMode".into(),
+            severity: Severity::Warning,
+            message: "promiscuous-bridge becomes hairpin-veth: a pod would not reach itself \
+                      through a promiscuous bridge"
+                .into(),
+            help: "write hairpin-veth, or leave it out".into(),
+        });
     }
     (result, found)
 }
@@ -423,11 +415,11 @@ mod tests {
             pairs(&options.kubelet),
             [("system-reserved", "memory=500Mi")]
         );
-        assert_eq!(options.hairpin_mode, HairpinMode::PromiscuousBridge);
         assert_eq!(manifest.unsupported(), []);
         let warnings: Vec<_> = manifest.retired().iter().map(ToString::to_string).collect();
+        assert!(warnings[1].contains("promiscuous-bridge becomes hairpin-veth"));
         assert_eq!(
-            warnings,
+            warnings[..1],
             [
                 "a:2:94: warning[retired]: `systemOptions.etcd.args[0]`: `debug` is retired; it becomes --log-level=debug\n  help: write that instead"
             ]
@@ -442,13 +434,11 @@ mod tests {
         );
         let global = manifest.service_options(None);
         assert_eq!(global.runtime_log_level.as_deref(), Some("warn"));
-        assert_eq!(global.hairpin_mode, HairpinMode::HairpinVeth);
         let own = manifest.service_options(manifest.node_profiles.first());
         assert_eq!(own.runtime_log_level.as_deref(), Some("debug"));
         assert_eq!(own.max_concurrent_downloads, Some(7));
         assert_eq!(pairs(&own.etcd), [("snapshot-count", "5")]);
         assert_eq!(pairs(&own.kubelet), [("v", "3")]);
-        assert_eq!(own.hairpin_mode, HairpinMode::PromiscuousBridge);
     }
 
     #[test]

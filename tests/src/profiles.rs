@@ -248,27 +248,17 @@ fn planet(node: &Node) -> Result<()> {
 }
 
 fn devices(node: &Node) -> Result<()> {
-    let text = inside(
-        node,
-        "stat -c '%n %a %u:%g %t:%T' /dev/gravtest* /dev/null
-         for device in /dev/gravtest0 /dev/gravtest1; do
-           (: <$device) 2>&1 && echo $device is read; (: >$device) 2>&1 && echo $device is written
-         done; mknod /tmp/device c 10 200 2>&1; ls /dev/nvidia* 2>&1; true",
-    )?;
+    // What they permit is seen in pods: commands run by root from outside are
+    // not restricted.
+    let text = inside(node, "stat -c '%n %a %u:%g %t:%T' /dev/gravtest* /dev/null")?;
     has(
         &text,
         &[
             "/dev/gravtest0 666 0:0 a:e5\n",
             "/dev/gravtest1 640 114:115 a:c8\n",
             "/dev/null 666 0:0 1:3\n",
-            "/dev/gravtest0 is read\n/dev/gravtest0 is written\n",
-            "/dev/gravtest1 is read\n",
-            "Operation not permitted",
-            "cannot access '/dev/nvidia*'",
         ],
-    )?;
-    ensure!(!text.contains("gravtest1 is written"), "{text}");
-    Ok(())
+    )
 }
 
 fn services(node: &Node) -> Result<()> {
@@ -297,7 +287,7 @@ fn services(node: &Node) -> Result<()> {
             " --log-level=debug",
             " --system-reserved=memory=100Mi",
             "level = \"debug\"",
-            "\"promiscMode\": true",
+            "\"hairpinMode\": true",
             "uid=1001(planet) gid=1001(planet)",
         ],
     )?;
@@ -385,12 +375,13 @@ fn pods(node: &Node) -> Result<()> {
             "dirs/dir-abc\ndirs/dir-xyz\n",
         ],
     )?;
-    said(&mut text, "devices", "gravtest1 is read\n");
+    said(&mut text, "devices", "gravtest1: Operation not permitted");
     has(
         &text,
         &[
             "/dev/gravtest0 666 0:0\n/dev/gravtest1 640 114:115\n",
             "/dev/gravtest0 is read\n/dev/gravtest0 is written\n/dev/gravtest1 is read\n",
+            "can't create /dev/gravtest1: Operation not permitted",
         ],
     )?;
     ensure!(!text.contains("gravtest1 is written"), "{text}");

@@ -1,6 +1,5 @@
 //! The container runtime.
 
-use manifest::HairpinMode;
 use planet::config::{Mount, Probe};
 
 use super::{Context, Definition, config, program, secret};
@@ -124,9 +123,6 @@ fn network(context: &Context<'_>) -> String {
         .iter()
         .map(|cidr| serde_json::json!([{ "subnet": cidr }]))
         .collect();
-    // Either a port of the bridge sends a packet back where it came from, or
-    // the bridge takes it up to the host.
-    let reflect = context.options.hairpin_mode == HairpinMode::HairpinVeth;
     let conflist = serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "planet",
@@ -137,8 +133,8 @@ fn network(context: &Context<'_>) -> String {
                 "isGateway": true,
                 "isDefaultGateway": true,
                 "ipMasq": false,
-                "hairpinMode": reflect,
-                "promiscMode": !reflect,
+                // A pod reaches itself through its Service.
+                "hairpinMode": true,
                 "ipam": { "type": "host-local", "ranges": ranges },
             },
             {

@@ -63,7 +63,7 @@ fn settings(context: &Context<'_>) -> String {
         "clusterDNS": [spec::LEADER_ADDRESS.to_string()],
         "clusterDomain": context.cluster.domain,
         "resolvConf": format!("{CONFIG}/resolv.conf"),
-        "hairpinMode": context.options.hairpin_mode.as_str(),
+        "hairpinMode": "hairpin-veth",
         // kube-proxy has no need of kubelet's iptables chains.
         "makeIPTablesUtilChains": false,
         "serializeImagePulls": false,
