@@ -17,7 +17,7 @@ use ipnet::Ipv4Net;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
 use rpc::controller::{Controller, Refusal, member_name};
-use spec::phase::{Certificate, Kubeconfig};
+use spec::phase::Certificate;
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use tokio::net::TcpListener;
 use uuid::Uuid;
@@ -230,15 +230,7 @@ impl Controller for Site {
         })
         .await?;
         tracing::info!(hostname = candidate.hostname, %node, "took a node in");
-        let identity = Leaf {
-            common_name: member_name(node),
-            organizations: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: Vec::new(),
-            server: false,
-            client: true,
-            valid_for: pki::LEAF_LIFETIME,
-        };
+        let identity = Leaf::client(&member_name(node), &[], pki::LEAF_LIFETIME);
         let signed = self.authority(RPC_AUTHORITY)?.sign(request, &identity);
         let certificate = signed.map_err(|error| Refusal::Refused(error.to_string()))?;
         let mut authorities = BTreeMap::new();
@@ -408,37 +400,18 @@ fn leaves(node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
         let Certificate {
             name, authority, ..
         } = certificate.clone();
-        (name, (authority, certificate_leaf(certificate)))
+        (
+            name,
+            (authority, Leaf::planned(certificate, pki::LEAF_LIFETIME)),
+        )
     });
     let kubeconfigs = requested.kubeconfigs.iter().map(|kubeconfig| {
         let name = kubeconfig.certificate();
-        (name, ("kubernetes-ca".into(), kubeconfig_leaf(kubeconfig)))
+        let (user, groups) = (&kubeconfig.common_name, &kubeconfig.organizations);
+        let leaf = Leaf::client(user, groups, pki::LEAF_LIFETIME);
+        (name, ("kubernetes-ca".into(), leaf))
     });
     certificates.chain(kubeconfigs).collect()
-}
-
-fn certificate_leaf(certificate: &Certificate) -> Leaf {
-    Leaf {
-        common_name: certificate.common_name.clone(),
-        organizations: certificate.organizations.clone(),
-        dns_names: certificate.dns_names.clone(),
-        ip_addresses: certificate.ip_addresses.clone(),
-        server: certificate.server,
-        client: certificate.client,
-        valid_for: pki::LEAF_LIFETIME,
-    }
-}
-
-fn kubeconfig_leaf(kubeconfig: &Kubeconfig) -> Leaf {
-    Leaf {
-        common_name: kubeconfig.common_name.clone(),
-        organizations: kubeconfig.organizations.clone(),
-        dns_names: Vec::new(),
-        ip_addresses: Vec::new(),
-        server: false,
-        client: true,
-        valid_for: pki::LEAF_LIFETIME,
-    }
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ fn issue(
         return Ok(());
     }
     let issued = authority
-        .issue(&leaf(certificate, pki::LEAF_LIFETIME))
+        .issue(&Leaf::planned(certificate, pki::LEAF_LIFETIME))
         .map_err(|error| lasting(&error))?;
     store_certificate(directory, certificate, &issued, user)
 }
@@ -88,7 +88,11 @@ fn write_kubeconfig(
         return Ok(());
     }
     let issued = authority
-        .issue(&client_leaf(kubeconfig, pki::LEAF_LIFETIME))
+        .issue(&Leaf::client(
+            &kubeconfig.common_name,
+            &kubeconfig.organizations,
+            pki::LEAF_LIFETIME,
+        ))
         .map_err(|error| lasting(&error))?;
     store_kubeconfig(
         directory,
@@ -97,30 +101,6 @@ fn write_kubeconfig(
         &issued,
         user,
     )
-}
-
-fn leaf(certificate: &Certificate, valid_for: Duration) -> Leaf {
-    Leaf {
-        common_name: certificate.common_name.clone(),
-        organizations: certificate.organizations.clone(),
-        dns_names: certificate.dns_names.clone(),
-        ip_addresses: certificate.ip_addresses.clone(),
-        server: certificate.server,
-        client: certificate.client,
-        valid_for,
-    }
-}
-
-fn client_leaf(kubeconfig: &Kubeconfig, valid_for: Duration) -> Leaf {
-    Leaf {
-        common_name: kubeconfig.common_name.clone(),
-        organizations: kubeconfig.organizations.clone(),
-        dns_names: Vec::new(),
-        ip_addresses: Vec::new(),
-        server: false,
-        client: true,
-        valid_for,
-    }
 }
 
 /// Replaces the certificates of a master that are due, by new ones that are
@@ -147,7 +127,7 @@ pub fn renew(
         }
         let key = read(&directory.join(format!("{}.key", certificate.name)))?;
         let pem = authority(&certificate.authority)?
-            .renew(&key, &leaf(certificate, valid_for))
+            .renew(&key, &Leaf::planned(certificate, valid_for))
             .map_err(|error| lasting(&error))?;
         host::atomic::write(&path, pem.as_bytes(), 0o644).map_err(|error| lasting(&error))?;
         renewed.push(file);
@@ -162,7 +142,11 @@ pub fn renew(
         }
         let authority = authority(KUBERNETES)?;
         let issued = authority
-            .issue(&client_leaf(kubeconfig, valid_for))
+            .issue(&Leaf::client(
+                &kubeconfig.common_name,
+                &kubeconfig.organizations,
+                valid_for,
+            ))
             .map_err(|error| lasting(&error))?;
         let pem = authority.certificate_pem();
         store_kubeconfig(&directory, kubeconfig, pem, &issued, &secrets.user)?;

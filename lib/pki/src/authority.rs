@@ -66,6 +66,34 @@ pub struct Leaf {
     pub valid_for: Duration,
 }
 
+impl Leaf {
+    /// As a plan asks for it.
+    pub fn planned(certificate: &spec::phase::Certificate, valid_for: Duration) -> Self {
+        Self {
+            common_name: certificate.common_name.clone(),
+            organizations: certificate.organizations.clone(),
+            dns_names: certificate.dns_names.clone(),
+            ip_addresses: certificate.ip_addresses.clone(),
+            server: certificate.server,
+            client: certificate.client,
+            valid_for,
+        }
+    }
+
+    /// A client's, which answers nowhere.
+    pub fn client(common_name: &str, organizations: &[String], valid_for: Duration) -> Self {
+        Self {
+            common_name: common_name.to_owned(),
+            organizations: organizations.to_vec(),
+            dns_names: Vec::new(),
+            ip_addresses: Vec::new(),
+            server: false,
+            client: true,
+            valid_for,
+        }
+    }
+}
+
 /// A certificate and its key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Issued {
