@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use host::facts::HostFacts;
 use host::users::User;
 use ipnet::{IpNet, Ipv4Net};
-use manifest::{HookName, Manifest, Mode, NodeProfile};
+use manifest::{HookName, Manifest, Mode, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use planet::config::{Device, PlanetConfig};
 use spec::layout::Layout;
@@ -183,13 +183,20 @@ pub enum Error {
         available: Vec<String>,
     },
     /// Flavors of several nodes need `join`.
-    #[error("flavor \"{name}\" needs {nodes} nodes; this version installs clusters of one node")]
+    #[error(
+        "flavor \"{name}\" needs {nodes} nodes; this version begins with one, and others join: choose a flavor of one node"
+    )]
     SeveralNodes {
         /// The flavor.
         name: String,
         /// How many nodes it needs.
         nodes: u32,
     },
+    /// A cluster begins with a master.
+    #[error(
+        "profile \"{0}\" is of workers, and a cluster's first node is its master: choose another with --role, and let nodes of this one join"
+    )]
+    Worker(String),
     /// The manifest has no such profile.
     #[error("there is no profile \"{name}\"; the image has {}", .available.join(", "))]
     Profile {
@@ -270,8 +277,35 @@ pub struct Prepared {
     pub plan: Plan,
 }
 
-/// The profile that this node gets: `--role`, the flavor's first, or the
-/// manifest's first. `None` where the manifest has no profiles.
+/// The profile that a cluster's first node gets: `--role`, the flavor's first, or
+/// the manifest's first that is not of workers. `None` where the manifest has no
+/// profiles.
+///
+/// # Errors
+/// When there is no such flavor or profile, the flavor needs more nodes, or the
+/// profile is of workers.
+pub fn choose_first_profile<'a>(
+    manifest: &'a Manifest,
+    flavor: Option<&str>,
+    role: Option<&str>,
+) -> Result<Option<&'a NodeProfile>, Error> {
+    let of_workers = |profile: &&NodeProfile| profile.role() == Some(ServiceRole::Node);
+    if flavor.is_none() && role.is_none() {
+        let mut profiles = manifest.node_profiles.iter();
+        let first = profiles.find(|profile| !of_workers(profile));
+        return match (first, manifest.node_profiles.first()) {
+            (None, Some(worker)) => Err(Error::Worker(worker.name.clone())),
+            (first, _) => Ok(first),
+        };
+    }
+    let chosen = choose_profile(manifest, flavor, role)?;
+    match chosen.filter(of_workers) {
+        Some(worker) => Err(Error::Worker(worker.name.clone())),
+        None => Ok(chosen),
+    }
+}
+
+/// The profile of a name, else the flavor's or the manifest's first.
 ///
 /// # Errors
 /// When there is no such flavor or profile, or the flavor needs more nodes.
@@ -484,7 +518,8 @@ pub fn prepare(
 ) -> Result<Prepared, Error> {
     let address = choose_address(options.advertise_address, facts)?;
     let pods = networks(options, address)?;
-    let profile = choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
+    let profile =
+        choose_first_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
     let profile = with_mounts(profile, &options.mounts)?;
     let profile = profile.as_ref();
     let user = service_user(options, users)?;

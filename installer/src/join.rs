@@ -70,7 +70,7 @@ pub fn choose_profile<'a>(
     manifest: &'a Manifest,
     role: Option<&str>,
 ) -> Result<Option<&'a NodeProfile>, Error> {
-    let is_master = |profile: &NodeProfile| profile.service_role == Some(ServiceRole::Master);
+    let is_master = |profile: &NodeProfile| profile.role() == Some(ServiceRole::Master);
     if role.is_some() {
         let profile = install::choose_profile(manifest, None, role)?;
         return match profile {

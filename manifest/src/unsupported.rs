@@ -3,7 +3,7 @@
 //! In: a manifest. Out: an error for each such field, so that build and install
 //! refuse rather than ignore. A field leaves this list when it is implemented.
 
-use crate::types::{Extension, Manifest, NetworkType, NodeProfile, ServiceRole, SystemOptions};
+use crate::types::{Extension, Manifest, NetworkType, NodeProfile, SystemOptions};
 use crate::{Diagnostic, Severity};
 
 impl Manifest {
@@ -120,7 +120,6 @@ impl Manifest {
 fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     let needed = &profile.requirements;
     let fields = [
-        ("serviceRole", profile.role() == Some(ServiceRole::Node)),
         ("expandPolicy", profile.expand_policy.is_some()),
         (
             "providers.aws.instanceTypes",

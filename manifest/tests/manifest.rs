@@ -280,7 +280,6 @@ fn fields_beyond_the_sample_are_read_and_named() {
         "providers.aws.iamPolicy",
         "providers.generic.network.type",
         "nodeProfiles[0].providers.aws.instanceTypes",
-        "nodeProfiles[0].serviceRole",
         "nodeProfiles[0].requirements.volumes[0].seLinuxLabel",
         "systemOptions.args",
         "systemOptions.docker.capacity",

@@ -406,8 +406,11 @@ fn requirements(
     image: &Image,
     facts: &HostFacts,
 ) -> Result<Requirements> {
-    let profile =
-        install::choose_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
+    let profile = install::choose_first_profile(
+        manifest,
+        options.flavor.as_deref(),
+        options.role.as_deref(),
+    )?;
     let profile = install::with_mounts(profile, &options.mounts)?;
     let address = install::choose_address(options.advertise_address, facts)?;
     Ok(check::requirements(

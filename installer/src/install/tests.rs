@@ -310,3 +310,19 @@ fn an_address_is_chosen_only_where_there_is_no_doubt() {
         Err(Error::NoAddress)
     ));
 }
+
+#[test]
+fn a_cluster_begins_with_a_master() {
+    let text = "metadata: {name: a, resourceVersion: 1.0.0}\n\
+                nodeProfiles: [{name: hand, serviceRole: node}, {name: head}]";
+    let manifest = manifest::parse(text, "app.yaml").unwrap();
+    let chosen = choose_first_profile(&manifest, None, None)
+        .unwrap()
+        .unwrap();
+    assert_eq!(chosen.name, "head");
+    let error = choose_first_profile(&manifest, None, Some("hand")).unwrap_err();
+    assert!(error.to_string().contains("is of workers"), "{error}");
+    let only = "metadata: {name: a, resourceVersion: 1.0.0}\nnodeProfiles: [{name: hand, serviceRole: node}]";
+    let manifest = manifest::parse(only, "app.yaml").unwrap();
+    assert!(choose_first_profile(&manifest, None, None).is_err());
+}
