@@ -345,6 +345,24 @@ pub fn in_machine(setup: &Setup, console: &Console) -> Result<()> {
         page == sample::PAGE,
         "{url} does not serve the page: {page}"
     );
+    console.step("Killing the daemon");
+    let killed = Instant::now();
+    machine.must(
+        "systemctl kill --signal=KILL --kill-who=main gravity.service",
+        left(),
+    )?;
+    let back = format!(
+        "sleep 10; until {IMAGE} status >/dev/null 2>&1; do sleep 2; done; curl -sS --fail -m 20 {url}"
+    );
+    let page = machine.must(&back, left())?;
+    ensure!(
+        page == sample::PAGE,
+        "{url} does not serve the page any more: {page}"
+    );
+    console.info(&format!(
+        "The cluster is back {} after it",
+        render::duration(killed.elapsed())
+    ));
     console.step("./gravity leave");
     let leave = format!("TERM=dumb {IMAGE} leave --force --confirm");
     let (code, _) = machine.run(&leave, left(), &mut show)?;
