@@ -48,6 +48,7 @@ const PHASES: &[&str] = &[
 
 /// Exit codes of `gravity`.
 const FAILED: i32 = 1;
+const USAGE: i32 = 2;
 const PREFLIGHT: i32 = 3;
 const DAMAGED: i32 = 5;
 pub(crate) const RESUMABLE: i32 = 7;
@@ -342,18 +343,18 @@ fn refusals(setup: &Setup) -> Result<()> {
             "--advertise-addr=10.99.0.250",
         ])?
         .expect(
-            FAILED,
+            USAGE,
             &["10.99.0.250 is not an address of this node", address],
         )?;
     setup
         .install(&["--pod-network-cidr=10.100.0.0/16"])?
-        .expect(FAILED, &["overlap", "--service-cidr"])?;
+        .expect(USAGE, &["overlap", "--service-cidr"])?;
     setup
         .install(&["--pod-network-cidr=10.99.0.0/16"])?
-        .expect(FAILED, &["overlap", address])?;
+        .expect(USAGE, &["overlap", address])?;
     setup
         .install(&["--service-cidr=10.99.0.0/24"])?
-        .expect(FAILED, &["overlap", address])?;
+        .expect(USAGE, &["overlap", address])?;
     let nobody = "cp /root/gravity /tmp/gravity && chmod 755 /tmp/gravity && \
         setpriv --reuid 1234 --regid 1234 --clear-groups /tmp/gravity install; \
         code=$?; rm /tmp/gravity; exit $code";
