@@ -352,7 +352,7 @@ pub fn in_machine(setup: &Setup, console: &Console) -> Result<()> {
         left(),
     )?;
     let back = format!(
-        "sleep 10; until {IMAGE} status >/dev/null 2>&1; do sleep 2; done; curl -sS --fail -m 20 {url}"
+        "sleep 10; until {IMAGE} status >/dev/null 2>&1 && curl -s --fail -m 20 {url}; do sleep 2; done"
     );
     let page = machine.must(&back, left())?;
     ensure!(
