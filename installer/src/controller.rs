@@ -111,9 +111,7 @@ fn read(path: &Path) -> Result<String, Error> {
 /// # Errors
 /// When it can't be read.
 pub async fn description(client: &Client) -> Result<ClusterSpec, Refusal> {
-    let read = client.description().await.map_err(not_now)?;
-    serde_json::from_str(&read.text)
-        .map_err(|error| Refusal::Refused(format!("read the cluster's description: {error}")))
+    parse(&client.description().await.map_err(not_now)?.text)
 }
 
 /// Moves pods off a node, deletes it from Kubernetes and the description. With
@@ -151,12 +149,9 @@ async fn change<T>(
 ) -> Result<(ClusterSpec, T), Refusal> {
     for _ in 0..TRIES {
         let read = client.description().await.map_err(not_now)?;
-        let refused = |error: serde_json::Error| {
-            Refusal::Refused(format!("read the cluster's description: {error}"))
-        };
-        let mut cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(refused)?;
+        let mut cluster = parse(&read.text)?;
         let made = make(&mut cluster)?;
-        let text = serde_json::to_string_pretty(&cluster).map_err(refused)?;
+        let text = serde_json::to_string_pretty(&cluster).map_err(unreadable)?;
         if text == read.text
             || client
                 .replace_description(read, text)
@@ -169,6 +164,14 @@ async fn change<T>(
     Err(Refusal::NotNow(
         "others change the cluster all the time; try again".into(),
     ))
+}
+
+fn parse(description: &str) -> Result<ClusterSpec, Refusal> {
+    serde_json::from_str(description).map_err(unreadable)
+}
+
+fn unreadable(error: serde_json::Error) -> Refusal {
+    Refusal::Refused(format!("read the cluster's description: {error}"))
 }
 
 fn not_now(error: cluster::Error) -> Refusal {
@@ -189,11 +192,10 @@ impl Site {
         Authority::load(&self.secrets, name).map_err(|error| Refusal::Refused(error.to_string()))
     }
 
-    async fn node(&self, id: Uuid) -> Result<(ClusterSpec, NodeSpec), Refusal> {
-        let cluster = self.describe().await?;
-        let node = cluster.node(id).cloned();
+    async fn node(&self, id: Uuid) -> Result<NodeSpec, Refusal> {
+        let node = self.describe().await?.node(id).cloned();
         let gone = || Refusal::Refused("this node is no member of the cluster any more".into());
-        Ok((cluster, node.ok_or_else(gone)?))
+        node.ok_or_else(gone)
     }
 }
 
@@ -252,7 +254,7 @@ impl Controller for Site {
         id: Uuid,
         requests: BTreeMap<String, String>,
     ) -> Result<BTreeMap<String, String>, Refusal> {
-        let (_, node) = self.node(id).await?;
+        let node = self.node(id).await?;
         let leaves = leaves(&node);
         let mut signed = BTreeMap::new();
         for (name, request) in requests {
@@ -269,7 +271,7 @@ impl Controller for Site {
     }
 
     async fn register(&self, id: Uuid) -> Result<(), Refusal> {
-        let (_, node) = self.node(id).await?;
+        let node = self.node(id).await?;
         let taints: Vec<_> = node
             .taints
             .iter()
@@ -288,7 +290,7 @@ impl Controller for Site {
 
     async fn leave(&self, id: Uuid, force: bool) -> Result<(), Refusal> {
         match self.node(id).await {
-            Ok((_, node)) => remove(&self.client, &node.hostname, force).await,
+            Ok(node) => remove(&self.client, &node.hostname, force).await,
             // It asks again after an answer that was lost.
             Err(Refusal::Refused(_)) => Ok(()),
             Err(error) => Err(error),

@@ -129,17 +129,15 @@ impl Engine {
         plan.validate()?;
         let below = |leaf: &&Phase| is_within(&leaf.id, &chosen.id);
         for leaf in plan.leaves().into_iter().filter(below) {
-            record(journal, &*sink, leaf, State::InProgress, None)?;
             let again = || executor.execute_again(leaf, sink.clone());
-            match self.retry(leaf, &*sink, again).await {
-                Ok(()) => record(journal, &*sink, leaf, State::Completed, None)?,
-                Err(source) => {
-                    record(journal, &*sink, leaf, State::Failed, Some(&source))?;
-                    return Err(RunError::Phase {
-                        phase: leaf.id.clone(),
-                        source,
-                    });
-                }
+            let failed = self
+                .recorded(leaf, journal, &*sink, State::Completed, again)
+                .await?;
+            if let Some(source) = failed {
+                return Err(RunError::Phase {
+                    phase: leaf.id.clone(),
+                    source,
+                });
             }
         }
         Ok(())
@@ -277,23 +275,43 @@ impl Engine {
         sink: Arc<dyn Sink>,
     ) -> Result<(), RunError> {
         for phase in leaves {
-            // Recorded first: a phase that is half taken back is not complete.
-            record(journal, &*sink, phase, State::InProgress, None)?;
-            match self
-                .retry(phase, &*sink, || executor.undo(phase, sink.clone()))
-                .await
-            {
-                Ok(()) => record(journal, &*sink, phase, State::RolledBack, None)?,
-                Err(source) => {
-                    record(journal, &*sink, phase, State::Failed, Some(&source))?;
-                    return Err(RunError::Rollback {
-                        phase: phase.id.clone(),
-                        source,
-                    });
-                }
+            let undo = || executor.undo(phase, sink.clone());
+            let failed = self
+                .recorded(phase, journal, &*sink, State::RolledBack, undo)
+                .await?;
+            if let Some(source) = failed {
+                return Err(RunError::Rollback {
+                    phase: phase.id.clone(),
+                    source,
+                });
             }
         }
         Ok(())
+    }
+
+    /// Attempts something with a phase; its beginning, and its end as `done` or
+    /// as a failure, which is returned, are in the journal. The beginning is first:
+    /// a phase that is half done, or half taken back, is not complete.
+    async fn recorded<F>(
+        &self,
+        phase: &Phase,
+        journal: &mut Journal,
+        sink: &dyn Sink,
+        done: State,
+        attempt: impl FnMut() -> F,
+    ) -> Result<Option<PhaseError>, RunError>
+    where
+        F: Future<Output = Result<(), PhaseError>>,
+    {
+        record(journal, sink, phase, State::InProgress, None)?;
+        let failed = self.retry(phase, sink, attempt).await.err();
+        let state = if failed.is_some() {
+            State::Failed
+        } else {
+            done
+        };
+        record(journal, sink, phase, state, failed.as_ref())?;
+        Ok(failed)
     }
 
     async fn execute(
