@@ -2,9 +2,10 @@
 //!
 //! In: the file of a [`PlanetConfig`]. Out: a container whose PID 1 keeps the
 //! supervisor running, until SIGTERM; nothing of it is left then but the
-//! writable layer. Always holds: one container at a time (a lock); mounts made
-//! inside are never seen by the host; when this process dies and is started
-//! again, it takes over the container that runs.
+//! writable layer. Always holds: one container at a time (a lock); a container
+//! that ends without being told to is started again; mounts made inside are
+//! never seen by the host; when this process dies and is started again, it
+//! takes over the container that runs.
 //!
 //! It forks, so it belongs into a process with one thread.
 
@@ -19,7 +20,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::{Flock, FlockArg, OFlag};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::statvfs::{FsFlags, statvfs};
@@ -48,12 +49,19 @@ const INIT: &str = "/usr/local/bin/planet-init";
 const SUPERVISOR: &[&str] = &["/opt/gravity/bin/gravity", "planet", "supervise"];
 /// Where the host's root hangs until all is mounted.
 const OLD_ROOT: &str = "/run/host";
+/// First wait before a container that ended is started again; doubles each time.
+const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// Longest wait.
+const BACKOFF_MAX: Duration = Duration::from_secs(30);
+/// A container that lived so long was well: the wait starts over.
+const WELL: Duration = Duration::from_secs(120);
 
-/// Runs the container of the configuration file until it ends.
+/// Keeps the container of the configuration file running until it is told to
+/// end, by SIGTERM or inside.
 ///
 /// # Errors
-/// When the configuration or the machine does not allow it, when a container
-/// runs already, or when it ended without being told to.
+/// When the configuration or the machine does not allow it, or when a container
+/// runs already.
 pub fn run(config: &Path) -> Result<()> {
     let supervisor: Vec<_> = SUPERVISOR.iter().map(|word| (*word).to_owned()).collect();
     run_with(config, &supervisor)
@@ -68,18 +76,42 @@ pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
     let state = State::of(&config);
     fs::create_dir_all(&state.directory).at("create", &state.directory)?;
     let _lock = state.lock()?;
-    let signals = block_signals()?;
-
-    let process = match state.running() {
-        Some(process) => {
-            tracing::info!(pid = process.pid, "taking over the planet that runs");
-            process
-        }
-        None => start(&config, &state, supervisor)?,
+    // Before others learn of this process: it is ready to be told to end.
+    let mut keeper = Keeper {
+        config: &config,
+        state: &state,
+        signals: block_signals()?,
+        stopping: false,
     };
-    let ended = wait(&config, process, &signals);
-    let cleaned = clean(&config, &state);
-    ended.and(cleaned)
+    let own = ProcessId::of(std::process::id().cast_signed());
+    files::write_json(&state.daemon_file(), &own)?;
+    let mut backoff = BACKOFF_MIN;
+    // One that never ran is the caller's to know.
+    let mut process = keeper.start_or_take_over(supervisor)?;
+    loop {
+        let started = Instant::now();
+        let ended = keeper.wait(process);
+        clean(&config, &state)?;
+        match ended {
+            Err(error) if !keeper.stopping => {
+                tracing::warn!(%error, "starting the planet again");
+            }
+            ended => return ended,
+        }
+        if started.elapsed() > WELL {
+            backoff = BACKOFF_MIN;
+        }
+        process = loop {
+            if keeper.is_stopped_within(backoff)? {
+                return Ok(());
+            }
+            backoff = (backoff * 2).min(BACKOFF_MAX);
+            match keeper.start_or_take_over(supervisor) {
+                Ok(process) => break process,
+                Err(error) => tracing::warn!(%error, "the planet can't be started"),
+            }
+        };
+    }
 }
 
 /// Host process id of the running container's PID 1.
@@ -95,9 +127,9 @@ pub fn running(config: &Path) -> Result<i32> {
     Ok(process.pid)
 }
 
-/// Stops the container of the configuration file, where one runs, in order;
-/// kills it when it takes longer than `timeout`. Its daemon, or this process
-/// where the daemon is gone, cleans up. Comes back when all of it is gone.
+/// Stops the container of the configuration file, where one runs, in order, by
+/// its daemon where there is one; kills it when it takes longer than `timeout`.
+/// Its daemon, or this process where the daemon is gone, cleans up. Comes back when all of it is gone.
 ///
 /// # Errors
 /// When the configuration can't be read or something can't be removed.
@@ -122,14 +154,21 @@ pub fn stop(path: &Path, timeout: Duration) -> Result<()> {
 
 /// Ends the container that runs, in order or by force.
 fn end(state: &State, timeout: Duration) -> Result<()> {
-    let Some(pidfd) = state.running().and_then(ProcessId::open) else {
+    // Told itself, it starts no other one.
+    let daemon = state.daemon();
+    if let Some(daemon) = &daemon {
+        drop(sys::pidfd_signal(daemon.as_fd(), Signal::SIGTERM));
+    }
+    let Some(container) = state.running().and_then(ProcessId::open) else {
         return Ok(());
     };
     for (signal, patience) in [(Signal::SIGTERM, timeout), (Signal::SIGKILL, timeout)] {
-        // It may have ended meanwhile.
-        drop(sys::pidfd_signal(pidfd.as_fd(), signal));
+        if daemon.is_none() || signal == Signal::SIGKILL {
+            // It may have ended meanwhile.
+            drop(sys::pidfd_signal(container.as_fd(), signal));
+        }
         let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
-        let mut ended = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let mut ended = [PollFd::new(container.as_fd(), PollFlags::POLLIN)];
         if poll(&mut ended, patience).on("wait for the planet")? > 0 {
             break;
         }
@@ -167,6 +206,10 @@ impl State {
         self.directory.join("planet.pid")
     }
 
+    fn daemon_file(&self) -> PathBuf {
+        self.directory.join("daemon.pid")
+    }
+
     fn lock(&self) -> Result<Flock<File>> {
         let path = self.directory.join("planet.lock");
         let file = File::options()
@@ -181,6 +224,12 @@ impl State {
     fn running(&self) -> Option<ProcessId> {
         let process: ProcessId = files::read_json(&self.pid_file()).ok()?;
         process.open().map(|_| process)
+    }
+
+    /// The process that keeps the container running, where one does.
+    fn daemon(&self) -> Option<OwnedFd> {
+        let process: ProcessId = files::read_json(&self.daemon_file()).ok()?;
+        process.open()
     }
 }
 
@@ -210,7 +259,9 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     let (mut error, writer) = nix::unistd::pipe2(OFlag::O_CLOEXEC)
         .map(|(reader, writer)| (File::from(reader), File::from(writer)))
         .on("make a pipe")?;
-    // The namespace of children: this process stays in the host's.
+    // The namespace of children: this process stays in the host's, and so will
+    // its next child.
+    let own = File::open("/proc/self/ns/pid").at("open", "/proc/self/ns/pid")?;
     unshare(CloneFlags::CLONE_NEWPID).on("make a PID namespace")?;
     let pid = match sys::fork(&SingleThread::check().on("fork")?).on("fork")? {
         Fork::Parent(pid) => pid,
@@ -223,6 +274,7 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
         }
     };
     drop(writer);
+    setns(own, CloneFlags::CLONE_NEWPID).on("leave the PID namespace")?;
     // It ends with the exec, or after the reason why there was none.
     let mut reason = String::new();
     error
@@ -239,41 +291,84 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     Ok(process)
 }
 
-/// Waits until the container ends, and passes SIGTERM on.
-fn wait(config: &PlanetConfig, process: ProcessId, signals: &SignalFd) -> Result<()> {
-    let Some(pidfd) = process.open() else {
-        return Err(Error::Ended("at once".into()));
-    };
-    loop {
-        let mut ready = [
-            PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
-            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
-        ];
-        match poll(&mut ready, PollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) => continue,
-            result => result.on("wait for the planet")?,
-        };
-        let [ended, signalled] = ready.map(|fd| fd.any().unwrap_or_default());
-        if signalled
-            && let Ok(Some(signal)) = signals.read_signal()
-            && signal.ssi_signo != Signal::SIGCHLD as u32
-        {
-            // If it ended meanwhile, the other descriptor says so.
-            drop(sys::pidfd_signal(pidfd.as_fd(), Signal::SIGTERM));
-        }
-        if ended {
-            break;
+/// What keeps one container running.
+struct Keeper<'a> {
+    config: &'a PlanetConfig,
+    state: &'a State,
+    signals: SignalFd,
+    /// Whether this process was told to end.
+    stopping: bool,
+}
+
+impl Keeper<'_> {
+    fn start_or_take_over(&self, supervisor: &[String]) -> Result<ProcessId> {
+        match self.state.running() {
+            Some(process) => {
+                tracing::info!(pid = process.pid, "taking over the planet that runs");
+                Ok(process)
+            }
+            None => start(self.config, self.state, supervisor),
         }
     }
-    let pid = Pid::from_raw(process.pid);
-    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
-        Ok(WaitStatus::Exited(_, 0)) => Ok(()),
-        Ok(WaitStatus::Exited(_, code)) => Err(Error::Ended(format!("exit code {code}"))),
-        Ok(WaitStatus::Signaled(_, signal, _)) => Err(Error::Ended(signal.to_string())),
-        // Taken over from another process: nobody tells us how it ended, but a
-        // supervisor that stops in order takes its socket away.
-        _ if !socket(config).is_some_and(|socket| socket.exists()) => Ok(()),
-        _ => Err(Error::Ended("how is not known".into())),
+
+    /// Waits until the container ends, and passes SIGTERM on.
+    fn wait(&mut self, process: ProcessId) -> Result<()> {
+        let Some(pidfd) = process.open() else {
+            return Err(Error::Ended("at once".into()));
+        };
+        loop {
+            let mut ready = [
+                PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            ];
+            match poll(&mut ready, PollTimeout::NONE) {
+                Err(nix::errno::Errno::EINTR) => continue,
+                result => result.on("wait for the planet")?,
+            };
+            let [ended, signalled] = ready.map(|fd| fd.any().unwrap_or_default());
+            if signalled && self.is_told() {
+                // If it ended meanwhile, the other descriptor says so.
+                drop(sys::pidfd_signal(pidfd.as_fd(), Signal::SIGTERM));
+            }
+            if ended {
+                break;
+            }
+        }
+        let pid = Pid::from_raw(process.pid);
+        match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(_, 0)) => Ok(()),
+            Ok(WaitStatus::Exited(_, code)) => Err(Error::Ended(format!("exit code {code}"))),
+            Ok(WaitStatus::Signaled(_, signal, _)) => Err(Error::Ended(signal.to_string())),
+            // Taken over from another process: nobody tells us how it ended, but a
+            // supervisor that stops in order takes its socket away.
+            _ if !socket(self.config).is_some_and(|socket| socket.exists()) => Ok(()),
+            _ => Err(Error::Ended("how is not known".into())),
+        }
+    }
+
+    /// Whether this process is told to end while it waits so long.
+    fn is_stopped_within(&mut self, patience: Duration) -> Result<bool> {
+        let until = Instant::now() + patience;
+        while !self.stopping {
+            let left = until.saturating_duration_since(Instant::now());
+            let mut ready = [PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+            let left = PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX);
+            match poll(&mut ready, left) {
+                Ok(0) => return Ok(false),
+                Ok(_) => self.is_told(),
+                Err(nix::errno::Errno::EINTR) => false,
+                Err(error) => return Err(error).on("wait before the next start"),
+            };
+        }
+        Ok(true)
+    }
+
+    /// Takes one signal; whether it asks for the end.
+    fn is_told(&mut self) -> bool {
+        let told = matches!(self.signals.read_signal(),
+            Ok(Some(signal)) if signal.ssi_signo != Signal::SIGCHLD as u32);
+        self.stopping |= told;
+        told
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! In: a cluster image and a shard. Out: a line a cell, and their count. A cell
 //! is what is hit (the process that runs the operation, the agent, both, the
-//! supervisor, the disk), at which record of the operation's journal, and how
+//! supervisor, the planet with all in it, the disk), at which record of the operation's journal, and how
 //! it ends. A cell that is gone on with must give the objects and the hook runs
 //! of an undisturbed install; one that is taken back, the node as it was.
 
@@ -60,15 +60,17 @@ enum Hit {
     Agent,
     Both,
     Supervisor,
+    Planet,
     Disk,
 }
 
 impl Hit {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 6] = [
         Self::Operation,
         Self::Agent,
         Self::Both,
         Self::Supervisor,
+        Self::Planet,
         Self::Disk,
     ];
 
@@ -85,10 +87,9 @@ impl Hit {
             Self::Operation => kill(&["operation"]),
             Self::Agent => kill(&["agent"]),
             Self::Both => kill(&["operation", "agent"]),
-            Self::Supervisor => "for p in /proc/[0-9]*; do \
-                if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'planet [s]upervise'; then \
-                kill -9 ${p#/proc/}; fi; done"
-                .into(),
+            // Process 1 of the planet has the supervisor's command in its arguments.
+            Self::Supervisor => kill_program("/opt/gravity/bin/gravity planet supervise"),
+            Self::Planet => kill_program("/usr/local/bin/planet-init"),
             Self::Disk => format!(
                 "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
                  fallocate -l $((free - 4194304)) {STATE}/filler; \
@@ -105,9 +106,18 @@ impl fmt::Display for Hit {
             Self::Agent => "kill the agent",
             Self::Both => "kill operation and agent",
             Self::Supervisor => "kill the supervisor",
+            Self::Planet => "kill the planet",
             Self::Disk => "fill the disk",
         })
     }
+}
+
+/// Kills what runs with a command line that begins so, in words of the shell.
+pub(crate) fn kill_program(command: &str) -> String {
+    format!(
+        "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' 2>/dev/null <$p/cmdline)\" in \
+         '{command}'*) kill -9 ${{p#/proc/}} && echo KILLED;; esac; done; true"
+    )
 }
 
 /// What follows.
@@ -382,7 +392,7 @@ mod tests {
     #[test]
     fn every_cell_is_in_exactly_one_shard() {
         let all = cells(28, 20);
-        assert_eq!(all.len(), 28 * 5 * 3 + 20);
+        assert_eq!(all.len(), 28 * 6 * 3 + 20);
         let held = |index: usize| {
             (1..=8)
                 .filter(|number| {

@@ -720,7 +720,8 @@ fn killed_agent(setup: &Setup) -> Result<()> {
     setup.is_active()
 }
 
-/// The supervisor, and then the container's daemon, are killed: services go on.
+/// The supervisor and the container's daemon are killed: services go on. The
+/// planet with all in it is killed: it is started again.
 fn killed_supervisor(setup: &Setup) -> Result<()> {
     setup.install(&[])?.expect(0, &["is active"])?;
     setup.is_active()?;
@@ -737,6 +738,12 @@ fn killed_supervisor(setup: &Setup) -> Result<()> {
         before == after,
         "services have changed: {before:?}, {after:?}"
     );
+
+    setup
+        .shell(&crate::crash::kill_program("/usr/local/bin/planet-init"))?
+        .expect(0, &["KILLED"])?;
+    setup.is_active()?;
+    let before = setup.services()?;
 
     let daemon = "for p in /proc/[0-9]*; do \
         if tr '\\0' ' ' <$p/cmdline 2>/dev/null | grep -q 'gravity planet [r]un --config'; then \
