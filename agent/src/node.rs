@@ -101,6 +101,14 @@ pub(crate) fn file(what: &str, path: &Path, error: &std::io::Error) -> PhaseErro
     PhaseError::lasting(format!("{what} {}: {error}", path.display()))
 }
 
+/// Where controllers are, as the planet has come to know while it ran.
+fn masters(layout: &Layout) -> Vec<SocketAddr> {
+    let read = std::fs::read(layout.masters()).unwrap_or_default();
+    let addresses: Vec<std::net::IpAddr> = serde_json::from_slice(&read).unwrap_or_default();
+    let at = |address| SocketAddr::new(address, spec::CONTROLLER_PORT);
+    addresses.into_iter().map(at).collect()
+}
+
 /// Opens a session of this node, a member, with a controller of its cluster.
 ///
 /// # Errors
@@ -113,7 +121,10 @@ pub async fn session(layout: &Layout, controllers: &[SocketAddr]) -> Result<Sess
         key_pem: read(&layout.node_key())?,
     };
     let trust = Trust::Authority(read(&layout.rpc_authority())?);
-    Session::open(controllers, &trust, Some(&identity))
+    // The masters may be others since then.
+    let mut now = masters(layout);
+    now.extend(controllers);
+    Session::open(&now, &trust, Some(&identity))
         .await
         .map_err(|error| transient(&error))
 }

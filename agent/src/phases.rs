@@ -13,6 +13,7 @@ mod hook;
 mod images;
 mod join_secrets;
 mod kubernetes_node;
+mod nodes;
 pub(crate) mod planet;
 pub(crate) mod program;
 mod register;
@@ -29,7 +30,7 @@ use std::sync::Arc;
 
 use event::Sink;
 use operation::PhaseError;
-use spec::phase::PhaseSpec;
+use spec::phase::{self, PhaseSpec};
 
 use crate::{Node, room};
 
@@ -72,9 +73,15 @@ pub(crate) async fn execute(
         PhaseSpec::Planet(phase) => planet::execute(node, phase, sink).await,
         PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,
         PhaseSpec::Apply(phase) => apply::execute(node, phase).await,
+        PhaseSpec::Nodes(phase) => nodes::execute(node, &phase, &*sink).await,
         PhaseSpec::Config(phase) => config::execute(node, phase).await,
         PhaseSpec::Health(phase) => {
-            health::wait_healthy(node, &phase.node, &phase.kubeconfig, sink).await
+            let phase::Health {
+                node: name,
+                kubeconfig,
+                services,
+            } = &phase;
+            health::wait_healthy(node, name, kubeconfig, services, sink).await
         }
         // Without room its pods wait for ever; its Job is found again.
         PhaseSpec::Hook(phase) => tokio::select! {

@@ -20,16 +20,21 @@ pub fn stop(layout: &Layout) -> Result<(), PhaseError> {
     daemon::stop(layout)
 }
 
-/// Starts the planet unless it runs, and waits until every service and the
-/// Kubernetes node `name` are ready.
+/// Starts the planet unless it runs, and waits until `services`, all where none
+/// are named, and the Kubernetes node `name` are ready.
 ///
 /// # Errors
 /// When it doesn't start or isn't ready in time.
-pub async fn start(layout: &Layout, name: &str, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+pub async fn start(
+    layout: &Layout,
+    name: &str,
+    services: &[String],
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
     let node = Arc::new(Node::open(layout.clone())?);
     let starting = node.clone();
     tokio::task::spawn_blocking(move || daemon::start(&starting))
         .await
         .map_err(|error| lasting(&error))??;
-    phases::wait_healthy(&node, name, "admin", sink).await
+    phases::wait_healthy(&node, name, "admin", services, sink).await
 }

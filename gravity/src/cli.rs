@@ -124,6 +124,9 @@ pub(crate) enum Command {
     /// Take nodes in and let them go: a service of masters
     #[command(hide = true)]
     Controller(Controller),
+    /// Follow who the cluster's masters are; the planet's service
+    #[command(hide = true)]
+    Masters(Masters),
     /// Run the container of Kubernetes services
     #[command(hide = true, subcommand)]
     Planet(Planet),
@@ -361,6 +364,13 @@ pub(crate) struct Controller {
     /// Directory of authorities, certificates and kubeconfigs
     #[arg(long, value_name = "DIR")]
     pub(crate) secrets: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Masters {
+    /// One of the node's kubeconfigs
+    #[arg(long, value_name = "FILE")]
+    pub(crate) kubeconfig: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod hook;
 mod install;
 mod join;
 mod leave;
+mod masters;
 mod operation;
 mod plan;
 pub(crate) mod planet;
@@ -64,6 +65,26 @@ impl Session {
         Ok(cluster::Client::connect(&kubeconfig).await?)
     }
 
+    /// This node in a cluster.
+    pub(crate) fn own_node<'a>(
+        &self,
+        cluster: &'a spec::ClusterSpec,
+    ) -> Result<&'a spec::NodeSpec> {
+        let here = nix::unistd::gethostname().context("get the host's name")?;
+        let here = here.to_string_lossy().to_lowercase();
+        let node = cluster.nodes.iter().find(|node| node.hostname == here);
+        node.with_context(|| format!("the cluster has no node {here}"))
+    }
+
+    /// What changes the members of etcd, on a master.
+    pub(crate) fn etcd(&self) -> Result<installer::etcd::Etcd> {
+        let config = ::planet::container::load(&self.layout.planet_config())?;
+        Ok(installer::etcd::Etcd::new(
+            &config.rootfs,
+            &self.layout.planet_secrets(),
+        ))
+    }
+
     /// Path of that image, absolute: the agent opens it, too.
     pub(crate) fn image_path(&self) -> Result<std::path::PathBuf> {
         let path = match &self.global.image {
@@ -104,6 +125,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
         Command::Token(arguments) => block_on(token::run(&session, &arguments)),
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
+        Command::Masters(arguments) => block_on(masters::run(&arguments)),
         Command::Stop(arguments) => block_on(power::stop(&session, &arguments)),
         Command::Start => block_on(power::start(&session)),
         Command::Hook(arguments) => block_on(hook::run(&session, &arguments)),

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 use crate::secrets::{COREDNS, FLANNEL, KUBELET_CLIENT};
 use crate::services::Context;
 
+/// Role of all nodes: they may know what the cluster is.
+const NODES: &str = "gravity:nodes";
+
 /// Rights of our own services.
 pub(crate) fn rbac() -> Vec<Value> {
     let role = |name: &str, rules: Value| {
@@ -52,6 +55,24 @@ pub(crate) fn rbac() -> Vec<Value> {
             ]),
         ),
         binding("gravity:flannel", "gravity:flannel", FLANNEL),
+        role(
+            NODES,
+            json!([{
+                "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [cluster::DESCRIPTION],
+                "verbs": ["get", "list", "watch"],
+            }]),
+        ),
+        json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": { "name": NODES, "namespace": "kube-system" },
+            "roleRef": {
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": NODES,
+            },
+            "subjects": [{
+                "apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:nodes",
+            }],
+        }),
     ]
 }
 

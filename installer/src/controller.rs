@@ -22,13 +22,18 @@ use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
+use crate::etcd::{self, Etcd};
 use crate::install::{NODE_PREFIX, node_labels};
-use crate::secrets::{CONTROLLER_CERTIFICATE, RPC_AUTHORITY, WORKER_AUTHORITIES, of_worker};
+use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
 
 /// How long pods may take to leave a node; their own limit is 30 s by default.
 const DRAIN: Duration = Duration::from_secs(300);
 /// How often a change that somebody else was faster with is made again.
 const TRIES: usize = 10;
+/// How often the members of etcd are compared with the masters.
+const RECONCILE: Duration = Duration::from_secs(5);
+/// Most masters: three vote in etcd, and it lets two more stand by.
+const MAX_MASTERS: usize = 5;
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -87,11 +92,15 @@ pub async fn run(
             address: listen,
             source,
         })?;
-    let site = Site {
+    let site = Arc::new(Site {
         client: Client::connect(&secrets.join("admin.kubeconfig")).await?,
+        etcd: Etcd::inside(),
         secrets: secrets.to_owned(),
-    };
-    Ok(rpc::controller::serve(listener, tls, Arc::new(site), stop).await?)
+    });
+    tokio::select! {
+        served = rpc::controller::serve(listener, tls, site.clone(), stop) => Ok(served?),
+        () = site.keep_members() => Ok(()),
+    }
 }
 
 fn read(path: &Path) -> Result<String, Error> {
@@ -119,15 +128,26 @@ pub async fn description(client: &Client) -> Result<ClusterSpec, Refusal> {
 ///
 /// # Errors
 /// When pods are left, it is the last master, or Kubernetes refuses.
-pub async fn remove(client: &Client, hostname: &str, force: bool) -> Result<(), Refusal> {
+pub async fn remove(
+    client: &Client,
+    etcd: &Etcd,
+    hostname: &str,
+    force: bool,
+) -> Result<(), Refusal> {
     let cluster = description(client).await?;
     let node = cluster.nodes.iter().find(|node| node.hostname == hostname);
-    if node.is_some_and(|node| node.role == Role::Master) {
+    let master = node.filter(|node| node.role == Role::Master);
+    if master.is_some() && !cluster.has_several_masters() {
         return Err(Refusal::Refused(format!(
             "{hostname} is the cluster's only master; `gravity leave --force` there ends the cluster"
         )));
     }
-    if let Err(error) = client.drain(hostname, DRAIN).await {
+    // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
+    let patience = match force && !is_ready(client, hostname).await? {
+        true => Duration::ZERO,
+        false => DRAIN,
+    };
+    if let Err(error) = client.drain(hostname, patience).await {
         match force {
             true => tracing::warn!(%hostname, %error, "went on without its pods"),
             false => return Err(not_now(error)),
@@ -138,8 +158,19 @@ pub async fn remove(client: &Client, hostname: &str, force: bool) -> Result<(), 
         cluster.nodes.retain(|node| node.hostname != hostname);
         Ok(())
     })
-    .await
-    .map(drop)
+    .await?;
+    match master {
+        // The last thing: its own API server, which may be the one that is asked
+        // here, ends with it.
+        Some(master) => etcd.remove(&cluster, master).await.map_err(of_etcd),
+        None => Ok(()),
+    }
+}
+
+async fn is_ready(client: &Client, hostname: &str) -> Result<bool, Refusal> {
+    let status = client.status().await.map_err(not_now)?;
+    let mut nodes = status.nodes.iter();
+    Ok(nodes.any(|node| node.name == hostname && node.ready))
 }
 
 /// Changes the description; again where somebody else was faster.
@@ -175,15 +206,23 @@ fn unreadable(error: serde_json::Error) -> Refusal {
 }
 
 fn not_now(error: cluster::Error) -> Refusal {
-    let mut text = error.to_string();
-    if let Some(cause) = std::error::Error::source(&error) {
-        text = format!("{text}: {cause}");
+    Refusal::NotNow(with_cause(&error))
+}
+
+fn of_etcd(error: etcd::Error) -> Refusal {
+    Refusal::NotNow(with_cause(&error))
+}
+
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
     }
-    Refusal::NotNow(text)
 }
 
 struct Site {
     client: Client,
+    etcd: Etcd,
     secrets: PathBuf,
 }
 
@@ -192,10 +231,29 @@ impl Site {
         Authority::load(&self.secrets, name).map_err(|error| Refusal::Refused(error.to_string()))
     }
 
-    async fn node(&self, id: Uuid) -> Result<NodeSpec, Refusal> {
-        let node = self.describe().await?.node(id).cloned();
+    /// The cluster and one node of it.
+    async fn node(&self, id: Uuid) -> Result<(ClusterSpec, NodeSpec), Refusal> {
+        let cluster = self.describe().await?;
         let gone = || Refusal::Refused("this node is no member of the cluster any more".into());
-        node.ok_or_else(gone)
+        let node = cluster.node(id).cloned().ok_or_else(gone)?;
+        Ok((cluster, node))
+    }
+
+    /// Makes etcd's members what the description says, for ever.
+    async fn keep_members(&self) {
+        loop {
+            tokio::time::sleep(RECONCILE).await;
+            let kept = async {
+                let cluster = self.describe().await?;
+                match cluster.has_several_masters() {
+                    true => self.etcd.reconcile(&cluster).await.map_err(of_etcd),
+                    false => Ok(()),
+                }
+            };
+            if let Err(error) = kept.await {
+                tracing::warn!(%error, "the members of etcd stay as they are");
+            }
+        }
     }
 }
 
@@ -227,16 +285,21 @@ impl Controller for Site {
                 registered.insert(name.clone());
             }
         }
+        let voting = match role(&cluster, &candidate) {
+            Role::Master => self.etcd.started(&cluster).await.map_err(of_etcd)?,
+            Role::Worker => BTreeSet::new(),
+        };
         let (cluster, node) = change(&self.client, |cluster| {
-            take_in(cluster, &candidate, &registered)
+            take_in(cluster, &candidate, &registered, &voting)
         })
         .await?;
         tracing::info!(hostname = candidate.hostname, %node, "took a node in");
         let identity = Leaf::client(&member_name(node), &[], pki::LEAF_LIFETIME);
         let signed = self.authority(RPC_AUTHORITY)?.sign(request, &identity);
         let certificate = signed.map_err(|error| Refusal::Refused(error.to_string()))?;
+        let role = cluster.node(node).map_or(Role::Worker, |node| node.role);
         let mut authorities = BTreeMap::new();
-        for name in WORKER_AUTHORITIES {
+        for name in secrets::authorities(role) {
             let pem = read(&self.secrets.join(format!("{name}.crt")))
                 .map_err(|error| Refusal::Refused(error.to_string()))?;
             authorities.insert((*name).to_owned(), pem);
@@ -254,8 +317,8 @@ impl Controller for Site {
         id: Uuid,
         requests: BTreeMap<String, String>,
     ) -> Result<BTreeMap<String, String>, Refusal> {
-        let node = self.node(id).await?;
-        let leaves = leaves(&node);
+        let (cluster, node) = self.node(id).await?;
+        let leaves = leaves(&cluster, &node);
         let mut signed = BTreeMap::new();
         for (name, request) in requests {
             let (authority, leaf) = leaves.get(&name).ok_or_else(|| {
@@ -270,8 +333,26 @@ impl Controller for Site {
         Ok(signed)
     }
 
+    async fn keys(&self, id: Uuid) -> Result<BTreeMap<String, String>, Refusal> {
+        let (_, node) = self.node(id).await?;
+        if node.role != Role::Master {
+            return Err(Refusal::Refused(format!(
+                "node {} is no master",
+                node.hostname
+            )));
+        }
+        let mut keys = BTreeMap::new();
+        for name in secrets::cluster_keys() {
+            let text = read(&self.secrets.join(&name))
+                .map_err(|error| Refusal::Refused(with_cause(&error)))?;
+            keys.insert(name, text);
+        }
+        tracing::info!(hostname = node.hostname, "gave a master the cluster's keys");
+        Ok(keys)
+    }
+
     async fn register(&self, id: Uuid) -> Result<(), Refusal> {
-        let node = self.node(id).await?;
+        let (cluster, node) = self.node(id).await?;
         let taints: Vec<_> = node
             .taints
             .iter()
@@ -285,15 +366,19 @@ impl Controller for Site {
                 &node.pod_cidrs,
             )
             .await
-            .map_err(not_now)
+            .map_err(not_now)?;
+        match node.role {
+            Role::Master => self.etcd.add(&cluster, &node).await.map_err(of_etcd),
+            Role::Worker => Ok(()),
+        }
     }
 
     async fn leave(&self, id: Uuid, force: bool) -> Result<(), Refusal> {
-        match self.node(id).await {
-            Ok(node) => remove(&self.client, &node.hostname, force).await,
+        let cluster = self.describe().await?;
+        match cluster.node(id) {
+            Some(node) => remove(&self.client, &self.etcd, &node.hostname, force).await,
             // It asks again after an answer that was lost.
-            Err(Refusal::Refused(_)) => Ok(()),
-            Err(error) => Err(error),
+            None => Ok(()),
         }
     }
 }
@@ -305,13 +390,29 @@ fn shares_address(node: &NodeSpec, candidate: &Candidate) -> bool {
         .any(|address| wanted.contains(address))
 }
 
+/// What the node will be: as its profile says, else one of the first masters.
+fn role(cluster: &ClusterSpec, candidate: &Candidate) -> Role {
+    let others = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.role == Role::Master && node.hostname != candidate.hostname);
+    candidate
+        .role
+        .unwrap_or(match others.count() < spec::MASTERS {
+            true => Role::Master,
+            false => Role::Worker,
+        })
+}
+
 /// Adds a node to the description; one of the same name that never reached
 /// Kubernetes is a lost try, and replaced. `registered` are the names, of those
-/// that it could be in conflict with, which Kubernetes has.
+/// that it could be in conflict with, which Kubernetes has; `voting` are those of
+/// masters whose etcd runs.
 fn take_in(
     cluster: &mut ClusterSpec,
     candidate: &Candidate,
     registered: &BTreeSet<String>,
+    voting: &BTreeSet<String>,
 ) -> Result<Uuid, Refusal> {
     let hostname = &candidate.hostname;
     if candidate.image != cluster.image.digest {
@@ -325,8 +426,13 @@ fn take_in(
             "\"{hostname}\" can't be a node's name: use lower-case letters, digits, - and ."
         )));
     }
+    let first = cluster.nodes.first().map(|node| node.id);
+    let is_lost = |node: &NodeSpec| {
+        let same = node.hostname == *hostname || shares_address(node, candidate);
+        same && Some(node.id) != first && !registered.contains(&node.hostname)
+    };
     for node in &cluster.nodes {
-        if !registered.contains(&node.hostname) && node.role == Role::Worker {
+        if is_lost(node) {
             continue;
         }
         if node.hostname == *hostname {
@@ -341,10 +447,27 @@ fn take_in(
             )));
         }
     }
-    let is_lost = |node: &NodeSpec| {
-        node.role == Role::Worker && (node.hostname == *hostname || shares_address(node, candidate))
-    };
     cluster.nodes.retain(|node| !is_lost(node));
+    let role = role(cluster, candidate);
+    if role == Role::Master {
+        let masters: Vec<_> = cluster
+            .nodes
+            .iter()
+            .filter(|node| node.role == Role::Master)
+            .map(|node| &node.hostname)
+            .collect();
+        if masters.len() >= MAX_MASTERS {
+            return Err(Refusal::Refused(format!(
+                "the cluster has {MAX_MASTERS} masters, which is the most; join with a profile of workers"
+            )));
+        }
+        // A member of etcd is told of all others when it first starts.
+        if let Some(joining) = masters.iter().find(|name| !voting.contains(**name)) {
+            return Err(Refusal::NotNow(format!(
+                "master {joining} is joining just now: try again when it has, or take it out with `gravity remove {joining}`"
+            )));
+        }
+    }
     let id = Uuid::new_v4();
     let pod_cidr = free_pod_cidr(cluster)?;
     cluster.nodes.push(NodeSpec {
@@ -352,7 +475,7 @@ fn take_in(
         hostname: hostname.clone(),
         advertise_addresses: candidate.advertise_addresses.clone(),
         profile: candidate.profile.clone(),
-        role: Role::Worker,
+        role,
         pod_cidrs: vec![pod_cidr],
         labels: candidate.labels.clone(),
         taints: candidate.taints.clone(),
@@ -394,10 +517,10 @@ fn free_pod_cidr(cluster: &ClusterSpec) -> Result<String, Refusal> {
         .ok_or_else(full)
 }
 
-/// Every certificate that a worker has, by the name it asks for it: its
-/// authority and what it says.
-fn leaves(node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
-    let requested = of_worker(node);
+/// Every certificate that a node has, by the name it asks for it: its authority
+/// and what it says.
+fn leaves(cluster: &ClusterSpec, node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
+    let requested = secrets::requested(cluster, node);
     let certificates = requested.certificates.iter().map(|certificate| {
         let Certificate {
             name, authority, ..

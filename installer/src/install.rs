@@ -31,6 +31,8 @@ pub const DEFAULT_VXLAN_PORT: u16 = 8472;
 pub const DEFAULT_SERVICE_ID: u32 = 1000;
 /// Name of the service user where it is created.
 pub const SERVICE_USER: &str = "planet";
+/// Phase that waits for the nodes of a flavor.
+pub const NODES_PHASE: &str = "/nodes";
 /// Name of the resources of `--config` in the operation's directory.
 pub const CONFIG_FILE: &str = "config.yaml";
 /// DNS domain of services.
@@ -182,16 +184,6 @@ pub enum Error {
         /// What there is.
         available: Vec<String>,
     },
-    /// Flavors of several nodes need `join`.
-    #[error(
-        "flavor \"{name}\" needs {nodes} nodes; this version begins with one, and others join: choose a flavor of one node"
-    )]
-    SeveralNodes {
-        /// The flavor.
-        name: String,
-        /// How many nodes it needs.
-        nodes: u32,
-    },
     /// A cluster begins with a master.
     #[error(
         "profile \"{0}\" is of workers, and a cluster's first node is its master: choose another with --role, and let nodes of this one join"
@@ -282,8 +274,7 @@ pub struct Prepared {
 /// profiles.
 ///
 /// # Errors
-/// When there is no such flavor or profile, the flavor needs more nodes, or the
-/// profile is of workers.
+/// When there is no such flavor or profile, or the profile is of workers.
 pub fn choose_first_profile<'a>(
     manifest: &'a Manifest,
     flavor: Option<&str>,
@@ -305,10 +296,24 @@ pub fn choose_first_profile<'a>(
     }
 }
 
+/// How many nodes of each profile a flavor has; none where it has one in all.
+fn wanted_nodes(manifest: &Manifest, flavor: Option<&str>) -> BTreeMap<String, u32> {
+    let mut flavors = manifest.flavors().iter();
+    let flavor = flavors.find(|item| Some(item.name.as_str()) == flavor);
+    let mut wanted = BTreeMap::new();
+    for node in flavor.into_iter().flat_map(|item| &item.nodes) {
+        *wanted.entry(node.profile.clone()).or_default() += node.count;
+    }
+    if wanted.values().sum::<u32>() <= 1 {
+        wanted.clear();
+    }
+    wanted
+}
+
 /// The profile of a name, else the flavor's or the manifest's first.
 ///
 /// # Errors
-/// When there is no such flavor or profile, or the flavor needs more nodes.
+/// When there is no such flavor or profile.
 pub fn choose_profile<'a>(
     manifest: &'a Manifest,
     flavor: Option<&str>,
@@ -324,15 +329,15 @@ pub fn choose_profile<'a>(
                 name: name.to_owned(),
                 available: items.iter().map(|item| item.name.clone()).collect(),
             })?;
-        let nodes = item.nodes.iter().map(|node| node.count).sum();
-        if nodes > 1 {
-            return Err(Error::SeveralNodes {
-                name: name.to_owned(),
-                nodes,
-            });
-        }
-        let first = item.nodes.iter().find(|node| node.count > 0);
-        wanted = wanted.or_else(|| first.map(|node| node.profile.clone()));
+        // A cluster begins with one that can be a master.
+        let of_workers = |name: &str| {
+            let mut profiles = manifest.node_profiles.iter();
+            let profile = profiles.find(|profile| profile.name == name);
+            profile.and_then(NodeProfile::role) == Some(ServiceRole::Node)
+        };
+        let mut nodes: Vec<_> = item.nodes.iter().filter(|node| node.count > 0).collect();
+        nodes.sort_by_key(|node| of_workers(&node.profile));
+        wanted = wanted.or_else(|| nodes.first().map(|node| node.profile.clone()));
     }
     let profiles = &manifest.node_profiles;
     let Some(name) = wanted else {
@@ -737,8 +742,18 @@ impl Planner<'_> {
         let health = PhaseSpec::Health(phase::Health {
             node,
             kubeconfig: "admin".into(),
+            services: Vec::new(),
         });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
+        let wanted = wanted_nodes(self.manifest, self.context.cluster.flavor.as_deref());
+        if !wanted.is_empty() {
+            let nodes = PhaseSpec::Nodes(phase::Nodes { wanted });
+            phases.push(self.leaf(
+                NODES_PHASE,
+                "Wait until all nodes of the flavor have joined",
+                nodes,
+            )?);
+        }
         for (hook, id, description) in [
             (HookName::Install, "/install", "Run the install hook"),
             (

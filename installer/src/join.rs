@@ -7,15 +7,15 @@
 use std::collections::BTreeMap;
 
 use host::facts::HostFacts;
-use manifest::{Manifest, NodeProfile, ServiceRole};
+use manifest::{HookName, Manifest, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use spec::phase::{self, PhaseSpec};
-use spec::{Candidate, ClusterSpec, Membership, NodeSpec};
+use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use uuid::Uuid;
 
 use crate::install::{self, ImageContent, KnownUsers, Planner, choose_address, group};
 use crate::secrets;
-use crate::services::{Context, HostTraits};
+use crate::services::{self, Context, HostTraits};
 
 /// What the user chose.
 #[derive(Debug, Clone)]
@@ -48,11 +48,6 @@ pub enum Error {
     /// Which profile it should have can't be told.
     #[error("choose the node's profile with --role; the image has {}", .0.join(", "))]
     SeveralProfiles(Vec<String>),
-    /// More masters need more than this version can do.
-    #[error(
-        "profile \"{0}\" is of masters; this version adds workers only: choose another with --role"
-    )]
-    Master(String),
     /// The service user's name or id is somebody else's here.
     #[error("{0}")]
     ServiceUser(String),
@@ -61,8 +56,8 @@ pub enum Error {
     NotTaken,
 }
 
-/// The profile that the node gets: `--role`, or the only one there is that is
-/// not of masters.
+/// The profile that the node gets: `--role`, or the only one there is, or the
+/// only one that is not of masters.
 ///
 /// # Errors
 /// When there is no such profile or it can't be told.
@@ -71,14 +66,10 @@ pub fn choose_profile<'a>(
     role: Option<&str>,
 ) -> Result<Option<&'a NodeProfile>, Error> {
     let is_master = |profile: &NodeProfile| profile.role() == Some(ServiceRole::Master);
-    if role.is_some() {
-        let profile = install::choose_profile(manifest, None, role)?;
-        return match profile {
-            Some(profile) if is_master(profile) => Err(Error::Master(profile.name.clone())),
-            profile => Ok(profile),
-        };
-    }
     let all = &manifest.node_profiles;
+    if role.is_some() || all.len() == 1 {
+        return Ok(install::choose_profile(manifest, None, role)?);
+    }
     let mut free = all.iter().filter(|profile| !is_master(profile));
     match (free.next(), free.next()) {
         (None, _) if all.is_empty() => Ok(None),
@@ -119,6 +110,10 @@ pub fn candidate(
         profile: profile
             .map(|profile| profile.name.clone())
             .unwrap_or_default(),
+        role: profile.and_then(NodeProfile::role).map(|role| match role {
+            ServiceRole::Master => Role::Master,
+            ServiceRole::Node => Role::Worker,
+        }),
         labels: profile
             .map(|profile| profile.labels.clone())
             .unwrap_or_default(),
@@ -167,15 +162,15 @@ pub fn plan(
     let node = cluster.node(membership.node).ok_or(Error::NotTaken)?;
     let profile = install::choose_profile(manifest, None, Some(&node.profile))?;
     let volumes = install::volumes(profile, &BTreeMap::new());
-    let services = manifest.service_options(profile);
+    let options = manifest.service_options(profile);
     let operation = Uuid::new_v4().to_string();
     let context = Context {
         cluster: &cluster,
         node,
         host,
-        options: &services,
-        // One for all is enough, on a master.
-        status_hook: None,
+        options: &options,
+        // Masters decide by a Lease who runs it.
+        status_hook: manifest.hooks.get(&HookName::Status).map(String::as_str),
     };
     let planner = Planner {
         context: &context,
@@ -202,27 +197,35 @@ fn phases(
 ) -> Result<Vec<Phase>, Error> {
     let cluster = planner.context.cluster;
     let controllers = cluster.controllers();
-    let requested = secrets::of_worker(node);
+    let requested = secrets::requested(cluster, node);
     let secrets = phase::JoinSecrets {
         user: cluster.service_user.clone(),
         controllers: controllers.clone(),
         authorities: membership.authorities.clone(),
         certificates: requested.certificates,
         kubeconfigs: requested.kubeconfigs,
+        cluster_keys: match node.role {
+            Role::Master => secrets::cluster_keys(),
+            Role::Worker => Vec::new(),
+        },
     };
     let register = phase::Register { controllers };
-    let mut start = vec![
-        planner.leaf(
-            "/start/node",
-            "Register the node",
-            PhaseSpec::Register(register),
-        )?,
-        planner.planet("kubelet")?,
-    ];
+    let registered = planner.leaf(
+        "/start/node",
+        "Register the node",
+        PhaseSpec::Register(register),
+    )?;
+    let mut planet = planner.planet("kubelet")?;
+    if node.role == Role::Master {
+        // Its etcd begins as a member that the others know.
+        planet.requires.push(registered.id.clone());
+    }
+    let mut start = vec![registered, planet];
     start.extend(planner.contents()?);
     let health = phase::Health {
         node: node.hostname.clone(),
         kubeconfig: "kubelet".into(),
+        services: waited_for(planner.context),
     };
     let complete = phase::CompleteJoin {
         cluster: cluster.clone(),
@@ -247,6 +250,16 @@ fn phases(
             PhaseSpec::CompleteJoin(complete),
         )?,
     ])
+}
+
+/// Services that are waited for: all there are, but on a second master those of
+/// every node. Its control plane stands by until there is a third.
+fn waited_for(context: &Context<'_>) -> Vec<String> {
+    let masters = context.cluster.masters().count();
+    match context.node.role == Role::Master && masters < spec::MASTERS {
+        true => services::names_everywhere(context),
+        false => Vec::new(),
+    }
 }
 
 #[cfg(test)]

@@ -3,16 +3,19 @@
 //! In: options of the user, the cluster image, facts of the host. Out: a
 //! [`spec::ClusterSpec`], an [`operation::Plan`] whose payloads are
 //! [`spec::phase::PhaseSpec`], and a coordinator that has agents execute it.
-//! Making specs, plans and configurations is pure; only [`coordinator`] and
-//! [`attach`] touch the machine, and [`controller`] the cluster.
+//! Making specs, plans and configurations is pure; only [`coordinator`],
+//! [`attach`] and [`masters`] touch the machine, and [`controller`] and [`etcd`]
+//! the cluster.
 
 mod addons;
 pub mod attach;
 pub mod controller;
 pub mod coordinator;
+pub mod etcd;
 pub mod hooks;
 pub mod install;
 pub mod join;
+pub mod masters;
 mod planet_config;
 mod secrets;
 pub mod services;

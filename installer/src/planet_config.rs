@@ -55,12 +55,13 @@ pub(crate) fn planet_config(
             optional: volume.skip_if_missing,
         })
     }));
-    let balancer = |port, backends: &[IpAddr]| Balancer {
+    let balancer = |port, backends: &[IpAddr], backends_file| Balancer {
         listen: SocketAddr::new(leader, port),
         backends: backends
             .iter()
             .map(|backend| SocketAddr::new(*backend, port))
             .collect(),
+        backends_file,
     };
     let masters: Vec<_> = context.cluster.masters().collect();
     PlanetConfig {
@@ -72,10 +73,11 @@ pub(crate) fn planet_config(
         devices: Vec::new(),
         files,
         link_local_addresses: vec![format!("{leader}/32")],
-        // Every node has all images in a registry of its own.
         balancers: vec![
-            balancer(spec::API_PORT, &masters),
-            balancer(spec::REGISTRY_PORT, &[context.address()]),
+            // Masters come and go.
+            balancer(spec::API_PORT, &masters, Some(services::MASTERS.into())),
+            // Every node has all images in a registry of its own.
+            balancer(spec::REGISTRY_PORT, &[context.address()], None),
         ],
         sysctls: SYSCTLS
             .iter()

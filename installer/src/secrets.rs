@@ -1,4 +1,4 @@
-//! Which authorities, certificates and kubeconfigs a master has.
+//! Which authorities, certificates and kubeconfigs a node has.
 //!
 //! In: cluster and node. Out: a [`Secrets`] payload: names and rights, no keys.
 //! Kubernetes, etcd, the front proxy and the registry trust authorities of
@@ -6,8 +6,8 @@
 
 use std::net::IpAddr;
 
-use spec::NodeSpec;
 use spec::phase::{Certificate, Kubeconfig, Secrets};
+use spec::{ClusterSpec, NodeSpec, Role};
 
 use crate::services::Context;
 
@@ -32,9 +32,9 @@ const AUTHORITIES: &[(&str, &str)] = &[
 /// Authority that controllers and nodes know each other by.
 pub(crate) const RPC_AUTHORITY: &str = "rpc-ca";
 /// Authorities whose certificates, not keys, a worker has.
-pub(crate) const WORKER_AUTHORITIES: &[&str] = &["kubernetes-ca", "registry-ca", RPC_AUTHORITY];
+const WORKER_AUTHORITIES: &[&str] = &["kubernetes-ca", "registry-ca", RPC_AUTHORITY];
 
-/// What a worker asks the controller for.
+/// What a node asks the controller for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Requested {
     pub(crate) certificates: Vec<Certificate>,
@@ -42,7 +42,7 @@ pub(crate) struct Requested {
 }
 
 /// Certificates and kubeconfigs that every node has.
-pub(crate) fn of_worker(node: &NodeSpec) -> Requested {
+fn of_worker(node: &NodeSpec) -> Requested {
     let address = address(node);
     let name = &node.hostname;
     Requested {
@@ -77,17 +77,69 @@ pub(crate) fn of_worker(node: &NodeSpec) -> Requested {
     }
 }
 
-/// Makes the payload for a master.
+/// Files with the keys that all masters share: those of the authorities, and what
+/// Kubernetes signs tokens and encrypts Secrets with.
+pub(crate) fn cluster_keys() -> Vec<String> {
+    let authorities = AUTHORITIES.iter().map(|(name, _)| format!("{name}.key"));
+    let others = [
+        "service-account.key",
+        "service-account.pub",
+        "encryption.yaml",
+    ];
+    authorities.chain(others.map(String::from)).collect()
+}
+
+/// Authorities whose certificates a node has.
+pub(crate) fn authorities(role: Role) -> Vec<&'static str> {
+    match role {
+        Role::Master => AUTHORITIES.iter().map(|(name, _)| *name).collect(),
+        Role::Worker => WORKER_AUTHORITIES.to_vec(),
+    }
+}
+
+/// What a node has by its place in the cluster.
+pub(crate) fn requested(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
+    match node.role {
+        Role::Master => of_master(cluster, node),
+        Role::Worker => of_worker(node),
+    }
+}
+
+/// Makes the payload for the first master, which makes the authorities.
 pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
-    let node = &context.node.hostname;
-    let address = context.address();
+    let Requested {
+        certificates,
+        kubeconfigs,
+    } = of_master(context.cluster, context.node);
+    Secrets {
+        user: context.cluster.service_user.clone(),
+        authorities: AUTHORITIES
+            .iter()
+            .map(|(name, subject)| {
+                (
+                    (*name).to_owned(),
+                    format!("{} {subject}", context.cluster.name),
+                )
+            })
+            .collect(),
+        certificates,
+        kubeconfigs,
+    }
+}
+
+/// Certificates and kubeconfigs of a master.
+fn of_master(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
+    let of_every_node = of_worker(node);
+    let address = address(node);
+    let node = &node.hostname;
     let local: IpAddr = std::net::Ipv4Addr::LOCALHOST.into();
     let leader = spec::LEADER_ADDRESS;
-    let service_domain = format!("kubernetes.default.svc.{}", context.cluster.domain);
+    let service_domain = format!("kubernetes.default.svc.{}", cluster.domain);
     let mut api_addresses = vec![address, leader, local];
     // The `kubernetes` Service has the first address.
-    let services = context.service_cidr().parse::<ipnet::IpNet>();
-    api_addresses.extend(services.ok().and_then(|services| services.hosts().next()));
+    let services = cluster.service_cidrs.first();
+    let services = services.and_then(|cidr| cidr.parse::<ipnet::IpNet>().ok());
+    api_addresses.extend(services.and_then(|services| services.hosts().next()));
     let api_names = [
         "kubernetes",
         "kubernetes.default",
@@ -100,7 +152,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
     let Requested {
         mut certificates,
         mut kubeconfigs,
-    } = of_worker(context.node);
+    } = of_every_node;
     certificates.extend([
         Certificate {
             client: true,
@@ -148,17 +200,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
         )),
         at_home(kubeconfig("scheduler", "system:kube-scheduler", &[], false)),
     ]);
-    Secrets {
-        user: context.cluster.service_user.clone(),
-        authorities: AUTHORITIES
-            .iter()
-            .map(|(name, subject)| {
-                (
-                    (*name).to_owned(),
-                    format!("{} {subject}", context.cluster.name),
-                )
-            })
-            .collect(),
+    Requested {
         certificates,
         kubeconfigs,
     }

@@ -7,13 +7,14 @@
 mod containerd;
 mod controller;
 mod coredns;
-mod etcd;
+pub(crate) mod etcd;
 mod flannel;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
 mod kube_scheduler;
 mod kubelet;
+mod masters;
 mod rbac;
 mod registry;
 mod status_hook;
@@ -22,7 +23,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use manifest::ServiceOptions;
-use planet::config::{File, Mount, Probe, Service};
+use planet::config::{Alternative, File, Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
 
@@ -40,6 +41,7 @@ const EVERYWHERE: &[Define] = &[
     flannel::define,
     coredns::define,
     registry::define,
+    masters::define,
 ];
 
 /// What masters have beside them.
@@ -52,10 +54,31 @@ const CONTROL_PLANE: &[Define] = &[
     controller::define,
 ];
 
+pub(crate) use masters::{MASTERS, SEVERAL_MASTERS};
+
+/// Names of services that masters have beside those of every node. They wait
+/// while the master stands by.
+pub const OF_MASTERS: &[&str] = &[
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    rbac::NAME,
+    "controller",
+    "status-hook",
+];
+
 /// The services of the context's node. What requires a service that runs on
-/// masters alone finds it through the balancer.
+/// masters alone finds it through the balancer; so it does on one of several
+/// masters, whose own may be waiting for others.
 pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
     let mut all: Vec<_> = EVERYWHERE.iter().map(|define| define(context)).collect();
+    if context.cluster.has_several_masters() {
+        for definition in &mut all {
+            let requires = &mut definition.service.requires;
+            requires.retain(|name| !OF_MASTERS.contains(&name.as_str()));
+        }
+    }
     if context.node.role == Role::Master {
         all.extend(CONTROL_PLANE.iter().map(|define| define(context)));
         all.extend(status_hook::define(context));
@@ -66,6 +89,12 @@ pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
         requires.retain(|name| names.contains(name));
     }
     all
+}
+
+/// Names of the services that every node has.
+pub(crate) fn names_everywhere(context: &Context<'_>) -> Vec<String> {
+    let definitions = EVERYWHERE.iter().map(|define| define(context));
+    definitions.map(|made| made.service.name).collect()
 }
 
 /// What the host is like, as far as services depend on it.
@@ -136,6 +165,7 @@ impl Context<'_> {
         Service {
             name: name.into(),
             command,
+            alternative: None,
             env: std::collections::BTreeMap::new(),
             uid: 0,
             gid: 0,
@@ -148,6 +178,23 @@ impl Context<'_> {
             oneshot: false,
             stop_timeout_seconds: 10,
             keep_children: false,
+        }
+    }
+
+    /// The service with the command that fits the number of masters. Where there
+    /// is one, another may join it.
+    pub(crate) fn by_masters(
+        &self,
+        command: impl Fn(bool) -> Vec<String>,
+        define: impl FnOnce(Vec<String>) -> Service,
+    ) -> Service {
+        let several = self.cluster.has_several_masters();
+        Service {
+            alternative: (!several).then(|| Alternative {
+                when: SEVERAL_MASTERS.into(),
+                command: command(true),
+            }),
+            ..define(command(several))
         }
     }
 

@@ -15,6 +15,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Context, Error, Result};
 
+/// The supervisor's socket inside.
+pub const SOCKET: &str = "/run/planet/planet.sock";
 /// Longest line either side accepts, in bytes.
 pub(crate) const MAX_LINE: usize = 1 << 20;
 /// Wait between attempts to reach a supervisor that is not there yet.

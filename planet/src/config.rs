@@ -232,6 +232,10 @@ pub struct Balancer {
     pub listen: SocketAddr,
     /// Where connections go.
     pub backends: Vec<SocketAddr>,
+    /// File inside with a JSON list of IP addresses. Where it exists they take
+    /// the place of `backends`, at the same port.
+    #[serde(default)]
+    pub backends_file: Option<PathBuf>,
 }
 
 /// One program that the supervisor keeps running.
@@ -241,6 +245,10 @@ pub struct Service {
     pub name: String,
     /// Program and arguments. The program is an absolute path inside.
     pub command: Vec<String>,
+    /// Taken instead of `command` when the service is started while a file
+    /// exists.
+    #[serde(default)]
+    pub alternative: Option<Alternative>,
     /// Environment in addition to `PATH` and `HOME`.
     #[serde(default)]
     pub env: BTreeMap<String, String>,
@@ -280,7 +288,24 @@ pub struct Service {
     pub keep_children: bool,
 }
 
+/// Another command of a [`Service`], of the same program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Alternative {
+    /// The file, inside.
+    pub when: PathBuf,
+    /// Program and arguments.
+    pub command: Vec<String>,
+}
+
 impl Service {
+    /// Program and arguments for a start now.
+    pub(crate) fn command(&self) -> &[String] {
+        match &self.alternative {
+            Some(alternative) if alternative.when.exists() => &alternative.command,
+            _ => &self.command,
+        }
+    }
+
     fn check(&self) -> Result<(), String> {
         let name = &self.name;
         // It becomes part of paths: of the log, the state, the cgroup.
@@ -297,6 +322,13 @@ impl Service {
         {
             return Err(format!(
                 "service {name}: the program must be an absolute path"
+            ));
+        }
+        if let Some(alternative) = &self.alternative
+            && alternative.command.first() != self.command.first()
+        {
+            return Err(format!(
+                "service {name}: the alternative must be of the same program"
             ));
         }
         if self.post_start.iter().any(Vec::is_empty) {
@@ -365,6 +397,7 @@ mod tests {
         let service = |(name, requires): &(&str, &[&str])| Service {
             name: (*name).to_owned(),
             command: vec!["/bin/true".into()],
+            alternative: None,
             env: BTreeMap::new(),
             uid: 0,
             gid: 0,

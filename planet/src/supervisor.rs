@@ -30,7 +30,7 @@ use board::Board;
 use service::{Command, Unit};
 
 /// Sockets inside; the second one is seen by the host.
-const SOCKETS: &[&str] = &["/run/planet/planet.sock", "/run/planet/host/planet.sock"];
+const SOCKETS: &[&str] = &[crate::client::SOCKET, "/run/planet/host/planet.sock"];
 /// State of services, for the next supervisor.
 const STATES: &str = "/run/planet/services";
 /// Logs of services.

@@ -20,6 +20,9 @@ const PODS: Duration = Duration::from_secs(60);
 /// Replicas of the sample's web server: enough for both nodes to get some.
 const REPLICAS: usize = 4;
 
+/// Profile of the sample that is of workers.
+pub(crate) const WORKER: &str = "worker";
+
 /// What is read of `gravity token create --output json`.
 #[derive(Debug, Deserialize)]
 struct Token {
@@ -60,7 +63,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
 
     console.step("./gravity join");
     let started = Instant::now();
-    run_visibly(&mut join(&first, &second, &token.token)?)?;
+    run_visibly(&mut join(&first, &second, &token.token, WORKER)?)?;
     console.info(&format!(
         "Joined in {}",
         render::duration(started.elapsed())
@@ -96,7 +99,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     check(&first)?;
 
     console.step("Joining again, then ./gravity remove on the master");
-    run_visibly(&mut join(&first, &second, &token.token)?)?;
+    run_visibly(&mut join(&first, &second, &token.token, WORKER)?)?;
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
@@ -107,7 +110,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         "a node that the cluster has forgotten can't leave: {}",
         String::from_utf8_lossy(&refused.stderr)
     );
-    let ended = said(&mut join(&first, &second, &token.token)?)?;
+    let ended = said(&mut join(&first, &second, &token.token, WORKER)?)?;
     ensure!(
         ended.contains("token is wrong or has expired"),
         "an ended token is not refused: {ended}"
@@ -121,9 +124,16 @@ fn token(master: &Node) -> Result<Token> {
     serde_json::from_str(&text).with_context(|| format!("reading the token from {text}"))
 }
 
-fn join(master: &Node, node: &Node, token: &str) -> Result<std::process::Command> {
+/// The command by which a node joins with a profile.
+pub(crate) fn join(
+    master: &Node,
+    node: &Node,
+    token: &str,
+    profile: &str,
+) -> Result<std::process::Command> {
     let token = format!("--token={token}");
-    node.command(&[IMAGE, "join", master.address(), &token])
+    let role = format!("--role={profile}");
+    node.command(&[IMAGE, "join", master.address(), &token, &role])
 }
 
 /// What a command that must fail says.
@@ -150,7 +160,7 @@ fn refusals(first: &Node, second: &Node, good: &Token) -> Result<()> {
         ("some-secret", "token is wrong"),
         ("short", "printable characters"),
     ] {
-        let text = said(&mut join(first, second, token)?)?;
+        let text = said(&mut join(first, second, token, WORKER)?)?;
         ensure!(text.contains(word), "no \"{word}\" in: {text}");
     }
     // Nobody listens there.
@@ -163,7 +173,7 @@ fn refusals(first: &Node, second: &Node, good: &Token) -> Result<()> {
 
 /// A node that is one of a cluster does not become another one.
 fn refuse_again(first: &Node, second: &Node, token: &str) -> Result<()> {
-    let text = said(&mut join(first, second, token)?)?;
+    let text = said(&mut join(first, second, token, WORKER)?)?;
     ensure!(text.contains("is part of a cluster"), "{text}");
     let text = said(&mut second.command(&[IMAGE, "token", "list"])?)?;
     ensure!(text.contains("run this on a master"), "{text}");
@@ -171,7 +181,7 @@ fn refuse_again(first: &Node, second: &Node, token: &str) -> Result<()> {
 }
 
 /// Names of the nodes that Kubernetes says are ready.
-fn nodes(master: &Node) -> Result<Vec<String>> {
+pub(crate) fn nodes(master: &Node) -> Result<Vec<String>> {
     let jsonpath = "jsonpath={range .items[*]}{.metadata.name}={.status.conditions[?(@.type=='Ready')].status}{'\\n'}{end}";
     let text = master.text(&["kubectl", "get", "nodes", "-o", jsonpath])?;
     let ready = text.lines().filter_map(|line| line.strip_suffix("=True"));

@@ -13,6 +13,7 @@ pub mod file;
 pub mod hooks;
 pub mod inside;
 pub mod join;
+pub mod masters;
 pub mod node;
 pub mod process;
 pub mod profiles;

@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{crash, faults, hooks, inside, join, profiles, sample};
+use gravity_tests::{crash, faults, hooks, inside, join, masters, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -100,6 +100,14 @@ enum Task {
     Join {
         /// First part of the nodes' names.
         #[arg(default_value = "join")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Have three masters and a worker, kill a master, put a new one in its place.
+    Masters {
+        /// First part of the nodes' names.
+        #[arg(default_value = "masters")]
         name: String,
         #[command(flatten)]
         scenario: Scenario,
@@ -269,6 +277,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
         }
         Task::Join { name, scenario } => join::run(&scenario.into(), &name, console)?,
+        Task::Masters { name, scenario } => masters::run(&scenario.into(), &name, console)?,
         Task::Profiles {
             name,
             sample,

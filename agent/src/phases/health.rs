@@ -1,4 +1,4 @@
-//! Waits until every service and the node are ready.
+//! Waits until services and the node are ready.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,17 +12,19 @@ use crate::{Node, room};
 /// Slow machines under load take minutes.
 const DEADLINE: Duration = Duration::from_secs(600);
 
-/// `name` is the node's in Kubernetes, `kubeconfig` one of its own.
+/// `name` is the node's in Kubernetes, `kubeconfig` one of its own; no `services`
+/// are all there are.
 pub(crate) async fn wait_healthy(
     node: &Node,
     name: &str,
     kubeconfig: &str,
+    services: &[String],
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     let ready = async {
         let planet = node.planet();
         planet
-            .wait_ready(&[], DEADLINE, |_| ())
+            .wait_ready(services, DEADLINE, |_| ())
             .await
             .map_err(|error| transient(&error))?;
         let client = node.kubernetes_as(kubeconfig).await?;

@@ -1,5 +1,6 @@
 //! Makes keys and has the cluster's controller sign their certificates: no key
-//! leaves the node. What exists is kept.
+//! leaves the node. A master gets the keys that all masters share. What exists
+//! is kept.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +8,9 @@ use operation::PhaseError;
 use pki::Issued;
 use spec::phase::JoinSecrets;
 
-use super::secrets::{own_certificate, own_kubeconfig, store_certificate, store_kubeconfig};
+use super::secrets::{
+    own_certificate, own_cluster_keys, own_kubeconfig, store_certificate, store_kubeconfig,
+};
 use crate::Node;
 use crate::node::{lasting, session, transient};
 
@@ -19,6 +22,21 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
     for (name, pem) in &phase.authorities {
         let path = directory.join(format!("{name}.crt"));
         host::atomic::write(&path, pem.as_bytes(), 0o644).map_err(|error| lasting(&error))?;
+    }
+    let shared = |name: &String| !directory.join(name).exists();
+    if phase.cluster_keys.iter().any(shared) {
+        let mut session = session(node.layout(), &phase.controllers).await?;
+        let mut keys = session.keys().await.map_err(|error| transient(&error))?;
+        for name in &phase.cluster_keys {
+            let missing = || PhaseError::lasting(format!("the cluster did not give {name}"));
+            let content = keys.remove(name).ok_or_else(missing)?;
+            let path = directory.join(name);
+            host::atomic::write(&path, content.as_bytes(), 0o600)
+                .map_err(|error| lasting(&error))?;
+        }
+    }
+    if !phase.cluster_keys.is_empty() {
+        own_cluster_keys(&directory, &phase.user)?;
     }
     let mut certificates = Vec::new();
     for certificate in &phase.certificates {

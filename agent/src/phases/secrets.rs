@@ -41,8 +41,6 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
         };
         authorities.insert(name.as_str(), authority);
     }
-    // The controller manager signs certificates with it.
-    give(&directory.join("kubernetes-ca.key"), &phase.user)?;
     let authority = |name: &str| {
         authorities
             .get(name)
@@ -59,8 +57,16 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
     for kubeconfig in &phase.kubeconfigs {
         write_kubeconfig(&directory, authority(KUBERNETES)?, kubeconfig, &phase.user)?;
     }
-    service_account(&directory, &phase.user)?;
-    encryption(&directory, &phase.user)
+    own_cluster_keys(&directory, &phase.user)
+}
+
+/// Gives the keys that all masters share to their readers; those of Kubernetes
+/// are made where they don't exist.
+pub(super) fn own_cluster_keys(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
+    // The controller manager signs certificates with it.
+    give(&directory.join("kubernetes-ca.key"), user)?;
+    service_account(directory, user)?;
+    encryption(directory, user)
 }
 
 fn issue(
@@ -251,6 +257,7 @@ pub(super) fn store_kubeconfig(
 fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     let key = directory.join("service-account.key");
     if key.exists() {
+        give(&directory.join("service-account.pub"), user)?;
         return own(&key, Some(user));
     }
     let pair = pki::key_pair().map_err(|error| lasting(&error))?;

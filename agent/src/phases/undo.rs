@@ -63,7 +63,7 @@ pub(crate) async fn undo(
             let found = cluster::documents(&text).map_err(|error| lasting(&error))?;
             objects(node, &found, &*sink).await
         }
-        PhaseSpec::Health(_) => Ok(()),
+        PhaseSpec::Health(_) | PhaseSpec::Nodes(_) => Ok(()),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,
         PhaseSpec::Complete(_) | PhaseSpec::CompleteJoin(_) => {
             if matches!(phase, PhaseSpec::Complete(_)) {

@@ -1,6 +1,8 @@
 //! `gravity join`: asks the cluster, checks the node, has it taken in, plans,
 //! and has the plan executed.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
@@ -10,12 +12,18 @@ use installer::install::{self, KnownUsers, choose_address};
 use installer::join;
 use pki::tls::Trust;
 use pki::{JoinToken, Request};
+use rpc::controller::Refusal;
 use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
 
 use super::install::{content, host_traits, refuse_former, verify};
 use super::{Session, check, require_root, token};
 use crate::cli::Join;
+
+/// How long a node waits for its turn: masters join one after the other.
+const TURN: Duration = Duration::from_secs(300);
+/// How often it asks.
+const PAUSE: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode> {
     require_root()?;
@@ -109,10 +117,7 @@ async fn begin(
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
     let joined = async {
         let request = pki::request()?;
-        let membership = open(arguments, token)
-            .await?
-            .join(token, candidate, &request.request_pem)
-            .await?;
+        let membership = taken_in(session, arguments, token, candidate, &request).await?;
         keep_identity(layout, &request, &membership)?;
         Ok::<_, anyhow::Error>(Operation::create(layout, plan(&membership)?)?)
     };
@@ -123,6 +128,34 @@ async fn begin(
                 .map_err(|error| anyhow!(error.message))
                 .context("take back what was begun")?;
             Err(error)
+        }
+    }
+}
+
+/// Has the node taken in; while others join it waits for its turn.
+async fn taken_in(
+    session: &Session,
+    arguments: &Join,
+    token: &JoinToken,
+    candidate: &Candidate,
+    request: &Request,
+) -> Result<Membership> {
+    let end = Instant::now() + TURN;
+    let mut told = false;
+    loop {
+        let mut controller = open(arguments, token).await?;
+        let taken = controller.join(token, candidate, &request.request_pem);
+        match taken.await {
+            Err(rpc::controller::Error::Refused(Refusal::NotNow(reason)))
+                if Instant::now() < end =>
+            {
+                if !told {
+                    session.console.info(&format!("Waiting: {reason}"));
+                    told = true;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            other => return Ok(other?),
         }
     }
 }

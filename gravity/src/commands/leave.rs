@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
+use installer::controller;
 use manifest::{HookName, Manifest};
 
 use super::{Session, hook, require_root, status};
@@ -26,7 +27,7 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
             session.layout.state_dir().display()
         );
     }
-    let joined = session.layout.node_certificate().exists();
+    let joined = session.layout.node_certificate().exists() || among_others(session).await;
     let question = match joined {
         true => "All of the cluster's data on this node will be lost. Go on?",
         false => {
@@ -56,6 +57,20 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
         false => session.console.print(&report.to_string()),
     }
     Ok(ExitCode::Ok)
+}
+
+/// Whether the cluster goes on without this node, its first master. One that can't
+/// be asked has ended.
+async fn among_others(session: &Session) -> bool {
+    if !session.layout.cluster().exists() || session.layout.leaving().exists() {
+        return false;
+    }
+    let asked = async {
+        let client = cluster::Client::connect(&session.layout.admin_kubeconfig()).await?;
+        Ok::<_, anyhow::Error>(controller::description(&client).await?)
+    };
+    let asked = tokio::time::timeout(PATIENCE, asked).await;
+    asked.is_ok_and(|cluster| cluster.is_ok_and(|cluster| cluster.nodes.len() > 1))
 }
 
 /// Uninstalls the application, once; a half-finished install has none yet.
@@ -132,6 +147,13 @@ async fn leave_cluster(session: &Session) -> Result<()> {
     let json = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
     let cluster: spec::ClusterSpec =
         serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))?;
+    if !session.layout.node_certificate().exists() {
+        // The first master has rights of its own.
+        let client = session.administrator().await?;
+        let name = &session.own_node(&cluster)?.hostname;
+        controller::remove(&client, &session.etcd()?, name, false).await?;
+        return Ok(());
+    }
     let mut member = agent::session(&session.layout, &cluster.controllers())
         .await
         .map_err(|error| anyhow!(error.message))?;

@@ -3,29 +3,35 @@
 //! The one that a person starts ([`start`]) only shows what the other
 //! ([`operate`]) tells: a lost terminal ends the former, not the latter.
 
+use std::fmt::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, FileSink, Tee};
-use event::Sink;
+use event::{Event, Sink};
 use host::lock::Lock;
 use installer::attach::{Broadcast, Follower, Line, Outcome};
 use installer::coordinator::{self, Action, Operation};
+use installer::install::NODES_PHASE;
+use jiff::SignedDuration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use operation::RunError;
 use spec::ClusterSpec;
 use spec::layout::Layout;
+use spec::phase::Nodes;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Session, report, status};
+use super::{Session, report, status, token};
 
 /// How long the second Ctrl+C may come after the first.
 const TWICE: Duration = Duration::from_secs(10);
 /// How old what a report of a failure holds may be.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the token is good that is made for the nodes of a flavor.
+const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(24);
 /// Between two looks whether the process listens.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -110,7 +116,15 @@ async fn listen(session: &Session, follower: &mut Follower) -> Result<Option<Out
     loop {
         tokio::select! {
             line = follower.next() => match line.context("follow the operation")? {
-                Some(Line::Event { event }) => console.emit(event),
+                Some(Line::Event { event }) => {
+                    let waits = waits_for_nodes(&event);
+                    console.emit(event);
+                    if waits && let Err(error) = show_joins(session).await {
+                        console.warning(&format!(
+                            "{error:#}; `gravity token create` on this node shows how others join"
+                        ));
+                    }
+                }
                 Some(Line::End { outcome }) => return Ok(Some(outcome)),
                 Some(Line::Begin { .. }) => {}
                 None => return Ok(None),
@@ -133,6 +147,41 @@ async fn listen(session: &Session, follower: &mut Follower) -> Result<Option<Out
             }
         }
     }
+}
+
+fn waits_for_nodes(event: &Event) -> bool {
+    matches!(event, Event::Phase { id, state, .. } if id == NODES_PHASE && state == "in_progress")
+}
+
+/// Shows the commands by which the missing nodes join. The token is for this
+/// terminal: logs don't get it.
+async fn show_joins(session: &Session) -> Result<()> {
+    let plan = Operation::last(&session.layout)?.plan;
+    let phase = plan
+        .leaves()
+        .into_iter()
+        .find(|phase| phase.id == NODES_PHASE);
+    let phase = phase.context("the plan waits for no nodes")?;
+    let nodes: Nodes = serde_json::from_value(phase.payload.clone())?;
+    let client = session.administrator().await?;
+    let cluster = installer::controller::description(&client).await?;
+    let missing = nodes.missing(cluster.nodes.iter().map(|node| node.profile.as_str()));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let made = token::make(session, TOKEN_LIFE, None).await?;
+    let (masters, token) = (&made.masters, &made.stored.text);
+    let mut text =
+        String::from("On the other nodes, in the directory of a copy of this file, run as root:");
+    for (profile, count) in missing {
+        let s = if count == 1 { "" } else { "s" };
+        let _ = write!(
+            text,
+            "\n  {count} node{s}: ./gravity join {masters} --token={token} --role={profile}"
+        );
+    }
+    session.console.print(&text);
+    Ok(())
 }
 
 async fn show_cluster(session: &Session) -> Result<()> {

@@ -3,7 +3,9 @@
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
+use installer::coordinator::Operation;
 use manifest::HookName;
+use spec::phase::PhaseSpec;
 
 use super::{Session, hook, require_root, status};
 use crate::cli::Stop;
@@ -44,16 +46,31 @@ pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
     require_root()?;
     let cluster = status::cluster(session)?;
     session.administrator().await?;
-    // The first is the master.
-    let node = cluster.nodes.first().context("the cluster has no node")?;
+    let node = session.own_node(&cluster)?;
     let _lock = host::lock::Lock::acquire(&session.layout.operation_lock())?;
     session.console.step("Starting services");
-    agent::power::start(&session.layout, &node.hostname, session.console.clone())
+    let services = waited_for(session)?;
+    let name = &node.hostname;
+    agent::power::start(&session.layout, name, &services, session.console.clone())
         .await
         .map_err(|error| anyhow!(error.message))
         .context("start the planet")?;
     run_hook(session, HookName::Start).await?;
     Ok(ExitCode::Ok)
+}
+
+/// The services that this node's own operation waited for.
+fn waited_for(session: &Session) -> Result<Vec<String>> {
+    let operations = Operation::all(&session.layout)?;
+    let phases = operations.iter().flat_map(|one| one.plan.leaves());
+    let mut payloads =
+        phases.filter_map(|phase| serde_json::from_value(phase.payload.clone()).ok());
+    Ok(payloads
+        .find_map(|payload| match payload {
+            PhaseSpec::Health(health) => Some(health.services),
+            _ => None,
+        })
+        .unwrap_or_default())
 }
 
 /// Runs a hook where the image has it.

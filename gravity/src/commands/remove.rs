@@ -30,7 +30,7 @@ pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCod
         bail!("nothing was changed");
     }
     session.console.step(&format!("Moving pods off {node}"));
-    controller::remove(&client, node, arguments.force)
+    controller::remove(&client, &session.etcd()?, node, arguments.force)
         .await
         .with_context(|| format!("remove {node}; --force goes on without its pods"))?;
     session.console.info(&format!(

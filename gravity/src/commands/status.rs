@@ -8,7 +8,9 @@ use cluster::hooks::LastCheck;
 use console::ExitCode;
 use installer::controller;
 use installer::coordinator::Operation;
+use installer::services::OF_MASTERS;
 use manifest::{HookName, Manifest};
+use planet::client::ServiceStatus;
 use serde::Serialize;
 use spec::ClusterSpec;
 
@@ -47,7 +49,9 @@ struct Node {
     role: spec::Role,
     profile: String,
     kubernetes: &'static str,
-    services: Vec<planet::client::ServiceStatus>,
+    services: Vec<ServiceStatus>,
+    /// Whether it is a master whose control plane waits for a third one.
+    standby: bool,
 }
 
 /// One URL at which the application can be reached.
@@ -100,10 +104,11 @@ async fn report(session: &Session) -> Result<Report> {
     let mut reasons = Vec::new();
     let here = nix::unistd::gethostname().context("get the host's name")?;
     let here = here.to_string_lossy().to_lowercase();
-    let services = services(session, &mut reasons).await;
+    let mut services = services(session, &mut reasons).await;
     if !session.layout.admin_kubeconfig().exists() {
         // A worker may ask Kubernetes for nothing but itself.
         spec.nodes.retain(|node| node.hostname == here);
+        reasons.extend(down(&services));
         let ready = own_node(session, &here, &mut reasons).await;
         let nodes = spec.nodes.iter().map(|node| Node {
             services: services.clone(),
@@ -137,6 +142,11 @@ async fn report(session: &Session) -> Result<Report> {
     {
         spec = now;
     }
+    let standby = stands_by(session, &spec, &services).await;
+    if standby {
+        services.retain(|service| !OF_MASTERS.contains(&service.name.as_str()));
+    }
+    reasons.extend(down(&services));
     let mut endpoints = Vec::new();
     let mut status_hook = None;
     // An API that doesn't answer is told above already.
@@ -171,6 +181,7 @@ async fn report(session: &Session) -> Result<Report> {
                 true => services.clone(),
                 false => Vec::new(),
             },
+            standby: standby && node.hostname == here,
             ..shown(node, kubernetes)
         }
     });
@@ -193,7 +204,32 @@ fn shown(node: &spec::NodeSpec, kubernetes: &'static str) -> Node {
         profile: node.profile.clone(),
         kubernetes,
         services: Vec::new(),
+        standby: false,
     }
+}
+
+/// Whether this master's control plane waits for a third master. Nobody is asked
+/// where all is well.
+async fn stands_by(session: &Session, cluster: &ClusterSpec, services: &[ServiceStatus]) -> bool {
+    if !cluster.has_several_masters() || down(services).next().is_none() {
+        return false;
+    }
+    let (Ok(etcd), Ok(node)) = (session.etcd(), session.own_node(cluster)) else {
+        return false;
+    };
+    etcd.stands_by(cluster, node).await.unwrap_or(false)
+}
+
+/// Which services are not ready, and why.
+fn down(services: &[ServiceStatus]) -> impl Iterator<Item = String> {
+    let down = services
+        .iter()
+        .filter(|service| service.state != planet::client::State::Ready);
+    down.map(|service| {
+        let error = service.last_error.as_deref();
+        let error = error.unwrap_or("no reason is known");
+        format!("service {} is {}: {error}", service.name, service.state)
+    })
 }
 
 fn described(spec: ClusterSpec, reasons: Vec<String>) -> Cluster {
@@ -239,27 +275,11 @@ async fn own_node(session: &Session, name: &str, reasons: &mut Vec<String>) -> &
     }
 }
 
-async fn services(
-    session: &Session,
-    reasons: &mut Vec<String>,
-) -> Vec<planet::client::ServiceStatus> {
+async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<ServiceStatus> {
     let socket = session.layout.planet_run().join("planet.sock");
     let client = planet::client::Client::new(&socket);
     match tokio::time::timeout(PATIENCE, client.status()).await {
-        Ok(Ok(status)) => {
-            let down = status
-                .services
-                .iter()
-                .filter(|service| service.state != planet::client::State::Ready);
-            reasons.extend(down.map(|service| {
-                let error = service
-                    .last_error
-                    .as_deref()
-                    .unwrap_or("no reason is known");
-                format!("service {} is {}: {error}", service.name, service.state)
-            }));
-            status.services
-        }
+        Ok(Ok(status)) => status.services,
         Ok(Err(error)) => {
             reasons.push(format!("the planet does not run: {error}"));
             Vec::new()
@@ -401,6 +421,9 @@ fn text(report: &Report) -> String {
             node.hostname, node.address, node.profile
         ));
         lines.push(format!("      Kubernetes:  {}", node.kubernetes));
+        if node.standby {
+            lines.push("      Master:      stands by until there is a third one".into());
+        }
         for service in &node.services {
             lines.push(format!(
                 "      {:<24} {:<9} {} restarts",

@@ -41,10 +41,22 @@ pub(crate) async fn run(session: &Session, arguments: &Token) -> Result<ExitCode
     }
 }
 
-async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> Result<ExitCode> {
+/// A token that is kept, and the masters that know it.
+pub(crate) struct Made {
+    pub(crate) stored: cluster::StoredToken,
+    /// Their addresses, with commas.
+    pub(crate) masters: String,
+}
+
+/// Makes a token; `own` is one that the user chose.
+pub(crate) async fn make(
+    session: &Session,
+    ttl: SignedDuration,
+    own: Option<JoinToken>,
+) -> Result<Made> {
     let client = session.administrator().await?;
-    let token = match file {
-        Some(path) => read(path)?,
+    let token = match own {
+        Some(token) => token,
         None => {
             let path = session.layout.rpc_authority();
             let authority = std::fs::read_to_string(&path)
@@ -64,12 +76,21 @@ async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> 
     client.add_join_token(&stored).await?;
     let cluster = installer::controller::description(&client).await?;
     let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
+    Ok(Made {
+        stored,
+        masters: masters.join(","),
+    })
+}
+
+async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> Result<ExitCode> {
+    let own = file.map(read).transpose()?;
+    let Made { stored, masters } = make(session, ttl, own).await?;
     // One of the user's own choice is not shown again.
     let shown = match file {
         Some(_) => "TOKEN".to_owned(),
         None => stored.text.clone(),
     };
-    let join = format!("./gravity join {} --token={shown}", masters.join(","));
+    let join = format!("./gravity join {masters} --token={shown}");
     if session.console.is_json() {
         session.console.print_json(&Created {
             name: stored.name,

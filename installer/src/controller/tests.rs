@@ -48,6 +48,7 @@ fn candidate(hostname: &str, address: &str) -> Candidate {
         hostname: hostname.into(),
         advertise_addresses: vec![address.parse().unwrap()],
         profile: "web".into(),
+        role: Some(Role::Worker),
         labels: BTreeMap::new(),
         taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
@@ -59,12 +60,87 @@ fn known(names: &[&str]) -> BTreeSet<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
+/// Where only workers join.
+fn take(
+    cluster: &mut ClusterSpec,
+    candidate: &Candidate,
+    registered: &BTreeSet<String>,
+) -> Result<Uuid, Refusal> {
+    take_in(cluster, candidate, registered, &known(&[]))
+}
+
+#[test]
+fn the_first_three_are_masters_one_after_the_other() {
+    let mut cluster = cluster();
+    cluster.pod_cidrs = vec!["10.244.0.0/16".into()];
+    let open = |name: &str, address: &str| Candidate {
+        role: None,
+        ..candidate(name, address)
+    };
+    let (two, three) = (open("two", "10.0.0.2"), open("three", "10.0.0.3"));
+    let nobody = known(&[]);
+    take_in(&mut cluster, &two, &nobody, &known(&["one"])).unwrap();
+    // Until the second runs, a third could be told of the wrong members.
+    let early = take_in(&mut cluster, &three, &nobody, &known(&["one"])).unwrap_err();
+    assert!(
+        matches!(&early, Refusal::NotNow(text) if text.contains("master two is joining")),
+        "{early}"
+    );
+    // But who tries again is not in its own way, and a worker in nobody's.
+    take_in(&mut cluster, &two, &nobody, &known(&["one"])).unwrap();
+    take(&mut cluster, &candidate("worker", "10.0.0.9"), &nobody).unwrap();
+    take_in(&mut cluster, &three, &nobody, &known(&["one", "two"])).unwrap();
+    take_in(&mut cluster, &open("four", "10.0.0.4"), &nobody, &nobody).unwrap();
+    let masters: Vec<_> = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.role == Role::Master)
+        .map(|node| node.hostname.as_str())
+        .collect();
+    assert_eq!(masters, ["one", "two", "three"]);
+}
+
+#[test]
+fn a_master_has_what_the_first_has_and_a_cluster_no_more_than_five() {
+    let mut cluster = cluster();
+    for index in 2..=5_u8 {
+        let name = format!("n{index}");
+        let master = Candidate {
+            role: Some(Role::Master),
+            ..candidate(&name, &format!("10.0.0.{index}"))
+        };
+        let voting: BTreeSet<_> = cluster
+            .nodes
+            .iter()
+            .map(|one| one.hostname.clone())
+            .collect();
+        let taken = take_in(&mut cluster, &master, &known(&[]), &voting);
+        match index {
+            5 => assert!(taken.is_err_and(|no| no.to_string().contains("no part left"))),
+            _ => drop(taken.unwrap()),
+        }
+    }
+    let mut full = cluster.clone();
+    full.nodes
+        .push(node("n5", "10.0.0.5", Role::Master, "10.244.9.0/24"));
+    let sixth = Candidate {
+        role: Some(Role::Master),
+        ..candidate("n6", "10.0.0.6")
+    };
+    let refused = take_in(&mut full, &sixth, &known(&[]), &known(&[])).unwrap_err();
+    assert!(refused.to_string().contains("5 masters"), "{refused}");
+
+    let names = |node: &NodeSpec| -> Vec<_> { leaves(&cluster, node).into_keys().collect() };
+    assert_eq!(names(&cluster.nodes[0]), names(&cluster.nodes[1]));
+    assert!(names(&cluster.nodes[1]).contains(&"etcd-peer".to_owned()));
+}
+
 #[test]
 fn nodes_get_parts_of_the_pod_network_until_it_ends() {
     let mut cluster = cluster();
     for index in 2..=4_u8 {
         let joined = candidate(&format!("n{index}"), &format!("10.0.0.{index}"));
-        take_in(&mut cluster, &joined, &known(&[])).unwrap();
+        take(&mut cluster, &joined, &known(&[])).unwrap();
     }
     let parts: Vec<_> = cluster
         .nodes
@@ -79,22 +155,22 @@ fn nodes_get_parts_of_the_pod_network_until_it_ends() {
     ];
     assert_eq!(parts, expected);
     let before = cluster.clone();
-    let refused = take_in(&mut cluster, &candidate("n5", "10.0.0.5"), &known(&[])).unwrap_err();
+    let refused = take(&mut cluster, &candidate("n5", "10.0.0.5"), &known(&[])).unwrap_err();
     assert!(refused.to_string().contains("no part left"), "{refused}");
     assert_eq!(cluster.nodes, before.nodes);
 
     // A part that is free again is given again.
     cluster.nodes.remove(2);
-    take_in(&mut cluster, &candidate("n6", "10.0.0.6"), &known(&[])).unwrap();
+    take(&mut cluster, &candidate("n6", "10.0.0.6"), &known(&[])).unwrap();
     assert_eq!(cluster.nodes[3].pod_cidrs, ["10.244.2.0/24"]);
 }
 
 #[test]
 fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
     let mut cluster = cluster();
-    take_in(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
+    take(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
     // Kubernetes never saw it.
-    take_in(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
+    take(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
     assert_eq!(cluster.nodes.len(), 2);
     for (hostname, address, word) in [
         ("two", "10.0.0.3", "remove two"),
@@ -105,14 +181,14 @@ fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
         ("a..b", "10.0.0.5", "can't be a node's name"),
     ] {
         let candidate = candidate(hostname, address);
-        let refused = take_in(&mut cluster, &candidate, &known(&["two"])).unwrap_err();
+        let refused = take(&mut cluster, &candidate, &known(&["two"])).unwrap_err();
         assert!(refused.to_string().contains(word), "{hostname}: {refused}");
     }
     let other = Candidate {
         image: "sha256:1".into(),
         ..candidate("five", "10.0.0.5")
     };
-    let refused = take_in(&mut cluster, &other, &known(&[])).unwrap_err();
+    let refused = take(&mut cluster, &other, &known(&[])).unwrap_err();
     assert!(refused.to_string().contains("another image"), "{refused}");
     assert_eq!(cluster.nodes.len(), 2);
 }
@@ -120,7 +196,7 @@ fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
 #[test]
 fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     let worker = node("two", "10.0.0.2", Role::Worker, "10.244.1.0/24");
-    let leaves = leaves(&worker);
+    let leaves = leaves(&cluster(), &worker);
     let names: Vec<_> = leaves.keys().map(String::as_str).collect();
     let expected = [
         "coredns.kubeconfig",

@@ -219,6 +219,7 @@ fn volumes_reach_the_planet_with_their_owner() {
             "flannel",
             "kube-proxy",
             "kubelet",
+            "masters",
             "rbac"
         ])
     );
@@ -258,7 +259,6 @@ fn what_does_not_fit_the_host_is_refused_with_what_would() {
         refused(|options| options.flavor = Some("two".into())),
         "there is no flavor \"two\"; the image has one, three"
     );
-    assert!(refused(|options| options.flavor = Some("three".into())).contains("needs 3 nodes"));
     assert_eq!(
         refused(|options| options.role = Some("x".into())),
         "there is no profile \"x\"; the image has db, web"
@@ -325,4 +325,23 @@ fn a_cluster_begins_with_a_master() {
     let only = "metadata: {name: a, resourceVersion: 1.0.0}\nnodeProfiles: [{name: hand, serviceRole: node}]";
     let manifest = manifest::parse(only, "app.yaml").unwrap();
     assert!(choose_first_profile(&manifest, None, None).is_err());
+}
+
+#[test]
+fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
+    let phases = |flavor: &str| -> Vec<_> {
+        let options = |options: &mut Options| options.flavor = Some(flavor.into());
+        let prepared = plan_with(options, &KnownUsers::default()).unwrap();
+        prepared.plan.phases
+    };
+    assert!(phases("one").iter().all(|phase| phase.id != NODES_PHASE));
+    let three = phases("three");
+    let index = |id: &str| three.iter().position(|phase| phase.id == id).unwrap();
+    assert!(index("/health") < index(NODES_PHASE) && index(NODES_PHASE) < index("/install"));
+    let nodes: phase::Nodes =
+        serde_json::from_value(three[index(NODES_PHASE)].payload.clone()).unwrap();
+    assert_eq!(
+        nodes.wanted,
+        BTreeMap::from([("db".into(), 1), ("web".into(), 2)])
+    );
 }

@@ -98,9 +98,10 @@ fn what_does_not_fit_is_refused_before_the_cluster_hears_of_it() {
     let error = asked(&cluster(), &named).unwrap_err();
     assert!(error.to_string().contains("1005"), "{error}");
 
-    let error = choose_profile(&manifest(), Some("boss")).unwrap_err();
-    assert!(error.to_string().contains("workers only"), "{error}");
-    let error = choose_profile(&manifest(), Some("none")).unwrap_err();
+    let manifest = manifest();
+    let masters = choose_profile(&manifest, Some("boss")).unwrap();
+    assert_eq!(masters.unwrap().role(), Some(ServiceRole::Master));
+    let error = choose_profile(&manifest, Some("none")).unwrap_err();
     assert!(error.to_string().contains("no profile"), "{error}");
 }
 
@@ -145,6 +146,7 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         "flannel",
         "kube-proxy",
         "kubelet",
+        "masters",
         "registry",
     ];
     assert_eq!(services, expected);
@@ -167,4 +169,97 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         &host,
     );
     assert!(matches!(error, Err(Error::NotTaken)));
+}
+
+/// What a node that joins as one of so many masters has in its plan: its planet,
+/// the services that it waits for, what its planet waits for.
+fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>, Vec<String>) {
+    let mut cluster = cluster();
+    cluster.nodes[1].role = Role::Master;
+    if masters == 3 {
+        cluster.nodes.insert(
+            1,
+            NodeSpec {
+                hostname: "second".into(),
+                advertise_addresses: vec!["192.168.7.7".parse().unwrap()],
+                id: Uuid::from_u128(2),
+                ..cluster.nodes[0].clone()
+            },
+        );
+    }
+    let membership = Membership {
+        cluster,
+        node: Uuid::from_u128(1),
+        certificate: String::new(),
+        authorities: BTreeMap::new(),
+    };
+    let host = HostTraits {
+        can_lower_oom_score: true,
+        resolv_conf: String::new(),
+    };
+    let users = KnownUsers::default();
+    let plan = plan(&membership, &manifest(), &image(), &users, &host).unwrap();
+    plan.validate().unwrap();
+    let leaves = plan.leaves();
+    let find = |id: &str| *leaves.iter().find(|phase| phase.id == id).unwrap();
+    let planet = find("/start/planet");
+    let config: planet::config::PlanetConfig =
+        serde_json::from_value(planet.payload["config"].clone()).unwrap();
+    config.check().unwrap();
+    let PhaseSpec::Health(health) =
+        serde_json::from_value(find("/health").payload.clone()).unwrap()
+    else {
+        panic!("/health is something else")
+    };
+    (config, health.services, planet.requires.clone())
+}
+
+#[test]
+fn a_second_master_stands_by_and_a_third_is_waited_for() {
+    let (config, waited_for, requires) = joined(2);
+    // Its etcd must be a member before it starts.
+    assert_eq!(requires, ["/start/node"]);
+    assert!(waited_for.contains(&"kubelet".to_owned()));
+    assert!(!waited_for.contains(&"kube-apiserver".to_owned()));
+    let service = |name: &str| config.services.iter().find(|one| one.name == name).unwrap();
+    // It has no API server of its own yet.
+    assert_eq!(service("kubelet").requires, ["containerd"]);
+    for name in &waited_for {
+        let requires = &service(name).requires;
+        assert!(
+            requires.iter().all(|one| waited_for.contains(one)),
+            "{name}: {requires:?}"
+        );
+    }
+    let etcd = service("etcd");
+    for argument in [
+        "--initial-cluster=first=https://192.168.7.8:2380,node-1=https://192.168.7.9:2380",
+        "--initial-cluster-state=existing",
+        "--election-timeout=1000",
+    ] {
+        assert!(
+            etcd.command.iter().any(|one| one == argument),
+            "{argument}: {etcd:?}"
+        );
+    }
+    assert_eq!(etcd.alternative, None);
+    let of_masters: Vec<_> = config
+        .services
+        .iter()
+        .map(|one| one.name.as_str())
+        .filter(|name| !waited_for.iter().any(|waited| waited == name))
+        .collect();
+    let [expected @ .., "status-hook"] = services::OF_MASTERS else {
+        panic!("{:?}", services::OF_MASTERS)
+    };
+    assert_eq!(of_masters, expected);
+    let scheduler = service("kube-scheduler");
+    assert!(
+        scheduler
+            .command
+            .contains(&"--leader-elect=true".to_owned())
+    );
+
+    let (_, waited_for, _) = joined(3);
+    assert!(waited_for.is_empty());
 }

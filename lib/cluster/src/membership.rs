@@ -5,10 +5,12 @@
 
 use std::collections::BTreeMap;
 
+use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 
 use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, retry};
@@ -77,6 +79,20 @@ impl Client {
             field: DESCRIPTION_KEY,
         })?;
         Ok(Description { text, map })
+    }
+
+    /// What the cluster is, now and after each change. It goes on for ever, also
+    /// while the API can't be reached.
+    pub fn watch_description(&self) -> impl Stream<Item = String> {
+        watcher::watch_object(self.maps(), DESCRIPTION)
+            .default_backoff()
+            .filter_map(async |change| match change {
+                Ok(map) => map?.data?.remove(DESCRIPTION_KEY),
+                Err(error) => {
+                    tracing::debug!(?error, "watching the cluster's description again");
+                    None
+                }
+            })
     }
 
     /// Replaces what was read; `false` where somebody else was faster.

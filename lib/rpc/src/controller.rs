@@ -82,10 +82,16 @@ pub trait Controller: Send + Sync + 'static {
         requests: BTreeMap<String, String>,
     ) -> Result<BTreeMap<String, String>, Refusal>;
 
-    /// Makes the member's object in Kubernetes.
+    /// The keys that all masters share, by names of files.
     ///
     /// # Errors
-    /// When Kubernetes refuses it.
+    /// When the member is no master.
+    async fn keys(&self, node: Uuid) -> Result<BTreeMap<String, String>, Refusal>;
+
+    /// Makes the member's object in Kubernetes, and a master a member of etcd.
+    ///
+    /// # Errors
+    /// When Kubernetes or etcd refuses it.
     async fn register(&self, node: Uuid) -> Result<(), Refusal>;
 
     /// Moves pods off the member and forgets it.

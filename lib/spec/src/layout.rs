@@ -59,6 +59,11 @@ impl Layout {
         self.0.join("planet/run")
     }
 
+    /// Addresses of the cluster's masters, as the planet has come to know.
+    pub fn masters(&self) -> PathBuf {
+        self.planet_run().join("masters.json")
+    }
+
     /// Logs of the planet's services.
     pub fn logs(&self) -> PathBuf {
         self.0.join("log")

@@ -31,6 +31,10 @@ pub const LEADER_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 
 /// Port of the cluster registry.
 pub const REGISTRY_PORT: u16 = 5000;
 
+/// How many masters a cluster takes of the nodes whose profiles have no role:
+/// etcd goes on without one of three (design of etcd: a majority must agree).
+pub const MASTERS: usize = 3;
+
 /// Port of the Kubernetes API.
 pub const API_PORT: u16 = 6443;
 
@@ -171,6 +175,9 @@ pub struct Candidate {
     pub advertise_addresses: Vec<IpAddr>,
     /// Profile of the manifest.
     pub profile: String,
+    /// Role of that profile, where it has one.
+    #[serde(default)]
+    pub role: Option<Role>,
     /// Labels of that profile.
     pub labels: BTreeMap<String, String>,
     /// Taints of that profile.
@@ -205,6 +212,11 @@ impl ClusterSpec {
     pub fn masters(&self) -> impl Iterator<Item = IpAddr> {
         let masters = self.nodes.iter().filter(|node| node.role == Role::Master);
         masters.filter_map(|node| node.advertise_addresses.first().copied())
+    }
+
+    /// Whether the control plane is on more than one node.
+    pub fn has_several_masters(&self) -> bool {
+        self.masters().nth(1).is_some()
     }
 
     /// Where the controllers of the cluster listen.

@@ -32,7 +32,8 @@ pub enum PhaseSpec {
     Secrets(Secrets),
     /// Makes keys and has the cluster's controller sign their certificates.
     JoinSecrets(JoinSecrets),
-    /// Has the cluster's controller make the Kubernetes node object.
+    /// Has the cluster's controller make the Kubernetes node object, and a
+    /// master a member of etcd.
     Register(Register),
     /// Starts the planet and waits for some of its services.
     Planet(Planet),
@@ -42,8 +43,10 @@ pub enum PhaseSpec {
     Apply(Apply),
     /// Applies what `--config` names.
     Config(Config),
-    /// Waits until every service and the node are ready.
+    /// Waits until services and the node are ready.
     Health(Health),
+    /// Waits until so many nodes have joined and are ready.
+    Nodes(Nodes),
     /// Runs a hook as a Job.
     Hook(Hook),
     /// Stores what is known of the cluster on the node.
@@ -169,6 +172,9 @@ pub struct JoinSecrets {
     pub certificates: Vec<Certificate>,
     /// Kubeconfigs to write, with certificates to ask for.
     pub kubeconfigs: Vec<Kubeconfig>,
+    /// Files with keys of the cluster's own to fetch; masters have them.
+    #[serde(default)]
+    pub cluster_keys: Vec<String>,
 }
 
 /// See [`PhaseSpec::Register`].
@@ -271,10 +277,33 @@ pub struct Health {
     /// Name of the kubeconfig with which the API is asked.
     #[serde(default = "admin")]
     pub kubeconfig: String,
+    /// Services that are waited for; all there are when empty.
+    #[serde(default)]
+    pub services: Vec<String>,
 }
 
 fn admin() -> String {
     "admin".into()
+}
+
+/// See [`PhaseSpec::Nodes`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Nodes {
+    /// How many of each profile, the first node among them.
+    pub wanted: BTreeMap<String, u32>,
+}
+
+impl Nodes {
+    /// How many of each profile are missing, where `there` are the profiles of
+    /// those that have joined.
+    pub fn missing<'a>(&self, there: impl Iterator<Item = &'a str> + Clone) -> BTreeMap<&str, u32> {
+        let missing = self.wanted.iter().map(|(profile, wanted)| {
+            let there = there.clone().filter(|one| one == profile).count();
+            let there = u32::try_from(there).unwrap_or(u32::MAX);
+            (profile.as_str(), wanted.saturating_sub(there))
+        });
+        missing.filter(|(_, missing)| *missing > 0).collect()
+    }
 }
 
 /// See [`PhaseSpec::Hook`].

@@ -291,10 +291,12 @@ impl Unit {
     fn spawn(&self) -> Result<ProcessId> {
         let service = &self.service;
         let log = logs::open(&service.name)?;
-        let program = &service.command[0];
+        let [program, arguments @ ..] = service.command() else {
+            return Err(Error::Start(self.describe(Err("it has no command".into()))));
+        };
         let mut command = std::process::Command::new(program);
         command
-            .args(&service.command[1..])
+            .args(arguments)
             .env_clear()
             .env("PATH", PATH)
             .env("HOME", if service.uid == 0 { "/root" } else { "/" })

@@ -20,7 +20,7 @@ use tonic::transport::Endpoint;
 use super::{CONTROLLER, Error, MAX_MESSAGE, NODE, PROTOCOL, Refusal};
 use crate::proto::controller::controller_client::ControllerClient;
 use crate::proto::controller::{
-    DescribeRequest, JoinRequest, LeaveRequest, Proof, RegisterRequest, SignRequest,
+    DescribeRequest, JoinRequest, KeysRequest, LeaveRequest, Proof, RegisterRequest, SignRequest,
 };
 
 /// How long a connection with its handshake may take.
@@ -149,7 +149,16 @@ impl Session {
         Ok(reply.certificates.into_iter().collect())
     }
 
-    /// Has the node's object made in Kubernetes.
+    /// The keys that all masters share, by names of files.
+    ///
+    /// # Errors
+    /// When the node is no master.
+    pub async fn keys(&mut self) -> Result<BTreeMap<String, String>, Error> {
+        let reply = answer(ANSWER, self.client.keys(KeysRequest {})).await?;
+        Ok(reply.files.into_iter().collect())
+    }
+
+    /// Has the node's object made in Kubernetes, and a master a member of etcd.
     ///
     /// # Errors
     /// When the node is no member or Kubernetes refuses.

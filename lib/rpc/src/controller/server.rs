@@ -23,8 +23,8 @@ use uuid::Uuid;
 use super::{CONTROLLER, Controller, MAX_MESSAGE, NODE, PROTOCOL, Refusal, member};
 use crate::proto::controller::controller_server::{self, ControllerServer};
 use crate::proto::controller::{
-    DescribeReply, DescribeRequest, JoinReply, JoinRequest, LeaveReply, LeaveRequest, Proof,
-    RegisterReply, RegisterRequest, SignReply, SignRequest,
+    DescribeReply, DescribeRequest, JoinReply, JoinRequest, KeysReply, KeysRequest, LeaveReply,
+    LeaveRequest, Proof, RegisterReply, RegisterRequest, SignReply, SignRequest,
 };
 
 /// Connections at a time; more wait in the listener's queue.
@@ -275,6 +275,12 @@ impl controller_server::Controller for Service {
         let signed = self.0.sign(node, requests.into_iter().collect()).await;
         let certificates = signed.map_err(status)?.into_iter().collect();
         Ok(Response::new(SignReply { certificates }))
+    }
+
+    async fn keys(&self, request: Request<KeysRequest>) -> Result<Response<KeysReply>, Status> {
+        let files = self.0.keys(node(&request)?).await.map_err(status)?;
+        let files = files.into_iter().collect();
+        Ok(Response::new(KeysReply { files }))
     }
 
     async fn register(

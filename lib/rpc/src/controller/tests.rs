@@ -92,6 +92,10 @@ impl Controller for Fake {
         self.note(format!("sign {node} {}", requests.len()));
         Ok(requests)
     }
+    async fn keys(&self, node: Uuid) -> Result<BTreeMap<String, String>, Refusal> {
+        self.note(format!("keys {node}"));
+        Ok(BTreeMap::new())
+    }
     async fn register(&self, _: Uuid) -> Result<(), Refusal> {
         Err(Refusal::NotNow("later".into()))
     }
@@ -143,6 +147,7 @@ fn candidate() -> Candidate {
         hostname: "node-2".into(),
         advertise_addresses: Vec::new(),
         profile: String::new(),
+        role: None,
         labels: BTreeMap::new(),
         taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),

@@ -1,0 +1,316 @@
+//! Members of etcd, as the cluster's masters come and go.
+//!
+//! In: the masters of the cluster's description. Out: changed membership. A new
+//! member is a learner, which has no vote, until there are three masters: of two
+//! voters neither could go on alone. Always holds: a voter leaves only where
+//! others are left to vote. It is done by `etcdctl` of the planet, with the
+//! client certificate of a master.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use host::command::{Cmd, CommandError};
+use serde::Deserialize;
+use spec::layout::PLANET_SECRETS;
+use spec::{ClusterSpec, NodeSpec, Role};
+
+use crate::services::etcd::{client_url, peer_url};
+
+/// Voters that a cluster of three masters or more has.
+const VOTERS: usize = 3;
+/// How long one try with one server may take.
+const TRY: Duration = Duration::from_secs(10);
+/// How long a learner may take to catch up before it must vote.
+const CATCH_UP: Duration = Duration::from_secs(60);
+
+/// Why the membership can't be seen or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No server did it.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// The answer isn't understood.
+    #[error("read etcd's list of members")]
+    Answer(#[from] serde_json::Error),
+    /// There is nobody to ask, or nobody else to vote.
+    #[error("there is no other master in etcd")]
+    NoOther,
+    /// The work was cut off.
+    #[error("wait for etcdctl")]
+    Wait(#[from] tokio::task::JoinError),
+}
+
+/// `etcdctl` and what it identifies itself with.
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    program: PathBuf,
+    secrets: PathBuf,
+}
+
+/// One member.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+struct Member {
+    #[serde(rename = "ID")]
+    id: u64,
+    /// Empty until it has been started.
+    #[serde(default)]
+    name: String,
+    #[serde(rename = "peerURLs", default)]
+    peer_urls: Vec<String>,
+    #[serde(rename = "isLearner", default)]
+    is_learner: bool,
+}
+
+impl Member {
+    fn is_at(&self, address: IpAddr) -> bool {
+        self.peer_urls.contains(&peer_url(address))
+    }
+
+    fn is_started(&self) -> bool {
+        !self.name.is_empty()
+    }
+}
+
+/// What `etcdctl member list` prints.
+#[derive(Debug, Deserialize)]
+struct Members {
+    members: Vec<Member>,
+}
+
+impl Etcd {
+    /// As the planet's own services see it.
+    pub fn inside() -> Self {
+        Self::new(Path::new("/"), Path::new(PLANET_SECRETS))
+    }
+
+    /// With the planet's root filesystem and the secrets of a master.
+    pub fn new(rootfs: &Path, secrets: &Path) -> Self {
+        Self {
+            program: rootfs.join("usr/local/bin/etcdctl"),
+            secrets: secrets.to_owned(),
+        }
+    }
+
+    /// Names of the masters that are members and have been started.
+    ///
+    /// # Errors
+    /// When no server answers.
+    pub(crate) async fn started(&self, cluster: &ClusterSpec) -> Result<BTreeSet<String>, Error> {
+        let servers: Vec<_> = cluster.masters().collect();
+        let members = self.members(&servers).await?;
+        let started = masters(cluster).filter(|(_, address)| {
+            members
+                .iter()
+                .any(|member| member.is_at(*address) && member.is_started())
+        });
+        Ok(started.map(|(node, _)| node.hostname.clone()).collect())
+    }
+
+    /// Whether a master is a learner, which stands by.
+    ///
+    /// # Errors
+    /// When no server answers.
+    pub async fn stands_by(&self, cluster: &ClusterSpec, node: &NodeSpec) -> Result<bool, Error> {
+        let servers: Vec<_> = cluster.masters().collect();
+        let members = self.members(&servers).await?;
+        let own = masters(cluster).find(|(master, _)| master.id == node.id);
+        Ok(own.is_some_and(|(_, address)| {
+            members
+                .iter()
+                .any(|member| member.is_at(address) && member.is_learner)
+        }))
+    }
+
+    /// Adds a master as a learner. One that was added and has never been started
+    /// is fine; one that has lost its data is added anew.
+    ///
+    /// # Errors
+    /// When the other masters don't do it.
+    pub(crate) async fn add(&self, cluster: &ClusterSpec, node: &NodeSpec) -> Result<(), Error> {
+        let address = *node.advertise_addresses.first().ok_or(Error::NoOther)?;
+        let others = others(cluster, address)?;
+        let members = self.members(&others).await?;
+        if let Some(member) = members.iter().find(|member| member.is_at(address)) {
+            if !member.is_started() {
+                return Ok(());
+            }
+            self.expel(&others, &members, member).await?;
+        }
+        let peer = format!("--peer-urls={}", peer_url(address));
+        self.call(
+            &others,
+            &["member", "add", &node.hostname, "--learner", &peer],
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Removes a master's member. None is fine.
+    ///
+    /// # Errors
+    /// When it is the last one, or the others don't do it.
+    pub(crate) async fn remove(&self, cluster: &ClusterSpec, node: &NodeSpec) -> Result<(), Error> {
+        let address = *node.advertise_addresses.first().ok_or(Error::NoOther)?;
+        let mut servers = others(cluster, address)?;
+        // Until a learner votes, who leaves is the only one to ask.
+        servers.push(address);
+        let members = self.members(&servers).await?;
+        match members.iter().find(|member| member.is_at(address)) {
+            Some(member) => self.expel(&servers, &members, member).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Makes the members what the description says: learners vote once there are
+    /// three masters, and who is no master is no member.
+    ///
+    /// # Errors
+    /// When no server answers or does it.
+    pub(crate) async fn reconcile(&self, cluster: &ClusterSpec) -> Result<(), Error> {
+        let servers: Vec<_> = cluster.masters().collect();
+        let members = self.members(&servers).await?;
+        let is_master =
+            |member: &&Member| masters(cluster).any(|(_, address)| member.is_at(address));
+        for stranger in members.iter().filter(|member| !is_master(member)) {
+            tracing::info!(name = stranger.name, "removing a member that is no master");
+            self.expel(&servers, &members, stranger).await?;
+        }
+        for learner in to_promote(&members) {
+            self.promote(&servers, learner).await?;
+            tracing::info!(name = learner.name, "a master votes in etcd from now on");
+        }
+        Ok(())
+    }
+
+    async fn expel(
+        &self,
+        servers: &[IpAddr],
+        members: &[Member],
+        member: &Member,
+    ) -> Result<(), Error> {
+        let mut others = members.iter().filter(|other| other.id != member.id);
+        if !member.is_learner && others.clone().all(|other| other.is_learner) {
+            let heir = others
+                .find(|other| other.is_started())
+                .ok_or(Error::NoOther)?;
+            let end = tokio::time::Instant::now() + CATCH_UP;
+            while let Err(error) = self.promote(servers, heir).await {
+                if tokio::time::Instant::now() > end {
+                    return Err(error);
+                }
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        let id = format!("{:x}", member.id);
+        self.call(servers, &["member", "remove", &id])
+            .await
+            .map(drop)
+    }
+
+    async fn promote(&self, servers: &[IpAddr], member: &Member) -> Result<(), Error> {
+        let id = format!("{:x}", member.id);
+        self.call(servers, &["member", "promote", &id])
+            .await
+            .map(drop)
+    }
+
+    async fn members(&self, servers: &[IpAddr]) -> Result<Vec<Member>, Error> {
+        let json = self
+            .call(servers, &["member", "list", "--write-out=json"])
+            .await?;
+        Ok(serde_json::from_str::<Members>(&json)?.members)
+    }
+
+    /// Asks one server after the other: a learner refuses.
+    async fn call(&self, servers: &[IpAddr], arguments: &[&str]) -> Result<String, Error> {
+        let mut last = Error::NoOther;
+        for server in servers {
+            let secret = |file: &str| self.secrets.join(file).display().to_string();
+            let command = Cmd::new(&self.program)
+                .describe(format!("etcdctl {}", arguments.join(" ")))
+                .args([
+                    format!("--endpoints={}", client_url(*server)),
+                    format!("--cacert={}", secret("etcd-ca.crt")),
+                    format!("--cert={}", secret("etcd-client.crt")),
+                    format!("--key={}", secret("etcd-client.key")),
+                    "--dial-timeout=2s".into(),
+                    "--command-timeout=5s".into(),
+                ])
+                .args(arguments)
+                .timeout(TRY);
+            match tokio::task::spawn_blocking(move || command.run()).await? {
+                Ok(output) => return Ok(output.stdout),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Masters with their addresses.
+fn masters(cluster: &ClusterSpec) -> impl Iterator<Item = (&NodeSpec, IpAddr)> {
+    cluster
+        .nodes
+        .iter()
+        .filter(|node| node.role == Role::Master)
+        .filter_map(|node| Some((node, *node.advertise_addresses.first()?)))
+}
+
+fn others(cluster: &ClusterSpec, address: IpAddr) -> Result<Vec<IpAddr>, Error> {
+    let others: Vec<_> = cluster
+        .masters()
+        .filter(|other| *other != address)
+        .collect();
+    match others.is_empty() {
+        true => Err(Error::NoOther),
+        false => Ok(others),
+    }
+}
+
+/// The learners that are to vote now.
+fn to_promote(members: &[Member]) -> impl Iterator<Item = &Member> {
+    let voters = members.iter().filter(|member| !member.is_learner).count();
+    let started = members.iter().filter(|member| member.is_started()).count();
+    let wanted = match started >= VOTERS {
+        true => VOTERS.saturating_sub(voters),
+        false => 0,
+    };
+    members
+        .iter()
+        .filter(|member| member.is_learner && member.is_started())
+        .take(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn members(text: &str) -> Vec<Member> {
+        serde_json::from_str::<Members>(text).unwrap().members
+    }
+
+    #[test]
+    fn learners_vote_once_there_are_three_that_run() {
+        let list = |third: &str| {
+            members(&format!(
+                r#"{{"header":{{}},"members":[
+                {{"ID":1,"name":"a","peerURLs":["https://10.0.0.1:2380"]}},
+                {{"ID":9372538179322589801,"name":"b","peerURLs":["https://10.0.0.2:2380"],"isLearner":true}},
+                {{"ID":3,"name":"{third}","peerURLs":["https://10.0.0.3:2380"],"isLearner":true}}]}}"#
+            ))
+        };
+        let names = |members: &[Member]| -> Vec<_> {
+            to_promote(members).map(|one| one.name.clone()).collect()
+        };
+        assert!(names(&list("")).is_empty());
+        assert_eq!(names(&list("c")), ["b", "c"]);
+        assert!(names(&list("c")[..2]).is_empty());
+        let mut voting = list("c");
+        voting.iter_mut().for_each(|one| one.is_learner = false);
+        voting.push(list("d").remove(2));
+        assert!(names(&voting).is_empty());
+    }
+}
