@@ -38,6 +38,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 1/61
 	$(BIN)/testnode join
+	$(BIN)/testnode masters
 	$(BIN)/testnode profiles
 	$(BIN)/testnode hooks
 

@@ -153,6 +153,24 @@ pub(crate) struct Install {
     /// Kubernetes resources, YAML, that are created at the end of the install
     #[arg(long, value_name = "FILE", help_heading = "Cluster")]
     pub(crate) config: Option<PathBuf>,
+    /// Token of your own by which others join within 24 hours; by default one is
+    /// made where the flavor has several nodes
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "GRAVITY_TOKEN",
+        hide_env_values = true,
+        help_heading = "Cluster"
+    )]
+    pub(crate) token: Option<String>,
+    /// File with that token; - reads it from standard input
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "token",
+        help_heading = "Cluster"
+    )]
+    pub(crate) token_file: Option<PathBuf>,
     /// Where the cluster runs
     #[arg(
         long,

@@ -31,6 +31,10 @@ pub const DEFAULT_VXLAN_PORT: u16 = 8472;
 pub const DEFAULT_SERVICE_ID: u32 = 1000;
 /// Name of the service user where it is created.
 pub const SERVICE_USER: &str = "planet";
+/// Name of the Secret with a token of the user's own in the operation's directory.
+pub const TOKEN_FILE: &str = "token.yaml";
+/// Phase that keeps that token in the cluster.
+pub const TOKEN_PHASE: &str = "/token";
 /// Phase that waits for the nodes of a flavor.
 pub const NODES_PHASE: &str = "/nodes";
 /// Name of the resources of `--config` in the operation's directory.
@@ -75,6 +79,8 @@ pub struct Options {
     pub dns_port: u16,
     /// Whether there is a `--config`, as [`CONFIG_FILE`] of the operation
     pub config: bool,
+    /// Whether there is a token of the user's own, as [`TOKEN_FILE`] of the operation
+    pub token: bool,
     /// `--state-dir`
     pub state_dir: PathBuf,
 }
@@ -97,6 +103,7 @@ impl Options {
             dns_listen: Vec::new(),
             dns_port: spec::DNS_PORT,
             config: false,
+            token: false,
             state_dir: state_dir.to_owned(),
         }
     }
@@ -582,6 +589,7 @@ pub fn prepare(
         volumes: &volumes,
         devices: devices(profile),
         config: options.config,
+        token: options.token,
         operation: &operation,
     };
     let plan = Plan {
@@ -718,6 +726,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) devices: Vec<Device>,
     /// Whether there are resources of `--config`.
     pub(crate) config: bool,
+    /// Whether there is a token of the user's own.
+    pub(crate) token: bool,
     pub(crate) operation: &'a str,
 }
 
@@ -745,6 +755,13 @@ impl Planner<'_> {
             services: Vec::new(),
         });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
+        if self.token {
+            let token = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: TOKEN_FILE.into(),
+            });
+            phases.push(self.leaf(TOKEN_PHASE, "Keep the token that nodes join with", token)?);
+        }
         let wanted = wanted_nodes(self.manifest, self.context.cluster.flavor.as_deref());
         if !wanted.is_empty() {
             let nodes = PhaseSpec::Nodes(phase::Nodes { wanted });

@@ -179,6 +179,7 @@ pub fn plan(
         volumes: &volumes,
         devices: install::devices(profile),
         config: false,
+        token: false,
         operation: &operation,
     };
     Ok(Plan {

@@ -11,7 +11,7 @@ use event::Sink;
 use serde::Deserialize;
 
 use crate::node::{self, Node};
-use crate::scenario::{IMAGE, Setup, check, install, run_visibly};
+use crate::scenario::{IMAGE, Setup, check, install_with, run_visibly};
 use crate::snapshot::{ALLOWED, Snapshot};
 use crate::{process, sample};
 
@@ -22,6 +22,9 @@ const REPLICAS: usize = 4;
 
 /// Profile of the sample that is of workers.
 pub(crate) const WORKER: &str = "worker";
+
+/// A token that was chosen at the install.
+const OWN: &str = "correct-horse-battery-staple";
 
 /// What is read of `gravity token create --output json`.
 #[derive(Debug, Deserialize)]
@@ -49,7 +52,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     second.copy(&image, IMAGE)?;
     second.run(&["chmod", "755", IMAGE])?;
     let before = Snapshot::take(&second)?;
-    install(&first, &image, console)?;
+    install_with(&first, &image, &[&format!("--token={OWN}")], console)?;
 
     console.step("Joining with wrong tokens");
     let token = token(&first)?;
@@ -98,8 +101,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     running_on(&first, &[first.name()])?;
     check(&first)?;
 
-    console.step("Joining again, then ./gravity remove on the master");
-    run_visibly(&mut join(&first, &second, &token.token, WORKER)?)?;
+    console.step("Joining again with our own token, then ./gravity remove on the master");
+    run_visibly(&mut join(&first, &second, OWN, WORKER)?)?;
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();

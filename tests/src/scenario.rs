@@ -131,19 +131,24 @@ pub(crate) fn run_visibly(command: &mut Command) -> Result<()> {
 }
 
 pub(crate) fn install(node: &Node, image: &Path, sink: &dyn Sink) -> Result<Duration> {
+    install_with(node, image, &[], sink)
+}
+
+/// An install with more flags.
+pub(crate) fn install_with(
+    node: &Node,
+    image: &Path,
+    flags: &[&str],
+    sink: &dyn Sink,
+) -> Result<Duration> {
     sink.step(&format!("Copying the image to node {}", node.name()));
     node.copy(image, IMAGE)?;
     node.run(&["chmod", "755", IMAGE])?;
     sink.step("./gravity install");
     let started = Instant::now();
     let address = format!("--advertise-addr={}", node.address());
-    run_visibly(&mut node.command(&[
-        IMAGE,
-        "install",
-        &address,
-        "--flavor=one",
-        "--accept-eula",
-    ])?)?;
+    let fixed = [IMAGE, "install", &address, "--flavor=one", "--accept-eula"];
+    run_visibly(&mut node.command(&[&fixed, flags].concat())?)?;
     Ok(started.elapsed())
 }
 

@@ -17,11 +17,13 @@ use installer::coordinator::{Action, Operation};
 use installer::install::{self, ImageContent, KnownUsers, Options, Prepared, Rootfs};
 use installer::services::HostTraits;
 use manifest::Manifest;
+use pki::JoinToken;
 use spec::layout::Layout;
 use spec::phase::Layer;
 use spec::{ImageRef, RegistryImage};
 
-use super::{Session, check, require_root};
+use super::operation::TOKEN_LIFE;
+use super::{Session, check, require_root, token};
 use crate::cli::Install;
 
 /// The image is not what was built.
@@ -42,6 +44,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     require_root()?;
     refuse_former(&session.layout)?;
     let config = arguments.config.as_deref().map(read_config).transpose()?;
+    let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?;
     let image = session.image()?;
     let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
     let (manifest, content) = content(session, &cluster)?;
@@ -74,7 +77,8 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     }
     let report = preflight(session, requirements, facts, disks)?;
     verify(session, &image)?;
-    let operation = create(session, &prepared, config.as_deref())?;
+    let token = token.map(|token| token_secret(&token)).transpose()?;
+    let operation = create(session, &prepared, config.as_deref(), token.as_deref())?;
     check::record(&report, &operation)?;
     super::operation::start(session, &operation, &Action::Run).await
 }
@@ -379,6 +383,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         dns_listen: arguments.dns_listen_addr.clone(),
         dns_port: arguments.dns_port,
         config: arguments.config.is_some(),
+        token: arguments.token.is_some() || arguments.token_file.is_some(),
         advertise_address: arguments.advertise_addr,
         cluster: arguments.cluster.clone(),
         flavor,
@@ -432,7 +437,18 @@ fn preflight(
     check::before(&session.console, requirements, facts, disks)
 }
 
-fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Result<Operation> {
+/// The Secret that will keep a token of the user's own.
+fn token_secret(token: &JoinToken) -> Result<String> {
+    let stored = token::stored(token, TOKEN_LIFE)?;
+    serde_json::to_string(&stored.secret()).context("write the token's Secret")
+}
+
+fn create(
+    session: &Session,
+    prepared: &Prepared,
+    config: Option<&str>,
+    token: Option<&str>,
+) -> Result<Operation> {
     let layout = &session.layout;
     // Two at once: the second finds it locked, or what the first has made.
     let lock = host::lock::Lock::acquire(&layout.operation_lock())?;
@@ -440,14 +456,23 @@ fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Resul
         bail!("another install of this node has begun; see `gravity plan`");
     }
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
-    if let Some(config) = config {
-        let directory = layout.operations().join(&prepared.plan.operation_id);
+    let directory = layout.operations().join(&prepared.plan.operation_id);
+    if config.is_some() || token.is_some() {
         std::fs::create_dir_all(&directory).context("create the operation's directory")?;
+    }
+    // Both are root's alone, and there before the plan, which is what says that
+    // there is an operation.
+    if let Some(token) = token {
+        host::atomic::write(
+            &directory.join(install::TOKEN_FILE),
+            token.as_bytes(),
+            0o600,
+        )?;
+    }
+    if let Some(config) = config {
         let user = &prepared.cluster.service_user;
         let translated = manifest::service_user::translate(config, user.uid, user.gid);
         let config = translated.as_deref().unwrap_or(config);
-        // Root's alone: there may be secrets in it. Before the plan, which is
-        // what says that there is an operation.
         host::atomic::write(
             &directory.join(install::CONFIG_FILE),
             config.as_bytes(),

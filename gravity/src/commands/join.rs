@@ -28,11 +28,8 @@ const PAUSE: Duration = Duration::from_secs(2);
 pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode> {
     require_root()?;
     refuse_former(&session.layout)?;
-    let token = match (&arguments.token, &arguments.token_file) {
-        (Some(text), _) => token::parse(text)?,
-        (None, Some(path)) => token::read(path)?,
-        (None, None) => bail!("a token is needed: --token or --token-file"),
-    };
+    let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?
+        .context("a token is needed: --token or --token-file")?;
     let image = session.image()?;
     let (manifest, content) = content(
         session,

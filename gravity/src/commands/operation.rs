@@ -14,7 +14,7 @@ use event::{Event, Sink};
 use host::lock::Lock;
 use installer::attach::{Broadcast, Follower, Line, Outcome};
 use installer::coordinator::{self, Action, Operation};
-use installer::install::NODES_PHASE;
+use installer::install::{NODES_PHASE, TOKEN_PHASE};
 use jiff::SignedDuration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -31,7 +31,7 @@ const TWICE: Duration = Duration::from_secs(10);
 /// How old what a report of a failure holds may be.
 const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long the token is good that is made for the nodes of a flavor.
-const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(24);
+pub(super) const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(24);
 /// Between two looks whether the process listens.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -157,10 +157,9 @@ fn waits_for_nodes(event: &Event) -> bool {
 /// terminal: logs don't get it.
 async fn show_joins(session: &Session) -> Result<()> {
     let plan = Operation::last(&session.layout)?.plan;
-    let phase = plan
-        .leaves()
-        .into_iter()
-        .find(|phase| phase.id == NODES_PHASE);
+    let leaves = plan.leaves();
+    let own = leaves.iter().any(|phase| phase.id == TOKEN_PHASE);
+    let phase = leaves.into_iter().find(|phase| phase.id == NODES_PHASE);
     let phase = phase.context("the plan waits for no nodes")?;
     let nodes: Nodes = serde_json::from_value(phase.payload.clone())?;
     let client = session.administrator().await?;
@@ -169,8 +168,13 @@ async fn show_joins(session: &Session) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let made = token::make(session, TOKEN_LIFE, None).await?;
-    let (masters, token) = (&made.masters, &made.stored.text);
+    let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
+    let masters = masters.join(",");
+    // One of the user's own choice is not shown again.
+    let token = match own {
+        true => "TOKEN".to_owned(),
+        false => token::make(session, TOKEN_LIFE, None).await?.stored.text,
+    };
     let mut text =
         String::from("On the other nodes, in the directory of a copy of this file, run as root:");
     for (profile, count) in missing {

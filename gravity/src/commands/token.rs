@@ -48,6 +48,28 @@ pub(crate) struct Made {
     pub(crate) masters: String,
 }
 
+/// The token of `--token` or `--token-file`.
+pub(crate) fn chosen(text: Option<&str>, file: Option<&Path>) -> Result<Option<JoinToken>> {
+    match (text, file) {
+        (Some(text), _) => parse(text).map(Some),
+        (None, Some(path)) => read(path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// A token as the cluster keeps it from now on.
+pub(crate) fn stored(token: &JoinToken, ttl: SignedDuration) -> Result<cluster::StoredToken> {
+    let name = match token.id.as_str() {
+        "" => pki::token(4)?,
+        id => id.to_owned(),
+    };
+    Ok(cluster::StoredToken {
+        name,
+        text: token.text(),
+        expires: Timestamp::now().checked_add(ttl).context("add the time")?,
+    })
+}
+
 /// Makes a token; `own` is one that the user chose.
 pub(crate) async fn make(
     session: &Session,
@@ -64,15 +86,7 @@ pub(crate) async fn make(
             JoinToken::generate(pki::tls::fingerprint(&authority)?)?
         }
     };
-    let name = match token.id.as_str() {
-        "" => pki::token(4)?,
-        id => id.to_owned(),
-    };
-    let stored = cluster::StoredToken {
-        name,
-        text: token.text(),
-        expires: Timestamp::now().checked_add(ttl).context("add the time")?,
-    };
+    let stored = stored(&token, ttl)?;
     client.add_join_token(&stored).await?;
     let cluster = installer::controller::description(&client).await?;
     let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();

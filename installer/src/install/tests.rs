@@ -330,7 +330,10 @@ fn a_cluster_begins_with_a_master() {
 #[test]
 fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
     let phases = |flavor: &str| -> Vec<_> {
-        let options = |options: &mut Options| options.flavor = Some(flavor.into());
+        let options = |options: &mut Options| {
+            options.flavor = Some(flavor.into());
+            options.token = true;
+        };
         let prepared = plan_with(options, &KnownUsers::default()).unwrap();
         prepared.plan.phases
     };
@@ -338,6 +341,8 @@ fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
     let three = phases("three");
     let index = |id: &str| three.iter().position(|phase| phase.id == id).unwrap();
     assert!(index("/health") < index(NODES_PHASE) && index(NODES_PHASE) < index("/install"));
+    // Others join with it.
+    assert_eq!(index(TOKEN_PHASE) + 1, index(NODES_PHASE));
     let nodes: phase::Nodes =
         serde_json::from_value(three[index(NODES_PHASE)].payload.clone()).unwrap();
     assert_eq!(

@@ -56,6 +56,27 @@ impl std::fmt::Debug for StoredToken {
     }
 }
 
+impl StoredToken {
+    /// The Secret that keeps it.
+    pub fn secret(&self) -> Secret {
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(format!("{TOKEN_PREFIX}{}", self.name)),
+                namespace: Some(NAMESPACE.into()),
+                labels: Some(BTreeMap::from([(KIND_LABEL.into(), TOKEN_KIND.into())])),
+                annotations: Some(BTreeMap::from([(EXPIRES.into(), self.expires.to_string())])),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([(
+                TOKEN_KEY.into(),
+                ByteString(self.text.clone().into_bytes()),
+            )])),
+            immutable: Some(true),
+            ..Secret::default()
+        }
+    }
+}
+
 impl Client {
     fn maps(&self) -> Api<ConfigMap> {
         Api::namespaced(self.0.clone(), NAMESPACE)
@@ -141,23 +162,7 @@ impl Client {
     /// When the API doesn't answer or refuses us.
     pub async fn add_join_token(&self, token: &StoredToken) -> Result<(), Error> {
         self.remove_join_token(&token.name).await?;
-        let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(format!("{TOKEN_PREFIX}{}", token.name)),
-                labels: Some(BTreeMap::from([(KIND_LABEL.into(), TOKEN_KIND.into())])),
-                annotations: Some(BTreeMap::from([(
-                    EXPIRES.into(),
-                    token.expires.to_string(),
-                )])),
-                ..ObjectMeta::default()
-            },
-            data: Some(BTreeMap::from([(
-                TOKEN_KEY.into(),
-                ByteString(token.text.clone().into_bytes()),
-            )])),
-            immutable: Some(true),
-            ..Secret::default()
-        };
+        let secret = token.secret();
         let (api, params) = (self.secrets(), PostParams::default());
         retry("keeping a join token", DEADLINE, || async {
             match api.create(&params, &secret).await {
