@@ -3,6 +3,7 @@
 //! In: the cluster. Out: objects, applied once the API is up. Pure.
 
 use serde_json::{Value, json};
+use spec::ClusterSpec;
 
 use crate::secrets::{COREDNS, FLANNEL, KUBELET_CLIENT};
 use crate::services::Context;
@@ -76,14 +77,19 @@ pub(crate) fn rbac() -> Vec<Value> {
     ]
 }
 
-/// The `kube-dns` Service, for what looks for it by name. Pods use the
+/// The `kube-dns` Service over the masters, for what looks for it by name. Pods use the
 /// link-local address, which needs no Service. Its address is not fixed: where
 /// the request that makes it is cut off, the API server may keep the address
 /// for minutes without a Service, and refuse it to the next try.
-pub(crate) fn dns(context: &Context<'_>) -> Vec<Value> {
+pub(crate) fn dns(cluster: &ClusterSpec) -> Vec<Value> {
     let port = crate::services::dns_service_port();
-    let address = context.address();
-    let family = if address.is_ipv4() { "IPv4" } else { "IPv6" };
+    let mut masters = cluster.masters();
+    let is_ipv4 = masters.next().is_none_or(|address| address.is_ipv4());
+    let family = if is_ipv4 { "IPv4" } else { "IPv6" };
+    let endpoints: Vec<_> = cluster
+        .masters()
+        .map(|address| json!({ "addresses": [address], "conditions": { "ready": true } }))
+        .collect();
     vec![
         json!({
             "apiVersion": "v1",
@@ -116,7 +122,7 @@ pub(crate) fn dns(context: &Context<'_>) -> Vec<Value> {
                 { "name": "dns", "port": port, "protocol": "UDP" },
                 { "name": "dns-tcp", "port": port, "protocol": "TCP" },
             ],
-            "endpoints": [{ "addresses": [address], "conditions": { "ready": true } }],
+            "endpoints": endpoints,
         }),
     ]
 }

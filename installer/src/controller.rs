@@ -22,6 +22,7 @@ use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
+use crate::addons;
 use crate::etcd::{self, Etcd};
 use crate::install::{NODE_PREFIX, node_labels};
 use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
@@ -239,19 +240,29 @@ impl Site {
         Ok((cluster, node))
     }
 
-    /// Makes etcd's members what the description says, for ever.
+    /// Makes etcd's members and the endpoints of DNS what the description says, for
+    /// ever.
     async fn keep_members(&self) {
+        let mut strangers = BTreeSet::new();
+        let mut served = Vec::new();
         loop {
             tokio::time::sleep(RECONCILE).await;
             let kept = async {
                 let cluster = self.describe().await?;
-                match cluster.has_several_masters() {
-                    true => self.etcd.reconcile(&cluster).await.map_err(of_etcd),
-                    false => Ok(()),
+                let masters: Vec<_> = cluster.masters().collect();
+                if masters.len() > 1 {
+                    let kept = self.etcd.reconcile(&cluster, &mut strangers);
+                    kept.await.map_err(of_etcd)?;
                 }
+                if masters != served {
+                    let dns = addons::dns(&cluster);
+                    self.client.apply(&dns).await.map_err(not_now)?;
+                    served = masters;
+                }
+                Ok::<_, Refusal>(())
             };
             if let Err(error) = kept.await {
-                tracing::warn!(%error, "the members of etcd stay as they are");
+                tracing::warn!(%error, "what depends on the masters stays as it is");
             }
         }
     }

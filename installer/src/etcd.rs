@@ -165,18 +165,29 @@ impl Etcd {
     }
 
     /// Makes the members what the description says: learners vote once there are
-    /// three masters, and who is no master is no member.
+    /// three masters, and who is no master is no member. `strangers` are the members
+    /// that were none at the last look: they go at the second, as the first may
+    /// have been at a description from before they joined.
     ///
     /// # Errors
     /// When no server answers or does it.
-    pub(crate) async fn reconcile(&self, cluster: &ClusterSpec) -> Result<(), Error> {
+    pub(crate) async fn reconcile(
+        &self,
+        cluster: &ClusterSpec,
+        strangers: &mut BTreeSet<u64>,
+    ) -> Result<(), Error> {
         let servers: Vec<_> = cluster.masters().collect();
         let members = self.members(&servers).await?;
         let is_master =
             |member: &&Member| masters(cluster).any(|(_, address)| member.is_at(address));
+        let before = std::mem::take(strangers);
         for stranger in members.iter().filter(|member| !is_master(member)) {
-            tracing::info!(name = stranger.name, "removing a member that is no master");
-            self.expel(&servers, &members, stranger).await?;
+            if before.contains(&stranger.id) {
+                tracing::info!(name = stranger.name, "removing a member that is no master");
+                self.expel(&servers, &members, stranger).await?;
+            } else {
+                strangers.insert(stranger.id);
+            }
         }
         for learner in to_promote(&members) {
             self.promote(&servers, learner).await?;

@@ -854,7 +854,7 @@ impl Planner<'_> {
             taints: node.taints.clone(),
             pod_cidrs: node.pod_cidrs.clone(),
         };
-        let mut objects = addons::dns(self.context);
+        let mut objects = addons::dns(self.context.cluster);
         objects.extend(addons::cluster_info(self.context)?);
         let planet = self.planet("kube-apiserver")?;
         let after_planet = |phase| Phase {
