@@ -33,6 +33,10 @@ pub const DEFAULT_SERVICE_ID: u32 = 1000;
 pub const SERVICE_USER: &str = "planet";
 /// Name of the resources of `--config` in the operation's directory.
 pub const CONFIG_FILE: &str = "config.yaml";
+/// Name of the Secret with the license in the operation's directory.
+pub const LICENSE_FILE: &str = "license.json";
+/// Name of that Secret in `kube-system`, and of what it holds.
+const LICENSE: &str = "license";
 /// DNS domain of services.
 const DOMAIN: &str = "cluster.local";
 /// Part of the pod network that a node gets, as flannel has it.
@@ -73,6 +77,9 @@ pub struct Options {
     pub dns_port: u16,
     /// Whether there is a `--config`, as [`CONFIG_FILE`] of the operation
     pub config: bool,
+    /// What the license allows that the image demands, whose Secret is
+    /// [`LICENSE_FILE`] of the operation
+    pub license: Option<spec::License>,
     /// `--state-dir`
     pub state_dir: PathBuf,
 }
@@ -95,6 +102,7 @@ impl Options {
             dns_listen: Vec::new(),
             dns_port: spec::DNS_PORT,
             config: false,
+            license: None,
             state_dir: state_dir.to_owned(),
         }
     }
@@ -282,8 +290,7 @@ pub struct Prepared {
 /// profiles.
 ///
 /// # Errors
-/// When there is no such flavor or profile, the flavor needs more nodes, or the
-/// profile is of workers.
+/// When there is no such flavor or profile, or the profile is of workers.
 pub fn choose_first_profile<'a>(
     manifest: &'a Manifest,
     flavor: Option<&str>,
@@ -308,7 +315,7 @@ pub fn choose_first_profile<'a>(
 /// The profile of a name, else the flavor's or the manifest's first.
 ///
 /// # Errors
-/// When there is no such flavor or profile, or the flavor needs more nodes.
+/// When there is no such flavor or profile.
 pub fn choose_profile<'a>(
     manifest: &'a Manifest,
     flavor: Option<&str>,
@@ -324,13 +331,6 @@ pub fn choose_profile<'a>(
                 name: name.to_owned(),
                 available: items.iter().map(|item| item.name.clone()).collect(),
             })?;
-        let nodes = item.nodes.iter().map(|node| node.count).sum();
-        if nodes > 1 {
-            return Err(Error::SeveralNodes {
-                name: name.to_owned(),
-                nodes,
-            });
-        }
         let first = item.nodes.iter().find(|node| node.count > 0);
         wanted = wanted.or_else(|| first.map(|node| node.profile.clone()));
     }
@@ -345,6 +345,37 @@ pub fn choose_profile<'a>(
             .iter()
             .map(|profile| profile.name.clone())
             .collect(),
+    })
+}
+
+/// Refuses a flavor of several nodes, once it is known that its first would do.
+///
+/// # Errors
+/// When the flavor needs more nodes than one.
+pub fn begins_with_one(manifest: &Manifest, flavor: Option<&str>) -> Result<(), Error> {
+    let chosen = manifest
+        .flavors()
+        .iter()
+        .find(|item| Some(item.name.as_str()) == flavor);
+    let Some(chosen) = chosen else { return Ok(()) };
+    let nodes = (chosen.nodes.iter()).fold(0, |sum: u32, node| sum.saturating_add(node.count));
+    match nodes {
+        0 | 1 => Ok(()),
+        nodes => Err(Error::SeveralNodes {
+            name: chosen.name.clone(),
+            nodes,
+        }),
+    }
+}
+
+/// The Secret by which an application reads its license.
+pub fn license_secret(text: &str) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": LICENSE, "namespace": "kube-system" },
+        "type": "Opaque",
+        "data": { LICENSE: pki::base64(text.as_bytes()) },
     })
 }
 
@@ -557,6 +588,7 @@ pub fn prepare(
         vxlan_port: options.vxlan_port,
         domain: DOMAIN.into(),
         dns_zones: zones(&options.dns_zones)?,
+        license: options.license.clone(),
         nodes: vec![node.clone()],
     };
     let volumes = volumes(profile, &options.mounts);
@@ -739,6 +771,14 @@ impl Planner<'_> {
             kubeconfig: "admin".into(),
         });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
+        // Hooks may read it.
+        if self.context.cluster.license.is_some() {
+            let license = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: LICENSE_FILE.into(),
+            });
+            phases.push(self.leaf("/license", "Keep the license in the cluster", license)?);
+        }
         for (hook, id, description) in [
             (HookName::Install, "/install", "Run the install hook"),
             (

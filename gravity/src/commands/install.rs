@@ -1,6 +1,7 @@
 //! `gravity install`: asks, checks, plans, and has the plan executed.
 
 mod dry_run;
+mod license;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ::preflight::{Report, Requirements};
 use anyhow::{Context, Result, anyhow, bail};
-use console::ExitCode;
+use console::{ExitCode, PromptError};
 use event::Sink;
 use host::facts::HostFacts;
 use image::Image;
@@ -21,6 +22,7 @@ use spec::layout::Layout;
 use spec::phase::Layer;
 use spec::{ImageRef, RegistryImage};
 
+pub(crate) use self::license::WrongLicense;
 use super::{Session, check, require_root};
 use crate::cli::Install;
 
@@ -51,18 +53,23 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         content.reference.name, content.reference.version
     ));
     show_release_notes(session, &manifest);
-    if !arguments.dry_run {
-        accept_eula(session, &manifest, arguments.accept_eula)?;
-    }
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
     let facts = ::preflight::host_facts();
+    let mut license = license::given(arguments.license.as_deref(), &manifest, &cluster.config)?;
     let options = options(session, arguments, flavor);
     let users = KnownUsers {
         with_id: host::users::user_by_id(options.service_uid)?,
         named: host::users::user_by_name(install::SERVICE_USER)?,
     };
     let host = host_traits(&facts);
-    let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
+    let prepare = |options: &Options, license: Option<&license::License>| {
+        let options = Options {
+            license: license.map(|license| license.terms.clone()),
+            ..options.clone()
+        };
+        install::prepare(&options, &manifest, &content, &facts, &users, &host)
+    };
+    let mut prepared = prepare(&options, license.as_ref())?;
     let user = &prepared.cluster.service_user;
     host::users::check_service_user(&user.name, user.uid, user.gid)?;
     let requirements = requirements(&options, &manifest, &image, &facts)?;
@@ -72,9 +79,17 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         preflight(session, requirements, facts, disks)?;
         return Ok(ExitCode::Ok);
     }
-    let report = preflight(session, requirements, facts, disks)?;
+    // Who can't install on this node needn't agree to anything.
+    let report = preflight(session, requirements, facts.clone(), disks)?;
+    install::begins_with_one(&manifest, options.flavor.as_deref())?;
+    accept_eula(session, &manifest, arguments.accept_eula)?;
+    if manifest.license.enabled && license.is_none() {
+        license = Some(license::ask(session, &cluster.config)?);
+        prepared = prepare(&options, license.as_ref())?;
+    }
     verify(session, &image)?;
-    let operation = create(session, &prepared, config.as_deref())?;
+    let license = license.map(|license| license.text);
+    let operation = create(session, &prepared, config.as_deref(), license.as_deref())?;
     check::record(&report, &operation)?;
     super::operation::start(session, &operation, &Action::Run).await
 }
@@ -356,11 +371,17 @@ fn choose_flavor(
             let prompt = manifest
                 .flavor_prompt()
                 .unwrap_or("Which flavor do you want to install?");
-            let answer = session
-                .console
-                .ask(prompt, &names, default)
-                .context("choose with --flavor where there is no terminal")?;
-            Ok(Some(answer))
+            match (session.console.ask(prompt, &names, default), default) {
+                (Err(PromptError::NotATerminal { .. }), Some(default)) => {
+                    session
+                        .console
+                        .info(&format!("Taking the flavor {default}"));
+                    Ok(Some(default.to_owned()))
+                }
+                (answer, _) => answer
+                    .map(Some)
+                    .context("choose with --flavor where there is no terminal"),
+            }
         }
     }
 }
@@ -379,6 +400,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         dns_listen: arguments.dns_listen_addr.clone(),
         dns_port: arguments.dns_port,
         config: arguments.config.is_some(),
+        license: None,
         advertise_address: arguments.advertise_addr,
         cluster: arguments.cluster.clone(),
         flavor,
@@ -432,7 +454,12 @@ fn preflight(
     check::before(&session.console, requirements, facts, disks)
 }
 
-fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Result<Operation> {
+fn create(
+    session: &Session,
+    prepared: &Prepared,
+    config: Option<&str>,
+    license: Option<&str>,
+) -> Result<Operation> {
     let layout = &session.layout;
     // Two at once: the second finds it locked, or what the first has made.
     let lock = host::lock::Lock::acquire(&layout.operation_lock())?;
@@ -440,18 +467,27 @@ fn create(session: &Session, prepared: &Prepared, config: Option<&str>) -> Resul
         bail!("another install of this node has begun; see `gravity plan`");
     }
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
-    if let Some(config) = config {
-        let directory = layout.operations().join(&prepared.plan.operation_id);
+    let directory = layout.operations().join(&prepared.plan.operation_id);
+    // Root's alone: there may be secrets in them. Before the plan, which is
+    // what says that there is an operation.
+    let keep = |name: &str, text: &str| {
         std::fs::create_dir_all(&directory).context("create the operation's directory")?;
+        Ok::<_, anyhow::Error>(host::atomic::write(
+            &directory.join(name),
+            text.as_bytes(),
+            0o600,
+        )?)
+    };
+    if let Some(license) = license {
+        let secret = install::license_secret(license);
+        keep(install::LICENSE_FILE, &secret.to_string())?;
+    }
+    if let Some(config) = config {
         let user = &prepared.cluster.service_user;
         let translated = manifest::service_user::translate(config, user.uid, user.gid);
-        let config = translated.as_deref().unwrap_or(config);
-        // Root's alone: there may be secrets in it. Before the plan, which is
-        // what says that there is an operation.
-        host::atomic::write(
-            &directory.join(install::CONFIG_FILE),
-            config.as_bytes(),
-            0o600,
+        keep(
+            install::CONFIG_FILE,
+            translated.as_deref().unwrap_or(config),
         )?;
     }
     let operation = Operation::create(layout, prepared.plan.clone())?;

@@ -39,6 +39,7 @@ fn cluster() -> ClusterSpec {
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
+        license: None,
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
     }
 }
@@ -64,7 +65,7 @@ fn nodes_get_parts_of_the_pod_network_until_it_ends() {
     let mut cluster = cluster();
     for index in 2..=4_u8 {
         let joined = candidate(&format!("n{index}"), &format!("10.0.0.{index}"));
-        take_in(&mut cluster, &joined, &known(&[])).unwrap();
+        take_in(&mut cluster, &joined, &known(&[]), now()).unwrap();
     }
     let parts: Vec<_> = cluster
         .nodes
@@ -79,22 +80,77 @@ fn nodes_get_parts_of_the_pod_network_until_it_ends() {
     ];
     assert_eq!(parts, expected);
     let before = cluster.clone();
-    let refused = take_in(&mut cluster, &candidate("n5", "10.0.0.5"), &known(&[])).unwrap_err();
+    let refused = take_in(
+        &mut cluster,
+        &candidate("n5", "10.0.0.5"),
+        &known(&[]),
+        now(),
+    )
+    .unwrap_err();
     assert!(refused.to_string().contains("no part left"), "{refused}");
     assert_eq!(cluster.nodes, before.nodes);
 
     // A part that is free again is given again.
     cluster.nodes.remove(2);
-    take_in(&mut cluster, &candidate("n6", "10.0.0.6"), &known(&[])).unwrap();
+    take_in(
+        &mut cluster,
+        &candidate("n6", "10.0.0.6"),
+        &known(&[]),
+        now(),
+    )
+    .unwrap();
     assert_eq!(cluster.nodes[3].pod_cidrs, ["10.244.2.0/24"]);
+}
+
+#[test]
+fn a_license_limits_the_nodes_and_their_time() {
+    let mut cluster = cluster();
+    let ends = now() + Duration::from_secs(60);
+    let ends = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    cluster.license = Some(spec::License {
+        holder: "Acme".into(),
+        max_nodes: Some(2),
+        ends: i64::try_from(ends.as_secs()).unwrap(),
+    });
+    let two = candidate("two", "10.0.0.2");
+    let later = now() + Duration::from_secs(120);
+    let over = take_in(&mut cluster, &two, &known(&[]), later).unwrap_err();
+    assert!(over.to_string().contains("is over"), "{over}");
+    take_in(&mut cluster, &two, &known(&[]), now()).unwrap();
+    // A lost try again is no further node.
+    take_in(&mut cluster, &two, &known(&[]), now()).unwrap();
+    let three = candidate("three", "10.0.0.3");
+    let full = take_in(&mut cluster, &three, &known(&["two"]), now()).unwrap_err();
+    assert!(full.to_string().contains("allows 2 nodes"), "{full}");
+    cluster.license = cluster.license.map(|license| spec::License {
+        max_nodes: None,
+        ..license
+    });
+    take_in(&mut cluster, &three, &known(&["two"]), now()).unwrap();
+}
+
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 #[test]
 fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
     let mut cluster = cluster();
-    take_in(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
+    take_in(
+        &mut cluster,
+        &candidate("two", "10.0.0.2"),
+        &known(&[]),
+        now(),
+    )
+    .unwrap();
     // Kubernetes never saw it.
-    take_in(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
+    take_in(
+        &mut cluster,
+        &candidate("two", "10.0.0.2"),
+        &known(&[]),
+        now(),
+    )
+    .unwrap();
     assert_eq!(cluster.nodes.len(), 2);
     for (hostname, address, word) in [
         ("two", "10.0.0.3", "remove two"),
@@ -105,14 +161,14 @@ fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
         ("a..b", "10.0.0.5", "can't be a node's name"),
     ] {
         let candidate = candidate(hostname, address);
-        let refused = take_in(&mut cluster, &candidate, &known(&["two"])).unwrap_err();
+        let refused = take_in(&mut cluster, &candidate, &known(&["two"]), now()).unwrap_err();
         assert!(refused.to_string().contains(word), "{hostname}: {refused}");
     }
     let other = Candidate {
         image: "sha256:1".into(),
         ..candidate("five", "10.0.0.5")
     };
-    let refused = take_in(&mut cluster, &other, &known(&[])).unwrap_err();
+    let refused = take_in(&mut cluster, &other, &known(&[]), now()).unwrap_err();
     assert!(refused.to_string().contains("another image"), "{refused}");
     assert_eq!(cluster.nodes.len(), 2);
 }

@@ -226,6 +226,34 @@ fn volumes_reach_the_planet_with_their_owner() {
 }
 
 #[test]
+fn a_license_is_there_before_hooks_and_its_terms_are_known() {
+    let license = spec::License {
+        holder: "Acme".into(),
+        max_nodes: Some(3),
+        ends: 1,
+    };
+    let without = plan_with(|_| (), &KnownUsers::default()).unwrap();
+    assert!(without.plan.phase("/license").is_none());
+    let prepared = plan_with(
+        |options| options.license = Some(license.clone()),
+        &KnownUsers::default(),
+    )
+    .unwrap();
+    assert_eq!(prepared.cluster.license, Some(license));
+    let phases: Vec<_> = prepared
+        .plan
+        .leaves()
+        .iter()
+        .map(|p| p.id.clone())
+        .collect();
+    let at = |id: &str| phases.iter().position(|phase| phase == id).unwrap();
+    assert!(at("/health") < at("/license") && at("/license") < at("/install"));
+    let secret = license_secret("text");
+    assert_eq!(secret["data"]["license"], "dGV4dA==");
+    assert_eq!(secret["metadata"]["namespace"], "kube-system");
+}
+
+#[test]
 fn a_node_runs_the_planet_of_its_profile() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     let payload = |id: &str| {
@@ -258,7 +286,11 @@ fn what_does_not_fit_the_host_is_refused_with_what_would() {
         refused(|options| options.flavor = Some("two".into())),
         "there is no flavor \"two\"; the image has one, three"
     );
-    assert!(refused(|options| options.flavor = Some("three".into())).contains("needs 3 nodes"));
+    let manifest = manifest::parse(MANIFEST, "app.yaml").unwrap();
+    let several = begins_with_one(&manifest, Some("three")).unwrap_err();
+    assert!(several.is_usage() && several.to_string().contains("needs 3 nodes"));
+    assert!(begins_with_one(&manifest, Some("one")).is_ok());
+    assert!(begins_with_one(&manifest, None).is_ok());
     assert_eq!(
         refused(|options| options.role = Some("x".into())),
         "there is no profile \"x\"; the image has db, web"
