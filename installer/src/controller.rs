@@ -379,7 +379,7 @@ fn allowed(cluster: &ClusterSpec, now: SystemTime) -> Result<(), Refusal> {
     match license.max_nodes {
         Some(most) if cluster.nodes.len() as u64 >= u64::from(most) => {
             Err(Refusal::Refused(format!(
-                "the license of {} allows {most} nodes, and the cluster has {}",
+                "the license of {} allows {most} node(s), and the cluster has {}",
                 license.holder,
                 cluster.nodes.len()
             )))

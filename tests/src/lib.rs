@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod inside;
 pub mod join;
 pub mod node;
+pub mod page;
 pub mod process;
 pub mod profiles;
 pub mod registry;

@@ -411,6 +411,7 @@ fn text(report: &Report) -> String {
     }
     if let Some(license) = &cluster.license {
         let nodes = match license.max_nodes {
+            Some(1) => "one node, ".to_owned(),
             Some(most) => format!("at most {most} nodes, "),
             None => String::new(),
         };

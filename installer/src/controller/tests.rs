@@ -121,7 +121,7 @@ fn a_license_limits_the_nodes_and_their_time() {
     take_in(&mut cluster, &two, &known(&[]), now()).unwrap();
     let three = candidate("three", "10.0.0.3");
     let full = take_in(&mut cluster, &three, &known(&["two"]), now()).unwrap_err();
-    assert!(full.to_string().contains("allows 2 nodes"), "{full}");
+    assert!(full.to_string().contains("allows 2 node"), "{full}");
     cluster.license = cluster.license.map(|license| spec::License {
         max_nodes: None,
         ..license
