@@ -21,7 +21,7 @@ use oci::{
 /// A machine with Podman.
 struct Machine {
     dir: tempfile::TempDir,
-    service: Option<Child>,
+    services: Vec<Child>,
 }
 
 impl Machine {
@@ -30,7 +30,7 @@ impl Machine {
     fn new() -> Self {
         let machine = Self {
             dir: tempfile::tempdir().unwrap(),
-            service: None,
+            services: Vec::new(),
         };
         let root = machine.at("root");
         fs::create_dir(&root).unwrap();
@@ -85,19 +85,54 @@ impl Machine {
         ]);
     }
 
-    /// Starts the engine; returns its socket.
-    fn serve(&mut self) -> PathBuf {
-        let socket = self.at("podman.sock");
+    fn start(&mut self, address: &str) {
         let service = Command::new("podman")
             .args(self.options())
-            .args(["system", "service", "--time", "0"])
-            .arg(format!("unix://{}", socket.display()))
+            .args(["system", "service", "--time", "0", address])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        self.service = Some(service);
+        self.services.push(service);
+    }
+
+    /// Starts the engine at an address of the loopback, which is returned.
+    fn serve_at_address(&mut self) -> String {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listens = free.local_addr().unwrap();
+        drop(free);
+        let address = format!("tcp://{listens}");
+        self.start(&address);
+        assert!(process::wait_until(Duration::from_secs(60), || {
+            std::net::TcpStream::connect(listens).is_ok()
+        }));
+        address
+    }
+
+    /// Certificates as Docker keeps them.
+    fn certificates(&self) -> PathBuf {
+        let directory = self.at("certificates");
+        fs::create_dir(&directory).unwrap();
+        let hour = Duration::from_secs(3600);
+        let authority = pki::Authority::generate("engines", hour).unwrap();
+        let issued = authority
+            .issue(&pki::Leaf::client("me", &[], hour))
+            .unwrap();
+        for (name, text) in [
+            ("ca.pem", authority.certificate_pem()),
+            ("cert.pem", &issued.certificate_pem),
+            ("key.pem", &issued.key_pem),
+        ] {
+            gravity_tests::file::write(&directory.join(name), text).unwrap();
+        }
+        directory
+    }
+
+    /// Starts the engine; returns its socket.
+    fn serve(&mut self) -> PathBuf {
+        let socket = self.at("podman.sock");
+        self.start(&format!("unix://{}", socket.display()));
         assert!(process::wait_until(Duration::from_secs(60), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         }));
@@ -107,7 +142,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some(service) = &mut self.service {
+        for service in &mut self.services {
             let _ = service.kill();
             let _ = service.wait();
         }
@@ -247,13 +282,25 @@ fn every_place_has_the_same_image() {
     assert!(moved > 0);
     assert_eq!(served, wanted);
     let (again, moved) = pull(engine(), "app:1", &cache("engine")).unwrap();
-    assert_eq!((again, moved), (wanted, 0));
+    assert_eq!((&again, moved), (&wanted, 0));
     assert_eq!(
         pull(engine(), other, &cache("engine")).unwrap().0,
         wanted_other
     );
     let error = pull(engine(), "nginx:1", &cache("none")).unwrap_err();
     assert!(matches!(error, PullError::Registries { .. }), "{error}");
+
+    // The same engine at an address, as containers of CI systems have it.
+    let address = machine.serve_at_address();
+    let tcp = || Source::Engine(Engine::at(&address, None).unwrap());
+    let cache = |name: &str| machine.at("cache").join(name);
+    let (distant, moved) = pull(tcp(), "app:1", &cache("tcp")).unwrap();
+    assert!(moved > 0);
+    assert_eq!(distant, served);
+    // TLS is asked for, and the engine has none.
+    let certificates = machine.certificates();
+    let secure = Source::Engine(Engine::at(&address, Some(&certificates)).unwrap());
+    assert!(pull(secure, "app:1", &cache("none")).is_err());
 
     // Bytes for bytes the same, wherever they came from.
     let blobs = |name: &str| -> BTreeSet<_> {
@@ -263,7 +310,7 @@ fn every_place_has_the_same_image() {
     assert_eq!(blobs("engine"), blobs("storage"));
 
     // An engine that has gone is an error when it was named.
-    let mut service = machine.service.take().unwrap();
+    let mut service = machine.services.remove(0);
     service.kill().unwrap();
     service.wait().unwrap();
     let error = pull(
