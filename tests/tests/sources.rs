@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,6 +18,10 @@ use oci::source::{Engine, Storage};
 use oci::{
     Client, Credentials, Digest, Layout, Progress, PullError, Pulled, Registries, Retry, Source,
 };
+use tokio::net::{TcpListener, UnixStream};
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 /// A machine with Podman.
 struct Machine {
@@ -110,15 +115,28 @@ impl Machine {
         address
     }
 
-    /// Certificates as Docker keeps them.
-    fn certificates(&self) -> PathBuf {
-        let directory = self.at("certificates");
+    /// Certificates as Docker keeps them, below `name`, and a server's.
+    fn certificates(&self, name: &str) -> (PathBuf, Arc<ServerConfig>) {
+        let directory = self.at(name);
         fs::create_dir(&directory).unwrap();
         let hour = Duration::from_secs(3600);
         let authority = pki::Authority::generate("engines", hour).unwrap();
-        let issued = authority
-            .issue(&pki::Leaf::client("me", &[], hour))
-            .unwrap();
+        let client = pki::Leaf::client("me", &[], hour);
+        let issued = authority.issue(&client).unwrap();
+        let server = authority.issue(&pki::Leaf {
+            ip_addresses: vec![Ipv4Addr::LOCALHOST.into()],
+            server: true,
+            client: false,
+            ..client
+        });
+        let server = server.unwrap();
+        let identity = pki::tls::Identity {
+            certificate_pem: server.certificate_pem,
+            key_pem: server.key_pem,
+        };
+        let config = pki::tls::server(&identity, authority.certificate_pem()).unwrap();
+        let mut config = (*config).clone();
+        config.alpn_protocols.clear();
         for (name, text) in [
             ("ca.pem", authority.certificate_pem()),
             ("cert.pem", &issued.certificate_pem),
@@ -126,7 +144,32 @@ impl Machine {
         ] {
             gravity_tests::file::write(&directory.join(name), text).unwrap();
         }
-        directory
+        (directory, Arc::new(config))
+    }
+
+    /// Puts TLS in front of the engine at `socket`, as long as the runtime is
+    /// there; only for whom `config` knows.
+    fn secure(&self, socket: &Path, config: Arc<ServerConfig>) -> (Runtime, String) {
+        let runtime = Runtime::new().unwrap();
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let listener = listener.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        let socket = socket.to_owned();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = TlsAcceptor::from(config.clone()).accept(stream).await else {
+                    continue;
+                };
+                if stream.get_ref().1.peer_certificates().is_none() {
+                    continue;
+                }
+                let mut engine = UnixStream::connect(&socket).await.unwrap();
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut engine).await;
+                });
+            }
+        });
+        (runtime, address)
     }
 
     /// Starts the engine; returns its socket.
@@ -162,7 +205,7 @@ fn pull(source: Source, name: &str, cache: &Path) -> Result<(Pulled, u64), PullE
     let client = client.with_sources([source]);
     let layout = Layout::open_or_create(cache).unwrap();
     let progress = Progress::new("images", Arc::new(Memory::default()));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = Runtime::new().unwrap();
     let pulled = runtime.block_on(client.pull(&name.parse().unwrap(), &layout, &progress))?;
     for blob in std::iter::once(&pulled.manifest)
         .chain([&pulled.config])
@@ -297,10 +340,22 @@ fn every_place_has_the_same_image() {
     let (distant, moved) = pull(tcp(), "app:1", &cache("tcp")).unwrap();
     assert!(moved > 0);
     assert_eq!(distant, served);
-    // TLS is asked for, and the engine has none.
-    let certificates = machine.certificates();
-    let secure = Source::Engine(Engine::at(&address, Some(&certificates)).unwrap());
-    assert!(pull(secure, "app:1", &cache("none")).is_err());
+    // With TLS only where both sides know each other.
+    let (ours, config) = machine.certificates("ours");
+    let (strangers, _) = machine.certificates("strangers");
+    let (_runtime, secure) = machine.secure(&socket, config);
+    let at = |address: &str, certificates| {
+        let engine = Engine::at(address, certificates).unwrap();
+        pull(Source::Engine(engine), "app:1", &cache("tls"))
+    };
+    for (address, certificates) in [
+        (&address, Some(&*ours)),
+        (&secure, Some(&*strangers)),
+        (&secure, None),
+    ] {
+        assert!(at(address, certificates).is_err());
+    }
+    assert_eq!(at(&secure, Some(&ours)).unwrap().0, served);
 
     // Bytes for bytes the same, wherever they came from.
     let blobs = |name: &str| -> BTreeSet<_> {
