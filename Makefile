@@ -41,6 +41,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode masters
 	$(BIN)/testnode profiles
 	$(BIN)/testnode hooks
+	$(BIN)/testnode page
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

@@ -228,6 +228,15 @@ pub(crate) struct Install {
     /// Accept the end-user license agreement without being asked
     #[arg(long, help_heading = "How to install")]
     pub(crate) accept_eula: bool,
+    /// License that the image demands: a file, or the text itself
+    #[arg(
+        long,
+        value_name = "FILE|TEXT",
+        env = "GRAVITY_LICENSE",
+        hide_env_values = true,
+        help_heading = "How to install"
+    )]
+    pub(crate) license: Option<String>,
     /// Don't measure how fast disks are: some seconds less
     #[arg(long, help_heading = "How to install")]
     pub(crate) skip_disk_test: bool,

@@ -175,6 +175,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
             .downcast_ref::<installer::install::Error>()
             .is_some_and(installer::install::Error::is_usage)
             || cause.is::<install::WrongConfig>()
+            || cause.is::<install::WrongLicense>()
         {
             return ExitCode::Usage;
         }

@@ -62,6 +62,10 @@ pub struct ClusterConfig {
     pub planets: BTreeMap<String, String>,
     /// The application images.
     pub images: Vec<ApplicationImage>,
+    /// Certificates, PEM, of those who may sign licenses for it, where it
+    /// demands one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license_authorities: Option<String>,
     /// Digest of the resolved Image Manifest.
     pub manifest: String,
     /// Digest of the tar with the resources.

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cluster::Client;
 use ipnet::Ipv4Net;
@@ -271,11 +271,11 @@ impl Site {
 #[async_trait::async_trait]
 impl Controller for Site {
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
-        let now = std::time::SystemTime::now();
+        let now = SystemTime::now();
         let stored = self.client.join_tokens().await.map_err(not_now)?;
         let valid = stored
             .iter()
-            .filter(|token| std::time::SystemTime::from(token.expires) > now);
+            .filter(|token| SystemTime::from(token.expires) > now);
         Ok(valid
             .filter_map(|token| JoinToken::parse(&token.text))
             .collect())
@@ -300,8 +300,9 @@ impl Controller for Site {
             Role::Master => self.etcd.started(&cluster).await.map_err(of_etcd)?,
             Role::Worker => BTreeSet::new(),
         };
+        let now = SystemTime::now();
         let (cluster, node) = change(&self.client, |cluster| {
-            take_in(cluster, &candidate, &registered, &voting)
+            take_in(cluster, &candidate, &registered, &voting, now)
         })
         .await?;
         tracing::info!(hostname = candidate.hostname, %node, "took a node in");
@@ -424,6 +425,7 @@ fn take_in(
     candidate: &Candidate,
     registered: &BTreeSet<String>,
     voting: &BTreeSet<String>,
+    now: SystemTime,
 ) -> Result<Uuid, Refusal> {
     let hostname = &candidate.hostname;
     if candidate.image != cluster.image.digest {
@@ -459,6 +461,7 @@ fn take_in(
         }
     }
     cluster.nodes.retain(|node| !is_lost(node));
+    allowed(cluster, now)?;
     let role = role(cluster, candidate);
     if role == Role::Master {
         let masters: Vec<_> = cluster
@@ -494,6 +497,29 @@ fn take_in(
         state_dir: candidate.state_dir.clone(),
     });
     Ok(id)
+}
+
+/// Whether the license allows one more node.
+fn allowed(cluster: &ClusterSpec, now: SystemTime) -> Result<(), Refusal> {
+    let Some(license) = &cluster.license else {
+        return Ok(());
+    };
+    if license.is_over(now) {
+        return Err(Refusal::Refused(format!(
+            "the license of {} is over: the cluster takes no more nodes",
+            license.holder
+        )));
+    }
+    match license.max_nodes {
+        Some(most) if cluster.nodes.len() as u64 >= u64::from(most) => {
+            Err(Refusal::Refused(format!(
+                "the license of {} allows {most} node(s), and the cluster has {}",
+                license.holder,
+                cluster.nodes.len()
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// RFC 1123, as Kubernetes has it for names of nodes.

@@ -39,6 +39,10 @@ pub const TOKEN_PHASE: &str = "/token";
 pub const NODES_PHASE: &str = "/nodes";
 /// Name of the resources of `--config` in the operation's directory.
 pub const CONFIG_FILE: &str = "config.yaml";
+/// Name of the Secret with the license in the operation's directory.
+pub const LICENSE_FILE: &str = "license.json";
+/// Name of that Secret in `kube-system`, and of what it holds.
+const LICENSE: &str = "license";
 /// DNS domain of services.
 const DOMAIN: &str = "cluster.local";
 /// Part of the pod network that a node gets, as flannel has it.
@@ -81,6 +85,9 @@ pub struct Options {
     pub config: bool,
     /// Whether there is a token of the user's own, as [`TOKEN_FILE`] of the operation
     pub token: bool,
+    /// What the license allows that the image demands, whose Secret is
+    /// [`LICENSE_FILE`] of the operation
+    pub license: Option<spec::License>,
     /// `--state-dir`
     pub state_dir: PathBuf,
 }
@@ -104,6 +111,7 @@ impl Options {
             dns_port: spec::DNS_PORT,
             config: false,
             token: false,
+            license: None,
             state_dir: state_dir.to_owned(),
         }
     }
@@ -309,9 +317,14 @@ fn wanted_nodes(manifest: &Manifest, flavor: Option<&str>) -> BTreeMap<String, u
     let flavor = flavors.find(|item| Some(item.name.as_str()) == flavor);
     let mut wanted = BTreeMap::new();
     for node in flavor.into_iter().flat_map(|item| &item.nodes) {
-        *wanted.entry(node.profile.clone()).or_default() += node.count;
+        let count: &mut u32 = wanted.entry(node.profile.clone()).or_default();
+        *count = count.saturating_add(node.count);
     }
-    if wanted.values().sum::<u32>() <= 1 {
+    if wanted
+        .values()
+        .fold(0, |sum: u32, count| sum.saturating_add(*count))
+        <= 1
+    {
         wanted.clear();
     }
     wanted
@@ -357,6 +370,17 @@ pub fn choose_profile<'a>(
             .iter()
             .map(|profile| profile.name.clone())
             .collect(),
+    })
+}
+
+/// The Secret by which an application reads its license.
+pub fn license_secret(text: &str) -> serde_json::Value {
+    serde_json::json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": { "name": LICENSE, "namespace": "kube-system" },
+        "type": "Opaque",
+        "data": { LICENSE: pki::base64(text.as_bytes()) },
     })
 }
 
@@ -569,6 +593,7 @@ pub fn prepare(
         vxlan_port: options.vxlan_port,
         domain: DOMAIN.into(),
         dns_zones: zones(&options.dns_zones)?,
+        license: options.license.clone(),
         nodes: vec![node.clone()],
     };
     let volumes = volumes(profile, &options.mounts);
@@ -770,6 +795,14 @@ impl Planner<'_> {
                 "Wait until all nodes of the flavor have joined",
                 nodes,
             )?);
+        }
+        // Hooks may read it.
+        if self.context.cluster.license.is_some() {
+            let license = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: LICENSE_FILE.into(),
+            });
+            phases.push(self.leaf("/license", "Keep the license in the cluster", license)?);
         }
         for (hook, id, description) in [
             (HookName::Install, "/install", "Run the install hook"),

@@ -121,6 +121,14 @@ impl Manifest {
             .map(|eula| eula.source.as_str())
     }
 
+    /// The endpoint at which the user goes on after an install.
+    pub fn setup_endpoint(&self) -> Option<&Endpoint> {
+        let name = self.installer.setup_endpoints.first()?;
+        self.endpoints
+            .iter()
+            .find(|endpoint| endpoint.name == *name)
+    }
+
     /// The flavors that the user may choose from; empty where there are none.
     pub fn flavors(&self) -> &[Flavor] {
         self.installer

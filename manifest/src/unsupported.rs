@@ -2,8 +2,10 @@
 //!
 //! In: a manifest. Out: an error for each such field, so that build and install
 //! refuse rather than ignore. A field leaves this list when it is implemented.
+//! Extensions that can be disabled are not among them: there is nothing that
+//! their fields would switch.
 
-use crate::types::{Extension, Manifest, NetworkType, NodeProfile, SystemOptions};
+use crate::types::{Manifest, NetworkType, NodeProfile, SystemOptions};
 use crate::{Diagnostic, Severity};
 
 impl Manifest {
@@ -33,12 +35,8 @@ impl Manifest {
 
     fn of_cluster(&self, asked: &mut Vec<String>) {
         let providers = &self.providers;
-        // An extension that is there without a word would have to be installed.
-        let wanted =
-            |extension: &Option<Extension>| extension.as_ref().is_some_and(|one| !one.disabled);
         let aws = &providers.aws;
         let fields = [
-            ("logo", self.logo.is_some()),
             (
                 "providers.default",
                 providers
@@ -59,11 +57,6 @@ impl Manifest {
             ),
             ("providers.generic.disabled", providers.generic.disabled),
             (
-                "installer.setupEndpoints",
-                !self.installer.setup_endpoints.is_empty(),
-            ),
-            ("license.enabled", self.license.enabled),
-            (
                 "metadata.namespace",
                 self.metadata
                     .namespace
@@ -82,30 +75,6 @@ impl Manifest {
             (
                 "extensions.encryption",
                 self.extensions.encryption.is_some(),
-            ),
-            (
-                "extensions.kubernetes.disabled",
-                wanted(&self.extensions.kubernetes),
-            ),
-            (
-                "extensions.configuration.disabled",
-                wanted(&self.extensions.configuration),
-            ),
-            (
-                "extensions.opsCenter.disabled",
-                wanted(&self.extensions.ops_center),
-            ),
-            ("extensions.logs.disabled", wanted(&self.extensions.logs)),
-            (
-                "extensions.monitoring.disabled",
-                wanted(&self.extensions.monitoring),
-            ),
-            (
-                "extensions.catalog.disabled",
-                self.extensions
-                    .catalog
-                    .as_ref()
-                    .is_some_and(|one| one.disabled),
             ),
         ];
         asked.extend(

@@ -28,6 +28,7 @@ use oci::{Client, Hub, Layout, Progress, Registries, Retry, Source};
 use serde::Serialize;
 
 use crate::cli::Build;
+use crate::license;
 use output::Output;
 
 /// Prefix of the directory with everything unfinished, beside the output.
@@ -57,6 +58,9 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
     let helm = std::env::var_os("HELM")
         .filter(|value| !value.is_empty())
         .unwrap_or_else(|| "helm".into());
+    let license_authority = std::env::var_os(license::DIRECTORY)
+        .filter(|value| !value.is_empty())
+        .map(PathBuf::from);
     let job = Job {
         path: &arguments.path,
         state: &state,
@@ -70,6 +74,8 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         },
         selection: resources::Selection::new(&arguments.glob, &arguments.ignore)?,
         replacements: images::Replacements::parse(&arguments.set_image)?,
+        license_ca: arguments.license_ca.clone(),
+        license_authority: license_authority.as_deref(),
         locked: arguments.locked,
         client: &client,
         parallel,
@@ -120,6 +126,10 @@ pub(crate) struct Job<'a> {
     pub(crate) chart_options: charts::Options<'a>,
     pub(crate) selection: resources::Selection,
     pub(crate) replacements: images::Replacements,
+    /// Certificates of those who sign licenses.
+    pub(crate) license_ca: Option<PathBuf>,
+    /// Directory of the authority that signs them otherwise.
+    pub(crate) license_authority: Option<&'a Path>,
     /// Whether images are those of the lock file.
     pub(crate) locked: bool,
     pub(crate) client: &'a Client,
@@ -169,6 +179,15 @@ impl Job<'_> {
         for warning in manifest.retired() {
             sink.warning(&warning.to_string());
         }
+
+        let license_authorities = match manifest.license.enabled {
+            true => Some(license::packed(
+                self.license_ca.as_deref(),
+                self.license_authority,
+                sink.as_ref(),
+            )?),
+            false => None,
+        };
 
         sink.step("Selecting base image");
         let mut wanted = self.base.clone().or_else(|| manifest.base_image.clone());
@@ -236,6 +255,7 @@ impl Job<'_> {
                     .iter()
                     .map(|image| image.application.clone())
                     .collect(),
+                license_authorities,
                 // Both are known when they are written.
                 manifest: String::new(),
                 resources: packed.digest.clone(),

@@ -48,6 +48,8 @@ pub(crate) enum Command {
     Logout(Logout),
     /// Checks an Image Manifest and what lies beside it.
     Lint(crate::lint::Lint),
+    /// Makes licenses for cluster images that demand one.
+    License(crate::license::License),
     /// Prints the JSON Schema of the Image Manifest.
     Schema,
     /// Prints the version.
@@ -107,6 +109,10 @@ pub(crate) struct Build {
     /// machine has.
     #[arg(long)]
     pub(crate) pull: bool,
+    /// Certificates of those who sign licenses, PEM, where the manifest demands
+    /// a license [default: that of `tele license authority`].
+    #[arg(long, value_name = "FILE", env = "GRAVITY_LICENSE_CA")]
+    pub(crate) license_ca: Option<PathBuf>,
     /// Take exactly the images of the lock file beside the manifest, and fail
     /// where it lacks one.
     #[arg(long)]

@@ -15,6 +15,7 @@ use console::render::bytes;
 use image::Image;
 use image::cluster::{ClusterImage, Component};
 use oci::layout::REF_NAME;
+use pki::license::Signer;
 use serde::Serialize;
 
 /// What to look at.
@@ -53,6 +54,11 @@ pub(crate) struct Inspection {
     pub(crate) program: Part,
     pub(crate) base: Base,
     pub(crate) resources: Part,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) logo: Option<Logo>,
+    /// Who signs the licenses that it demands.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) license_authorities: Vec<Signer>,
     pub(crate) planets: Vec<Planet>,
     pub(crate) images: Vec<Container>,
     /// The resolved Image Manifest.
@@ -66,6 +72,13 @@ pub(crate) struct Part {
     pub(crate) size: u64,
     /// What it takes in the file.
     pub(crate) stored: u64,
+}
+
+/// The logo of the installer, which is in the manifest as a data URL.
+#[derive(Debug, Serialize)]
+pub(crate) struct Logo {
+    pub(crate) media_type: String,
+    pub(crate) size: u64,
 }
 
 /// The base image.
@@ -153,6 +166,12 @@ impl Inspection {
                 stored: cluster.image.elf().size,
             },
             resources: part(cluster, &config.resources),
+            logo: None,
+            license_authorities: config
+                .license_authorities
+                .as_deref()
+                .and_then(pki::license::authorities)
+                .unwrap_or_default(),
             planets: Vec::new(),
             images: Vec::new(),
             // JSON is YAML: builds write it.
@@ -167,6 +186,7 @@ impl Inspection {
                 components: base.config.components,
             },
         };
+        inspection.logo = inspection.manifest["logo"].as_str().and_then(logo);
         for (digest, profiles) in planets {
             inspection.planets.push(Planet {
                 name: named(cluster, digest).unwrap_or_else(|| digest.to_owned()),
@@ -228,6 +248,16 @@ impl Inspection {
             format!("{} ({})", self.base.reference, short(&self.base.digest)),
         );
         line("Resources", bytes(self.resources.size));
+        if let Some(logo) = &self.logo {
+            line("Logo", format!("{}, {}", logo.media_type, bytes(logo.size)));
+        }
+        for signer in &self.license_authorities {
+            let Signer { name, fingerprint } = signer;
+            line(
+                "License",
+                format!("signed by {name} (sha256:{fingerprint})"),
+            );
+        }
         let components = self.base.components.iter();
         let rows: Vec<_> = components
             .map(|one| vec![one.name.clone(), one.version.clone()])
@@ -271,6 +301,14 @@ impl Inspection {
             console.table(&["Image", "Digest", "Layers", "Size", "Shared"], &rows);
         }
     }
+}
+
+fn logo(url: &str) -> Option<Logo> {
+    let (media_type, bytes) = crate::build::manifest::data_url(url)?;
+    Some(Logo {
+        media_type: media_type.to_owned(),
+        size: bytes.len() as u64,
+    })
 }
 
 fn layers(cluster: &ClusterImage, digest: &str) -> Result<Vec<Layer>> {

@@ -315,7 +315,7 @@ hooks:
 metadata: {name: shop, resourceVersion: 1.0.0}
 installer: {eula: {source: file://eula.txt}}
 providers: {aws: {terraform: {script: \"https:///x\", instanceScript: \"https://example.com/x\"}}}
-license: {enabled: true}
+storage: {openebs: {enabled: true}}
 hooks:
   install: {job: file://deployment.yaml}
   postInstall: {job: file://big.yaml}

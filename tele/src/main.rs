@@ -9,6 +9,7 @@ mod diff;
 mod export;
 mod hub;
 mod inspect;
+mod license;
 mod lint;
 mod login;
 mod ls;
@@ -48,6 +49,7 @@ fn main() -> ExitCode {
             Ok(code) => return code.into(),
             Err(error) => Err(error),
         },
+        Command::License(arguments) => license::run(&arguments, &console),
         Command::Schema => schema::run(&console),
         Command::Version => {
             console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));

@@ -15,6 +15,7 @@ pub mod inside;
 pub mod join;
 pub mod masters;
 pub mod node;
+pub mod page;
 pub mod process;
 pub mod profiles;
 pub mod registry;

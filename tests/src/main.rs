@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{crash, faults, hooks, inside, join, masters, profiles, sample};
+use gravity_tests::{crash, faults, hooks, inside, join, masters, page, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -134,6 +134,13 @@ enum Task {
         #[arg(default_value = "hooks")]
         name: String,
     },
+    /// Build the documentation's full sample and have a node refuse it; install
+    /// an image that demands a license.
+    Page {
+        /// Name of the node.
+        #[arg(default_value = "page")]
+        name: String,
+    },
     /// Kill, damage, refuse and fill up installs, and see that all end well.
     Faults {
         /// Use this cluster image instead of building one.
@@ -165,6 +172,9 @@ enum Task {
     },
     /// Measure against peers and print the ratios.
     Bench(gravity_tests::bench::Options),
+    /// Build the images of `page`, in namespaces of their own.
+    #[command(hide = true)]
+    PageVendor { directory: PathBuf },
     /// Make a node's namespaces.
     #[command(hide = true)]
     Start { name: String },
@@ -293,6 +303,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             profiles::run(&setup, &name, console)?;
         }
         Task::Hooks { name } => hooks::run(&name, console)?,
+        Task::Page { name } => page::run(&name, console)?,
+        Task::PageVendor { directory } => page::vendor(&directory)?,
         Task::Faults { image, only } => {
             let setup = Setup {
                 sample: "tests/sample".into(),

@@ -21,8 +21,10 @@ const START: Duration = Duration::from_secs(20);
 pub const USER: &str = "vendor";
 /// With which password.
 pub const PASSWORD: &str = "sesame street";
-/// The same as the registry wants it: bcrypt of the least cost.
-const HTPASSWD: &str = "vendor:$2b$04$aAbopwg3B.BiVi9MKZaiSOVJLVDLIrUl/w2LCV0pT8b/j4HPDicB6\n";
+/// The same as the registry wants it: bcrypt of the least cost. It takes it as
+/// a token, too.
+const HTPASSWD: &str = "vendor:$2b$04$aAbopwg3B.BiVi9MKZaiSOVJLVDLIrUl/w2LCV0pT8b/j4HPDicB6\n\
+                        token:$2b$04$aAbopwg3B.BiVi9MKZaiSOVJLVDLIrUl/w2LCV0pT8b/j4HPDicB6\n";
 
 /// A registry that runs.
 #[derive(Debug)]

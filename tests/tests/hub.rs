@@ -295,6 +295,47 @@ fn an_image_goes_to_a_registry_and_comes_back_byte_for_byte() {
 }
 
 #[test]
+fn a_container_that_builds_knows_its_hub_by_two_variables() {
+    let vendor = Vendor::new();
+    vendor.make_bases(&[("6.0.0", ">=6, <7")]);
+    let local = vendor.at("local");
+    // As in the documentation's container: no login, no file, no --hub.
+    let ops = |token: &str, arguments: &[&str]| {
+        let mut command = vendor.command(arguments);
+        command
+            .env_remove("GRAVITY_HUB")
+            .env("OPS_URL", vendor.hub())
+            .env("OPS_TOKEN", token)
+            .env(
+                "TELE_FLAGS",
+                format!("--state-dir={}", vendor.at("tele-cache").display()),
+            );
+        command
+    };
+    let good = |arguments: &[&str]| process::text(&mut ops(PASSWORD, arguments)).unwrap();
+    good(&["push", "gravity:6.0.0", "--from", local.to_str().unwrap()]);
+    vendor.app("shop", "1.0.0", 1000, 1);
+    let app = vendor.at("app");
+    let app = app.to_str().unwrap();
+    good(&["build", "-o", "cluster.tar", app]);
+    assert!(vendor.at("tele-cache").is_dir());
+    good(&["push", "cluster.tar"]);
+    assert!(good(&["ls"]).contains("shop"));
+    let wrong = ops("guess", &["build", "-f", "-o", "cluster.tar", app])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&wrong.stderr);
+    assert!(!wrong.status.success() && text.contains("401"), "{text}");
+    assert!(!text.contains("guess"), "{text}");
+    // The token is for that hub, and for nobody else.
+    let mut other = ops(PASSWORD, &["ls"]);
+    let other = other
+        .env("OPS_URL", "https://127.0.0.1:1/x")
+        .env("GRAVITY_HUB", vendor.hub());
+    assert!(!other.output().unwrap().status.success());
+}
+
+#[test]
 fn a_directory_is_a_hub_too() {
     let vendor = Vendor::new();
     vendor.make_bases(&[("6.0.0", ">=6, <7")]);

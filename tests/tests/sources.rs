@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -17,11 +18,15 @@ use oci::source::{Engine, Storage};
 use oci::{
     Client, Credentials, Digest, Layout, Progress, PullError, Pulled, Registries, Retry, Source,
 };
+use tokio::net::{TcpListener, UnixStream};
+use tokio::runtime::Runtime;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 /// A machine with Podman.
 struct Machine {
     dir: tempfile::TempDir,
-    service: Option<Child>,
+    services: Vec<Child>,
 }
 
 impl Machine {
@@ -30,7 +35,7 @@ impl Machine {
     fn new() -> Self {
         let machine = Self {
             dir: tempfile::tempdir().unwrap(),
-            service: None,
+            services: Vec::new(),
         };
         let root = machine.at("root");
         fs::create_dir(&root).unwrap();
@@ -85,19 +90,92 @@ impl Machine {
         ]);
     }
 
-    /// Starts the engine; returns its socket.
-    fn serve(&mut self) -> PathBuf {
-        let socket = self.at("podman.sock");
+    fn start(&mut self, address: &str) {
         let service = Command::new("podman")
             .args(self.options())
-            .args(["system", "service", "--time", "0"])
-            .arg(format!("unix://{}", socket.display()))
+            .args(["system", "service", "--time", "0", address])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        self.service = Some(service);
+        self.services.push(service);
+    }
+
+    /// Starts the engine at an address of the loopback, which is returned.
+    fn serve_at_address(&mut self) -> String {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let listens = free.local_addr().unwrap();
+        drop(free);
+        let address = format!("tcp://{listens}");
+        self.start(&address);
+        assert!(process::wait_until(Duration::from_secs(60), || {
+            std::net::TcpStream::connect(listens).is_ok()
+        }));
+        address
+    }
+
+    /// Certificates as Docker keeps them, below `name`, and a server's.
+    fn certificates(&self, name: &str) -> (PathBuf, Arc<ServerConfig>) {
+        let directory = self.at(name);
+        fs::create_dir(&directory).unwrap();
+        let hour = Duration::from_secs(3600);
+        let authority = pki::Authority::generate("engines", hour).unwrap();
+        let client = pki::Leaf::client("me", &[], hour);
+        let issued = authority.issue(&client).unwrap();
+        let server = authority.issue(&pki::Leaf {
+            ip_addresses: vec![Ipv4Addr::LOCALHOST.into()],
+            server: true,
+            client: false,
+            ..client
+        });
+        let server = server.unwrap();
+        let identity = pki::tls::Identity {
+            certificate_pem: server.certificate_pem,
+            key_pem: server.key_pem,
+        };
+        let config = pki::tls::server(&identity, authority.certificate_pem()).unwrap();
+        let mut config = (*config).clone();
+        config.alpn_protocols.clear();
+        for (name, text) in [
+            ("ca.pem", authority.certificate_pem()),
+            ("cert.pem", &issued.certificate_pem),
+            ("key.pem", &issued.key_pem),
+        ] {
+            gravity_tests::file::write(&directory.join(name), text).unwrap();
+        }
+        (directory, Arc::new(config))
+    }
+
+    /// Puts TLS in front of the engine at `socket`, as long as the runtime is
+    /// there; only for whom `config` knows.
+    fn secure(&self, socket: &Path, config: Arc<ServerConfig>) -> (Runtime, String) {
+        let runtime = Runtime::new().unwrap();
+        let listener = runtime.block_on(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)));
+        let listener = listener.unwrap();
+        let address = format!("tcp://{}", listener.local_addr().unwrap());
+        let socket = socket.to_owned();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = TlsAcceptor::from(config.clone()).accept(stream).await else {
+                    continue;
+                };
+                if stream.get_ref().1.peer_certificates().is_none() {
+                    continue;
+                }
+                let mut engine = UnixStream::connect(&socket).await.unwrap();
+                tokio::spawn(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut engine).await;
+                });
+            }
+        });
+        (runtime, address)
+    }
+
+    /// Starts the engine; returns its socket.
+    fn serve(&mut self) -> PathBuf {
+        let socket = self.at("podman.sock");
+        self.start(&format!("unix://{}", socket.display()));
         assert!(process::wait_until(Duration::from_secs(60), || {
             std::os::unix::net::UnixStream::connect(&socket).is_ok()
         }));
@@ -107,7 +185,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some(service) = &mut self.service {
+        for service in &mut self.services {
             let _ = service.kill();
             let _ = service.wait();
         }
@@ -127,7 +205,7 @@ fn pull(source: Source, name: &str, cache: &Path) -> Result<(Pulled, u64), PullE
     let client = client.with_sources([source]);
     let layout = Layout::open_or_create(cache).unwrap();
     let progress = Progress::new("images", Arc::new(Memory::default()));
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = Runtime::new().unwrap();
     let pulled = runtime.block_on(client.pull(&name.parse().unwrap(), &layout, &progress))?;
     for blob in std::iter::once(&pulled.manifest)
         .chain([&pulled.config])
@@ -247,13 +325,37 @@ fn every_place_has_the_same_image() {
     assert!(moved > 0);
     assert_eq!(served, wanted);
     let (again, moved) = pull(engine(), "app:1", &cache("engine")).unwrap();
-    assert_eq!((again, moved), (wanted, 0));
+    assert_eq!((&again, moved), (&wanted, 0));
     assert_eq!(
         pull(engine(), other, &cache("engine")).unwrap().0,
         wanted_other
     );
     let error = pull(engine(), "nginx:1", &cache("none")).unwrap_err();
     assert!(matches!(error, PullError::Registries { .. }), "{error}");
+
+    // The same engine at an address, as containers of CI systems have it.
+    let address = machine.serve_at_address();
+    let tcp = || Source::Engine(Engine::at(&address, None).unwrap());
+    let cache = |name: &str| machine.at("cache").join(name);
+    let (distant, moved) = pull(tcp(), "app:1", &cache("tcp")).unwrap();
+    assert!(moved > 0);
+    assert_eq!(distant, served);
+    // With TLS only where both sides know each other.
+    let (ours, config) = machine.certificates("ours");
+    let (strangers, _) = machine.certificates("strangers");
+    let (_runtime, secure) = machine.secure(&socket, config);
+    let at = |address: &str, certificates| {
+        let engine = Engine::at(address, certificates).unwrap();
+        pull(Source::Engine(engine), "app:1", &cache("tls"))
+    };
+    for (address, certificates) in [
+        (&address, Some(&*ours)),
+        (&secure, Some(&*strangers)),
+        (&secure, None),
+    ] {
+        assert!(at(address, certificates).is_err());
+    }
+    assert_eq!(at(&secure, Some(&ours)).unwrap().0, served);
 
     // Bytes for bytes the same, wherever they came from.
     let blobs = |name: &str| -> BTreeSet<_> {
@@ -263,7 +365,7 @@ fn every_place_has_the_same_image() {
     assert_eq!(blobs("engine"), blobs("storage"));
 
     // An engine that has gone is an error when it was named.
-    let mut service = machine.service.take().unwrap();
+    let mut service = machine.services.remove(0);
     service.kill().unwrap();
     service.wait().unwrap();
     let error = pull(

@@ -1,6 +1,7 @@
 //! `gravity install`: asks, checks, plans, and has the plan executed.
 
 mod dry_run;
+mod license;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use ::preflight::{Report, Requirements};
 use anyhow::{Context, Result, anyhow, bail};
-use console::ExitCode;
+use console::{ExitCode, PromptError};
 use event::Sink;
 use host::facts::HostFacts;
 use image::Image;
@@ -22,6 +23,7 @@ use spec::layout::Layout;
 use spec::phase::Layer;
 use spec::{ImageRef, RegistryImage};
 
+pub(crate) use self::license::WrongLicense;
 use super::operation::TOKEN_LIFE;
 use super::{Session, check, require_root, token};
 use crate::cli::Install;
@@ -54,18 +56,23 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         content.reference.name, content.reference.version
     ));
     show_release_notes(session, &manifest);
-    if !arguments.dry_run {
-        accept_eula(session, &manifest, arguments.accept_eula)?;
-    }
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
     let facts = ::preflight::host_facts();
+    let mut license = license::given(arguments.license.as_deref(), &manifest, &cluster.config)?;
     let options = options(session, arguments, flavor);
     let users = KnownUsers {
         with_id: host::users::user_by_id(options.service_uid)?,
         named: host::users::user_by_name(install::SERVICE_USER)?,
     };
     let host = host_traits(&facts);
-    let prepared = install::prepare(&options, &manifest, &content, &facts, &users, &host)?;
+    let prepare = |options: &Options, license: Option<&license::License>| {
+        let options = Options {
+            license: license.map(|license| license.terms.clone()),
+            ..options.clone()
+        };
+        install::prepare(&options, &manifest, &content, &facts, &users, &host)
+    };
+    let mut prepared = prepare(&options, license.as_ref())?;
     let user = &prepared.cluster.service_user;
     host::users::check_service_user(&user.name, user.uid, user.gid)?;
     let requirements = requirements(&options, &manifest, &image, &facts)?;
@@ -75,10 +82,22 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         preflight(session, requirements, facts, disks)?;
         return Ok(ExitCode::Ok);
     }
-    let report = preflight(session, requirements, facts, disks)?;
+    // Who can't install on this node needn't agree to anything.
+    let report = preflight(session, requirements, facts.clone(), disks)?;
+    accept_eula(session, &manifest, arguments.accept_eula)?;
+    if manifest.license.enabled && license.is_none() {
+        license = Some(license::ask(session, &cluster.config)?);
+        prepared = prepare(&options, license.as_ref())?;
+    }
     verify(session, &image)?;
+    let license = license.map(|license| license.text);
     let token = token.map(|token| token_secret(&token)).transpose()?;
-    let operation = create(session, &prepared, config.as_deref(), token.as_deref())?;
+    let secrets = Secrets {
+        config: config.as_deref(),
+        license: license.as_deref(),
+        token: token.as_deref(),
+    };
+    let operation = create(session, &prepared, &secrets)?;
     check::record(&report, &operation)?;
     super::operation::start(session, &operation, &Action::Run).await
 }
@@ -360,11 +379,17 @@ fn choose_flavor(
             let prompt = manifest
                 .flavor_prompt()
                 .unwrap_or("Which flavor do you want to install?");
-            let answer = session
-                .console
-                .ask(prompt, &names, default)
-                .context("choose with --flavor where there is no terminal")?;
-            Ok(Some(answer))
+            match (session.console.ask(prompt, &names, default), default) {
+                (Err(PromptError::NotATerminal { .. }), Some(default)) => {
+                    session
+                        .console
+                        .info(&format!("Taking the flavor {default}"));
+                    Ok(Some(default.to_owned()))
+                }
+                (answer, _) => answer
+                    .map(Some)
+                    .context("choose with --flavor where there is no terminal"),
+            }
         }
     }
 }
@@ -384,6 +409,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         dns_port: arguments.dns_port,
         config: arguments.config.is_some(),
         token: arguments.token.is_some() || arguments.token_file.is_some(),
+        license: None,
         advertise_address: arguments.advertise_addr,
         cluster: arguments.cluster.clone(),
         flavor,
@@ -443,12 +469,18 @@ fn token_secret(token: &JoinToken) -> Result<String> {
     serde_json::to_string(&stored.secret()).context("write the token's Secret")
 }
 
-fn create(
-    session: &Session,
-    prepared: &Prepared,
-    config: Option<&str>,
-    token: Option<&str>,
-) -> Result<Operation> {
+/// What an install keeps beside its plan: there may be secrets in it.
+#[derive(Debug, Default)]
+struct Secrets<'a> {
+    /// Resources of `--config`.
+    config: Option<&'a str>,
+    /// The license.
+    license: Option<&'a str>,
+    /// The Secret with a token of the user's own.
+    token: Option<&'a str>,
+}
+
+fn create(session: &Session, prepared: &Prepared, secrets: &Secrets<'_>) -> Result<Operation> {
     let layout = &session.layout;
     // Two at once: the second finds it locked, or what the first has made.
     let lock = host::lock::Lock::acquire(&layout.operation_lock())?;
@@ -457,26 +489,28 @@ fn create(
     }
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
     let directory = layout.operations().join(&prepared.plan.operation_id);
-    if config.is_some() || token.is_some() {
+    // Root's alone. Before the plan, which is what says that there is an operation.
+    let keep = |name: &str, text: &str| {
         std::fs::create_dir_all(&directory).context("create the operation's directory")?;
-    }
-    // Both are root's alone, and there before the plan, which is what says that
-    // there is an operation.
-    if let Some(token) = token {
-        host::atomic::write(
-            &directory.join(install::TOKEN_FILE),
-            token.as_bytes(),
+        Ok::<_, anyhow::Error>(host::atomic::write(
+            &directory.join(name),
+            text.as_bytes(),
             0o600,
-        )?;
+        )?)
+    };
+    if let Some(token) = secrets.token {
+        keep(install::TOKEN_FILE, token)?;
     }
-    if let Some(config) = config {
+    if let Some(license) = secrets.license {
+        let secret = install::license_secret(license);
+        keep(install::LICENSE_FILE, &secret.to_string())?;
+    }
+    if let Some(config) = secrets.config {
         let user = &prepared.cluster.service_user;
         let translated = manifest::service_user::translate(config, user.uid, user.gid);
-        let config = translated.as_deref().unwrap_or(config);
-        host::atomic::write(
-            &directory.join(install::CONFIG_FILE),
-            config.as_bytes(),
-            0o600,
+        keep(
+            install::CONFIG_FILE,
+            translated.as_deref().unwrap_or(config),
         )?;
     }
     let operation = Operation::create(layout, prepared.plan.clone())?;

@@ -204,6 +204,10 @@ async fn show_cluster(session: &Session) -> Result<()> {
         Ok(endpoints) => lines.extend(status::endpoints_text(&endpoints)),
         Err(error) => session.console.warning(&format!("{error:#}")),
     }
+    match status::setup_endpoint(session, &client).await {
+        Ok(endpoint) => lines.extend(endpoint.iter().flat_map(status::setup_text)),
+        Err(error) => session.console.warning(&format!("{error:#}")),
+    }
     for line in lines {
         session.console.info(&line);
     }

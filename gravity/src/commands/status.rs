@@ -40,6 +40,8 @@ struct Cluster {
     image: String,
     version: String,
     flavor: Option<String>,
+    /// What the vendor's license allows, where the image demands one.
+    license: Option<spec::License>,
 }
 
 #[derive(Debug, Serialize)]
@@ -232,7 +234,11 @@ fn down(services: &[ServiceStatus]) -> impl Iterator<Item = String> {
     })
 }
 
-fn described(spec: ClusterSpec, reasons: Vec<String>) -> Cluster {
+fn described(spec: ClusterSpec, mut reasons: Vec<String>) -> Cluster {
+    let over = |license: &&spec::License| license.is_over(std::time::SystemTime::now());
+    if let Some(license) = spec.license.as_ref().filter(over) {
+        reasons.push(format!("the license of {} is over", license.holder));
+    }
     Cluster {
         name: spec.name,
         state: if reasons.is_empty() {
@@ -244,6 +250,7 @@ fn described(spec: ClusterSpec, reasons: Vec<String>) -> Cluster {
         image: spec.image.name,
         version: spec.image.version,
         flavor: spec.flavor,
+        license: spec.license,
     }
 }
 
@@ -357,12 +364,26 @@ pub(crate) async fn endpoints(
     client: &cluster::Client,
 ) -> Result<Vec<Endpoint>> {
     let manifest = manifest(session)?;
+    let shown = manifest.endpoints.iter().filter(|one| !one.hidden);
+    look_up(client, shown).await
+}
+
+/// The endpoint at which the user goes on after the install.
+pub(crate) async fn setup_endpoint(
+    session: &Session,
+    client: &cluster::Client,
+) -> Result<Option<Endpoint>> {
+    let manifest = manifest(session)?;
+    let found = look_up(client, manifest.setup_endpoint().into_iter()).await?;
+    Ok(found.into_iter().next())
+}
+
+async fn look_up(
+    client: &cluster::Client,
+    endpoints: impl Iterator<Item = &manifest::Endpoint>,
+) -> Result<Vec<Endpoint>> {
     let mut found = Vec::new();
-    for endpoint in manifest
-        .endpoints
-        .iter()
-        .filter(|endpoint| !endpoint.hidden)
-    {
+    for endpoint in endpoints {
         let wanted = cluster::Endpoint {
             namespace: endpoint.namespace.clone(),
             service: endpoint.service_name.clone(),
@@ -408,6 +429,19 @@ fn text(report: &Report) -> String {
     if let Some(flavor) = &cluster.flavor {
         lines.push(format!("Flavor:          {flavor}"));
     }
+    if let Some(license) = &cluster.license {
+        let nodes = match license.max_nodes {
+            Some(1) => "one node, ".to_owned(),
+            Some(most) => format!("at most {most} nodes, "),
+            None => String::new(),
+        };
+        let ends = jiff::Timestamp::from_second(license.ends).unwrap_or_default();
+        let ends = ends.strftime("%Y-%m-%d");
+        lines.push(format!(
+            "License:         {}, {nodes}until {ends}",
+            license.holder
+        ));
+    }
     if let Some(operation) = &report.operation {
         lines.push(format!(
             "Last operation:  {} ({}), {}",
@@ -433,6 +467,19 @@ fn text(report: &Report) -> String {
     }
     lines.extend(endpoints_text(&report.endpoints));
     lines.join("\n")
+}
+
+/// Where the user goes on, as lines.
+pub(crate) fn setup_text(endpoint: &Endpoint) -> Vec<String> {
+    match endpoint.urls.is_empty() {
+        true => vec![format!(
+            "Finish the setup at the endpoint {}, whose service can't be reached from outside yet",
+            endpoint.name
+        )],
+        false => (endpoint.urls.iter())
+            .map(|url| format!("Finish the setup at {url}"))
+            .collect(),
+    }
 }
 
 /// Endpoints as lines.

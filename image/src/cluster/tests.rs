@@ -88,6 +88,7 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
             digest: app.digest().to_string(),
             index: None,
         }],
+        license_authorities: None,
         manifest: manifest.digest().to_string(),
         resources: resources.digest().to_string(),
     };

@@ -39,6 +39,7 @@ fn cluster() -> ClusterSpec {
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
+        license: None,
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
     }
 }
@@ -66,7 +67,7 @@ fn take(
     candidate: &Candidate,
     registered: &BTreeSet<String>,
 ) -> Result<Uuid, Refusal> {
-    take_in(cluster, candidate, registered, &known(&[]))
+    take_in(cluster, candidate, registered, &known(&[]), now())
 }
 
 #[test]
@@ -79,18 +80,32 @@ fn the_first_three_are_masters_one_after_the_other() {
     };
     let (two, three) = (open("two", "10.0.0.2"), open("three", "10.0.0.3"));
     let nobody = known(&[]);
-    take_in(&mut cluster, &two, &nobody, &known(&["one"])).unwrap();
+    take_in(&mut cluster, &two, &nobody, &known(&["one"]), now()).unwrap();
     // Until the second runs, a third could be told of the wrong members.
-    let early = take_in(&mut cluster, &three, &nobody, &known(&["one"])).unwrap_err();
+    let early = take_in(&mut cluster, &three, &nobody, &known(&["one"]), now()).unwrap_err();
     assert!(
         matches!(&early, Refusal::NotNow(text) if text.contains("master two is joining")),
         "{early}"
     );
     // But who tries again is not in its own way, and a worker in nobody's.
-    take_in(&mut cluster, &two, &nobody, &known(&["one"])).unwrap();
+    take_in(&mut cluster, &two, &nobody, &known(&["one"]), now()).unwrap();
     take(&mut cluster, &candidate("worker", "10.0.0.9"), &nobody).unwrap();
-    take_in(&mut cluster, &three, &nobody, &known(&["one", "two"])).unwrap();
-    take_in(&mut cluster, &open("four", "10.0.0.4"), &nobody, &nobody).unwrap();
+    take_in(
+        &mut cluster,
+        &three,
+        &nobody,
+        &known(&["one", "two"]),
+        now(),
+    )
+    .unwrap();
+    take_in(
+        &mut cluster,
+        &open("four", "10.0.0.4"),
+        &nobody,
+        &nobody,
+        now(),
+    )
+    .unwrap();
     let masters: Vec<_> = cluster
         .nodes
         .iter()
@@ -114,7 +129,7 @@ fn a_master_has_what_the_first_has_and_a_cluster_no_more_than_five() {
             .iter()
             .map(|one| one.hostname.clone())
             .collect();
-        let taken = take_in(&mut cluster, &master, &known(&[]), &voting);
+        let taken = take_in(&mut cluster, &master, &known(&[]), &voting, now());
         match index {
             5 => assert!(taken.is_err_and(|no| no.to_string().contains("no part left"))),
             _ => drop(taken.unwrap()),
@@ -127,7 +142,7 @@ fn a_master_has_what_the_first_has_and_a_cluster_no_more_than_five() {
         role: Some(Role::Master),
         ..candidate("n6", "10.0.0.6")
     };
-    let refused = take_in(&mut full, &sixth, &known(&[]), &known(&[])).unwrap_err();
+    let refused = take_in(&mut full, &sixth, &known(&[]), &known(&[]), now()).unwrap_err();
     assert!(refused.to_string().contains("5 masters"), "{refused}");
 
     let names = |node: &NodeSpec| -> Vec<_> { leaves(&cluster, node).into_keys().collect() };
@@ -163,6 +178,37 @@ fn nodes_get_parts_of_the_pod_network_until_it_ends() {
     cluster.nodes.remove(2);
     take(&mut cluster, &candidate("n6", "10.0.0.6"), &known(&[])).unwrap();
     assert_eq!(cluster.nodes[3].pod_cidrs, ["10.244.2.0/24"]);
+}
+
+#[test]
+fn a_license_limits_the_nodes_and_their_time() {
+    let mut cluster = cluster();
+    let ends = now() + Duration::from_secs(60);
+    let ends = ends.duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    cluster.license = Some(spec::License {
+        holder: "Acme".into(),
+        max_nodes: Some(2),
+        ends: i64::try_from(ends.as_secs()).unwrap(),
+    });
+    let two = candidate("two", "10.0.0.2");
+    let later = now() + Duration::from_secs(120);
+    let over = take_in(&mut cluster, &two, &known(&[]), &known(&[]), later).unwrap_err();
+    assert!(over.to_string().contains("is over"), "{over}");
+    take_in(&mut cluster, &two, &known(&[]), &known(&[]), now()).unwrap();
+    // A lost try again is no further node.
+    take_in(&mut cluster, &two, &known(&[]), &known(&[]), now()).unwrap();
+    let three = candidate("three", "10.0.0.3");
+    let full = take_in(&mut cluster, &three, &known(&["two"]), &known(&[]), now()).unwrap_err();
+    assert!(full.to_string().contains("allows 2 node"), "{full}");
+    cluster.license = cluster.license.map(|license| spec::License {
+        max_nodes: None,
+        ..license
+    });
+    take_in(&mut cluster, &three, &known(&["two"]), &known(&[]), now()).unwrap();
+}
+
+fn now() -> SystemTime {
+    SystemTime::now()
 }
 
 #[test]

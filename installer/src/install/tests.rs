@@ -227,6 +227,34 @@ fn volumes_reach_the_planet_with_their_owner() {
 }
 
 #[test]
+fn a_license_is_there_before_hooks_and_its_terms_are_known() {
+    let license = spec::License {
+        holder: "Acme".into(),
+        max_nodes: Some(3),
+        ends: 1,
+    };
+    let without = plan_with(|_| (), &KnownUsers::default()).unwrap();
+    assert!(without.plan.phase("/license").is_none());
+    let prepared = plan_with(
+        |options| options.license = Some(license.clone()),
+        &KnownUsers::default(),
+    )
+    .unwrap();
+    assert_eq!(prepared.cluster.license, Some(license));
+    let phases: Vec<_> = prepared
+        .plan
+        .leaves()
+        .iter()
+        .map(|p| p.id.clone())
+        .collect();
+    let at = |id: &str| phases.iter().position(|phase| phase == id).unwrap();
+    assert!(at("/health") < at("/license") && at("/license") < at("/install"));
+    let secret = license_secret("text");
+    assert_eq!(secret["data"]["license"], "dGV4dA==");
+    assert_eq!(secret["metadata"]["namespace"], "kube-system");
+}
+
+#[test]
 fn a_node_runs_the_planet_of_its_profile() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     let payload = |id: &str| {

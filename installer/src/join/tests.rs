@@ -43,6 +43,7 @@ fn cluster() -> ClusterSpec {
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
+        license: None,
         nodes: vec![
             node("first", "192.168.7.8", Role::Master, "10.244.0.0/24"),
             node("node-1", "192.168.7.9", Role::Worker, "10.244.1.0/24"),

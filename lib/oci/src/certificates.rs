@@ -103,7 +103,7 @@ impl Certificates {
     }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, String> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
     match read_bounded(path, MAX_SIZE) {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(format!("{} does not exist", path.display())),

@@ -21,7 +21,7 @@ use crate::credentials::{Credentials, Login};
 use crate::failure::Failure;
 use crate::registries::Endpoint;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 const MAX_TOKEN: u64 = 256 << 10;
 /// Longest wait that a registry may ask for.
 const MAX_WAIT: Duration = Duration::from_secs(30);

@@ -53,10 +53,10 @@ pub enum SourceError {
         reason: String,
     },
     /// The engine doesn't answer as it must.
-    #[error("the engine at {}: {reason}", socket.display())]
+    #[error("the engine at {place}: {reason}")]
     Engine {
         /// Where it listens.
-        socket: PathBuf,
+        place: String,
         /// What is wrong.
         reason: String,
     },
@@ -97,7 +97,7 @@ impl Source {
     pub fn describe(&self) -> String {
         match self {
             Self::Files(path) => path.display().to_string(),
-            Self::Engine(engine) => format!("the engine at {}", engine.socket().display()),
+            Self::Engine(engine) => format!("the engine at {}", engine.place()),
             Self::Storage(storage) => format!("the storage of {}", storage.tool()),
         }
     }

@@ -207,6 +207,14 @@ impl Authority {
         Ok(())
     }
 
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    pub(crate) fn ends(&self) -> OffsetDateTime {
+        self.ends
+    }
+
     /// Its certificate, PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
@@ -321,7 +329,7 @@ pub fn request() -> Result<Request, Error> {
     })
 }
 
-fn new_key() -> Result<KeyPair, Error> {
+pub(crate) fn new_key() -> Result<KeyPair, Error> {
     KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(Error::Key)
 }
 
@@ -340,7 +348,7 @@ fn dns_name(name: &str) -> Option<rcgen::string::Ia5String> {
     name.try_into().ok()
 }
 
-fn parameters(
+pub(crate) fn parameters(
     common_name: &str,
     organizations: &[String],
     valid_for: Duration,

@@ -1,4 +1,4 @@
-//! Certificate authorities, certificates and tokens.
+//! Certificate authorities, certificates, licenses and tokens.
 //!
 //! In: names and lifetimes. Out: PEM that OpenSSL and Go read: ECDSA P-256 keys
 //! as PKCS #8, X.509 v3 certificates. Certificates are valid from an hour
@@ -8,6 +8,7 @@
 mod authority;
 mod inspect;
 pub mod join_token;
+pub mod license;
 mod random;
 pub mod tls;
 

@@ -67,8 +67,31 @@ pub struct ClusterSpec {
     /// Zones of DNS that other servers answer for.
     #[serde(default)]
     pub dns_zones: Vec<DnsZone>,
+    /// What the vendor's license allows, where the image demands one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<License>,
     /// All nodes.
     pub nodes: Vec<NodeSpec>,
+}
+
+/// What a license allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct License {
+    /// Whom it is for.
+    pub holder: String,
+    /// Most nodes of the cluster; any number where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_nodes: Option<u32>,
+    /// Until when, in seconds since 1970.
+    pub ends: i64,
+}
+
+impl License {
+    /// Whether its time is over.
+    pub fn is_over(&self, now: std::time::SystemTime) -> bool {
+        let since = now.duration_since(std::time::UNIX_EPOCH);
+        since.is_ok_and(|since| i64::try_from(since.as_secs()).is_ok_and(|now| now > self.ends))
+    }
 }
 
 /// Port of DNS.

@@ -6,12 +6,14 @@
 //! Chart.yaml name. The chart's own files are not changed.
 
 use std::ffi::OsStr;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use flate2::read::GzDecoder;
 use host::command::Cmd;
 use manifest::yaml::Node;
 
@@ -23,6 +25,11 @@ const TIMEOUT: Duration = Duration::from_secs(300);
 const MAX_OUTPUT: usize = 64 << 20;
 /// Most bytes of a Chart.yaml.
 const MAX_CHART: u64 = 1 << 20;
+/// Most bytes of an archive of charts, unpacked, and most entries.
+const ARCHIVE_BYTES: u64 = 256 << 20;
+const ARCHIVE_ENTRIES: usize = 50_000;
+/// Archives within archives of charts that are followed.
+const MAX_DEPTH: usize = 4;
 /// Most times that one chart is rendered.
 const MAX_RENDERINGS: usize = 32;
 /// Annotation in Chart.yaml with further values that the chart is used with: a
@@ -246,6 +253,69 @@ pub(crate) fn manifest_for(directory: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// One Chart.yaml of an archive.
+struct Part {
+    about: Description,
+    /// Whether it is the archive's own, and of no dependency.
+    top: bool,
+}
+
+/// Every Chart.yaml in an archive of `helm package`, and in those within.
+fn in_archive(file: impl Read, shown: &Path, depth: usize) -> Result<Vec<Part>> {
+    let name = shown.display();
+    if depth > MAX_DEPTH {
+        bail!("{name}: charts nest more than {MAX_DEPTH} archives deep");
+    }
+    let what = || format!("cannot read {name}");
+    let content = GzDecoder::new(file).take(ARCHIVE_BYTES);
+    let mut archive = tar::Archive::new(content);
+    let mut found = Vec::new();
+    for (count, entry) in archive.entries().with_context(what)?.enumerate() {
+        let mut entry = entry.with_context(what)?;
+        if count >= ARCHIVE_ENTRIES {
+            bail!("{name} has more than {ARCHIVE_ENTRIES} entries");
+        }
+        let path = entry.path().with_context(what)?.into_owned();
+        let parts: Vec<_> = path.iter().filter_map(|part| part.to_str()).collect();
+        // NAME, then perhaps charts/NAME, any number of times.
+        let chart = |parts: &[&str]| {
+            parts.len() % 2 == 1
+                && parts
+                    .iter()
+                    .skip(1)
+                    .step_by(2)
+                    .all(|part| *part == "charts")
+        };
+        let below = shown.join(&path);
+        match parts.as_slice() {
+            [above @ .., "Chart.yaml"] if chart(above) => {
+                let size = entry.size();
+                if size > MAX_CHART {
+                    bail!(
+                        "{} has {size} bytes, the limit is {MAX_CHART}",
+                        below.display()
+                    );
+                }
+                let mut text = String::new();
+                entry.read_to_string(&mut text).with_context(what)?;
+                found.push(Part {
+                    about: Description::parse(&text, &below.display().to_string(), None)?,
+                    top: depth == 0 && above.len() == 1,
+                });
+            }
+            [above @ .., "charts", archive] if chart(above) && archive.ends_with(".tgz") => {
+                found.extend(in_archive(
+                    Box::new(&mut entry) as Box<dyn Read>,
+                    &below,
+                    depth + 1,
+                )?);
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
 /// What Chart.yaml says.
 #[derive(Debug, Default)]
 struct Description {
@@ -254,16 +324,18 @@ struct Description {
     library: bool,
     /// Images that annotations name.
     images: Vec<Named>,
-    /// Files of values for each further rendering.
+    /// Whether further renderings are asked for.
+    has_renderings: bool,
+    /// Files of values for each of them.
     renderings: Vec<Vec<PathBuf>>,
 }
 
 impl Description {
-    /// Reads that of a chart and the annotated images of its dependencies.
-    /// Archives are not looked into: helm reads them.
+    /// Reads that of a chart and the annotated images of its dependencies,
+    /// directories and archives alike.
     fn read(chart: &Path, shown: &Path) -> Result<Self> {
         if !chart.is_dir() {
-            return Ok(Self::default());
+            return Self::archived(chart, shown);
         }
         let mut described = Self::of(chart, shown)?;
         let dependencies = chart.join("charts");
@@ -271,11 +343,45 @@ impl Description {
             let entries = walkdir::WalkDir::new(&dependencies).sort_by_file_name();
             for entry in entries {
                 let entry = entry.with_context(|| format!("cannot read {}", shown.display()))?;
+                let below = entry.path().strip_prefix(chart).unwrap_or(entry.path());
+                let shown = shown.join(below);
                 if entry.file_type().is_dir() && entry.path().join("Chart.yaml").is_file() {
-                    let below = entry.path().strip_prefix(chart).unwrap_or(entry.path());
-                    let dependency = Self::of(entry.path(), &shown.join(below))?;
+                    let dependency = Self::of(entry.path(), &shown)?;
                     described.images.extend(dependency.images);
                 }
+                let packed = entry.path().extension() == Some("tgz".as_ref())
+                    && entry.path().parent().and_then(Path::file_name) == Some("charts".as_ref());
+                if entry.file_type().is_file() && packed {
+                    let file = std::fs::File::open(entry.path());
+                    let file = file.with_context(|| format!("cannot read {}", shown.display()))?;
+                    let parts = in_archive(file, &shown, 0)?;
+                    described
+                        .images
+                        .extend(parts.into_iter().flat_map(|part| part.about.images));
+                }
+            }
+        }
+        Ok(described)
+    }
+
+    /// Reads that of a chart in an archive, with those of its dependencies.
+    fn archived(chart: &Path, shown: &Path) -> Result<Self> {
+        let what = || format!("cannot read {}", shown.display());
+        let file = std::fs::File::open(chart).with_context(what)?;
+        let mut described = Self::default();
+        for part in in_archive(file, shown, 0)? {
+            if part.top {
+                if part.about.has_renderings {
+                    bail!(
+                        "{}: the values that {VALUES} names can't be used from an archive: unpack it",
+                        shown.display()
+                    );
+                }
+                let images = std::mem::take(&mut described.images);
+                described = part.about;
+                described.images.extend(images);
+            } else {
+                described.images.extend(part.about.images);
             }
         }
         Ok(described)
@@ -290,8 +396,14 @@ impl Description {
             bail!("{shown} has {size} bytes, the limit is {MAX_CHART}");
         }
         let text = std::fs::read_to_string(&file).with_context(what)?;
-        let documents = documents(&text)
-            .map_err(|error| anyhow::anyhow!("{shown}: not valid YAML: {error}"))?;
+        Self::parse(&text, &shown, Some(chart))
+    }
+
+    /// `shown` is the file in messages; `chart` its directory, where there is
+    /// one.
+    fn parse(text: &str, shown: &str, chart: Option<&Path>) -> Result<Self> {
+        let documents =
+            documents(text).map_err(|error| anyhow::anyhow!("{shown}: not valid YAML: {error}"))?;
         let Some(about) = documents.first() else {
             return Ok(Self::default());
         };
@@ -330,7 +442,8 @@ impl Description {
                 add(name, &place);
             }
         }
-        if let Some((text, place)) = annotation(VALUES) {
+        described.has_renderings = annotation(VALUES).is_some();
+        if let Some(((text, place), chart)) = annotation(VALUES).zip(chart) {
             for line in text.lines() {
                 let names = line.split(|c: char| c == ',' || c.is_whitespace());
                 let mut files = Vec::new();
@@ -353,5 +466,98 @@ impl Description {
             }
         }
         Ok(described)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(files: &[(&str, &[u8])]) -> Vec<u8> {
+        let gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        let mut tar = tar::Builder::new(gzip);
+        for (name, content) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(content.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, *content).unwrap();
+        }
+        tar.into_inner().unwrap().finish().unwrap()
+    }
+
+    fn about(name: &str, annotation: &str) -> Vec<u8> {
+        let text = format!("name: {name}\nversion: 1.0.0\nannotations:\n  {annotation}\n");
+        text.into_bytes()
+    }
+
+    fn images(name: &str) -> Vec<u8> {
+        about(name, &format!("{ANNOTATION}: quay.io/{name}:1"))
+    }
+
+    fn names(described: &Description) -> Vec<&str> {
+        let names = described.images.iter();
+        names.map(|image| image.name.as_str()).collect()
+    }
+
+    #[test]
+    fn annotations_are_read_in_archives_and_in_archives_within() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, content: &[u8]| {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            host::atomic::write(&path, content, 0o644).unwrap();
+            path
+        };
+        let leaf = packed(&[("leaf/Chart.yaml", &images("leaf"))]);
+        let middle = packed(&[
+            ("middle/Chart.yaml", &images("middle")),
+            ("middle/charts/leaf-1.0.0.tgz", &leaf),
+            ("middle/templates/Chart.yaml", &images("none")),
+        ]);
+        let whole = packed(&[
+            ("top/charts/plain/Chart.yaml", &images("plain")),
+            ("top/charts/middle-1.0.0.tgz", &middle),
+            ("top/Chart.yaml", &images("top")),
+            ("top/files/other.tgz", b"no archive"),
+        ]);
+        let path = put("top.tgz", &whole);
+        let read = |path: &Path| Description::read(path, Path::new("shown"));
+        let found = read(&path).unwrap();
+        assert_eq!(found.name.as_deref(), Some("top"));
+        let wanted = [
+            "quay.io/top:1",
+            "quay.io/plain:1",
+            "quay.io/middle:1",
+            "quay.io/leaf:1",
+        ];
+        assert_eq!(names(&found), wanted);
+        assert!(
+            found.images[3]
+                .place
+                .starts_with("shown/top/charts/middle-1.0.0.tgz/middle")
+        );
+
+        // A directory with a packed dependency, as `helm dependency build` leaves it.
+        put("chart/Chart.yaml", &images("chart"));
+        put("chart/charts/middle-1.0.0.tgz", &middle);
+        put("chart/files/x.tgz", b"no archive");
+        let found = read(&dir.path().join("chart")).unwrap();
+        assert_eq!(
+            names(&found),
+            ["quay.io/chart:1", "quay.io/middle:1", "quay.io/leaf:1"]
+        );
+
+        let values = packed(&[("a/Chart.yaml", &about("a", &format!("{VALUES}: more.yaml")))]);
+        let error = read(&put("values.tgz", &values)).unwrap_err().to_string();
+        assert!(error.contains("unpack it"), "{error}");
+        let mut nested = leaf;
+        for _ in 0..=MAX_DEPTH {
+            nested = packed(&[("a/charts/b.tgz", &nested)]);
+        }
+        let error = format!("{:#}", read(&put("nested.tgz", &nested)).unwrap_err());
+        assert!(error.contains("nest more than"), "{error}");
+        let large = packed(&[("a/Chart.yaml", &vec![b'#'; MAX_CHART as usize + 1])]);
+        assert!(read(&put("large.tgz", &large)).is_err());
+        assert!(read(&put("cut.tgz", &whole[..whole.len() / 2])).is_err());
     }
 }

@@ -154,6 +154,7 @@ pub(crate) fn complete(
 /// What is wrong with a resolved manifest for this release.
 pub(crate) fn check(manifest: &Manifest) -> Result<Vec<Diagnostic>> {
     let mut found = manifest.unsupported();
+    found.extend(logo(manifest));
     let size = manifest
         .to_json()
         .context("cannot write the resolved manifest")?
@@ -167,6 +168,34 @@ pub(crate) fn check(manifest: &Manifest) -> Result<Vec<Diagnostic>> {
         found.push(manifest.finding(Severity::Error, "", "too-large", message, Some(help)));
     }
     Ok(found)
+}
+
+/// A logo that is written out must be an image, as one that is fetched.
+fn logo(manifest: &Manifest) -> Option<Diagnostic> {
+    let url = manifest.logo.as_deref()?;
+    if !url.starts_with("data:") {
+        return None;
+    }
+    let good = data_url(url).is_some_and(|(kind, bytes)| image_type(&bytes) == Some(kind));
+    let message = "`logo`: the data URL holds no image of its type".to_owned();
+    let help = "write data:image/png;base64,... or the URI of a PNG, JPEG, GIF, WebP or SVG image";
+    let finding = || {
+        manifest.finding(
+            Severity::Error,
+            "logo",
+            "invalid-value",
+            message,
+            Some(help.into()),
+        )
+    };
+    (!good).then(finding)
+}
+
+/// Media type and content of a data URL in base64.
+pub(crate) fn data_url(url: &str) -> Option<(&str, Vec<u8>)> {
+    let (kind, text) = url.strip_prefix("data:")?.split_once(";base64,")?;
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text);
+    Some((kind, bytes.ok()?))
 }
 
 /// What the manifest gets in place of a URI.

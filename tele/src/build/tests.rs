@@ -152,6 +152,7 @@ impl Vendor {
             2,
             Retry::default(),
         );
+        let licenses = self.at("licenses");
         let mut job = Job {
             path: &self.app,
             state: &state,
@@ -165,6 +166,8 @@ impl Vendor {
             },
             selection: resources::Selection::new(&[], &[]).unwrap(),
             replacements: images::Replacements::default(),
+            license_ca: None,
+            license_authority: Some(&licenses),
             locked: false,
             client: &client,
             parallel: 2,
@@ -194,6 +197,52 @@ impl Vendor {
             None => format!("{error:#}"),
         }
     }
+}
+
+#[test]
+fn logo_and_authority_of_licenses_are_in_the_image() {
+    let vendor = Vendor::new();
+    let with = |more: &str| vendor.put("app.yaml", &format!("{APP}{more}"));
+    let logo = "data:image/svg+xml;base64,PHN2Zy8+";
+    vendor.put("logo.svg", "<svg/>");
+    with("logo: file://logo.svg\nlicense: {enabled: true}\n");
+    let sink = Arc::new(Memory::default());
+    let path = vendor.build("shop.tar", &sink).unwrap();
+    let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+    let authority = std::fs::read_to_string(vendor.at("licenses/authority.crt")).unwrap();
+    assert_eq!(cluster.config.license_authorities, Some(authority.clone()));
+    let inspection = crate::inspect::Inspection::of(&cluster).unwrap();
+    assert_eq!(inspection.manifest["logo"], logo);
+    let shown = inspection.logo.unwrap();
+    assert_eq!((&*shown.media_type, shown.size), ("image/svg+xml", 6));
+    assert_eq!(inspection.license_authorities.len(), 1);
+    // Another's, and none where none is demanded.
+    let other = pki::Authority::generate("other", std::time::Duration::from_secs(9999)).unwrap();
+    let file = vendor.at("ca.crt");
+    host::atomic::write(&file, other.certificate_pem().as_bytes(), 0o644).unwrap();
+    let path = vendor
+        .build_as("other.tar", &sink, |job| job.license_ca = Some(file))
+        .unwrap();
+    let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+    let packed = cluster.config.license_authorities;
+    assert_eq!(packed.as_deref(), Some(other.certificate_pem()));
+    with(&format!("logo: url('{logo}')\n"));
+    let path = vendor.build("free.tar", &sink).unwrap();
+    let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+    assert_eq!(cluster.config.license_authorities, None);
+    let inspection = crate::inspect::Inspection::of(&cluster).unwrap();
+    assert_eq!(inspection.manifest["logo"], logo);
+    for wrong in [
+        "data:image/png;base64,PHN2Zy8+",
+        "data:image/png;base64,!",
+        "data:image/png,x",
+    ] {
+        with(&format!("logo: \"{wrong}\"\n"));
+        assert!(vendor.error().contains("`logo`"), "{wrong}");
+    }
+    vendor.put("logo.svg", "<html/>");
+    with("logo: file://logo.svg\n");
+    assert!(vendor.error().contains("neither a PNG"));
 }
 
 const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
@@ -428,10 +477,13 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
     std::fs::remove_file(vendor.at("app/bad.yaml")).unwrap();
 
     std::fs::remove_file(vendor.at("app/eula.txt")).unwrap();
-    vendor.put("app.yaml", &format!("{APP}license: {{enabled: true}}\n"));
+    vendor.put(
+        "app.yaml",
+        &format!("{APP}storage: {{openebs: {{enabled: true}}}}\n"),
+    );
     let error = vendor.error();
     assert!(
-        error.contains("installer.eula.source") && error.contains("license.enabled"),
+        error.contains("installer.eula.source") && error.contains("storage.openebs.enabled"),
         "{error}"
     );
     vendor.put("eula.txt", "");

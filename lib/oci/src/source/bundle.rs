@@ -7,7 +7,7 @@
 //! every time.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -29,6 +29,14 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+/// How compressed layers begin.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// Most that a zstd stream may ask to be remembered: 128 MiB.
+const ZSTD_WINDOW_LOG: u32 = 27;
+/// Most bytes of a layer that is unpacked.
+const MAX_LAYER: u64 = 64 << 30;
+const BUFFER: usize = 128 << 10;
 /// Indexes within indexes that are followed.
 const MAX_DEPTH: usize = 4;
 
@@ -244,10 +252,47 @@ impl Bundle {
             if let Some((_, size)) = self.part(name)? {
                 progress.expect(size);
             }
-            self.copy(name, digest, None, layout, progress)?;
+            self.copy_layer(name, digest, layout, progress)?;
         }
         let config = layout.put_blob_bytes(&config, CONFIG)?;
         synthesize(&config, &layers, image, layout)
+    }
+
+    /// Copies a layer into the layout, unless it is there. Some tools compress
+    /// the layers of an archive; its config knows the digest of what is inside.
+    fn copy_layer(
+        &self,
+        name: &str,
+        digest: &Digest,
+        layout: &Layout,
+        progress: &Progress,
+    ) -> Result<(), SourceError> {
+        let failed = |error: std::io::Error| self.bad(format!("{name}: {error}"));
+        let mut magic = Vec::new();
+        let part = self.part(name)?;
+        if let Some((part, _)) = part {
+            part.take(4).read_to_end(&mut magic).map_err(failed)?;
+        }
+        let Some((part, size)) = self.part(name)?.filter(|_| is_compressed(&magic)) else {
+            return self.copy(name, digest, None, layout, progress);
+        };
+        if !layout.blob_path(digest).is_file() {
+            let mut blob = layout.begin_blob()?;
+            let mut content = decompressed(&magic, part)
+                .map_err(failed)?
+                .take(MAX_LAYER + 1);
+            let length = std::io::copy(&mut content, &mut blob).map_err(failed)?;
+            if length > MAX_LAYER {
+                return Err(self.bad(format!("{name} unpacks to more than {MAX_LAYER} bytes")));
+            }
+            if let Err(actual) = blob.finish_as(digest)? {
+                return Err(self.bad(format!(
+                    "the content of {name} has digest {actual}, expected {digest}: it is damaged"
+                )));
+            }
+        }
+        progress.add(size);
+        Ok(())
     }
 
     /// Copies a file into the layout, unless it is there.
@@ -281,6 +326,20 @@ impl Bundle {
         progress.add(size);
         Ok(())
     }
+}
+
+fn is_compressed(magic: &[u8]) -> bool {
+    magic.starts_with(&GZIP) || magic.starts_with(&ZSTD)
+}
+
+fn decompressed(magic: &[u8], part: Part) -> std::io::Result<Box<dyn Read>> {
+    let reader = BufReader::with_capacity(BUFFER, part);
+    if magic.starts_with(&GZIP) {
+        return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(reader)));
+    }
+    let mut decoder = zstd::Decoder::with_buffer(reader)?;
+    decoder.window_log_max(ZSTD_WINDOW_LOG)?;
+    Ok(Box::new(decoder))
 }
 
 /// Whether the descriptor has the image's name.
@@ -373,4 +432,80 @@ fn synthesize(
     }
     put(layout, &document)?;
     Ok(Some(complete(&image.to_string(), &document, None, layout)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// An archive with one layer, as it lies in the archive.
+    fn archive(path: &Path, content: &[u8], layer: &[u8]) {
+        let digest = Digest::of(content);
+        let config = json!({
+            "os": "linux", "architecture": "amd64",
+            "rootfs": { "type": "layers", "diff_ids": [digest.as_str()] },
+        });
+        let list = json!([{
+            "Config": "config.json", "RepoTags": ["docker.io/library/app:1"],
+            "Layers": ["layer.tar.gz"],
+        }]);
+        let mut tar = tar::Builder::new(File::create(path).unwrap());
+        for (name, bytes) in [
+            ("config.json", config.to_string().as_bytes()),
+            ("layer.tar.gz", layer),
+            ("manifest.json", list.to_string().as_bytes()),
+        ] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, name, bytes).unwrap();
+        }
+        tar.into_inner().unwrap();
+    }
+
+    fn gzip(content: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(content).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn compressed_layers_of_an_archive_are_the_same_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image.tar");
+        let content = b"a layer".repeat(1000);
+        let progress = Progress::new("x", Arc::new(event::Discard));
+        let pull = |name: &str| {
+            let layout = Layout::open_or_create(dir.path().join(name)).unwrap();
+            let image = "app:1".parse().unwrap();
+            let bundle = Bundle::open(&path).unwrap();
+            bundle.pull(&image, false, &layout, &progress)
+        };
+        let mut pulled = Vec::new();
+        let zstd = zstd::encode_all(&content[..], 3).unwrap();
+        for (name, layer) in [
+            ("plain", content.clone()),
+            ("gz", gzip(&content)),
+            ("zst", zstd),
+        ] {
+            archive(&path, &content, &layer);
+            pulled.push(pull(name).unwrap().unwrap().manifest.digest().to_string());
+            // Again, from what is there.
+            assert!(pull(name).unwrap().is_some());
+        }
+        assert_eq!(pulled[0], pulled[1]);
+        assert_eq!(pulled[0], pulled[2]);
+
+        archive(&path, &content, &gzip(b"another"));
+        let error = pull("other").unwrap_err().to_string();
+        assert!(
+            error.contains("the content of layer.tar.gz has digest"),
+            "{error}"
+        );
+        let cut = gzip(&content);
+        archive(&path, &content, &cut[..cut.len() - 9]);
+        assert!(pull("cut").is_err());
+    }
 }

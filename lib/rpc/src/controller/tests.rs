@@ -44,6 +44,7 @@ fn cluster() -> ClusterSpec {
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
+        license: None,
         nodes: Vec::new(),
     }
 }

@@ -1,0 +1,2 @@
+#!/bin/bash
+echo "checks.sh looked at $(hostname)"
