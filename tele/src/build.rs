@@ -6,6 +6,7 @@
 
 pub(crate) mod base;
 pub(crate) mod charts;
+pub(crate) mod environment;
 pub(crate) mod images;
 pub(crate) mod lock;
 pub(crate) mod manifest;
@@ -29,6 +30,7 @@ use serde::Serialize;
 
 use crate::cli::Build;
 use crate::license;
+use environment::Environment;
 use output::Output;
 
 /// Prefix of the directory with everything unfinished, beside the output.
@@ -76,6 +78,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         replacements: images::Replacements::parse(&arguments.set_image)?,
         license_ca: arguments.license_ca.clone(),
         license_authority: license_authority.as_deref(),
+        environment: arguments.env.read()?,
         locked: arguments.locked,
         client: &client,
         parallel,
@@ -130,6 +133,8 @@ pub(crate) struct Job<'a> {
     pub(crate) license_ca: Option<PathBuf>,
     /// Directory of the authority that signs them otherwise.
     pub(crate) license_authority: Option<&'a Path>,
+    /// What is replaced in the manifest.
+    pub(crate) environment: Environment,
     /// Whether images are those of the lock file.
     pub(crate) locked: bool,
     pub(crate) client: &'a Client,
@@ -152,7 +157,7 @@ impl Job<'_> {
     /// Builds the output.
     pub(crate) fn build(&self, output: &Output, sink: &Arc<dyn Sink>) -> Result<Built> {
         let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-        let source = manifest::Source::find(self.path)?;
+        let source = manifest::Source::find(self.path)?.with(&self.environment)?;
         let mut manifest = source.parse()?;
         let (name, version) = (
             manifest.metadata.name.clone(),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use manifest::BaseImage;
 
+use crate::build::environment::{Environment, variable};
 use crate::login::{Login, Logout};
 use crate::ls::Ls;
 use crate::pull::Pull;
@@ -109,9 +110,16 @@ pub(crate) struct Build {
     /// machine has.
     #[arg(long)]
     pub(crate) pull: bool,
+    #[command(flatten)]
+    pub(crate) env: Env,
     /// Certificates of those who sign licenses, PEM, where the manifest demands
     /// a license [default: that of `tele license authority`].
-    #[arg(long, value_name = "FILE", env = "GRAVITY_LICENSE_CA")]
+    #[arg(
+        long,
+        alias = "ca-cert",
+        value_name = "FILE",
+        env = "GRAVITY_LICENSE_CA"
+    )]
     pub(crate) license_ca: Option<PathBuf>,
     /// Take exactly the images of the lock file beside the manifest, and fail
     /// where it lacks one.
@@ -128,6 +136,28 @@ pub(crate) struct Build {
     /// How to tell what is done.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+}
+
+/// Variables of a manifest.
+#[derive(Debug, Args)]
+pub(crate) struct Env {
+    /// Replace ${NAME} in the Image Manifest by VALUE, or by what the
+    /// environment says; without a name replace all; can be repeated.
+    #[arg(
+        long = "env",
+        value_name = "NAME[=VALUE]",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = ""
+    )]
+    arguments: Vec<String>,
+}
+
+impl Env {
+    /// What is replaced.
+    pub(crate) fn read(&self) -> anyhow::Result<Environment> {
+        Environment::new(&self.arguments, &variable)
+    }
 }
 
 impl Build {
@@ -199,7 +229,7 @@ impl Hub {
     /// The user's logins, and that of `OPS_TOKEN` where `OPS_URL` is the hub.
     pub(crate) fn credentials(&self) -> oci::Credentials {
         let known = oci::Credentials::from_environment();
-        match (&self.location, variable("OPS_URL"), variable("OPS_TOKEN")) {
+        match (&self.location, given("OPS_URL"), given("OPS_TOKEN")) {
             (None, Some(url), Some(token)) => match host(&url) {
                 Some(host) => known.with(host, token_login(token)),
                 None => known,
@@ -211,15 +241,15 @@ impl Hub {
     /// Opens the hub; `create` makes a directory that is not there.
     pub(crate) fn open(&self, client: &oci::Client, create: bool) -> anyhow::Result<oci::Hub> {
         use anyhow::Context;
-        let location = self.location.clone().or_else(|| variable("OPS_URL"));
+        let location = self.location.clone().or_else(|| given("OPS_URL"));
         oci::Hub::open(location.as_deref(), client, create).context(
             "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
         )
     }
 }
 
-fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+fn given(name: &str) -> Option<String> {
+    variable(name).filter(|value| !value.is_empty())
 }
 
 /// Host and port of a hub's address.

@@ -206,14 +206,21 @@ fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Ve
 }
 
 fn cluster(one: &Inspection) -> BTreeMap<String, String> {
-    BTreeMap::from([
+    let signers = one.license_authorities.iter();
+    let signers = signers.map(|signer| {
+        let digest = format!("sha256:{}", signer.fingerprint);
+        let name = format!("license authority {}", short(&digest));
+        (name, signer.name.clone())
+    });
+    let facts = BTreeMap::from([
         ("name".into(), one.name.clone()),
         ("version".into(), one.version.clone()),
         ("platform".into(), one.platform.clone()),
         ("base".into(), one.base.reference.clone()),
         ("program".into(), short(&one.program.digest)),
         ("planet of the base".into(), short(&one.base.rootfs.digest)),
-    ])
+    ]);
+    facts.into_iter().chain(signers).collect()
 }
 
 fn components(one: &Inspection) -> BTreeMap<String, String> {

@@ -16,8 +16,10 @@ use manifest::{Diagnostic, Location, MAX_CONTENT, Manifest, Severity, Uri};
 use serde::Serialize;
 use walkdir::WalkDir;
 
+use crate::build::environment::Environment;
 use crate::build::manifest::{Source, check, content, read};
 use crate::build::yaml::documents;
+use crate::cli::Env;
 use crate::inspect::Format;
 
 /// Where hooks see what lies beside the manifest.
@@ -34,6 +36,8 @@ pub(crate) struct Lint {
     /// How to show what is found.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
+    #[command(flatten)]
+    pub(crate) env: Env,
 }
 
 #[derive(Debug, Serialize)]
@@ -42,7 +46,11 @@ struct Report<'a> {
 }
 
 pub(crate) fn run(arguments: &Lint, console: &Console) -> Result<ExitCode> {
-    let found = lint(&arguments.path).unwrap_or_else(|error| {
+    let found = arguments
+        .env
+        .read()
+        .and_then(|environment| lint_with(&arguments.path, &environment));
+    let found = found.unwrap_or_else(|error| {
         vec![Diagnostic {
             severity: Severity::Error,
             code: "unreadable",
@@ -100,8 +108,8 @@ fn show(found: &[Diagnostic], path: &Path, console: &Console) {
 }
 
 /// All findings, by file and line.
-fn lint(path: &Path) -> Result<Vec<Diagnostic>> {
-    let source = Source::find(path)?;
+fn lint_with(path: &Path, environment: &Environment) -> Result<Vec<Diagnostic>> {
+    let source = Source::find(path)?.with(environment)?;
     let mut found = charts(&source)?;
     match manifest::parse_bytes(&source.bytes()?, &source.file.display().to_string()) {
         Err(errors) => found.extend(errors),
@@ -240,6 +248,10 @@ fn named(job: &str) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lint(path: &Path) -> Result<Vec<Diagnostic>> {
+        lint_with(path, &Environment::default())
+    }
 
     const APP: &str = "\
 metadata: {name: shop, resourceVersion: 1.0.0}

@@ -336,6 +336,75 @@ fn a_container_that_builds_knows_its_hub_by_two_variables() {
 }
 
 #[test]
+fn what_a_new_version_brings_is_told_and_is_what_moves() {
+    let vendor = Vendor::new();
+    assert!(vendor.log_in(PASSWORD).status.success());
+    vendor.make_bases(&[("6.0.0", ">=6, <7")]);
+    let local = vendor.at("local");
+    vendor.tele(&["push", "gravity:6.0.0", "--from", local.to_str().unwrap()]);
+    vendor.app("shop", "1.0.0", 100_000, 1);
+    vendor.put("app/resources/notes.txt", "old\n");
+    let old = vendor.build("old.tar");
+    vendor.app("shop", "1.1.0", 1 << 20, 2);
+    vendor.put("app/resources/notes.txt", "new\n");
+    vendor.put("app/resources/more.txt", "more\n");
+    // An archive and an executable are compared alike.
+    let new = vendor.build("new");
+    let (old, new) = (old.to_str().unwrap(), new.to_str().unwrap());
+    let diff = |one: &str, other: &str| -> Value {
+        let text = vendor.tele(&["diff", "--format", "json", one, other]);
+        serde_json::from_str(&text).unwrap()
+    };
+    let found = diff(old, new);
+    assert_eq!(
+        (&found["old"], &found["new"]),
+        (&json!("shop 1.0.0"), &json!("shop 1.1.0"))
+    );
+    assert_eq!(found["same"], false);
+    let section = |name: &str| {
+        let sections = found["sections"].as_array().unwrap();
+        let section = sections.iter().find(|section| section["name"] == name);
+        let changes = section.map(|section| section["changes"].as_array().unwrap());
+        let names = changes.into_iter().flatten().map(|change| &change["name"]);
+        names
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(section("manifest"), ["metadata.resourceVersion"]);
+    let files = [
+        "app.yaml",
+        "resources/data.bin",
+        "resources/more.txt",
+        "resources/notes.txt",
+    ];
+    assert_eq!(section("resources"), files);
+    assert_eq!(section("components"), [""; 0]);
+
+    // What it says is added is what the registry gets.
+    vendor.tele(&["push", old]);
+    let before = vendor.registry.stored();
+    vendor.tele(&["push", new]);
+    let moved = vendor.registry.stored() - before;
+    let added = found["bytes"]["added"].as_u64().unwrap();
+    assert!(
+        added > 1 << 20 && moved.abs_diff(added) < 100_000,
+        "{added} told, {moved} moved"
+    );
+
+    let text = vendor.tele(&["diff", old, new]);
+    assert!(
+        text.contains("shop 1.0.0 -> shop 1.1.0") && text.contains("more.txt"),
+        "{text}"
+    );
+    assert_eq!(diff(new, new)["same"], true);
+    assert!(
+        vendor
+            .refused(&["diff", old, "/dev/null"])
+            .contains("/dev/null")
+    );
+}
+
+#[test]
 fn a_directory_is_a_hub_too() {
     let vendor = Vendor::new();
     vendor.make_bases(&[("6.0.0", ">=6, <7")]);

@@ -501,3 +501,27 @@ pub(crate) fn endpoints_text(endpoints: &[Endpoint]) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_user_is_told_where_setup_goes_on() {
+        let mut endpoint = Endpoint {
+            name: "Setup".into(),
+            description: String::new(),
+            urls: Vec::new(),
+        };
+        let text = setup_text(&endpoint);
+        assert!(
+            text.len() == 1 && text[0].contains("endpoint Setup"),
+            "{text:?}"
+        );
+        endpoint.urls = vec!["http://10.0.0.1:30090".into()];
+        assert_eq!(
+            setup_text(&endpoint),
+            ["Finish the setup at http://10.0.0.1:30090"]
+        );
+    }
+}

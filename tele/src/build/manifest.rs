@@ -12,6 +12,8 @@ use manifest::{Diagnostic, Location, MAX_CONTENT, Manifest, Severity, Uri};
 use oci::Client;
 use tokio::runtime::Runtime;
 
+use super::environment::{Environment, variable};
+
 /// Names of a manifest in a directory.
 const NAMES: [&str; 2] = ["app.yaml", "manifest.yaml"];
 
@@ -39,6 +41,8 @@ pub(crate) struct Source {
     pub(crate) dir: PathBuf,
     /// The manifest that was made for a chart; there is no file then.
     pub(crate) generated: Option<String>,
+    /// The manifest with its variables replaced, where that was asked for.
+    replaced: Option<String>,
 }
 
 impl Source {
@@ -54,6 +58,7 @@ impl Source {
                 file: path.into(),
                 dir: parent.unwrap_or(Path::new(".")).into(),
                 generated: None,
+                replaced: None,
             });
         }
         let there: Vec<PathBuf> = NAMES
@@ -66,11 +71,13 @@ impl Source {
                 file: plain(file),
                 dir: path.into(),
                 generated: None,
+                replaced: None,
             }),
             [] if path.join("Chart.yaml").is_file() => Ok(Self {
                 file: plain(&path.join(NAMES[0])),
                 dir: path.into(),
                 generated: Some(super::charts::manifest_for(path)?),
+                replaced: None,
             }),
             [] => bail!(
                 "{} holds neither app.yaml nor manifest.yaml: name the Image Manifest",
@@ -92,10 +99,19 @@ impl Source {
         }
     }
 
+    /// With variables replaced in the manifest. Its file stays as it is.
+    pub(crate) fn with(mut self, environment: &Environment) -> Result<Self> {
+        if !environment.is_empty() {
+            let text = environment.apply(&self.text()?, &variable)?;
+            self.replaced = Some(text);
+        }
+        Ok(self)
+    }
+
     /// The manifest's bytes, whatever they are.
     pub(crate) fn bytes(&self) -> Result<Vec<u8>> {
-        if let Some(generated) = &self.generated {
-            return Ok(generated.clone().into_bytes());
+        if let Some(text) = self.replaced.as_ref().or(self.generated.as_ref()) {
+            return Ok(text.clone().into_bytes());
         }
         let shown = self.file.display();
         read(&self.file, manifest::MAX_SIZE)

@@ -168,6 +168,7 @@ impl Vendor {
             replacements: images::Replacements::default(),
             license_ca: None,
             license_authority: Some(&licenses),
+            environment: Environment::default(),
             locked: false,
             client: &client,
             parallel: 2,
@@ -197,6 +198,31 @@ impl Vendor {
             None => format!("{error:#}"),
         }
     }
+}
+
+#[test]
+fn variables_are_replaced_where_that_is_asked_for() {
+    let vendor = Vendor::new();
+    let app = APP.replace("1.0.0", "${SHOP_VERSION}");
+    let app = app.replace("# kept", "# ${KEPT}");
+    vendor.put("app.yaml", &app);
+    assert!(vendor.error().contains("error["));
+    let sink = Arc::new(Memory::default());
+    let environment = Environment::new(&["SHOP_VERSION=1.2.3".to_owned()], &|_| None).unwrap();
+    let path = vendor
+        .build_as("shop.tar", &sink, |job| job.environment = environment)
+        .unwrap();
+    let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+    assert_eq!(cluster.config.image_version, "1.2.3");
+    assert!(cluster.manifest_yaml().unwrap().contains("${KEPT}"));
+    let missing = Environment::new(&[String::new()], &|_| None).unwrap();
+    let failed = vendor.build_as("none.tar", &sink, |job| job.environment = missing);
+    assert!(
+        failed
+            .unwrap_err()
+            .to_string()
+            .contains("has no KEPT, SHOP_VERSION")
+    );
 }
 
 #[test]
