@@ -7,7 +7,7 @@
 //! asks for, whatever it says in its requests.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,6 +35,10 @@ const TRIES: usize = 10;
 const RECONCILE: Duration = Duration::from_secs(5);
 /// Most masters: three vote in etcd, and it lets two more stand by.
 const MAX_MASTERS: usize = 5;
+/// Most labels and taints of a node, and the longest text in them: a key of
+/// Kubernetes has at most 317 bytes.
+const MAX_LABELS: usize = 128;
+const MAX_TEXT: usize = 320;
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -124,11 +128,13 @@ pub async fn description(client: &Client) -> Result<ClusterSpec, Refusal> {
     parse(&client.description().await.map_err(not_now)?.text)
 }
 
-/// Moves pods off a node, deletes it from Kubernetes and the description. With
-/// `force` pods that don't go are left behind. A node that is gone is fine.
+/// Moves pods off a node, takes it out of etcd, deletes it from Kubernetes and the
+/// description. With `force` pods that don't go are left behind. A node that is
+/// gone is fine. What fails half-way can be done again: the description has the
+/// node until the end.
 ///
 /// # Errors
-/// When pods are left, it is the last master, or Kubernetes refuses.
+/// When pods are left, nobody could take its place, or Kubernetes or etcd refuses.
 pub async fn remove(
     client: &Client,
     etcd: &Etcd,
@@ -137,12 +143,21 @@ pub async fn remove(
 ) -> Result<(), Refusal> {
     let cluster = description(client).await?;
     let node = cluster.nodes.iter().find(|node| node.hostname == hostname);
-    let master = node.filter(|node| node.role == Role::Master);
-    if master.is_some() && !cluster.has_several_masters() {
-        return Err(Refusal::Refused(format!(
-            "{hostname} is the cluster's only master; `gravity leave --force` there ends the cluster"
-        )));
-    }
+    let started = match node.filter(|node| node.role == Role::Master) {
+        Some(master) => {
+            let mut started = BTreeSet::new();
+            if cluster
+                .nodes
+                .iter()
+                .any(|other| is_other_master(other, master))
+            {
+                started = etcd.started(&cluster).await.map_err(of_etcd)?;
+            }
+            let_go(&cluster, master, &started)?;
+            started
+        }
+        None => BTreeSet::new(),
+    };
     // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
     let patience = match force && !is_ready(client, hostname).await? {
         true => Duration::ZERO,
@@ -154,18 +169,70 @@ pub async fn remove(
             false => return Err(not_now(error)),
         }
     }
+    let Some(node) = node else {
+        return client.delete_node(hostname).await.map_err(not_now);
+    };
+    if node.role == Role::Master {
+        // From here on nobody counts on it, and no other one leaves.
+        let (cluster, ()) = change(client, |cluster| {
+            let_go(cluster, node, &started)?;
+            let same = cluster.nodes.iter_mut().filter(|other| other.id == node.id);
+            same.for_each(|node| node.leaving = true);
+            Ok(())
+        })
+        .await?;
+        client.delete_node(hostname).await.map_err(not_now)?;
+        etcd.remove(&cluster, node).await.map_err(of_etcd)?;
+        // Its API server ends with its etcd; it may be the one that was asked.
+        let client = Client::connect(&etcd.kubeconfig()).await.map_err(not_now)?;
+        return forget(&client, node.id).await;
+    }
     client.delete_node(hostname).await.map_err(not_now)?;
+    forget(client, node.id).await
+}
+
+async fn forget(client: &Client, id: Uuid) -> Result<(), Refusal> {
     change(client, |cluster| {
-        cluster.nodes.retain(|node| node.hostname != hostname);
+        cluster.nodes.retain(|node| node.id != id);
         Ok(())
     })
-    .await?;
-    match master {
-        // The last thing: its own API server, which may be the one that is asked
-        // here, ends with it.
-        Some(master) => etcd.remove(&cluster, master).await.map_err(of_etcd),
+    .await
+    .map(drop)
+}
+
+fn is_other_master(other: &NodeSpec, master: &NodeSpec) -> bool {
+    other.id != master.id && other.role == Role::Master && !other.leaving
+}
+
+/// Whether a master may leave; `started` are the masters whose etcd runs or has
+/// run.
+fn let_go(
+    cluster: &ClusterSpec,
+    master: &NodeSpec,
+    started: &BTreeSet<String>,
+) -> Result<(), Refusal> {
+    let mut others = cluster
+        .nodes
+        .iter()
+        .filter(|other| is_other_master(other, master))
+        .peekable();
+    if others.peek().is_none() {
+        return Err(Refusal::Refused(format!(
+            "{} is the cluster's only master; `gravity leave --force` there ends the cluster",
+            master.hostname
+        )));
+    }
+    // It was told of all members when it was taken in, and has no vote to inherit.
+    match others.find(|other| !started.contains(&other.hostname)) {
+        Some(joining) => Err(is_joining(&joining.hostname)),
         None => Ok(()),
     }
+}
+
+fn is_joining(hostname: &str) -> Refusal {
+    Refusal::NotNow(format!(
+        "master {hostname} is joining just now: try again when it has, or take it out with `gravity remove {hostname}`"
+    ))
 }
 
 async fn is_ready(client: &Client, hostname: &str) -> Result<bool, Refusal> {
@@ -346,10 +413,18 @@ impl Controller for Site {
     }
 
     async fn keys(&self, id: Uuid) -> Result<BTreeMap<String, String>, Refusal> {
-        let (_, node) = self.node(id).await?;
+        let (cluster, node) = self.node(id).await?;
         if node.role != Role::Master {
             return Err(Refusal::Refused(format!(
                 "node {} is no master",
+                node.hostname
+            )));
+        }
+        // It needs them before its etcd runs, and never again.
+        let started = self.etcd.started(&cluster).await.map_err(of_etcd)?;
+        if started.contains(&node.hostname) {
+            return Err(Refusal::Refused(format!(
+                "master {} has its keys",
                 node.hostname
             )));
         }
@@ -434,6 +509,7 @@ fn take_in(
             cluster.image.name, cluster.image.version, cluster.image.digest
         )));
     }
+    check_candidate(cluster, candidate)?;
     if !is_dns_name(hostname) {
         return Err(Refusal::Refused(format!(
             "\"{hostname}\" can't be a node's name: use lower-case letters, digits, - and ."
@@ -477,8 +553,12 @@ fn take_in(
         }
         // A member of etcd is told of all others when it first starts.
         if let Some(joining) = masters.iter().find(|name| !voting.contains(**name)) {
+            return Err(is_joining(joining));
+        }
+        if let Some(leaving) = cluster.nodes.iter().find(|node| node.leaving) {
             return Err(Refusal::NotNow(format!(
-                "master {joining} is joining just now: try again when it has, or take it out with `gravity remove {joining}`"
+                "master {} is leaving just now; `gravity remove` goes on with one that was cut off",
+                leaving.hostname
             )));
         }
     }
@@ -495,6 +575,7 @@ fn take_in(
         taints: candidate.taints.clone(),
         dns_listen: Vec::new(),
         state_dir: candidate.state_dir.clone(),
+        leaving: false,
     });
     Ok(id)
 }
@@ -520,6 +601,52 @@ fn allowed(cluster: &ClusterSpec, now: SystemTime) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
+}
+
+/// What the candidate says of itself becomes part of certificates and of a
+/// description of limited size.
+fn check_candidate(cluster: &ClusterSpec, candidate: &Candidate) -> Result<(), Refusal> {
+    let refuse = |reason: String| Err(Refusal::Refused(reason));
+    let [address] = candidate.advertise_addresses[..] else {
+        return refuse("a node has exactly one address".into());
+    };
+    let networks = cluster.pod_cidrs.iter().chain(&cluster.service_cidrs);
+    let inside = networks
+        .filter_map(|cidr| cidr.parse::<ipnet::IpNet>().ok())
+        .any(|network| network.contains(&address));
+    let local = match address {
+        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    if inside
+        || local
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.is_unspecified()
+    {
+        return refuse(format!("{address} can't be a node's address"));
+    }
+    let name = candidate.hostname.as_str();
+    let reserved = ["localhost", "kubernetes", spec::LEADER_NAME];
+    if reserved.contains(&name) || name.starts_with("kubernetes.") {
+        return refuse(format!("\"{name}\" is a name of the cluster's own"));
+    }
+    let entries = candidate.labels.len() + candidate.taints.len();
+    let texts = candidate
+        .labels
+        .iter()
+        .flat_map(|(key, value)| [key, value]);
+    let taints = candidate.taints.iter();
+    let taints = taints.flat_map(|taint| [&taint.key, &taint.value, &taint.effect]);
+    let longest = texts
+        .chain(taints)
+        .chain([&candidate.profile])
+        .map(String::len)
+        .max();
+    if entries > MAX_LABELS || longest.is_some_and(|longest| longest > MAX_TEXT) {
+        return refuse("the profile has too many or too long labels and taints".into());
+    }
+    Ok(())
 }
 
 /// RFC 1123, as Kubernetes has it for names of nodes.

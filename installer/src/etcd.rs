@@ -189,11 +189,28 @@ impl Etcd {
                 strangers.insert(stranger.id);
             }
         }
-        for learner in to_promote(&members) {
-            self.promote(&servers, learner).await?;
-            tracing::info!(name = learner.name, "a master votes in etcd from now on");
+        // One that is dead or far behind doesn't keep the others from it.
+        let mut wanted = wanted(&members);
+        let mut failed = None;
+        let stays = |learner: &&Member| servers.iter().any(|address| learner.is_at(*address));
+        for learner in learners(&members).filter(stays) {
+            if wanted == 0 {
+                return Ok(());
+            }
+            match self.promote(&servers, learner).await {
+                Ok(()) => {
+                    tracing::info!(name = learner.name, "a master votes in etcd from now on");
+                    wanted -= 1;
+                }
+                Err(error) => failed = Some(error),
+            }
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// By what Kubernetes is reached.
+    pub(crate) fn kubeconfig(&self) -> PathBuf {
+        self.secrets.join("admin.kubeconfig")
     }
 
     async fn expel(
@@ -203,22 +220,31 @@ impl Etcd {
         member: &Member,
     ) -> Result<(), Error> {
         let mut others = members.iter().filter(|other| other.id != member.id);
-        if !member.is_learner && others.clone().all(|other| other.is_learner) {
-            let heir = others
-                .find(|other| other.is_started())
-                .ok_or(Error::NoOther)?;
-            let end = tokio::time::Instant::now() + CATCH_UP;
-            while let Err(error) = self.promote(servers, heir).await {
-                if tokio::time::Instant::now() > end {
-                    return Err(error);
-                }
-                tokio::time::sleep(Duration::from_secs(1)).await;
-            }
+        if !member.is_learner && others.all(|other| other.is_learner) {
+            self.promote_one(servers, members).await?;
         }
         let id = format!("{:x}", member.id);
         self.call(servers, &["member", "remove", &id])
             .await
             .map(drop)
+    }
+
+    /// Gives a vote to the first learner that can take it.
+    async fn promote_one(&self, servers: &[IpAddr], members: &[Member]) -> Result<(), Error> {
+        let end = tokio::time::Instant::now() + CATCH_UP;
+        loop {
+            let mut last = Error::NoOther;
+            for heir in learners(members) {
+                match self.promote(servers, heir).await {
+                    Ok(()) => return Ok(()),
+                    Err(error) => last = error,
+                }
+            }
+            if matches!(last, Error::NoOther) || tokio::time::Instant::now() > end {
+                return Err(last);
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
     }
 
     async fn promote(&self, servers: &[IpAddr], member: &Member) -> Result<(), Error> {
@@ -281,18 +307,21 @@ fn others(cluster: &ClusterSpec, address: IpAddr) -> Result<Vec<IpAddr>, Error> 
     }
 }
 
-/// The learners that are to vote now.
-fn to_promote(members: &[Member]) -> impl Iterator<Item = &Member> {
-    let voters = members.iter().filter(|member| !member.is_learner).count();
-    let started = members.iter().filter(|member| member.is_started()).count();
-    let wanted = match started >= VOTERS {
-        true => VOTERS.saturating_sub(voters),
-        false => 0,
-    };
+/// Learners that have been started.
+fn learners(members: &[Member]) -> impl Iterator<Item = &Member> {
     members
         .iter()
         .filter(|member| member.is_learner && member.is_started())
-        .take(wanted)
+}
+
+/// How many more are to vote now.
+fn wanted(members: &[Member]) -> usize {
+    let voters = members.iter().filter(|member| !member.is_learner).count();
+    let started = members.iter().filter(|member| member.is_started()).count();
+    match started >= VOTERS {
+        true => VOTERS.saturating_sub(voters),
+        false => 0,
+    }
 }
 
 #[cfg(test)]
@@ -313,15 +342,15 @@ mod tests {
                 {{"ID":3,"name":"{third}","peerURLs":["https://10.0.0.3:2380"],"isLearner":true}}]}}"#
             ))
         };
-        let names = |members: &[Member]| -> Vec<_> {
-            to_promote(members).map(|one| one.name.clone()).collect()
-        };
-        assert!(names(&list("")).is_empty());
-        assert_eq!(names(&list("c")), ["b", "c"]);
-        assert!(names(&list("c")[..2]).is_empty());
+        assert_eq!(wanted(&list("")), 0);
+        assert_eq!(wanted(&list("c")), 2);
+        let all = list("c");
+        let names: Vec<_> = learners(&all).map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["b", "c"]);
+        assert_eq!(wanted(&list("c")[..2]), 0);
         let mut voting = list("c");
         voting.iter_mut().for_each(|one| one.is_learner = false);
         voting.push(list("d").remove(2));
-        assert!(names(&voting).is_empty());
+        assert_eq!(wanted(&voting), 0);
     }
 }

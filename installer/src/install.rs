@@ -580,6 +580,7 @@ pub fn prepare(
         taints: taints(profile),
         dns_listen: dns_listen(options, address, facts)?,
         state_dir: options.state_dir.clone(),
+        leaving: false,
     };
     let cluster = ClusterSpec {
         version: spec::VERSION,
@@ -911,6 +912,11 @@ impl Planner<'_> {
         Ok(phases)
     }
 
+    /// Whether the node becomes one more master.
+    fn is_joining_master(&self) -> bool {
+        self.context.node.role == Role::Master && self.context.cluster.has_several_masters()
+    }
+
     /// Starts the planet and waits for one of its services.
     pub(crate) fn planet(&self, wait_for: &str) -> Result<Phase, Error> {
         let config = PlanetConfig {
@@ -920,6 +926,10 @@ impl Planner<'_> {
         let planet = phase::Planet {
             config: serde_json::to_value(&config)?,
             wait_for: vec![wait_for.into()],
+            member_of: match self.is_joining_master() {
+                true => self.context.cluster.controllers(),
+                false => Vec::new(),
+            },
         };
         self.leaf(
             "/start/planet",

@@ -253,11 +253,11 @@ fn phases(
     ])
 }
 
-/// Services that are waited for: all there are, but on a second master those of
-/// every node. Its control plane stands by until there is a third.
+/// Services that are waited for: all there are, but those of every node where the
+/// control plane of a master stands by: until there are three, and beyond them.
 fn waited_for(context: &Context<'_>) -> Vec<String> {
     let masters = context.cluster.masters().count();
-    match context.node.role == Role::Master && masters < spec::MASTERS {
+    match context.node.role == Role::Master && masters != spec::MASTERS {
         true => services::names_everywhere(context),
         false => Vec::new(),
     }

@@ -51,6 +51,8 @@ const SUPERVISOR: &[&str] = &["/opt/gravity/bin/gravity", "planet", "supervise"]
 const OLD_ROOT: &str = "/run/host";
 /// First wait before a container that ended is started again; doubles each time.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
+/// How often a container that does not stop is told again, in ms.
+const REMIND: u16 = 1000;
 /// Longest wait.
 const BACKOFF_MAX: Duration = Duration::from_secs(30);
 /// A container that lived so long was well: the wait starts over.
@@ -91,12 +93,12 @@ pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
     loop {
         let started = Instant::now();
         let ended = keeper.wait(process);
-        clean(&config, &state)?;
+        let cleaned = clean(&config, &state);
         match ended {
             Err(error) if !keeper.stopping => {
-                tracing::warn!(%error, "starting the planet again");
+                tracing::warn!(%error, ?cleaned, "starting the planet again");
             }
-            ended => return ended,
+            ended => return ended.and(cleaned),
         }
         if started.elapsed() > WELL {
             backoff = BACKOFF_MIN;
@@ -263,7 +265,11 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     // its next child.
     let own = File::open("/proc/self/ns/pid").at("open", "/proc/self/ns/pid")?;
     unshare(CloneFlags::CLONE_NEWPID).on("make a PID namespace")?;
-    let pid = match sys::fork(&SingleThread::check().on("fork")?).on("fork")? {
+    let forked = SingleThread::check().and_then(|single| sys::fork(&single));
+    if !matches!(forked, Ok(Fork::Child)) {
+        setns(own, CloneFlags::CLONE_NEWPID).on("leave the PID namespace")?;
+    }
+    let pid = match forked.on("fork")? {
         Fork::Parent(pid) => pid,
         Fork::Child => {
             drop(error);
@@ -274,7 +280,6 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
         }
     };
     drop(writer);
-    setns(own, CloneFlags::CLONE_NEWPID).on("leave the PID namespace")?;
     // It ends with the exec, or after the reason why there was none.
     let mut reason = String::new();
     error
@@ -287,7 +292,13 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     }
     let process =
         ProcessId::of(pid.as_raw()).ok_or_else(|| Error::Start(format!("{INIT} ended at once")))?;
-    files::write_json(&state.pid_file(), &process)?;
+    if let Err(error) = files::write_json(&state.pid_file(), &process) {
+        // Nobody would find it.
+        let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        let _ = waitpid(pid, None);
+        drop(group.destroy());
+        return Err(error);
+    }
     Ok(process)
 }
 
@@ -321,12 +332,17 @@ impl Keeper<'_> {
                 PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             ];
-            match poll(&mut ready, PollTimeout::NONE) {
+            // It may have been started a moment ago and not listen yet.
+            let patience = match self.stopping {
+                true => PollTimeout::from(REMIND),
+                false => PollTimeout::NONE,
+            };
+            let found = match poll(&mut ready, patience) {
                 Err(nix::errno::Errno::EINTR) => continue,
                 result => result.on("wait for the planet")?,
             };
             let [ended, signalled] = ready.map(|fd| fd.any().unwrap_or_default());
-            if signalled && self.is_told() {
+            if found == 0 || signalled && self.is_told() {
                 // If it ended meanwhile, the other descriptor says so.
                 drop(sys::pidfd_signal(pidfd.as_fd(), Signal::SIGTERM));
             }

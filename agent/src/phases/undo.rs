@@ -7,12 +7,13 @@
 //! which belongs to the phase that starts the planet.
 
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use event::Sink;
 use operation::PhaseError;
-use spec::phase::{Hook, PhaseSpec, Register};
+use spec::phase::{Hook, PhaseSpec};
 
 use super::{blocking, bootstrap, config};
 use crate::node::{file, lasting, session, transient};
@@ -45,11 +46,17 @@ pub(crate) async fn undo(
             })
             .await
         }
-        PhaseSpec::Register(phase) => unregister(node, &phase).await,
+        PhaseSpec::Register(phase) => leave_cluster(node, &phase.controllers).await,
         PhaseSpec::Secrets(_) | PhaseSpec::JoinSecrets(_) => {
             blocking(node, sink, |n, _| clear(&n.layout().planet_secrets())).await
         }
-        PhaseSpec::Planet(_) => blocking(node, sink, |n, s| planet(n, s)).await,
+        PhaseSpec::Planet(phase) => {
+            // Its etcd may vote: the others must know before its data goes.
+            if !phase.member_of.is_empty() {
+                leave_cluster(node, &phase.member_of).await?;
+            }
+            blocking(node, sink, |n, s| planet(n, s)).await
+        }
         PhaseSpec::Node(phase) => {
             let object = serde_json::json!({
                 "apiVersion": "v1", "kind": "Node", "metadata": { "name": phase.name },
@@ -188,9 +195,9 @@ async fn hook(node: &Node, phase: &Hook, sink: &dyn Sink) -> Result<(), PhaseErr
     Ok(())
 }
 
-/// Has the cluster forget the node.
-async fn unregister(node: &Node, phase: &Register) -> Result<(), PhaseError> {
-    let mut session = session(node.layout(), &phase.controllers).await?;
+/// Has the cluster forget the node. One that it doesn't know is fine.
+async fn leave_cluster(node: &Node, controllers: &[SocketAddr]) -> Result<(), PhaseError> {
+    let mut session = session(node.layout(), controllers).await?;
     session.leave(true).await.map_err(|error| transient(&error))
 }
 

@@ -14,6 +14,7 @@ fn node(hostname: &str, address: &str, role: Role, pod_cidr: &str) -> NodeSpec {
         taints: Vec::new(),
         dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
+        leaving: false,
     }
 }
 
@@ -267,4 +268,71 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     assert!(leaves.values().all(|(authority, leaf)| {
         !admin(leaf) && authority != "etcd-ca" && authority != "front-proxy-ca"
     }));
+}
+
+#[test]
+fn a_master_leaves_only_where_another_has_run_and_one_at_a_time() {
+    let mut cluster = cluster();
+    cluster.pod_cidrs = vec!["10.244.0.0/16".into()];
+    let one = cluster.nodes[0].clone();
+    let alone = let_go(&cluster, &one, &known(&["one"])).unwrap_err();
+    assert!(alone.to_string().contains("only master"), "{alone}");
+
+    cluster
+        .nodes
+        .push(node("two", "10.0.0.2", Role::Master, "10.244.1.0/24"));
+    // The second has been taken in and is nowhere near running.
+    let early = let_go(&cluster, &one, &known(&["one"])).unwrap_err();
+    assert!(
+        matches!(&early, Refusal::NotNow(text) if text.contains("two is joining")),
+        "{early}"
+    );
+    let both = known(&["one", "two"]);
+    let_go(&cluster, &one, &both).unwrap();
+
+    // Two at once would leave none.
+    cluster.nodes[0].leaving = true;
+    let two = cluster.nodes[1].clone();
+    let last = let_go(&cluster, &two, &both).unwrap_err();
+    assert!(last.to_string().contains("only master"), "{last}");
+    // One that was cut off goes on.
+    let_go(&cluster, &one, &both).unwrap();
+    assert_eq!(cluster.masters().count(), 1);
+
+    let three = Candidate {
+        role: Some(Role::Master),
+        ..candidate("three", "10.0.0.3")
+    };
+    let meanwhile = take_in(&mut cluster, &three, &known(&[]), &both, now()).unwrap_err();
+    assert!(
+        meanwhile.to_string().contains("one is leaving"),
+        "{meanwhile}"
+    );
+}
+
+#[test]
+fn nobody_gets_a_certificate_for_an_address_or_name_of_the_cluster() {
+    for (name, address, word) in [
+        ("two", "169.254.20.10", "can't be a node's address"),
+        ("two", "127.0.0.1", "can't be a node's address"),
+        ("two", "10.100.0.1", "can't be a node's address"),
+        ("two", "10.244.0.7", "can't be a node's address"),
+        ("kubernetes.default.svc", "10.0.0.2", "cluster's own"),
+        ("localhost", "10.0.0.2", "cluster's own"),
+        (spec::LEADER_NAME, "10.0.0.2", "cluster's own"),
+    ] {
+        let refused = take(&mut cluster(), &candidate(name, address), &known(&[])).unwrap_err();
+        assert!(
+            refused.to_string().contains(word),
+            "{name} {address}: {refused}"
+        );
+    }
+    let mut nowhere = candidate("two", "10.0.0.2");
+    nowhere.advertise_addresses.clear();
+    assert!(take(&mut cluster(), &nowhere, &known(&[])).is_err());
+    let mut wordy = candidate("two", "10.0.0.2");
+    wordy.labels.insert("a".into(), "b".repeat(400));
+    assert!(take(&mut cluster(), &wordy, &known(&[])).is_err());
+    wordy.labels.clear();
+    take(&mut cluster(), &wordy, &known(&[])).unwrap();
 }

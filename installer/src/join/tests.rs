@@ -26,6 +26,7 @@ fn cluster() -> ClusterSpec {
         taints: Vec::new(),
         dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
+        leaving: false,
     };
     ClusterSpec {
         version: spec::VERSION,

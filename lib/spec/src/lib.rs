@@ -176,6 +176,9 @@ pub struct NodeSpec {
     pub dns_listen: Vec<std::net::SocketAddr>,
     /// Where the node keeps everything.
     pub state_dir: PathBuf,
+    /// Whether it is on its way out: others don't count on it any more.
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// An image that the cluster registry serves.
@@ -231,9 +234,12 @@ impl ClusterSpec {
         self.nodes.iter().find(|node| node.id == id)
     }
 
-    /// Addresses of the masters.
+    /// Addresses of the masters, but of those that leave.
     pub fn masters(&self) -> impl Iterator<Item = IpAddr> {
-        let masters = self.nodes.iter().filter(|node| node.role == Role::Master);
+        let masters = self
+            .nodes
+            .iter()
+            .filter(|node| node.role == Role::Master && !node.leaving);
         masters.filter_map(|node| node.advertise_addresses.first().copied())
     }
 

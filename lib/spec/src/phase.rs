@@ -236,6 +236,10 @@ pub struct Planet {
     pub config: serde_json::Value,
     /// Services that are waited for.
     pub wait_for: Vec<String>,
+    /// On a master that joined: where the controllers listen that take it out of
+    /// the cluster before its part of the cluster's data is undone.
+    #[serde(default)]
+    pub member_of: Vec<SocketAddr>,
 }
 
 /// See [`PhaseSpec::Node`].
