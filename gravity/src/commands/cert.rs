@@ -65,7 +65,7 @@ async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
     let layout = &session.layout;
     if layout.node_certificate().exists() {
         bail!(
-            "the certificates of a worker can't be renewed yet: remove the node and join it again"
+            "the certificates of a node that joined can't be renewed yet: leave and join again"
         );
     }
     let _lock = Lock::acquire(&layout.operation_lock())?;
