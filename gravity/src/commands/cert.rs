@@ -64,9 +64,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
     let layout = &session.layout;
     if layout.node_certificate().exists() {
-        bail!(
-            "the certificates of a node that joined can't be renewed yet: leave and join again"
-        );
+        bail!("the certificates of a node that joined can't be renewed yet: leave and join again");
     }
     let _lock = Lock::acquire(&layout.operation_lock())?;
     let secrets = secrets(&Operation::all(layout)?)
