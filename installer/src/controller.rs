@@ -193,10 +193,18 @@ impl Site {
     }
 
     async fn node(&self, id: Uuid) -> Result<NodeSpec, Refusal> {
-        let node = self.describe().await?.node(id).cloned();
-        let gone = || Refusal::Refused("this node is no member of the cluster any more".into());
-        node.ok_or_else(gone)
+        member(&self.describe().await?, id).cloned()
     }
+}
+
+fn member(cluster: &ClusterSpec, id: Uuid) -> Result<&NodeSpec, Refusal> {
+    let gone = || Refusal::Refused("this node is no member of the cluster any more".into());
+    cluster.node(id).ok_or_else(gone)
+}
+
+/// What a node is known to controllers by.
+fn identity(node: Uuid, life: Duration) -> Leaf {
+    Leaf::client(&member_name(node), &[], life)
 }
 
 #[async_trait::async_trait]
@@ -232,7 +240,7 @@ impl Controller for Site {
         })
         .await?;
         tracing::info!(hostname = candidate.hostname, %node, "took a node in");
-        let identity = Leaf::client(&member_name(node), &[], pki::LEAF_LIFETIME);
+        let identity = identity(node, cluster.leaf_lifetime());
         let signed = self.authority(RPC_AUTHORITY)?.sign(request, &identity);
         let certificate = signed.map_err(|error| Refusal::Refused(error.to_string()))?;
         let mut authorities = BTreeMap::new();
@@ -254,8 +262,9 @@ impl Controller for Site {
         id: Uuid,
         requests: BTreeMap<String, String>,
     ) -> Result<BTreeMap<String, String>, Refusal> {
-        let node = self.node(id).await?;
-        let leaves = leaves(&node);
+        let cluster = self.describe().await?;
+        let node = member(&cluster, id)?;
+        let leaves = leaves(node, cluster.leaf_lifetime());
         let mut signed = BTreeMap::new();
         for (name, request) in requests {
             let (authority, leaf) = leaves.get(&name).ok_or_else(|| {
@@ -396,7 +405,7 @@ fn free_pod_cidr(cluster: &ClusterSpec) -> Result<String, Refusal> {
 
 /// Every certificate that a worker has, by the name it asks for it: its
 /// authority and what it says.
-fn leaves(node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
+fn leaves(node: &NodeSpec, life: Duration) -> BTreeMap<String, (String, Leaf)> {
     let requested = of_worker(node);
     let certificates = requested.certificates.iter().map(|certificate| {
         let Certificate {
@@ -404,16 +413,20 @@ fn leaves(node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
         } = certificate.clone();
         (
             name,
-            (authority, Leaf::planned(certificate, pki::LEAF_LIFETIME)),
+            (authority, Leaf::planned(certificate, life)),
         )
     });
     let kubeconfigs = requested.kubeconfigs.iter().map(|kubeconfig| {
         let name = kubeconfig.certificate();
         let (user, groups) = (&kubeconfig.common_name, &kubeconfig.organizations);
-        let leaf = Leaf::client(user, groups, pki::LEAF_LIFETIME);
+        let leaf = Leaf::client(user, groups, life);
         (name, ("kubernetes-ca".into(), leaf))
     });
-    certificates.chain(kubeconfigs).collect()
+    let identity = (
+        spec::NODE_IDENTITY.to_owned(),
+        (RPC_AUTHORITY.to_owned(), identity(node.id, life)),
+    );
+    certificates.chain(kubeconfigs).chain([identity]).collect()
 }
 
 #[cfg(test)]

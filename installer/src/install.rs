@@ -73,6 +73,8 @@ pub struct Options {
     pub dns_port: u16,
     /// Whether there is a `--config`, as [`CONFIG_FILE`] of the operation
     pub config: bool,
+    /// `--leaf-seconds`
+    pub leaf_seconds: u64,
     /// `--state-dir`
     pub state_dir: PathBuf,
 }
@@ -95,6 +97,7 @@ impl Options {
             dns_listen: Vec::new(),
             dns_port: spec::DNS_PORT,
             config: false,
+            leaf_seconds: spec::care::LEAF_SECONDS,
             state_dir: state_dir.to_owned(),
         }
     }
@@ -557,6 +560,7 @@ pub fn prepare(
         vxlan_port: options.vxlan_port,
         domain: DOMAIN.into(),
         dns_zones: zones(&options.dns_zones)?,
+        leaf_seconds: options.leaf_seconds,
         nodes: vec![node.clone()],
     };
     let volumes = volumes(profile, &options.mounts);

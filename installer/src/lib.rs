@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod install;
 pub mod join;
 mod planet_config;
+pub mod recover;
 mod secrets;
 pub mod services;
 

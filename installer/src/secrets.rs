@@ -161,6 +161,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
             .collect(),
         certificates,
         kubeconfigs,
+        leaf_seconds: context.cluster.leaf_seconds,
     }
 }
 

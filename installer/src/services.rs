@@ -4,6 +4,7 @@
 //! a [`Definition`] a service: how it is started and which files it reads.
 //! Pure: the same context gives the same definitions.
 
+mod care;
 mod containerd;
 mod controller;
 mod coredns;
@@ -40,6 +41,7 @@ const EVERYWHERE: &[Define] = &[
     flannel::define,
     coredns::define,
     registry::define,
+    care::define,
 ];
 
 /// What masters have beside them.

@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{crash, faults, hooks, inside, join, profiles, sample};
+use gravity_tests::{care, crash, faults, hooks, inside, join, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -125,6 +125,15 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "hooks")]
         name: String,
+    },
+    /// Take snapshots, recover from them, fill etcd up, and let certificates
+    /// with short lives be renewed.
+    Care {
+        /// First part of the nodes' names.
+        #[arg(default_value = "care")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
     },
     /// Kill, damage, refuse and fill up installs, and see that all end well.
     Faults {
@@ -283,6 +292,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             };
             profiles::run(&setup, &name, console)?;
         }
+        Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,
         Task::Faults { image, only } => {
             let setup = Setup {

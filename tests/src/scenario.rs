@@ -131,19 +131,31 @@ pub(crate) fn run_visibly(command: &mut Command) -> Result<()> {
 }
 
 pub(crate) fn install(node: &Node, image: &Path, sink: &dyn Sink) -> Result<Duration> {
+    install_with(node, image, &[], sink)
+}
+
+/// Installs with more options.
+pub(crate) fn install_with(
+    node: &Node,
+    image: &Path,
+    options: &[&str],
+    sink: &dyn Sink,
+) -> Result<Duration> {
     sink.step(&format!("Copying the image to node {}", node.name()));
     node.copy(image, IMAGE)?;
     node.run(&["chmod", "755", IMAGE])?;
     sink.step("./gravity install");
     let started = Instant::now();
     let address = format!("--advertise-addr={}", node.address());
-    run_visibly(&mut node.command(&[
+    let mut words = vec![
         IMAGE,
         "install",
         &address,
         "--flavor=one",
         "--accept-eula",
-    ])?)?;
+    ];
+    words.extend(options);
+    run_visibly(&mut node.command(&words)?)?;
     Ok(started.elapsed())
 }
 

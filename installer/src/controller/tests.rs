@@ -39,6 +39,7 @@ fn cluster() -> ClusterSpec {
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
+        leaf_seconds: spec::care::LEAF_SECONDS,
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
     }
 }
@@ -120,7 +121,7 @@ fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
 #[test]
 fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     let worker = node("two", "10.0.0.2", Role::Worker, "10.244.1.0/24");
-    let leaves = leaves(&worker);
+    let leaves = leaves(&worker, Duration::from_secs(3600));
     let names: Vec<_> = leaves.keys().map(String::as_str).collect();
     let expected = [
         "coredns.kubeconfig",
@@ -128,6 +129,7 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
         "kube-proxy.kubeconfig",
         "kubelet",
         "kubelet.kubeconfig",
+        "node",
         "registry",
         "registry-client",
     ];
@@ -137,6 +139,9 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     assert_eq!(kubelet.common_name, "system:node:two");
     assert_eq!(kubelet.organizations, ["system:nodes"]);
     assert!(kubelet.client && !kubelet.server);
+    let (authority, identity) = &leaves["node"];
+    assert_eq!(authority, "rpc-ca");
+    assert_eq!(identity.common_name, member_name(worker.id));
     let admin = |leaf: &Leaf| {
         leaf.organizations
             .iter()

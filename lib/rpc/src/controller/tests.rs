@@ -44,6 +44,7 @@ fn cluster() -> ClusterSpec {
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
+        leaf_seconds: spec::care::LEAF_SECONDS,
         nodes: Vec::new(),
     }
 }
