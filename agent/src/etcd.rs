@@ -9,13 +9,13 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use host::command::Cmd;
+use host::command::{Cmd, CommandError};
 use operation::PhaseError;
 use serde::Deserialize;
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::phase::EtcdRestore;
 
-use crate::node::{file, lasting, transient};
+use crate::node::{file, lasting};
 
 /// Where the member answers its own node.
 const ENDPOINT: &str = "https://127.0.0.1:2379";
@@ -118,18 +118,17 @@ impl Etcd {
         }
     }
 
-    fn client(&self, timeout: Duration) -> Cmd {
-        let mut client = Cmd::new(self.programs.join("etcdctl"));
-        // It refuses an option that the administrator's environment has, too.
-        for name in ["ENDPOINTS", "CACERT", "CERT", "KEY", "COMMAND_TIMEOUT", "WRITE_OUT"] {
-            client = client.env(format!("ETCDCTL_{name}"), "");
-        }
-        client
-            .arg(format!("--endpoints={ENDPOINT}"))
-            .arg(option("cacert", &self.secrets.join("etcd-ca.crt")))
-            .arg(option("cert", &self.secrets.join("etcd-client.crt")))
-            .arg(option("key", &self.secrets.join("etcd-client.key")))
-            .arg(format!("--command-timeout={}s", timeout.as_secs()))
+    /// All options come by the environment: it refuses one that comes both ways,
+    /// and administrators have theirs there.
+    fn client(&self, timeout: Duration, output: &str) -> Cmd {
+        let secret = |name: &str| self.secrets.join(name);
+        Cmd::new(self.programs.join("etcdctl"))
+            .env("ETCDCTL_ENDPOINTS", ENDPOINT)
+            .env("ETCDCTL_CACERT", secret("etcd-ca.crt"))
+            .env("ETCDCTL_CERT", secret("etcd-client.crt"))
+            .env("ETCDCTL_KEY", secret("etcd-client.key"))
+            .env("ETCDCTL_COMMAND_TIMEOUT", format!("{}s", timeout.as_secs()))
+            .env("ETCDCTL_WRITE_OUT", output)
             .timeout(timeout + Duration::from_secs(5))
     }
 
@@ -143,11 +142,11 @@ impl Etcd {
     /// When it doesn't answer.
     pub fn status(&self) -> Result<Status, PhaseError> {
         let output = self
-            .client(QUESTION)
-            .args(["endpoint", "status", "--write-out=json"])
+            .client(QUESTION, "json")
+            .args(["endpoint", "status"])
             .describe("ask etcd how it is")
             .run()
-            .map_err(|error| transient(&error))?;
+            .map_err(|error| PhaseError::transient(words(&error)))?;
         read_status(&output.stdout)
     }
 
@@ -157,11 +156,11 @@ impl Etcd {
     /// When it doesn't answer.
     pub fn members(&self) -> Result<usize, PhaseError> {
         let output = self
-            .client(QUESTION)
-            .args(["member", "list", "--write-out=json"])
+            .client(QUESTION, "json")
+            .args(["member", "list"])
             .describe("ask etcd for its members")
             .run()
-            .map_err(|error| transient(&error))?;
+            .map_err(|error| PhaseError::transient(words(&error)))?;
         let members: Members =
             serde_json::from_str(&output.stdout).map_err(|error| lasting(&error))?;
         Ok(members.members.len())
@@ -172,12 +171,12 @@ impl Etcd {
     /// # Errors
     /// When etcd doesn't answer, or there is no room.
     pub fn save(&self, to: &Path) -> Result<Content, PhaseError> {
-        self.client(WORK)
+        self.client(WORK, "simple")
             .args(["snapshot", "save"])
             .arg(to)
             .describe("take a snapshot of etcd")
             .run()
-            .map_err(|error| transient(&error))?;
+            .map_err(|error| PhaseError::transient(words(&error)))?;
         self.inspect(to)
     }
 
@@ -193,7 +192,7 @@ impl Etcd {
             .arg(snapshot)
             .describe(format!("read the snapshot {}", snapshot.display()))
             .run()
-            .map_err(|error| lasting(&error))?;
+            .map_err(|error| PhaseError::lasting(words(&error)))?;
         serde_json::from_str(&output.stdout).map_err(|error| lasting(&error))
     }
 
@@ -227,7 +226,7 @@ impl Etcd {
             .arg("--mark-compacted")
             .describe("restore the snapshot of etcd")
             .run()
-            .map_err(|error| lasting(&error))?;
+            .map_err(|error| PhaseError::lasting(words(&error)))?;
         Ok(())
     }
 
@@ -237,11 +236,11 @@ impl Etcd {
     /// # Errors
     /// When etcd doesn't answer.
     pub fn defragment(&self) -> Result<(), PhaseError> {
-        self.client(WORK)
+        self.client(WORK, "simple")
             .arg("defrag")
             .describe("defragment etcd")
             .run()
-            .map_err(|error| transient(&error))?;
+            .map_err(|error| PhaseError::transient(words(&error)))?;
         Ok(())
     }
 
@@ -251,7 +250,7 @@ impl Etcd {
     /// When etcd doesn't answer.
     pub fn compact(&self, revision: u64) -> Result<(), PhaseError> {
         let ended = self
-            .client(WORK)
+            .client(WORK, "simple")
             .args(["compaction", "--physical"])
             .arg(revision.to_string())
             .describe("compact etcd")
@@ -259,7 +258,9 @@ impl Etcd {
         match ended {
             // Somebody else was faster.
             Err(error) if error.to_string().contains("has been compacted") => Ok(()),
-            ended => ended.map(drop).map_err(|error| transient(&error)),
+            ended => ended
+                .map(drop)
+                .map_err(|error| PhaseError::transient(words(&error))),
         }
     }
 
@@ -268,13 +269,29 @@ impl Etcd {
     /// # Errors
     /// When etcd doesn't answer.
     pub fn disarm(&self) -> Result<(), PhaseError> {
-        self.client(QUESTION)
+        self.client(QUESTION, "simple")
             .args(["alarm", "disarm"])
             .describe("end etcd's alarms")
             .run()
-            .map_err(|error| transient(&error))?;
+            .map_err(|error| PhaseError::transient(words(&error)))?;
         Ok(())
     }
+}
+
+/// What a program of etcd said of its failure: its last line, which may be JSON
+/// with a stack trace.
+fn words(error: &CommandError) -> String {
+    let CommandError::Failed { what, stderr, .. } = error else {
+        return crate::text(error);
+    };
+    let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
+    let last = last.unwrap_or("it does not say why");
+    let Ok(json) = serde_json::from_str::<serde_json::Value>(last) else {
+        return format!("{what}: {last}");
+    };
+    let part = |name: &str| json[name].as_str();
+    let words: Vec<_> = ["msg", "error"].into_iter().filter_map(part).collect();
+    format!("{what}: {}", words.join(": "))
 }
 
 fn option(name: &str, value: &Path) -> std::ffi::OsString {
@@ -362,6 +379,21 @@ mod tests {
         for bad in ["", "[]", "{}", "[{}]"] {
             assert!(read_status(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn failures_are_told_without_stack_traces() {
+        let said = |stderr: &str| {
+            let script = format!("cat >&2 <<'END'\n{stderr}\nEND\nexit 1");
+            let failed = Cmd::new("sh").args(["-c", &script]).describe("ask etcd").run();
+            words(&failed.unwrap_err())
+        };
+        assert_eq!(said("one\nError: two"), "ask etcd: Error: two");
+        let json = r#"{"level":"fatal","msg":"can't","error":"no reason","stacktrace":"x"}"#;
+        assert_eq!(said(json), "ask etcd: can't: no reason");
+        assert_eq!(said(""), "ask etcd: it does not say why");
+        let none = Cmd::new("/nonexistent").describe("ask etcd").run();
+        assert!(words(&none.unwrap_err()).contains("/nonexistent"));
     }
 
     #[test]

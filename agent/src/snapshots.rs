@@ -141,8 +141,7 @@ pub fn take(
     let _lock = Lock::wait(&directory.join(".lock"), PATIENCE).map_err(|error| lasting(&error))?;
     remove_unfinished(directory)?;
     check_room(etcd.status()?.size, directory)?;
-    let time = Timestamp::now();
-    let name = name(time, kind);
+    let (time, name) = free_name(directory, kind);
     let (new, path) = (directory.join(format!("{NEW}{name}")), directory.join(&name));
     let content = etcd.save(&new).inspect_err(|_| {
         // The next one removes what is left of it.
@@ -162,6 +161,18 @@ pub fn take(
         path,
     };
     Ok((snapshot, content))
+}
+
+/// A name that no snapshot has: one a second and kind.
+fn free_name(directory: &Path, kind: Kind) -> (Timestamp, String) {
+    loop {
+        let time = Timestamp::now();
+        let name = name(time, kind);
+        if !directory.join(&name).exists() {
+            return (time, name);
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The lock's holder makes them: what is there is of one that was killed.
@@ -288,6 +299,15 @@ mod tests {
         assert!(!directory.path().join(unfinished).exists());
         assert_eq!(names(), expected);
         assert!(list(&directory.path().join("none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_second_one_of_the_same_second_gets_a_name_of_its_own() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, first) = free_name(directory.path(), Kind::Manual);
+        host::atomic::write(&directory.path().join(&first), b"x", 0o600).unwrap();
+        let (_, second) = free_name(directory.path(), Kind::Manual);
+        assert!(first < second, "{first} {second}");
     }
 
     #[test]
