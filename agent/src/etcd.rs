@@ -21,8 +21,10 @@ use crate::node::{file, lasting};
 const ENDPOINT: &str = "https://127.0.0.1:2379";
 /// Programs of the base image.
 const PROGRAMS: &str = "usr/local/bin";
-/// How long a question may take.
+/// How long a question may take unless told otherwise.
 const QUESTION: Duration = Duration::from_secs(15);
+/// A program that hangs is killed so much later than it should have ended.
+const GRACE: Duration = Duration::from_secs(1);
 /// How long work on all of the data may take: 8 GB on a slow disk.
 const WORK: Duration = Duration::from_secs(30 * 60);
 /// Added to the revision of a snapshot, so that it is greater than every one
@@ -38,6 +40,7 @@ const SECTOR: u64 = 512;
 pub struct Etcd {
     programs: PathBuf,
     secrets: PathBuf,
+    patience: Duration,
 }
 
 /// How a member is.
@@ -107,6 +110,7 @@ impl Etcd {
         Ok(Self {
             programs: rootfs.join(PROGRAMS),
             secrets: layout.planet_secrets(),
+            patience: QUESTION,
         })
     }
 
@@ -115,7 +119,14 @@ impl Etcd {
         Self {
             programs: Path::new("/").join(PROGRAMS),
             secrets: PLANET_SECRETS.into(),
+            patience: QUESTION,
         }
+    }
+
+    /// The same member, whose answers are waited for so long.
+    #[must_use]
+    pub fn within(self, patience: Duration) -> Self {
+        Self { patience, ..self }
     }
 
     /// All options come by the environment: it refuses one that comes both ways,
@@ -129,7 +140,7 @@ impl Etcd {
             .env("ETCDCTL_KEY", secret("etcd-client.key"))
             .env("ETCDCTL_COMMAND_TIMEOUT", format!("{}s", timeout.as_secs()))
             .env("ETCDCTL_WRITE_OUT", output)
-            .timeout(timeout + Duration::from_secs(5))
+            .timeout(timeout + GRACE)
     }
 
     fn tool(&self) -> Cmd {
@@ -142,7 +153,7 @@ impl Etcd {
     /// When it doesn't answer.
     pub fn status(&self) -> Result<Status, PhaseError> {
         let output = self
-            .client(QUESTION, "json")
+            .client(self.patience, "json")
             .args(["endpoint", "status"])
             .describe("ask etcd how it is")
             .run()
@@ -156,7 +167,7 @@ impl Etcd {
     /// When it doesn't answer.
     pub fn members(&self) -> Result<usize, PhaseError> {
         let output = self
-            .client(QUESTION, "json")
+            .client(self.patience, "json")
             .args(["member", "list"])
             .describe("ask etcd for its members")
             .run()
@@ -269,7 +280,7 @@ impl Etcd {
     /// # Errors
     /// When etcd doesn't answer.
     pub fn disarm(&self) -> Result<(), PhaseError> {
-        self.client(QUESTION, "simple")
+        self.client(self.patience, "simple")
             .args(["alarm", "disarm"])
             .describe("end etcd's alarms")
             .run()
@@ -333,7 +344,9 @@ fn check_sum(path: &Path) -> Result<(), PhaseError> {
     let mut sum = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 1 << 20];
     while left > 0 {
-        let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let part = buffer
+            .len()
+            .min(usize::try_from(left).unwrap_or(usize::MAX));
         snapshot.read_exact(&mut buffer[..part]).map_err(failed)?;
         sum.update(&buffer[..part]);
         left -= part as u64;
@@ -385,7 +398,10 @@ mod tests {
     fn failures_are_told_without_stack_traces() {
         let said = |stderr: &str| {
             let script = format!("cat >&2 <<'END'\n{stderr}\nEND\nexit 1");
-            let failed = Cmd::new("sh").args(["-c", &script]).describe("ask etcd").run();
+            let failed = Cmd::new("sh")
+                .args(["-c", &script])
+                .describe("ask etcd")
+                .run();
             words(&failed.unwrap_err())
         };
         assert_eq!(said("one\nError: two"), "ask etcd: Error: two");

@@ -128,11 +128,7 @@ fn name(time: Timestamp, kind: Kind) -> String {
 /// # Errors
 /// When etcd doesn't answer, the disk has too little room, or the snapshot is
 /// damaged, which is removed then.
-pub fn take(
-    etcd: &Etcd,
-    directory: &Path,
-    kind: Kind,
-) -> Result<(Snapshot, Content), PhaseError> {
+pub fn take(etcd: &Etcd, directory: &Path, kind: Kind) -> Result<(Snapshot, Content), PhaseError> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -142,7 +138,10 @@ pub fn take(
     remove_unfinished(directory)?;
     check_room(etcd.status()?.size, directory)?;
     let (time, name) = free_name(directory, kind);
-    let (new, path) = (directory.join(format!("{NEW}{name}")), directory.join(&name));
+    let (new, path) = (
+        directory.join(format!("{NEW}{name}")),
+        directory.join(&name),
+    );
     let content = etcd.save(&new).inspect_err(|_| {
         // The next one removes what is left of it.
         let _ = remove_unfinished(directory);
@@ -188,7 +187,8 @@ fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
 }
 
 fn check_room(size: u64, directory: &Path) -> Result<(), PhaseError> {
-    let space = host::facts::space(directory).map_err(|error| file("look at", directory, &error))?;
+    let space =
+        host::facts::space(directory).map_err(|error| file("look at", directory, &error))?;
     match space.available_bytes >= size + ROOM {
         true => Ok(()),
         false => Err(PhaseError::lasting(format!(
@@ -293,7 +293,10 @@ mod tests {
             let all = list(directory.path()).unwrap().into_iter();
             all.map(|one| one.name).collect()
         };
-        let expected = ["20231114T221320Z-scheduled.db", "20231114T221321Z-manual.db"];
+        let expected = [
+            "20231114T221320Z-scheduled.db",
+            "20231114T221321Z-manual.db",
+        ];
         assert_eq!(names(), expected);
         remove_unfinished(directory.path()).unwrap();
         assert!(!directory.path().join(unfinished).exists());

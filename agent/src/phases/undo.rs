@@ -70,9 +70,7 @@ pub(crate) async fn undo(
             objects(node, &found, &*sink).await
         }
         PhaseSpec::Health(_) | PhaseSpec::EtcdStart(_) => Ok(()),
-        PhaseSpec::EtcdRestore(_) => {
-            blocking(node, sink, |n, _| recovery::undo_restore(n)).await
-        }
+        PhaseSpec::EtcdRestore(_) => blocking(node, sink, |n, _| recovery::undo_restore(n)).await,
         PhaseSpec::EtcdReplace(_) => recovery::undo_replace(node, sink).await,
         PhaseSpec::EtcdClean(_) => recovery::undo_clean(node),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,

@@ -20,6 +20,9 @@ use super::{Session, cert};
 /// How long a part may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// The same for etcd, whose client takes a second more.
+const ETCD: Duration = Duration::from_secs(3);
+
 /// What `gravity status --output json` prints.
 #[derive(Debug, Serialize)]
 struct Report {
@@ -203,7 +206,7 @@ fn certificates(session: &Session) -> Vec<String> {
 async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<String>) {
     let layout = session.layout.clone();
     let asked = tokio::task::spawn_blocking(move || {
-        let status = Etcd::on_host(&layout).and_then(|etcd| etcd.status());
+        let status = Etcd::on_host(&layout).and_then(|etcd| etcd.within(ETCD).status());
         (status, snapshots::list(&layout.etcd_snapshots()))
     });
     let Ok(Ok((status, snapshots))) = tokio::time::timeout(PATIENCE, asked).await else {

@@ -127,11 +127,19 @@ pub(crate) fn user(name: &str, uid: u32, gid: u32) -> User {
 /// The sample's cluster and the planet of its master.
 pub(crate) fn planned(change: impl FnOnce(&mut Options)) -> (ClusterSpec, PlanetConfig) {
     let prepared = plan_with(change, &KnownUsers::default()).unwrap();
-    let payload = prepared.plan.phase("/start/planet").unwrap().payload.clone();
+    let payload = prepared
+        .plan
+        .phase("/start/planet")
+        .unwrap()
+        .payload
+        .clone();
     let PhaseSpec::Planet(planet) = serde_json::from_value(payload).unwrap() else {
         panic!()
     };
-    (prepared.cluster, serde_json::from_value(planet.config).unwrap())
+    (
+        prepared.cluster,
+        serde_json::from_value(planet.config).unwrap(),
+    )
 }
 
 #[test]

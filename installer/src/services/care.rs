@@ -14,7 +14,12 @@ const NAME: &str = "care";
 const FILE: &str = "care.json";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let command = ["/opt/gravity/bin/gravity", "care", "--config", &config(FILE)];
+    let command = [
+        "/opt/gravity/bin/gravity",
+        "care",
+        "--config",
+        &config(FILE),
+    ];
     // It writes keys, and signs with those of the authorities.
     let service = context.privileged(NAME, command.map(String::from).into(), Probe::Started);
     let json = serde_json::json!(care(context));
