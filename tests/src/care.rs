@@ -30,6 +30,16 @@ const RENEWAL: Duration = Duration::from_secs(LIFE);
 const KILL: &str =
     "kill -9 $(cat /var/lib/gravity/operation.lock) $(cat /var/lib/gravity/agent.lock)";
 
+type Step = fn(&Test<'_>) -> Result<()>;
+
+/// What is done on one node.
+const STEPS: &[(&str, Step)] = &[
+    ("Snapshots", snapshots),
+    ("A recovery", recovery),
+    ("A recovery that is killed in each phase", killed_recovery),
+    ("A full etcd", full_etcd),
+];
+
 /// Runs all of it on the new nodes `NAME-1` and `NAME-2`.
 ///
 /// # Errors
@@ -40,15 +50,9 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     let first = setup.create(&format!("{name}-1"), console)?;
     install_with(&first, &image, &[], console)?;
     let test = Test { node: &first };
-    let steps: [(&str, fn(&Test<'_>) -> Result<()>); 4] = [
-        ("Snapshots", snapshots),
-        ("A recovery", recovery),
-        ("A recovery that is killed in each phase", killed_recovery),
-        ("A full etcd", full_etcd),
-    ];
-    for (step, check) in steps {
+    for (step, check) in STEPS {
         console.step(step);
-        check(&test).with_context(|| step.to_owned())?;
+        check(&test).with_context(|| (*step).to_owned())?;
     }
     first.delete()?;
 
@@ -160,7 +164,7 @@ impl Test<'_> {
     /// Ids of the containers' first processes: they show every restart.
     fn containers(&self) -> Result<String> {
         Ok(self
-            .shell("gravity exec ctr -n k8s.io tasks ls | awk 'NR > 1 {print $1, $2}' | sort")?
+            .shell("gravity exec ctr -n k8s.io tasks ls 2>/dev/null | awk 'NR > 1 {print $1, $2}' | sort")?
             .expect(0, &[])?
             .text)
     }
@@ -286,6 +290,10 @@ fn is_recovered(test: &Test<'_>, revision: u64, containers: &str) -> Result<()> 
         .expect(0, &[])?;
     test.kubectl("rollout status deployment web --timeout=120s")?
         .expect(0, &[])?;
+    test.wait("the former pod is gone", Duration::from_secs(90), || {
+        let pods = test.kubectl("get pods -n default -l app=web -o name")?;
+        Ok(pods.code == 0 && pods.text.lines().count() == 1)
+    })?;
     test.kubectl("delete configmap before -n default")?
         .expect(0, &[])
         .map(drop)
