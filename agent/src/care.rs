@@ -74,7 +74,8 @@ impl Sink for Logged {
 
 async fn look(care: &Care, planet: &Client) {
     let layout = Care::layout();
-    let due = |found: &pki::Inspected| found.half_life() <= Timestamp::now().as_second();
+    let due =
+        certificates::due_together(&layout, care, Timestamp::now().as_second(), care.period());
     match renew(&layout, care, planet, due, &Logged).await {
         Ok(renewed) if renewed.is_empty() => {}
         Ok(renewed) => tracing::info!("renewed {}", renewed.join(", ")),

@@ -49,6 +49,12 @@ struct Due<'a> {
     identity: bool,
 }
 
+impl Due<'_> {
+    fn is_empty(&self) -> bool {
+        self.certificates.is_empty() && self.kubeconfigs.is_empty() && !self.identity
+    }
+}
+
 /// Replaces the certificates that are due and has the services read them, one
 /// after the other. Returns the names of the files.
 ///
@@ -90,6 +96,22 @@ pub async fn renew(
         std::fs::remove_file(&pending).map_err(|error| file("remove", &pending, &error))?;
     }
     Ok(renewed)
+}
+
+/// Which certificates are due at `now`, in seconds since 1970: none where no one
+/// is, and with the first of them all that will be within `period`. They were
+/// made one after the other, and services are to be restarted once.
+pub(super) fn due_together(
+    layout: &Layout,
+    care: &Care,
+    now: i64,
+    period: Duration,
+) -> impl Fn(&Inspected) -> bool + use<> {
+    let by = |limit: i64| move |found: &Inspected| found.half_life() <= limit;
+    // What can't be read is told by who renews.
+    let is_any = find(layout, care, &by(now)).is_ok_and(|due| !due.is_empty());
+    let period = i64::try_from(period.as_secs()).unwrap_or_default();
+    by(if is_any { now + period } else { i64::MIN })
 }
 
 fn find<'a>(
@@ -337,6 +359,25 @@ mod tests {
         assert_eq!(second[0].common_name, "node-1");
         assert!(replace(&layout, &care, at(end)).is_empty());
         assert_eq!(text("apiserver.key"), key);
+    }
+
+    #[test]
+    fn those_that_are_due_soon_are_renewed_with_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layout, mut care) = master(directory.path());
+        care.leaf_seconds = HOUR + 60;
+        let only_first = |found: &Inspected| found.common_name == "admin";
+        assert_eq!(replace(&layout, &care, only_first), ["admin.kubeconfig"]);
+        let first = pki::inspect(&read(&layout.planet_secrets().join("apiserver.crt")).unwrap());
+        let half = first.unwrap().half_life();
+        let renewed = |now: i64, period: u64| {
+            let due = due_together(&layout, &care, now, Duration::from_secs(period));
+            let found = find(&layout, &care, &due).unwrap();
+            found.certificates.len() + found.kubeconfigs.len()
+        };
+        assert_eq!(renewed(half - 1, 300), 0);
+        assert_eq!(renewed(half, 0), 1);
+        assert_eq!(renewed(half, 300), 2);
     }
 
     #[tokio::test]
