@@ -397,7 +397,8 @@ mod tests {
         renew(false).await.unwrap_err();
         std::fs::remove_file(&pending).unwrap();
         renew(false).await.unwrap();
-        std::fs::write(layout.planet_secrets().join("apiserver.crt"), "damaged").unwrap();
+        let damaged = layout.planet_secrets().join("apiserver.crt");
+        host::atomic::write(&damaged, b"damaged", 0o644).unwrap();
         renew(false).await.unwrap_err();
     }
 }
