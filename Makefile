@@ -42,6 +42,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode profiles
 	$(BIN)/testnode hooks
 	$(BIN)/testnode page
+	$(BIN)/testnode care
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

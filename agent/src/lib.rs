@@ -5,7 +5,9 @@
 //! journal first. A phase can be executed again at any time, after any end:
 //! what is done already is found and left.
 
+pub mod care;
 mod daemon;
+pub mod etcd;
 pub mod leave;
 mod node;
 mod phases;
@@ -13,6 +15,7 @@ pub mod power;
 pub mod preview;
 mod residue;
 mod room;
+pub mod snapshots;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -25,7 +28,7 @@ use spec::layout::Layout;
 use spec::phase::PhaseSpec;
 
 pub use node::{Node, session};
-pub use phases::{hook_run, renew_certificates};
+pub use phases::hook_run;
 
 /// How long an agent lives with nothing to do.
 const IDLE: Duration = Duration::from_secs(30);

@@ -16,14 +16,14 @@ mod kubernetes_node;
 mod nodes;
 pub(crate) mod planet;
 pub(crate) mod program;
+mod recovery;
 mod register;
 mod resources;
 mod rootfs;
-mod secrets;
+pub(crate) mod secrets;
 mod undo;
 mod volumes;
 
-pub use secrets::renew as renew_certificates;
 pub(crate) use undo::undo;
 
 use std::sync::Arc;
@@ -89,6 +89,14 @@ pub(crate) async fn execute(
             full = room::exhausted(node.layout().state_dir()) => Err(full),
         },
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
+        PhaseSpec::EtcdRestore(phase) => {
+            blocking(node, sink, move |n, _| recovery::restore(n, &phase)).await
+        }
+        PhaseSpec::EtcdReplace(_) => recovery::replace(node, sink).await,
+        PhaseSpec::EtcdStart(phase) => recovery::start(node, &phase.node, sink).await,
+        PhaseSpec::EtcdClean(phase) => {
+            blocking(node, sink, move |n, _| recovery::clean(n, &phase)).await
+        }
     }
 }
 

@@ -85,6 +85,10 @@ pub(crate) enum Command {
     /// Show and renew the certificates of this node
     #[command(subcommand)]
     Cert(Cert),
+    /// Take and list snapshots of the cluster's state, and go back to one; on a
+    /// master
+    #[command(subcommand)]
+    Etcd(Etcd),
     /// Remove the cluster from this node
     Leave(Leave),
     /// Remove another node from the cluster; on a master
@@ -127,6 +131,9 @@ pub(crate) enum Command {
     /// Follow who the cluster's masters are; the planet's service
     #[command(hide = true)]
     Masters(Masters),
+    /// Look after certificates and etcd: a service of the planet
+    #[command(hide = true)]
+    Care(Care),
     /// Run the container of Kubernetes services
     #[command(hide = true, subcommand)]
     Planet(Planet),
@@ -243,6 +250,11 @@ pub(crate) struct Install {
     /// Check, then print what would change on this node, and change nothing
     #[arg(long, help_heading = "How to install")]
     pub(crate) dry_run: bool,
+    /// How long certificates live, in seconds: for tests of their renewal
+    #[arg(long, hide = true, value_name = "SECONDS", default_value_t = spec::care::LEAF_SECONDS,
+          value_parser = clap::value_parser!(u64)
+              .range(spec::care::LEAF_SECONDS_MIN..=spec::care::LEAF_SECONDS))]
+    pub(crate) leaf_seconds: u64,
 }
 
 /// Where a cluster runs.
@@ -506,11 +518,38 @@ pub(crate) enum Cert {
     #[command(visible_alias = "ls")]
     List,
     /// Replace certificates whose half-life is over, and restart the services
-    /// that have them; on a master
+    /// that have them; the node does it by itself, too
     Renew {
         /// Replace all, whatever their age
         #[arg(long)]
         all: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Care {
+    /// What it looks after
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Etcd {
+    /// Take a snapshot
+    Snapshot {
+        /// Where to; among those that the node keeps otherwise
+        #[arg(long, value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+    /// List the snapshots that the node keeps
+    Snapshots,
+    /// Give the cluster the state of a snapshot; pods go on
+    Recover {
+        /// Name of a snapshot that the node keeps, or a file
+        snapshot: PathBuf,
+        /// Don't ask
+        #[arg(long)]
+        confirm: bool,
     },
 }
 
@@ -677,6 +716,8 @@ mod tests {
             "--service-uid=planet",
             "--storage-driver=devicemapper",
             "--cloud-provider=aws",
+            "--leaf-seconds=59",
+            "--leaf-seconds=31536001",
             "--advertise-addr=node",
         ] {
             assert_eq!(install(&[bad]).unwrap_err().exit_code(), 2, "{bad}");

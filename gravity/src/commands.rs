@@ -4,10 +4,12 @@
 //! `main` prints once.
 
 mod agent;
+mod care;
 mod cert;
 mod check;
 mod completion;
 mod controller;
+mod etcd;
 mod exec;
 mod hook;
 mod install;
@@ -124,6 +126,8 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Leave(arguments) => block_on(leave::run(&session, &arguments)),
         Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
         Command::Token(arguments) => block_on(token::run(&session, &arguments)),
+        Command::Etcd(arguments) => block_on(etcd::run(&session, &arguments)),
+        Command::Care(arguments) => block_on(care::run(&arguments)),
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
         Command::Masters(arguments) => block_on(masters::run(&arguments)),
         Command::Stop(arguments) => block_on(power::stop(&session, &arguments)),

@@ -335,6 +335,11 @@ impl Site {
     }
 }
 
+/// What a node is known to controllers by.
+fn identity(node: Uuid, life: Duration) -> Leaf {
+    Leaf::client(&member_name(node), &[], life)
+}
+
 #[async_trait::async_trait]
 impl Controller for Site {
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
@@ -373,7 +378,7 @@ impl Controller for Site {
         })
         .await?;
         tracing::info!(hostname = candidate.hostname, %node, "took a node in");
-        let identity = Leaf::client(&member_name(node), &[], pki::LEAF_LIFETIME);
+        let identity = identity(node, cluster.leaf_lifetime());
         let signed = self.authority(RPC_AUTHORITY)?.sign(request, &identity);
         let certificate = signed.map_err(|error| Refusal::Refused(error.to_string()))?;
         let role = cluster.node(node).map_or(Role::Worker, |node| node.role);
@@ -685,22 +690,24 @@ fn free_pod_cidr(cluster: &ClusterSpec) -> Result<String, Refusal> {
 /// and what it says.
 fn leaves(cluster: &ClusterSpec, node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
     let requested = secrets::requested(cluster, node);
+    let life = cluster.leaf_lifetime();
     let certificates = requested.certificates.iter().map(|certificate| {
         let Certificate {
             name, authority, ..
         } = certificate.clone();
-        (
-            name,
-            (authority, Leaf::planned(certificate, pki::LEAF_LIFETIME)),
-        )
+        (name, (authority, Leaf::planned(certificate, life)))
     });
     let kubeconfigs = requested.kubeconfigs.iter().map(|kubeconfig| {
         let name = kubeconfig.certificate();
         let (user, groups) = (&kubeconfig.common_name, &kubeconfig.organizations);
-        let leaf = Leaf::client(user, groups, pki::LEAF_LIFETIME);
+        let leaf = Leaf::client(user, groups, life);
         (name, ("kubernetes-ca".into(), leaf))
     });
-    certificates.chain(kubeconfigs).collect()
+    let identity = (
+        spec::NODE_IDENTITY.to_owned(),
+        (RPC_AUTHORITY.to_owned(), identity(node.id, life)),
+    );
+    certificates.chain(kubeconfigs).chain([identity]).collect()
 }
 
 #[cfg(test)]

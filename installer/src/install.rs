@@ -88,6 +88,8 @@ pub struct Options {
     /// What the license allows that the image demands, whose Secret is
     /// [`LICENSE_FILE`] of the operation
     pub license: Option<spec::License>,
+    /// `--leaf-seconds`
+    pub leaf_seconds: u64,
     /// `--state-dir`
     pub state_dir: PathBuf,
 }
@@ -112,6 +114,7 @@ impl Options {
             config: false,
             token: false,
             license: None,
+            leaf_seconds: spec::care::LEAF_SECONDS,
             state_dir: state_dir.to_owned(),
         }
     }
@@ -595,6 +598,7 @@ pub fn prepare(
         domain: DOMAIN.into(),
         dns_zones: zones(&options.dns_zones)?,
         license: options.license.clone(),
+        leaf_seconds: options.leaf_seconds,
         nodes: vec![node.clone()],
     };
     let volumes = volumes(profile, &options.mounts);

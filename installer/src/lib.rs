@@ -17,6 +17,7 @@ pub mod install;
 pub mod join;
 pub mod masters;
 mod planet_config;
+pub mod recover;
 mod secrets;
 pub mod services;
 

@@ -124,6 +124,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
             .collect(),
         certificates,
         kubeconfigs,
+        leaf_seconds: context.cluster.leaf_seconds,
     }
 }
 

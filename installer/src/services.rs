@@ -4,6 +4,7 @@
 //! a [`Definition`] a service: how it is started and which files it reads.
 //! Pure: the same context gives the same definitions.
 
+mod care;
 mod containerd;
 mod controller;
 mod coredns;
@@ -42,6 +43,7 @@ const EVERYWHERE: &[Define] = &[
     coredns::define,
     registry::define,
     masters::define,
+    care::define,
 ];
 
 /// What masters have beside them.

@@ -39,6 +39,17 @@ pub enum Request {
         /// Its name.
         service: String,
     },
+    /// Stops a service and keeps it so until it is released or the planet
+    /// starts anew.
+    Hold {
+        /// Its name.
+        service: String,
+    },
+    /// Lets a held service start again.
+    Release {
+        /// Its name.
+        service: String,
+    },
 }
 
 /// What it answers.
@@ -91,7 +102,7 @@ pub enum State {
     Ready,
     /// Ended and will be started again.
     Failed,
-    /// Ended because it was told to.
+    /// Ended because it was told to, or held.
     Stopped,
 }
 
@@ -173,6 +184,55 @@ impl Client {
         .await
     }
 
+    /// Stops a service and keeps it so; comes back when it has ended. Holding
+    /// a held one is fine.
+    ///
+    /// # Errors
+    /// When the supervisor can't be reached, has no such service, or that does
+    /// not end in time.
+    pub async fn hold(&self, service: &str, timeout: Duration) -> Result<()> {
+        self.accepted(&Request::Hold {
+            service: service.to_owned(),
+        })
+        .await?;
+        let stopped = |status: &Status| {
+            let mut all = status.services.iter();
+            all.any(|one| one.name == service && one.state == State::Stopped)
+        };
+        let until = Instant::now() + timeout;
+        let watch = async {
+            loop {
+                let Ok(mut watch) = self.watch().await else {
+                    sleep(RETRY).await;
+                    continue;
+                };
+                while let Ok(Some(status)) = watch.next().await {
+                    if stopped(&status) {
+                        return;
+                    }
+                }
+                sleep(RETRY).await;
+            }
+        };
+        timeout_at(until, watch).await.map_err(|_| {
+            Error::Protocol(format!(
+                "{service} has not ended within {} s",
+                timeout.as_secs()
+            ))
+        })
+    }
+
+    /// Lets a held service start again. One that isn't held goes on.
+    ///
+    /// # Errors
+    /// When the supervisor can't be reached or has no such service.
+    pub async fn release(&self, service: &str) -> Result<()> {
+        self.accepted(&Request::Release {
+            service: service.to_owned(),
+        })
+        .await
+    }
+
     /// Has the whole planet stopped.
     ///
     /// # Errors
@@ -222,6 +282,21 @@ impl Client {
             seconds: timeout.as_secs(),
             services,
         })
+    }
+
+    /// Waits until the supervisor answers with its services, whatever their
+    /// states.
+    ///
+    /// # Errors
+    /// When it can't be reached within `timeout`.
+    pub async fn wait_known(&self, timeout: Duration) -> Result<Status> {
+        let until = Instant::now() + timeout;
+        loop {
+            match self.status().await {
+                Err(_) if Instant::now() < until => sleep(RETRY).await,
+                answer => return answer,
+            }
+        }
     }
 
     /// Follows the status.

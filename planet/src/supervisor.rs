@@ -93,6 +93,7 @@ async fn supervise(config: PlanetConfig) -> Result<()> {
             .services
             .iter()
             .map(|service| service.name.clone())
+            .chain([logs::DAEMON.to_owned()])
             .collect(),
     ));
     let commands = Arc::new(commands);

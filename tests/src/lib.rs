@@ -6,6 +6,7 @@
 //! is found and removed by name, also after a crash.
 
 pub mod bench;
+pub mod care;
 pub mod cgroup;
 pub mod crash;
 pub mod faults;

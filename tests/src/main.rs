@@ -10,7 +10,7 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{crash, faults, hooks, inside, join, masters, page, profiles, sample};
+use gravity_tests::{care, crash, faults, hooks, inside, join, masters, page, profiles, sample};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -140,6 +140,15 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "page")]
         name: String,
+    },
+    /// Take snapshots, recover from them, fill etcd up, and let certificates
+    /// with short lives be renewed.
+    Care {
+        /// First part of the nodes' names.
+        #[arg(default_value = "care")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
     },
     /// Kill, damage, refuse and fill up installs, and see that all end well.
     Faults {
@@ -302,6 +311,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             };
             profiles::run(&setup, &name, console)?;
         }
+        Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,
         Task::Page { name } => page::run(&name, console)?,
         Task::PageVendor { directory } => page::vendor(&directory)?,

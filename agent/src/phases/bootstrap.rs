@@ -20,6 +20,7 @@ pub(super) const DIRECTORIES: &[(&str, u32)] = &[
     ("registry", 0o755),
     ("log", 0o755),
     ("etcd", 0o700),
+    ("etcd-snapshots", 0o700),
     ("containerd", 0o711),
     ("kubelet", 0o755),
     ("secrets", 0o700),

@@ -11,7 +11,6 @@ use std::time::Duration;
 use operation::PhaseError;
 use pki::{Authority, Issued, Leaf};
 use spec::ServiceUser;
-use spec::layout::Layout;
 use spec::phase::{Certificate, Kubeconfig, Secrets};
 
 use crate::Node;
@@ -21,7 +20,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Authorities are replaced by hand, with bundles: ten years.
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
 /// Authority of kubeconfigs.
-const KUBERNETES: &str = "kubernetes-ca";
+pub(crate) const KUBERNETES: &str = "kubernetes-ca";
 /// Bytes of the key that encrypts Kubernetes secrets at rest.
 const ENCRYPTION_KEY: usize = 32;
 
@@ -46,16 +45,19 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
             .get(name)
             .ok_or_else(|| PhaseError::lasting(format!("the plan names no authority {name}")))
     };
+    let life = Duration::from_secs(phase.leaf_seconds);
     for certificate in &phase.certificates {
         issue(
             &directory,
             authority(&certificate.authority)?,
             certificate,
             &phase.user,
+            life,
         )?;
     }
     for kubeconfig in &phase.kubeconfigs {
-        write_kubeconfig(&directory, authority(KUBERNETES)?, kubeconfig, &phase.user)?;
+        let authority = authority(KUBERNETES)?;
+        write_kubeconfig(&directory, authority, kubeconfig, &phase.user, life)?;
     }
     own_cluster_keys(&directory, &phase.user)
 }
@@ -74,12 +76,13 @@ fn issue(
     authority: &Authority,
     certificate: &Certificate,
     user: &ServiceUser,
+    life: Duration,
 ) -> Result<(), PhaseError> {
     if own_certificate(directory, certificate, user)? {
         return Ok(());
     }
     let issued = authority
-        .issue(&Leaf::planned(certificate, pki::LEAF_LIFETIME))
+        .issue(&Leaf::planned(certificate, life))
         .map_err(|error| lasting(&error))?;
     store_certificate(directory, certificate, &issued, user)
 }
@@ -89,6 +92,7 @@ fn write_kubeconfig(
     authority: &Authority,
     kubeconfig: &Kubeconfig,
     user: &ServiceUser,
+    life: Duration,
 ) -> Result<(), PhaseError> {
     if own_kubeconfig(directory, kubeconfig, user)? {
         return Ok(());
@@ -97,7 +101,7 @@ fn write_kubeconfig(
         .issue(&Leaf::client(
             &kubeconfig.common_name,
             &kubeconfig.organizations,
-            pki::LEAF_LIFETIME,
+            life,
         ))
         .map_err(|error| lasting(&error))?;
     store_kubeconfig(
@@ -107,62 +111,6 @@ fn write_kubeconfig(
         &issued,
         user,
     )
-}
-
-/// Replaces the certificates of a master that are due, by new ones that are
-/// good for `valid_for`. A certificate keeps its key, so that a crash never
-/// leaves a key beside a certificate of another. Returns the names of the files.
-///
-/// # Errors
-/// When a certificate, a key or an authority can't be read or written.
-pub fn renew(
-    layout: &Layout,
-    secrets: &Secrets,
-    valid_for: Duration,
-    is_due: impl Fn(&pki::Inspected) -> bool,
-) -> Result<Vec<String>, PhaseError> {
-    let directory = layout.planet_secrets();
-    let authority = |name: &str| Authority::load(&directory, name).map_err(|error| lasting(&error));
-    let due = |pem: &str| Ok::<_, PhaseError>(is_due(&pki::inspect(pem).map_err(|e| lasting(&e))?));
-    let mut renewed = Vec::new();
-    for certificate in &secrets.certificates {
-        let file = format!("{}.crt", certificate.name);
-        let path = directory.join(&file);
-        if !due(&read(&path)?)? {
-            continue;
-        }
-        let key = read(&directory.join(format!("{}.key", certificate.name)))?;
-        let pem = authority(&certificate.authority)?
-            .renew(&key, &Leaf::planned(certificate, valid_for))
-            .map_err(|error| lasting(&error))?;
-        host::atomic::write(&path, pem.as_bytes(), 0o644).map_err(|error| lasting(&error))?;
-        renewed.push(file);
-    }
-    for kubeconfig in &secrets.kubeconfigs {
-        let file = format!("{}.kubeconfig", kubeconfig.name);
-        let path = directory.join(&file);
-        let pem = pki::kubeconfig_certificate(&read(&path)?)
-            .ok_or_else(|| PhaseError::lasting(format!("{} is damaged", path.display())))?;
-        if !due(&pem)? {
-            continue;
-        }
-        let authority = authority(KUBERNETES)?;
-        let issued = authority
-            .issue(&Leaf::client(
-                &kubeconfig.common_name,
-                &kubeconfig.organizations,
-                valid_for,
-            ))
-            .map_err(|error| lasting(&error))?;
-        let pem = authority.certificate_pem();
-        store_kubeconfig(&directory, kubeconfig, pem, &issued, &secrets.user)?;
-        renewed.push(file);
-    }
-    Ok(renewed)
-}
-
-fn read(path: &Path) -> Result<String, PhaseError> {
-    std::fs::read_to_string(path).map_err(|error| file("read", path, &error))
 }
 
 /// Whether a certificate is there with its key, which then has its owner.
@@ -212,7 +160,7 @@ pub(super) fn store_certificate(
 }
 
 /// Writes a kubeconfig that holds its client certificate.
-pub(super) fn store_kubeconfig(
+pub(crate) fn store_kubeconfig(
     directory: &Path,
     kubeconfig: &Kubeconfig,
     authority_pem: &str,
@@ -302,75 +250,4 @@ fn own(path: &Path, owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
 
 fn give(path: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     chown(path, Some(user.uid), Some(user.gid)).map_err(|error| file("give away", path, &error))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::MetadataExt;
-
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    #[test]
-    fn certificates_that_are_due_are_renewed_and_keep_their_keys() {
-        let directory = tempfile::tempdir().unwrap();
-        let node = Node::open(Layout::new(directory.path())).unwrap();
-        let layout = node.layout().clone();
-        let own = directory.path().metadata().unwrap();
-        let secrets = Secrets {
-            user: ServiceUser {
-                name: "planet".into(),
-                uid: own.uid(),
-                gid: own.gid(),
-            },
-            authorities: BTreeMap::from([(KUBERNETES.into(), "kubernetes".into())]),
-            certificates: vec![Certificate {
-                name: "apiserver".into(),
-                authority: KUBERNETES.into(),
-                common_name: "node-1".into(),
-                organizations: Vec::new(),
-                dns_names: vec!["localhost".into()],
-                ip_addresses: Vec::new(),
-                server: true,
-                client: false,
-                root_only: false,
-            }],
-            kubeconfigs: vec![Kubeconfig {
-                name: "admin".into(),
-                common_name: "admin".into(),
-                organizations: vec!["system:masters".into()],
-                server: "https://localhost:6443".into(),
-                root_only: true,
-            }],
-        };
-        execute(&node, &secrets).unwrap();
-        let text = |name: &str| read(&layout.planet_secrets().join(name)).unwrap();
-        let ends = || {
-            let certificate = pki::inspect(&text("apiserver.crt")).unwrap();
-            let kubeconfig = pki::kubeconfig_certificate(&text("admin.kubeconfig")).unwrap();
-            [
-                certificate.not_after,
-                pki::inspect(&kubeconfig).unwrap().not_after,
-            ]
-        };
-        let (key, first) = (text("apiserver.key"), ends());
-        assert!(
-            renew(&layout, &secrets, HOUR, |_| false)
-                .unwrap()
-                .is_empty()
-        );
-        assert_eq!(ends(), first);
-        // Short lives, so that they are due soon: then they get longer ones.
-        let names = ["apiserver.crt", "admin.kubeconfig"];
-        assert_eq!(renew(&layout, &secrets, HOUR, |_| true).unwrap(), names);
-        let short = ends();
-        assert!(short.iter().zip(first).all(|(new, old)| *new < old));
-        let day = short[0] - 60;
-        let due = |found: &pki::Inspected| found.half_life() < day;
-        assert_eq!(renew(&layout, &secrets, HOUR * 99, due).unwrap(), names);
-        assert!(ends().iter().zip(short).all(|(new, old)| *new > old));
-        assert!(renew(&layout, &secrets, HOUR, due).unwrap().is_empty());
-        assert_eq!(text("apiserver.key"), key);
-    }
 }

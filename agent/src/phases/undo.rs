@@ -15,12 +15,18 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::{Hook, PhaseSpec};
 
-use super::{blocking, bootstrap, config};
+use super::{blocking, bootstrap, config, recovery};
 use crate::node::{file, lasting, session, transient};
 use crate::{Node, daemon, residue};
 
 /// Data that the planet's services write, below the state directory.
-const SERVICE_DATA: &[&str] = &["planet/overlay", "etcd", "containerd", "kubelet"];
+const SERVICE_DATA: &[&str] = &[
+    "planet/overlay",
+    "etcd",
+    "etcd-snapshots",
+    "containerd",
+    "kubelet",
+];
 
 /// Takes one phase back.
 pub(crate) async fn undo(
@@ -70,7 +76,10 @@ pub(crate) async fn undo(
             let found = cluster::documents(&text).map_err(|error| lasting(&error))?;
             objects(node, &found, &*sink).await
         }
-        PhaseSpec::Health(_) | PhaseSpec::Nodes(_) => Ok(()),
+        PhaseSpec::Health(_) | PhaseSpec::Nodes(_) | PhaseSpec::EtcdStart(_) => Ok(()),
+        PhaseSpec::EtcdRestore(_) => blocking(node, sink, |n, _| recovery::undo_restore(n)).await,
+        PhaseSpec::EtcdReplace(_) => recovery::undo_replace(node, sink).await,
+        PhaseSpec::EtcdClean(_) => recovery::undo_clean(node),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,
         PhaseSpec::Complete(_) | PhaseSpec::CompleteJoin(_) => {
             if matches!(phase, PhaseSpec::Complete(_)) {

@@ -1,16 +1,13 @@
 //! `gravity cert`: the certificates of this node.
 
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, render};
 use event::Sink;
 use host::lock::Lock;
-use installer::coordinator::Operation;
 use jiff::Timestamp;
 use serde::Serialize;
-use spec::phase::{PhaseSpec, Secrets};
 
 use super::{Session, require_root};
 use crate::cli::Cert;
@@ -20,7 +17,7 @@ const MAX_FILE: u64 = 1 << 20;
 
 /// One certificate.
 #[derive(Debug, Serialize)]
-struct Row {
+pub(crate) struct Row {
     /// File below the directory of secrets.
     file: String,
     /// Whom it names.
@@ -35,6 +32,21 @@ struct Row {
     state: &'static str,
 }
 
+impl Row {
+    /// What should have been done about it: it is renewed at half of its life,
+    /// and at three quarters of it wasn't.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let late = self.half_life.duration_until(self.expires) / 2;
+        let is_late = self.state == "due" && Timestamp::now() > self.half_life + late;
+        (self.state == "expired" || is_late).then(|| {
+            let expires = render::timestamp(self.expires);
+            let ends = if is_late { "ends" } else { "has ended" };
+            let file = &self.file;
+            format!("certificate {file} {ends} {expires}; the log of service care says why")
+        })
+    }
+}
+
 pub(crate) async fn run(session: &Session, arguments: &Cert) -> Result<ExitCode> {
     require_root()?;
     match arguments {
@@ -43,39 +55,27 @@ pub(crate) async fn run(session: &Session, arguments: &Cert) -> Result<ExitCode>
     }
 }
 
-/// Services that know a certificate from their start only. etcd reads its own
-/// anew with every connection; containerd has none.
-const RESTARTED: &[&str] = &[
-    "kube-apiserver",
-    "kube-controller-manager",
-    "kube-scheduler",
-    "kubelet",
-    "kube-proxy",
-    "flannel",
-    "coredns",
-    "registry",
-    "controller",
-];
-/// How long services may take to be ready again.
-const PATIENCE: Duration = Duration::from_secs(300);
-
 /// Replaces certificates whose half-life is over, or all, and has the services
 /// take them up, one after the other.
 async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
     let layout = &session.layout;
-    if layout.node_certificate().exists() {
-        bail!("the certificates of a node that joined can't be renewed yet: leave and join again");
-    }
     let _lock = Lock::acquire(&layout.operation_lock())?;
-    let secrets = secrets(&Operation::all(layout)?)
-        .context("no operation on this node has made certificates")?;
+    let care = agent::care::configured(layout).map_err(|error| anyhow!(error.message))?;
+    if care.etcd {
+        // Certificates that have ended may be why it can't be had.
+        match super::etcd::before(session, "the renewal of certificates") {
+            Ok(snapshot) => session
+                .console
+                .info(&format!("Took snapshot {}", snapshot.name)),
+            Err(error) => session.console.warning(&format!("{error:#}")),
+        }
+    }
     let now = Timestamp::now().as_second();
     let due = |found: &pki::Inspected| all || found.half_life() <= now;
-    let renewed = agent::renew_certificates(layout, &secrets, pki::LEAF_LIFETIME, due)
+    let planet = planet::client::Client::new(&layout.planet_run().join("planet.sock"));
+    let renewed = agent::care::renew(layout, &care, &planet, due, &*session.console)
+        .await
         .map_err(|error| anyhow!(error.message))?;
-    if !renewed.is_empty() {
-        restart(session).await?;
-    }
     match session.console.is_json() {
         true => session.console.print_json(&renewed)?,
         false if renewed.is_empty() => session.console.info("No certificate is due"),
@@ -84,35 +84,6 @@ async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
             .info(&format!("Renewed {}", renewed.join(", "))),
     }
     Ok(ExitCode::Ok)
-}
-
-async fn restart(session: &Session) -> Result<()> {
-    let socket = session.layout.planet_run().join("planet.sock");
-    let planet = planet::client::Client::new(&socket);
-    let status = planet.status().await?;
-    let has = |name: &&&str| status.services.iter().any(|service| service.name == **name);
-    for name in RESTARTED.iter().filter(has) {
-        session.console.step(&format!("Restarting {name}"));
-        planet.restart(name).await?;
-        let only = [(*name).to_owned()];
-        planet.wait_ready(&only, PATIENCE, |_| ()).await?;
-    }
-    planet.wait_ready(&[], PATIENCE, |_| ()).await?;
-    Ok(())
-}
-
-/// What certificates the node has, of the latest operation that made some.
-fn secrets(operations: &[Operation]) -> Option<Secrets> {
-    let leaves = operations
-        .iter()
-        .rev()
-        .flat_map(|operation| operation.plan.leaves());
-    leaves
-        .filter_map(|phase| serde_json::from_value(phase.payload.clone()).ok())
-        .find_map(|payload| match payload {
-            PhaseSpec::Secrets(secrets) => Some(secrets),
-            _ => None,
-        })
 }
 
 fn show(session: &Session) -> Result<ExitCode> {
@@ -142,7 +113,7 @@ fn show(session: &Session) -> Result<ExitCode> {
 }
 
 /// Certificates in files of their own, and those in kubeconfigs.
-fn list(secrets: &Path, now: Timestamp) -> Result<Vec<Row>> {
+pub(crate) fn list(secrets: &Path, now: Timestamp) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for directory in [secrets.to_owned(), secrets.join("planet")] {
         let Ok(entries) = std::fs::read_dir(&directory) else {
@@ -197,6 +168,8 @@ fn certificate(path: &Path) -> Result<Option<String>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use pki::{Authority, Leaf};
 
     use super::*;

@@ -419,6 +419,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         vxlan_port: arguments.vxlan_port,
         service_uid: arguments.service_uid,
         service_gid: arguments.service_gid,
+        leaf_seconds: arguments.leaf_seconds,
         state_dir: session.layout.state_dir().to_owned(),
     }
 }

@@ -298,7 +298,7 @@ async fn report_failure(layout: &Layout, operation: &Operation, sink: &dyn Sink)
 
 /// Operations that bring a node into a cluster: taken back, nothing of ours is
 /// left on it.
-const FIRST: &[&str] = &["install", "join"];
+pub(crate) const FIRST: &[&str] = &["install", "join"];
 
 /// Takes an operation back.
 async fn roll_back(

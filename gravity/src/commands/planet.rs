@@ -75,7 +75,7 @@ fn state_dir() -> Result<std::path::PathBuf> {
         .context("find the state directory of this program")
 }
 
-fn config(layout: &Layout) -> Result<planet::config::PlanetConfig> {
+pub(crate) fn config(layout: &Layout) -> Result<planet::config::PlanetConfig> {
     let path = layout.planet_config();
     let json = match std::fs::read(&path) {
         Ok(json) => json,

@@ -43,7 +43,11 @@ pub(crate) async fn run(session: &Session, arguments: &Rollback) -> Result<ExitC
 fn preview(session: &Session, last: &Operation) -> Result<()> {
     let phases = last.to_roll_back()?;
     let phases = phases.iter().map(|phase| phase.id.clone()).collect();
-    let changes = Journal::read(&session.layout.host_changes())?;
+    let changes = match operation::FIRST.contains(&last.plan.kind.as_str()) {
+        true => Journal::read(&session.layout.host_changes())?,
+        // The node stays in its cluster.
+        false => Vec::new(),
+    };
     let preview = Preview {
         phases,
         changes: changes.iter().rev().map(Change::to_string).collect(),

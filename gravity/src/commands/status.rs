@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use agent::etcd::Etcd;
+use agent::snapshots::{self, Snapshot};
 use anyhow::{Context, Result, bail};
 use cluster::NodeStatus;
 use cluster::hooks::LastCheck;
@@ -9,15 +11,19 @@ use console::ExitCode;
 use installer::controller;
 use installer::coordinator::Operation;
 use installer::services::OF_MASTERS;
+use jiff::Timestamp;
 use manifest::{HookName, Manifest};
 use planet::client::ServiceStatus;
 use serde::Serialize;
 use spec::ClusterSpec;
 
-use super::Session;
+use super::{Session, cert};
 
 /// How long a part may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same for etcd, whose client takes a second more.
+const ETCD: Duration = Duration::from_secs(3);
 
 /// What `gravity status --output json` prints.
 #[derive(Debug, Serialize)]
@@ -37,6 +43,8 @@ struct Cluster {
     state: &'static str,
     /// Why it is degraded, a reason a line.
     reasons: Vec<String>,
+    /// What will degrade it when nobody looks after it.
+    warnings: Vec<String>,
     image: String,
     version: String,
     flavor: Option<String>,
@@ -121,9 +129,11 @@ async fn report(session: &Session) -> Result<Report> {
             endpoints: Vec::new(),
             status_hook: None,
             operation: progress(session)?,
-            cluster: described(spec, reasons),
+            cluster: described(spec, reasons, certificates(session)),
         });
     }
+    let mut warnings = certificates(session);
+    etcd(session, &mut reasons, &mut warnings).await;
     let client = tokio::time::timeout(
         PATIENCE,
         cluster::Client::connect(&session.layout.admin_kubeconfig()),
@@ -193,7 +203,58 @@ async fn report(session: &Session) -> Result<Report> {
         endpoints,
         status_hook,
         operation: progress(session)?,
-        cluster: described(spec, reasons),
+        cluster: described(spec, reasons, warnings),
+    })
+}
+
+/// Certificates that should have been renewed long ago.
+fn certificates(session: &Session) -> Vec<String> {
+    match cert::list(&session.layout.secrets(), Timestamp::now()) {
+        Ok(rows) => rows.iter().filter_map(cert::Row::warning).collect(),
+        Err(error) => vec![format!("{error:#}")],
+    }
+}
+
+/// How etcd is and how old its last snapshot.
+async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<String>) {
+    let layout = session.layout.clone();
+    let asked = tokio::task::spawn_blocking(move || {
+        let status = Etcd::on_host(&layout).and_then(|etcd| etcd.within(ETCD).status());
+        (status, snapshots::list(&layout.etcd_snapshots()))
+    });
+    let Ok(Ok((status, snapshots))) = tokio::time::timeout(PATIENCE, asked).await else {
+        return warnings.push("etcd does not say in time how it is".into());
+    };
+    match status {
+        Ok(status) if status.is_full => reasons.push(format!(
+            "etcd has used up its quota of {} and takes no writes",
+            console::render::bytes(status.quota)
+        )),
+        Ok(status) if status.size > status.quota / 10 * 8 => warnings.push(format!(
+            "etcd has used {} of its quota of {}",
+            console::render::bytes(status.size),
+            console::render::bytes(status.quota)
+        )),
+        Ok(_) => {}
+        Err(error) => warnings.push(error.message),
+    }
+    match snapshots {
+        Ok(all) => warnings.extend(old_snapshot(all.last(), Timestamp::now())),
+        Err(error) => warnings.push(error.message),
+    }
+}
+
+/// Two in a row have failed.
+fn old_snapshot(last: Option<&Snapshot>, now: Timestamp) -> Option<String> {
+    // A new node has none yet.
+    let last = last?;
+    let age = now.duration_since(last.time);
+    let limit = 2 * snapshots::EVERY;
+    (!age.is_negative() && age.unsigned_abs() > limit).then(|| {
+        format!(
+            "the last snapshot of etcd is of {}; the log of service care says why",
+            console::render::timestamp(last.time)
+        )
     })
 }
 
@@ -234,7 +295,7 @@ fn down(services: &[ServiceStatus]) -> impl Iterator<Item = String> {
     })
 }
 
-fn described(spec: ClusterSpec, mut reasons: Vec<String>) -> Cluster {
+fn described(spec: ClusterSpec, mut reasons: Vec<String>, warnings: Vec<String>) -> Cluster {
     let over = |license: &&spec::License| license.is_over(std::time::SystemTime::now());
     if let Some(license) = spec.license.as_ref().filter(over) {
         reasons.push(format!("the license of {} is over", license.holder));
@@ -247,6 +308,7 @@ fn described(spec: ClusterSpec, mut reasons: Vec<String>) -> Cluster {
             "degraded"
         },
         reasons,
+        warnings,
         image: spec.image.name,
         version: spec.image.version,
         flavor: spec.flavor,
@@ -417,6 +479,8 @@ fn text(report: &Report) -> String {
             .map(|reason| reason.replace('\n', "\n                 "))
             .map(|reason| format!("                 {reason}")),
     );
+    let warnings = cluster.warnings.iter();
+    lines.extend(warnings.map(|warning| format!("Warning:         {warning}")));
     if let Some(check) = &report.status_hook {
         let result = if check.passed { "passed" } else { "failed" };
         let time = console::render::timestamp(check.time);
@@ -504,7 +568,27 @@ pub(crate) fn endpoints_text(endpoints: &[Endpoint]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use agent::snapshots::Kind;
+
     use super::*;
+
+    #[test]
+    fn a_snapshot_is_missed_after_two_times() {
+        let time = Timestamp::from_second(1_700_000_000).unwrap();
+        let snapshot = Snapshot {
+            name: "x".into(),
+            time,
+            kind: Kind::Scheduled,
+            size: 1,
+            path: "/x".into(),
+        };
+        let after = |hours| {
+            let now = time + jiff::SignedDuration::from_hours(hours);
+            old_snapshot(Some(&snapshot), now).is_some()
+        };
+        assert!(!after(-1) && !after(7) && !after(12) && after(13));
+        assert_eq!(old_snapshot(None, time), None);
+    }
 
     #[test]
     fn the_user_is_told_where_setup_goes_on() {

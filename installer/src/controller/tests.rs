@@ -41,6 +41,7 @@ fn cluster() -> ClusterSpec {
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
         license: None,
+        leaf_seconds: spec::care::LEAF_SECONDS,
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
     }
 }
@@ -251,6 +252,7 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
         "kube-proxy.kubeconfig",
         "kubelet",
         "kubelet.kubeconfig",
+        "node",
         "registry",
         "registry-client",
     ];
@@ -260,6 +262,9 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     assert_eq!(kubelet.common_name, "system:node:two");
     assert_eq!(kubelet.organizations, ["system:nodes"]);
     assert!(kubelet.client && !kubelet.server);
+    let (authority, identity) = &leaves["node"];
+    assert_eq!(authority, "rpc-ca");
+    assert_eq!(identity.common_name, member_name(worker.id));
     let admin = |leaf: &Leaf| {
         leaf.organizations
             .iter()

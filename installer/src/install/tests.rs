@@ -124,6 +124,42 @@ pub(crate) fn user(name: &str, uid: u32, gid: u32) -> User {
     }
 }
 
+/// The sample's cluster and the planet of its master.
+pub(crate) fn planned(change: impl FnOnce(&mut Options)) -> (ClusterSpec, PlanetConfig) {
+    let prepared = plan_with(change, &KnownUsers::default()).unwrap();
+    let payload = prepared
+        .plan
+        .phase("/start/planet")
+        .unwrap()
+        .payload
+        .clone();
+    let PhaseSpec::Planet(planet) = serde_json::from_value(payload).unwrap() else {
+        panic!()
+    };
+    (
+        prepared.cluster,
+        serde_json::from_value(planet.config).unwrap(),
+    )
+}
+
+#[test]
+fn a_node_knows_what_it_has_to_care_for() {
+    let (_, planet) = planned(|options| options.leaf_seconds = 240);
+    let mut files = planet.files.iter();
+    let file = files.find(|file| file.path == std::path::Path::new(spec::care::CONFIG));
+    let care: spec::care::Care = serde_json::from_str(&file.unwrap().content).unwrap();
+    assert!(care.etcd && care.controllers.is_empty());
+    assert_eq!(care.leaf_seconds, 240);
+    let has = |name: &str| care.certificates.iter().any(|one| one.name == name);
+    assert!(has("etcd") && has("apiserver") && has("kubelet"));
+    assert_eq!(care.kubeconfigs.len(), 7);
+    let state = spec::care::Care::layout();
+    for path in [state.secrets(), state.etcd_snapshots()] {
+        let mount = planet.mounts.iter().find(|mount| mount.target == path);
+        assert!(!mount.unwrap().read_only, "{}", path.display());
+    }
+}
+
 #[test]
 fn a_plan_is_whole_and_runs_hooks_last() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
@@ -214,6 +250,7 @@ fn volumes_reach_the_planet_with_their_owner() {
     assert_eq!(
         rooted,
         BTreeSet::from([
+            "care",
             "containerd",
             "controller",
             "flannel",

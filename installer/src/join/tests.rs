@@ -45,6 +45,7 @@ fn cluster() -> ClusterSpec {
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
         license: None,
+        leaf_seconds: spec::care::LEAF_SECONDS,
         nodes: vec![
             node("first", "192.168.7.8", Role::Master, "10.244.0.0/24"),
             node("node-1", "192.168.7.9", Role::Worker, "10.244.1.0/24"),
@@ -143,6 +144,7 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         .collect();
     services.sort_unstable();
     let expected = [
+        "care",
         "containerd",
         "coredns",
         "flannel",
@@ -158,6 +160,14 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         .map(|balancer| balancer.backends[0].to_string())
         .collect();
     assert_eq!(backends, ["192.168.7.8:6443", "192.168.7.9:5000"]);
+
+    let mut files = config.files.iter();
+    let care = files.find(|file| file.path == std::path::Path::new(spec::care::CONFIG));
+    let care: spec::care::Care = serde_json::from_str(&care.unwrap().content).unwrap();
+    assert!(!care.etcd);
+    assert_eq!(care.controllers, ["192.168.7.8:3009".parse().unwrap()]);
+    let snapshots = spec::care::Care::layout().etcd_snapshots();
+    assert!(config.mounts.iter().all(|mount| mount.target != snapshots));
 
     let stranger = Membership {
         node: Uuid::from_u128(9),

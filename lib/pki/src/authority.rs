@@ -23,7 +23,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 use crate::{Error, random};
 
 /// How much earlier than now certificates begin: clocks of nodes differ.
-const BACKDATE: Duration = Duration::from_secs(60 * 60);
+pub(crate) const BACKDATE: Duration = Duration::from_secs(60 * 60);
 
 /// Largest PEM file that is read, in bytes.
 const MAX_PEM: u64 = 64 * 1024;
@@ -232,16 +232,6 @@ impl Authority {
         })
     }
 
-    /// Makes a new certificate for a key that has one.
-    ///
-    /// # Errors
-    /// When there is no key, or a name can't be part of a certificate.
-    pub fn renew(&self, key_pem: &str, leaf: &Leaf) -> Result<String, Error> {
-        // The parser's error is not shown: it might quote the key.
-        let key = KeyPair::from_pem(key_pem).map_err(|_| Error::Pem("private key"))?;
-        self.certify(leaf, &key)
-    }
-
     /// Makes a certificate for the key of a request, which is all that is taken
     /// of it: names and rights are `leaf`'s.
     ///
@@ -318,9 +308,21 @@ impl fmt::Debug for Request {
 /// # Errors
 /// When the system has no random bytes.
 pub fn request() -> Result<Request, Error> {
-    let key = new_key()?;
+    request_of(&new_key()?)
+}
+
+/// The request for a new certificate of a key that has one.
+///
+/// # Errors
+/// When `key_pem` holds no key.
+pub fn request_for(key_pem: &str) -> Result<Request, Error> {
+    // The parser's error is not shown: it might quote the key.
+    request_of(&KeyPair::from_pem(key_pem).map_err(|_| Error::Pem("private key"))?)
+}
+
+fn request_of(key: &KeyPair) -> Result<Request, Error> {
     let request = CertificateParams::default()
-        .serialize_request(&key)
+        .serialize_request(key)
         .and_then(|request| request.pem())
         .map_err(Error::Key)?;
     Ok(Request {
@@ -474,6 +476,22 @@ mod tests {
         );
         key.verify(cert.tbs_certificate.as_ref(), &cert.signature_value.data)
             .unwrap();
+    }
+
+    #[test]
+    fn a_key_gets_another_certificate_by_a_request() {
+        let authority = Authority::generate("kubernetes", DAY).unwrap();
+        let first = authority.issue(&leaf()).unwrap();
+        let request = request_for(&first.key_pem).unwrap();
+        assert_eq!(request.key_pem, first.key_pem);
+        let second = authority.sign(&request.request_pem, &leaf()).unwrap();
+        let (first, second) = (der(&first.certificate_pem), der(&second));
+        let (_, first) = X509Certificate::from_der(&first).unwrap();
+        let (_, second) = X509Certificate::from_der(&second).unwrap();
+        assert_eq!(first.public_key().raw, second.public_key().raw);
+        assert_ne!(first.raw_serial(), second.raw_serial());
+        let error = request_for("-----BEGIN PRIVATE KEY-----\nAAAA\n").unwrap_err();
+        assert!(!error.to_string().contains("AAAA"), "{error}");
     }
 
     #[test]

@@ -22,9 +22,12 @@ pub struct Inspected {
 }
 
 impl Inspected {
-    /// From when on it should be replaced: half of its life is over.
+    /// From when on it should be replaced: half of its life is over, which began
+    /// when it was made.
     pub fn half_life(&self) -> i64 {
-        self.not_before + (self.not_after - self.not_before) / 2
+        let backdate = i64::try_from(crate::authority::BACKDATE.as_secs()).unwrap_or_default();
+        let made = (self.not_before + backdate).min(self.not_after);
+        made + (self.not_after - made) / 2
     }
 }
 
@@ -93,7 +96,7 @@ mod tests {
         assert!(!found.is_authority);
         // It is good an hour before it was made.
         assert_eq!(found.not_after - found.not_before, 10 * 3600);
-        assert_eq!(found.half_life() - found.not_before, 5 * 3600);
+        assert_eq!(found.half_life() - found.not_before, 5 * 3600 + 1800);
         assert!(inspect(authority.certificate_pem()).unwrap().is_authority);
         for text in [
             "",

@@ -74,6 +74,11 @@ impl Layout {
         self.0.join(name)
     }
 
+    /// Snapshots of etcd, root's alone (0700).
+    pub fn etcd_snapshots(&self) -> PathBuf {
+        self.0.join("etcd-snapshots")
+    }
+
     /// Cluster resources. `digest` is of their tar.
     pub fn resources(&self, digest: &str) -> PathBuf {
         self.0.join("resources").join(hex(digest))

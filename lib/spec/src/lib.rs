@@ -5,6 +5,7 @@
 //! [`phase::PhaseSpec`], the payload that an agent executes. Both carry a version, and a
 //! reader refuses a newer one. Neither holds secrets.
 
+pub mod care;
 pub mod layout;
 pub mod phase;
 
@@ -41,6 +42,10 @@ pub const API_PORT: u16 = 6443;
 /// Port at which the controllers of a cluster listen, on masters.
 pub const CONTROLLER_PORT: u16 = 3009;
 
+/// Name under which a controller signs the certificate that a worker is known
+/// to controllers by.
+pub const NODE_IDENTITY: &str = "node";
+
 /// What is known of a cluster; the same on all of its nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterSpec {
@@ -70,6 +75,9 @@ pub struct ClusterSpec {
     /// What the vendor's license allows, where the image demands one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub license: Option<License>,
+    /// How long certificates of services and nodes live, in seconds.
+    #[serde(default = "care::leaf_seconds")]
+    pub leaf_seconds: u64,
     /// All nodes.
     pub nodes: Vec<NodeSpec>,
 }
@@ -232,6 +240,11 @@ impl ClusterSpec {
     /// The node with an identity.
     pub fn node(&self, id: Uuid) -> Option<&NodeSpec> {
         self.nodes.iter().find(|node| node.id == id)
+    }
+
+    /// How long certificates of services and nodes live.
+    pub fn leaf_lifetime(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.leaf_seconds)
     }
 
     /// Addresses of the masters, but of those that leave.

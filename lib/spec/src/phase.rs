@@ -53,6 +53,14 @@ pub enum PhaseSpec {
     Complete(Complete),
     /// The same on a node that joined.
     CompleteJoin(CompleteJoin),
+    /// Makes data of etcd from a snapshot, beside those that it has.
+    EtcdRestore(EtcdRestore),
+    /// Stops etcd and what uses it, and exchanges its data with those.
+    EtcdReplace(EtcdReplace),
+    /// Starts etcd and what uses it, and waits until the node is ready.
+    EtcdStart(EtcdStart),
+    /// Removes the data that etcd had before.
+    EtcdClean(EtcdClean),
 }
 
 /// See [`PhaseSpec::Bootstrap`].
@@ -157,6 +165,9 @@ pub struct Secrets {
     pub certificates: Vec<Certificate>,
     /// Kubeconfigs to write.
     pub kubeconfigs: Vec<Kubeconfig>,
+    /// How long certificates live, in seconds.
+    #[serde(default = "crate::care::leaf_seconds")]
+    pub leaf_seconds: u64,
 }
 
 /// See [`PhaseSpec::JoinSecrets`].
@@ -182,6 +193,44 @@ pub struct JoinSecrets {
 pub struct Register {
     /// Where the controllers listen.
     pub controllers: Vec<SocketAddr>,
+}
+
+/// See [`PhaseSpec::EtcdRestore`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdRestore {
+    /// The operation, whose directory holds the snapshot.
+    pub operation: String,
+    /// Who runs etcd.
+    pub user: ServiceUser,
+    /// Name of the member.
+    pub member: String,
+    /// URL at which other members reach it.
+    pub peer_url: String,
+    /// Token of the etcd cluster.
+    pub token: String,
+}
+
+impl EtcdRestore {
+    /// Name of the snapshot in the operation's directory.
+    pub const SNAPSHOT: &str = "snapshot.db";
+}
+
+/// See [`PhaseSpec::EtcdReplace`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdReplace {}
+
+/// See [`PhaseSpec::EtcdStart`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdStart {
+    /// Name of the node in Kubernetes.
+    pub node: String,
+}
+
+/// See [`PhaseSpec::EtcdClean`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdClean {
+    /// The operation, whose directory holds the snapshot.
+    pub operation: String,
 }
 
 /// A certificate and its key.

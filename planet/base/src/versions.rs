@@ -316,6 +316,7 @@ mod tests {
             "/usr/local/bin/ctr",
             "/usr/local/bin/etcd",
             "/usr/local/bin/etcdctl",
+            "/usr/local/bin/etcdutl",
             "/usr/local/bin/flanneld",
             "/usr/local/bin/helm",
             "/usr/local/bin/kube-apiserver",

@@ -35,6 +35,10 @@ pub(super) fn open(service: &str) -> Result<File> {
         .at("open", &path)
 }
 
+/// Log of the planet's daemon on hosts without systemd, which writes there from
+/// outside.
+pub(super) const DAEMON: &str = "planet";
+
 /// Empties logs that are too large, for ever.
 pub(super) async fn rotate(services: Vec<String>) {
     loop {

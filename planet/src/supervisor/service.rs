@@ -58,6 +58,10 @@ const KILL: Duration = Duration::from_secs(10);
 pub(super) enum Command {
     /// Stop and start again; answered when it is no longer ready.
     Restart(oneshot::Sender<()>),
+    /// Stop and stay so; answered when it is written down.
+    Hold(oneshot::Sender<()>),
+    /// Start again where it was held.
+    Release(oneshot::Sender<()>),
 }
 
 /// A service and what belongs to it.
@@ -82,6 +86,9 @@ struct Saved {
     ready: bool,
     /// Whether a oneshot service is done.
     done: bool,
+    /// Whether it is to stay stopped.
+    #[serde(default)]
+    held: bool,
 }
 
 /// A process of the service.
@@ -97,6 +104,15 @@ struct Running {
 enum Event {
     Ended(Result<(), String>),
     Restart,
+    Hold(oneshot::Sender<()>),
+    Stop,
+}
+
+/// Why a unit without a process waits no longer.
+enum Waited {
+    /// It may start.
+    Start,
+    Hold,
     Stop,
 }
 
@@ -126,23 +142,47 @@ impl Unit {
         let mut saved: Saved = files::read_json(&self.state_file()).unwrap_or_default();
         let mut backoff = BACKOFF_MIN;
         let mut adopted = self.adopt(&saved);
-        if !saved.done
-            && adopted.is_none()
-            && !self.wait_required(&mut commands, &mut stopping).await
-        {
-            return self
-                .board
-                .change(&self.service.name, |status| status.state = State::Stopped);
-        }
+        let mut waits = !saved.done && adopted.is_none();
         loop {
+            if saved.held {
+                if let Some(running) = adopted.take() {
+                    self.terminate(running, false).await;
+                }
+                saved.process = None;
+                self.save(&saved);
+                self.set(State::Stopped, None, saved.restarts, None);
+                if !self.wait_release(&mut commands, &mut stopping).await {
+                    break;
+                }
+                saved.held = false;
+                self.save(&saved);
+                backoff = BACKOFF_MIN;
+                waits = true;
+                self.set(State::Starting, None, saved.restarts, None);
+            }
+            if std::mem::take(&mut waits) {
+                match self.wait_required(&mut commands, &mut stopping).await {
+                    Waited::Start => {}
+                    Waited::Hold => {
+                        saved.held = true;
+                        continue;
+                    }
+                    Waited::Stop => {
+                        return self
+                            .board
+                            .change(&self.service.name, |status| status.state = State::Stopped);
+                    }
+                }
+            }
             let running = match adopted.take() {
                 Some(running) => Ok(running),
                 None if saved.done => {
                     self.set(State::Ready, None, saved.restarts, None);
-                    if !self.wait_command(&mut commands, &mut stopping).await {
-                        break;
+                    match self.wait_command(&mut commands, &mut stopping).await {
+                        Waited::Start => saved.done = false,
+                        Waited::Hold => saved.held = true,
+                        Waited::Stop => break,
                     }
-                    saved.done = false;
                     continue;
                 }
                 None => self.start(&mut saved).await,
@@ -171,6 +211,13 @@ impl Unit {
                             saved.restarts += 1;
                             continue;
                         }
+                        Event::Hold(accepted) => {
+                            saved.held = true;
+                            self.save(&saved);
+                            let _ = accepted.send(());
+                            adopted = Some(running);
+                            continue;
+                        }
                         Event::Ended(Ok(())) if self.service.oneshot => {
                             saved = Saved {
                                 process: None,
@@ -188,18 +235,22 @@ impl Unit {
             self.set(State::Failed, None, saved.restarts, Some(failure));
             let wait = jitter(backoff);
             backoff = (backoff * 2).min(BACKOFF_MAX);
-            let stop = tokio::select! {
-                () = sleep(wait) => false,
-                Some(Command::Restart(accepted)) = commands.recv() => {
-                    let _ = accepted.send(());
-                    false
-                }
-                _ = stopping.wait_for(|stop| *stop) => true,
+            let waited = tokio::select! {
+                () = sleep(wait) => Waited::Start,
+                waited = self.told(&mut commands) => waited,
+                _ = stopping.wait_for(|stop| *stop) => Waited::Stop,
             };
-            if stop {
-                self.board.wait(&self.dependents, State::Stopped).await;
-                self.end_group(true).await;
-                break;
+            match waited {
+                Waited::Start => {}
+                Waited::Hold => {
+                    saved.held = true;
+                    self.end_group(false).await;
+                }
+                Waited::Stop => {
+                    self.board.wait(&self.dependents, State::Stopped).await;
+                    self.end_group(true).await;
+                    break;
+                }
             }
         }
         saved.process = None;
@@ -207,36 +258,78 @@ impl Unit {
         self.set(State::Stopped, None, saved.restarts, None);
     }
 
-    /// Waits for the services that this one requires. False when it is to stop.
+    /// Waits for the services that this one requires.
     async fn wait_required(
+        &self,
+        commands: &mut mpsc::Receiver<Command>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> Waited {
+        loop {
+            tokio::select! {
+                () = self.board.wait(&self.service.requires, State::Ready) => return Waited::Start,
+                _ = stopping.wait_for(|stop| *stop) => return Waited::Stop,
+                // Starting is what it is about to do.
+                waited = self.told(commands) => if matches!(waited, Waited::Hold) {
+                    return waited;
+                }
+            }
+        }
+    }
+
+    /// Waits to be started again.
+    async fn wait_command(
+        &self,
+        commands: &mut mpsc::Receiver<Command>,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> Waited {
+        tokio::select! {
+            waited = self.told(commands) => waited,
+            _ = stopping.wait_for(|stop| *stop) => Waited::Stop,
+        }
+    }
+
+    /// The next command that matters to a unit that has no process and isn't
+    /// held.
+    async fn told(&self, commands: &mut mpsc::Receiver<Command>) -> Waited {
+        loop {
+            match commands.recv().await {
+                Some(Command::Restart(accepted)) => {
+                    self.board.change(&self.service.name, |status| {
+                        status.state = State::Starting;
+                    });
+                    let _ = accepted.send(());
+                    return Waited::Start;
+                }
+                Some(Command::Hold(accepted)) => {
+                    let _ = accepted.send(());
+                    return Waited::Hold;
+                }
+                Some(Command::Release(accepted)) => drop(accepted.send(())),
+                // The sender lives as long as the supervisor.
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Waits until a held service may start. False when it is to stop.
+    async fn wait_release(
         &self,
         commands: &mut mpsc::Receiver<Command>,
         stopping: &mut watch::Receiver<bool>,
     ) -> bool {
         loop {
             tokio::select! {
-                () = self.board.wait(&self.service.requires, State::Ready) => return true,
                 _ = stopping.wait_for(|stop| *stop) => return false,
-                Some(Command::Restart(accepted)) = commands.recv() => {
-                    let _ = accepted.send(());
+                Some(command) = commands.recv() => match command {
+                    Command::Release(accepted) => {
+                        let _ = accepted.send(());
+                        return true;
+                    }
+                    Command::Hold(accepted) => drop(accepted.send(())),
+                    // Dropped, which refuses it.
+                    Command::Restart(_) => {}
                 }
             }
-        }
-    }
-
-    /// Waits to be started again. False when it is to stop.
-    async fn wait_command(
-        &self,
-        commands: &mut mpsc::Receiver<Command>,
-        stopping: &mut watch::Receiver<bool>,
-    ) -> bool {
-        tokio::select! {
-            Some(Command::Restart(accepted)) = commands.recv() => {
-                self.set(State::Starting, None, 0, None);
-                let _ = accepted.send(());
-                true
-            }
-            _ = stopping.wait_for(|stop| *stop) => false,
         }
     }
 
@@ -271,8 +364,7 @@ impl Unit {
             process: Some(process),
             restarts: saved.restarts,
             since: super::board::now(),
-            ready: false,
-            done: false,
+            ..Saved::default()
         };
         self.save(saved);
         let pidfd = process
@@ -354,10 +446,15 @@ impl Unit {
         tokio::select! {
             how = ended(running) => Event::Ended(how),
             _ = stopping.wait_for(|stop| *stop) => Event::Stop,
-            Some(Command::Restart(accepted)) = commands.recv() => {
+            event = told_running(commands) => {
                 self.set(State::Starting, pid, restarts, None);
-                let _ = accepted.send(());
-                Event::Restart
+                match event {
+                    Command::Hold(accepted) => Event::Hold(accepted),
+                    Command::Restart(accepted) | Command::Release(accepted) => {
+                        let _ = accepted.send(());
+                        Event::Restart
+                    }
+                }
             }
             never = become_ready => match never {},
         }
@@ -506,6 +603,18 @@ impl Unit {
     fn save(&self, saved: &Saved) {
         if let Err(error) = files::write_json(&self.state_file(), saved) {
             self.board.warn(error.to_string());
+        }
+    }
+}
+
+/// The next command that matters to a service that runs.
+async fn told_running(commands: &mut mpsc::Receiver<Command>) -> Command {
+    loop {
+        match commands.recv().await {
+            Some(Command::Release(accepted)) => drop(accepted.send(())),
+            Some(command) => return command,
+            // The sender lives as long as the supervisor.
+            None => std::future::pending().await,
         }
     }
 }

@@ -102,18 +102,26 @@ async fn answer(
             stop.send_replace(true);
             Answer::Accepted
         }
-        Request::Restart { service } => restart(commands, &service).await,
+        Request::Restart { service } => tell(commands, &service, Command::Restart).await,
+        Request::Hold { service } => tell(commands, &service, Command::Hold).await,
+        Request::Release { service } => tell(commands, &service, Command::Release).await,
     };
     send(&mut writer, &answer).await
 }
 
-async fn restart(commands: &Commands, service: &str) -> Answer {
+async fn tell(
+    commands: &Commands,
+    service: &str,
+    command: impl FnOnce(oneshot::Sender<()>) -> Command,
+) -> Answer {
     let Some((_, sender)) = commands.iter().find(|(name, _)| name == service) else {
         return Answer::Error(format!("there is no service {service:?}"));
     };
     let (accepted, acceptance) = oneshot::channel();
-    if sender.try_send(Command::Restart(accepted)).is_err() || acceptance.await.is_err() {
-        return Answer::Error(format!("{service} is being stopped or restarted already"));
+    if sender.try_send(command(accepted)).is_err() || acceptance.await.is_err() {
+        return Answer::Error(format!(
+            "{service} is held, or being stopped or restarted already"
+        ));
     }
     Answer::Accepted
 }

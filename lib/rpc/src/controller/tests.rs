@@ -45,6 +45,7 @@ fn cluster() -> ClusterSpec {
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
         license: None,
+        leaf_seconds: spec::care::LEAF_SECONDS,
         nodes: Vec::new(),
     }
 }

@@ -1,0 +1,200 @@
+//! What a node does for itself while it runs: the `care` service of its planet.
+//!
+//! In: [`Care`], the supervisor's socket. Out: certificates that are renewed at
+//! half of their life, snapshots of etcd, an etcd that doesn't fill up. What
+//! fails is logged and tried again at the next look.
+
+mod certificates;
+
+use std::path::Path;
+use std::time::Duration;
+
+use event::{Event, Sink};
+use jiff::Timestamp;
+use operation::PhaseError;
+use planet::client::Client;
+use planet::config::PlanetConfig;
+use spec::care::{CONFIG, Care};
+use spec::layout::Layout;
+
+use crate::etcd::{Etcd, Status};
+use crate::node::{file, lasting};
+use crate::snapshots::{self, Kind};
+
+pub use certificates::renew;
+
+/// Longest wait before the first look: services start meanwhile.
+const FIRST: Duration = Duration::from_secs(30);
+/// A database that is smaller isn't defragmented, in bytes.
+const SMALL: u64 = 100 << 20;
+
+/// How the node of a layout cares for itself, as its planet was told.
+///
+/// # Errors
+/// When there is no planet, or one without care.
+pub fn configured(layout: &Layout) -> Result<Care, PhaseError> {
+    let path = layout.planet_config();
+    let json = std::fs::read(&path).map_err(|error| file("read", &path, &error))?;
+    let config: PlanetConfig = serde_json::from_slice(&json).map_err(|error| lasting(&error))?;
+    let mut files = config.files.iter();
+    let care = files
+        .find(|file| file.path == Path::new(CONFIG))
+        .ok_or_else(|| PhaseError::lasting("this node's planet has no service `care`"))?;
+    serde_json::from_str(&care.content).map_err(|error| lasting(&error))
+}
+
+/// Cares for the node until `stop` comes back. `socket` is the supervisor's.
+pub async fn run(care: &Care, socket: &Path, stop: impl Future<Output = ()>) {
+    let planet = Client::new(socket);
+    let caring = async {
+        tokio::time::sleep(FIRST.min(care.period())).await;
+        loop {
+            look(care, &planet).await;
+            tokio::time::sleep(care.period()).await;
+        }
+    };
+    tokio::select! {
+        () = caring => {}
+        () = stop => {}
+    }
+}
+
+/// Writes to the log of the service.
+struct Logged;
+
+impl Sink for Logged {
+    fn emit(&self, event: Event) {
+        if let Event::Step { message } | Event::Info { message } | Event::Warning { message } =
+            event
+        {
+            tracing::info!("{message}");
+        }
+    }
+}
+
+async fn look(care: &Care, planet: &Client) {
+    let layout = Care::layout();
+    let due =
+        certificates::due_together(&layout, care, Timestamp::now().as_second(), care.period());
+    match renew(&layout, care, planet, due, &Logged).await {
+        Ok(renewed) if renewed.is_empty() => {}
+        Ok(renewed) => tracing::info!("renewed {}", renewed.join(", ")),
+        Err(error) => tracing::warn!("certificates: {error}"),
+    }
+    if care.etcd {
+        let directory = layout.etcd_snapshots();
+        let looked = tokio::task::spawn_blocking(move || look_at_etcd(&Etcd::inside(), &directory));
+        match looked.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("etcd: {error}"),
+            Err(error) => tracing::warn!("etcd: {error}"),
+        }
+    }
+}
+
+fn look_at_etcd(etcd: &Etcd, directory: &Path) -> Result<(), PhaseError> {
+    let mut status = etcd.status()?;
+    if status.is_full {
+        status = relieve(etcd, &status)?;
+    }
+    let all = snapshots::list(directory)?;
+    let last = all.last().map(|snapshot| snapshot.time);
+    if !is_snapshot_due(last, Timestamp::now()) {
+        return Ok(());
+    }
+    let taken = snapshots::take(etcd, directory, Kind::Scheduled);
+    if is_fragmented(&status) {
+        etcd.defragment()?;
+        let now = etcd.status()?.size;
+        tracing::info!("defragmented etcd: {} bytes, {now} now", status.size);
+    }
+    let (snapshot, content) = taken?;
+    tracing::info!(
+        revision = content.revision,
+        keys = content.keys,
+        "took snapshot {}",
+        snapshot.name
+    );
+    Ok(())
+}
+
+/// Ends the alarm of a full database, where there is room after all.
+fn relieve(etcd: &Etcd, status: &Status) -> Result<Status, PhaseError> {
+    tracing::warn!(
+        "etcd has used up its quota of {} bytes and takes no writes",
+        status.quota
+    );
+    etcd.compact(status.revision)?;
+    etcd.defragment()?;
+    let now = etcd.status()?;
+    if !has_room(&now) {
+        return Err(PhaseError::lasting(format!(
+            "its {} bytes of {} are in use; delete objects that nobody needs, or give it more by \
+             quota-backend-bytes",
+            now.used, now.quota
+        )));
+    }
+    etcd.disarm()?;
+    tracing::info!("etcd has {} bytes now and takes writes again", now.size);
+    Ok(now)
+}
+
+/// Whether writes would not raise the alarm at once.
+fn has_room(status: &Status) -> bool {
+    status.size < status.quota / 10 * 9
+}
+
+/// Whether defragmentation is worth that etcd answers nobody meanwhile.
+fn is_fragmented(status: &Status) -> bool {
+    status.size > SMALL && status.used < status.size / 2
+}
+
+fn is_snapshot_due(last: Option<Timestamp>, now: Timestamp) -> bool {
+    // A time to come is of a clock that was wrong.
+    last.is_none_or(|last| {
+        let age = now.duration_since(last);
+        age.is_negative() || age.unsigned_abs() >= snapshots::EVERY
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(size: u64, used: u64) -> Status {
+        Status {
+            revision: 1,
+            size,
+            used,
+            quota: 1000 << 20,
+            is_full: false,
+        }
+    }
+
+    #[test]
+    fn a_database_is_defragmented_when_it_is_large_and_half_empty() {
+        const MB: u64 = 1 << 20;
+        for (size, used, fragmented) in [
+            (99, 1, false),
+            (101, 50, true),
+            (101, 51, false),
+            (900, 400, true),
+        ] {
+            let status = status(size * MB, used * MB);
+            assert_eq!(is_fragmented(&status), fragmented, "{size} {used}");
+        }
+        assert!(has_room(&status(899 * MB, 0)));
+        assert!(!has_room(&status(901 * MB, 0)));
+    }
+
+    #[test]
+    fn a_snapshot_is_due_when_there_is_none_or_it_is_old_or_of_the_future() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let ago = |hours: i64| now - jiff::SignedDuration::from_hours(hours);
+        assert!(is_snapshot_due(None, now));
+        assert!(!is_snapshot_due(Some(ago(0)), now));
+        assert!(!is_snapshot_due(Some(ago(5)), now));
+        assert!(is_snapshot_due(Some(ago(6)), now));
+        assert!(is_snapshot_due(Some(ago(-1)), now));
+    }
+}

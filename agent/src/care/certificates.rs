@@ -1,0 +1,412 @@
+//! New certificates for keys whose certificates are due.
+//!
+//! In: what certificates the node has; the authorities on a master, the
+//! controllers of its cluster on a worker. Out: new files, services that read
+//! them. A certificate in a file of its own keeps its key, so that a crash
+//! never leaves a key beside a certificate of another. Always holds: services
+//! that have to read new certificates are restarted, by the next one where this
+//! process ends before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use event::Sink;
+use host::lock::Lock;
+use operation::PhaseError;
+use pki::{Authority, Inspected, Issued, Leaf, Request};
+use planet::client::Client;
+use spec::care::Care;
+use spec::layout::Layout;
+use spec::phase::{Certificate, Kubeconfig};
+
+use crate::node::{file, lasting, session, transient};
+use crate::phases::secrets::{KUBERNETES, store_kubeconfig};
+
+/// Authority that controllers and nodes know each other by.
+const RPC: &str = "rpc-ca";
+
+/// Services that know a certificate from their start only. etcd reads its own
+/// anew with every connection; containerd has none. No pod ends with them.
+const RESTARTED: &[&str] = &[
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kubelet",
+    "kube-proxy",
+    "flannel",
+    "coredns",
+    "registry",
+    "controller",
+    "masters",
+    "status-hook",
+];
+/// How long services may take to be ready again.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What is due.
+#[derive(Debug, Default)]
+struct Due<'a> {
+    certificates: Vec<&'a Certificate>,
+    kubeconfigs: Vec<&'a Kubeconfig>,
+    /// The node's own, towards controllers.
+    identity: bool,
+}
+
+impl Due<'_> {
+    fn is_empty(&self) -> bool {
+        self.certificates.is_empty() && self.kubeconfigs.is_empty() && !self.identity
+    }
+}
+
+/// Replaces the certificates that are due and has the services read them, one
+/// after the other. Returns the names of the files.
+///
+/// # Errors
+/// When a certificate, a key or an authority can't be read or written, no
+/// controller signs, or a service isn't ready again in time.
+pub async fn renew(
+    layout: &Layout,
+    care: &Care,
+    planet: &Client,
+    is_due: impl Fn(&Inspected) -> bool,
+    sink: &dyn Sink,
+) -> Result<Vec<String>, PhaseError> {
+    let lock = layout.secrets().join("renew.lock");
+    let _lock = Lock::acquire(&lock).map_err(|error| transient(&error))?;
+    let pending = layout.secrets().join("restart");
+    let due = find(layout, care, &is_due)?;
+    let requests = requests(layout, &due)?;
+    let mut renewed = Vec::new();
+    if !requests.is_empty() {
+        let signed = match care.controllers.is_empty() {
+            true => sign(layout, care, &requests)?,
+            false => {
+                let requests = requests
+                    .iter()
+                    .map(|(name, request)| (name.clone(), request.request_pem.clone()))
+                    .collect();
+                let mut session = session(layout, &care.controllers).await?;
+                let signed = session.sign(requests).await;
+                signed.map_err(|error| transient(&error))?
+            }
+        };
+        // Before the first of them changes.
+        host::atomic::write(&pending, b"", 0o600).map_err(|error| lasting(&error))?;
+        renewed = store(layout, care, &due, &requests, &signed)?;
+    }
+    if pending.exists() {
+        restart(planet, sink).await?;
+        std::fs::remove_file(&pending).map_err(|error| file("remove", &pending, &error))?;
+    }
+    Ok(renewed)
+}
+
+/// Which certificates are due at `now`, in seconds since 1970: none where no one
+/// is, and with the first of them all that will be within `period`. They were
+/// made one after the other, and services are to be restarted once.
+pub(super) fn due_together(
+    layout: &Layout,
+    care: &Care,
+    now: i64,
+    period: Duration,
+) -> impl Fn(&Inspected) -> bool + use<> {
+    let by = |limit: i64| move |found: &Inspected| found.half_life() <= limit;
+    // What can't be read is told by who renews.
+    let is_any = find(layout, care, &by(now)).is_ok_and(|due| !due.is_empty());
+    let period = i64::try_from(period.as_secs()).unwrap_or_default();
+    by(if is_any { now + period } else { i64::MIN })
+}
+
+fn find<'a>(
+    layout: &Layout,
+    care: &'a Care,
+    is_due: &impl Fn(&Inspected) -> bool,
+) -> Result<Due<'a>, PhaseError> {
+    let directory = layout.planet_secrets();
+    let due = |pem: &str| Ok::<_, PhaseError>(is_due(&pki::inspect(pem).map_err(|e| lasting(&e))?));
+    let mut found = Due::default();
+    for certificate in &care.certificates {
+        if due(&read(&certificate_path(&directory, certificate))?)? {
+            found.certificates.push(certificate);
+        }
+    }
+    for kubeconfig in &care.kubeconfigs {
+        let path = directory.join(kubeconfig.certificate());
+        let pem = pki::kubeconfig_certificate(&read(&path)?)
+            .ok_or_else(|| PhaseError::lasting(format!("{} is damaged", path.display())))?;
+        if due(&pem)? {
+            found.kubeconfigs.push(kubeconfig);
+        }
+    }
+    // The first master has none.
+    if layout.node_certificate().exists() {
+        found.identity = due(&read(&layout.node_certificate())?)?;
+    }
+    Ok(found)
+}
+
+fn certificate_path(directory: &Path, certificate: &Certificate) -> PathBuf {
+    directory.join(format!("{}.crt", certificate.name))
+}
+
+fn read(path: &Path) -> Result<String, PhaseError> {
+    std::fs::read_to_string(path).map_err(|error| file("read", path, &error))
+}
+
+/// Requests by the names under which controllers sign them.
+fn requests(layout: &Layout, due: &Due<'_>) -> Result<BTreeMap<String, Request>, PhaseError> {
+    let of_key = |path: &Path| pki::request_for(&read(path)?).map_err(|error| lasting(&error));
+    let directory = layout.planet_secrets();
+    let mut requests = BTreeMap::new();
+    for certificate in &due.certificates {
+        let key = directory.join(format!("{}.key", certificate.name));
+        requests.insert(certificate.name.clone(), of_key(&key)?);
+    }
+    for kubeconfig in &due.kubeconfigs {
+        // Key and certificate are in one file.
+        let request = pki::request().map_err(|error| lasting(&error))?;
+        requests.insert(kubeconfig.certificate(), request);
+    }
+    if due.identity {
+        let request = of_key(&layout.node_key())?;
+        requests.insert(spec::NODE_IDENTITY.into(), request);
+    }
+    Ok(requests)
+}
+
+/// Signs with the authorities of this node.
+fn sign(
+    layout: &Layout,
+    care: &Care,
+    requests: &BTreeMap<String, Request>,
+) -> Result<BTreeMap<String, String>, PhaseError> {
+    let directory = layout.planet_secrets();
+    let life = care.leaf_lifetime();
+    let mut leaves = BTreeMap::new();
+    for certificate in &care.certificates {
+        let leaf = Leaf::planned(certificate, life);
+        leaves.insert(certificate.name.clone(), (&*certificate.authority, leaf));
+    }
+    for kubeconfig in &care.kubeconfigs {
+        let leaf = Leaf::client(&kubeconfig.common_name, &kubeconfig.organizations, life);
+        leaves.insert(kubeconfig.certificate(), (KUBERNETES, leaf));
+    }
+    let identity = Leaf::client(&care.identity, &[], life);
+    leaves.insert(spec::NODE_IDENTITY.to_owned(), (RPC, identity));
+    let wanted: BTreeSet<_> = requests
+        .keys()
+        .filter_map(|name| leaves.get(name).map(|(authority, _)| *authority))
+        .collect();
+    let mut authorities = BTreeMap::new();
+    for name in wanted {
+        let authority = Authority::load(&directory, name).map_err(|error| lasting(&error))?;
+        authorities.insert(name, authority);
+    }
+    let mut signed = BTreeMap::new();
+    for (name, request) in requests {
+        let (authority, leaf) = leaves.get(name).ok_or_else(|| missing(name))?;
+        let authority = authorities.get(authority).ok_or_else(|| missing(name))?;
+        let pem = authority.sign(&request.request_pem, leaf);
+        signed.insert(name.clone(), pem.map_err(|error| lasting(&error))?);
+    }
+    Ok(signed)
+}
+
+fn missing(name: &str) -> PhaseError {
+    PhaseError::lasting(format!("nobody signed the certificate {name}"))
+}
+
+fn store(
+    layout: &Layout,
+    care: &Care,
+    due: &Due<'_>,
+    requests: &BTreeMap<String, Request>,
+    signed: &BTreeMap<String, String>,
+) -> Result<Vec<String>, PhaseError> {
+    let directory = layout.planet_secrets();
+    let of = |name: &str| signed.get(name).ok_or_else(|| missing(name));
+    let write = |path: &Path, pem: &str| {
+        host::atomic::write(path, pem.as_bytes(), 0o644).map_err(|error| lasting(&error))
+    };
+    let mut renewed = Vec::new();
+    if due.identity {
+        write(&layout.node_certificate(), of(spec::NODE_IDENTITY)?)?;
+        renewed.push("node.crt".to_owned());
+    }
+    for certificate in &due.certificates {
+        let path = certificate_path(&directory, certificate);
+        write(&path, of(&certificate.name)?)?;
+        renewed.push(format!("{}.crt", certificate.name));
+    }
+    if due.kubeconfigs.is_empty() {
+        return Ok(renewed);
+    }
+    let authority = read(&directory.join(format!("{KUBERNETES}.crt")))?;
+    for kubeconfig in &due.kubeconfigs {
+        let name = kubeconfig.certificate();
+        let request = requests.get(&name).ok_or_else(|| missing(&name))?;
+        let issued = Issued {
+            certificate_pem: of(&name)?.clone(),
+            key_pem: request.key_pem.clone(),
+        };
+        store_kubeconfig(&directory, kubeconfig, &authority, &issued, &care.user)?;
+        renewed.push(name);
+    }
+    Ok(renewed)
+}
+
+async fn restart(planet: &Client, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let restarted = async {
+        let status = planet.status().await?;
+        let has = |name: &&&str| status.services.iter().any(|service| service.name == **name);
+        for name in RESTARTED.iter().filter(has) {
+            sink.step(&format!("Restarting {name}"));
+            planet.restart(name).await?;
+            let only = [(*name).to_owned()];
+            planet.wait_ready(&only, PATIENCE, |_| ()).await?;
+        }
+        planet.wait_ready(&[], PATIENCE, |_| ()).await.map(drop)
+    };
+    restarted.await.map_err(|error| transient(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use spec::ServiceUser;
+    use spec::phase::Secrets;
+
+    use super::*;
+    use crate::Node;
+    use crate::phases::secrets;
+
+    const HOUR: u64 = 3600;
+
+    /// A master with one certificate and one kubeconfig.
+    fn master(directory: &Path) -> (Layout, Care) {
+        let node = Node::open(Layout::new(directory)).unwrap();
+        let layout = node.layout().clone();
+        let own = directory.metadata().unwrap();
+        let certificate = Certificate {
+            name: "apiserver".into(),
+            authority: KUBERNETES.into(),
+            common_name: "node-1".into(),
+            organizations: Vec::new(),
+            dns_names: vec!["localhost".into()],
+            ip_addresses: Vec::new(),
+            server: true,
+            client: false,
+            root_only: false,
+        };
+        let kubeconfig = Kubeconfig {
+            name: "admin".into(),
+            common_name: "admin".into(),
+            organizations: vec!["system:masters".into()],
+            server: "https://localhost:6443".into(),
+            root_only: true,
+        };
+        let made = Secrets {
+            user: ServiceUser {
+                name: "planet".into(),
+                uid: own.uid(),
+                gid: own.gid(),
+            },
+            authorities: BTreeMap::from([(KUBERNETES.into(), "kubernetes".into())]),
+            certificates: vec![certificate],
+            kubeconfigs: vec![kubeconfig],
+            leaf_seconds: HOUR,
+        };
+        secrets::execute(&node, &made).unwrap();
+        let care = Care {
+            version: spec::VERSION,
+            user: made.user,
+            leaf_seconds: HOUR,
+            certificates: made.certificates,
+            kubeconfigs: made.kubeconfigs,
+            identity: "node:1".into(),
+            controllers: Vec::new(),
+            etcd: true,
+        };
+        (layout, care)
+    }
+
+    fn replace(layout: &Layout, care: &Care, is_due: impl Fn(&Inspected) -> bool) -> Vec<String> {
+        let due = find(layout, care, &is_due).unwrap();
+        let requests = requests(layout, &due).unwrap();
+        let signed = sign(layout, care, &requests).unwrap();
+        store(layout, care, &due, &requests, &signed).unwrap()
+    }
+
+    #[test]
+    fn certificates_that_are_due_are_renewed_and_keep_their_keys() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layout, mut care) = master(directory.path());
+        let text = |name: &str| read(&layout.planet_secrets().join(name)).unwrap();
+        let found = || {
+            let kubeconfig = pki::kubeconfig_certificate(&text("admin.kubeconfig")).unwrap();
+            [text("apiserver.crt"), kubeconfig].map(|pem| pki::inspect(&pem).unwrap())
+        };
+        let (key, first) = (text("apiserver.key"), found());
+        let end = first[0].not_after;
+        // Half an hour is over, then half of its life.
+        let at = |now: i64| move |found: &Inspected| found.half_life() <= now;
+        assert!(replace(&layout, &care, at(end - 1801)).is_empty());
+        assert_eq!(found(), first);
+        care.leaf_seconds = 99 * HOUR;
+        let names = ["apiserver.crt", "admin.kubeconfig"];
+        assert_eq!(replace(&layout, &care, at(end - 1790)), names);
+        let second = found();
+        assert!(
+            second
+                .iter()
+                .zip(&first)
+                .all(|(new, old)| new.not_after > old.not_after)
+        );
+        assert_eq!(second[0].common_name, "node-1");
+        assert!(replace(&layout, &care, at(end)).is_empty());
+        assert_eq!(text("apiserver.key"), key);
+    }
+
+    #[test]
+    fn those_that_are_due_soon_are_renewed_with_the_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layout, mut care) = master(directory.path());
+        care.leaf_seconds = HOUR + 60;
+        let only_first = |found: &Inspected| found.common_name == "admin";
+        assert_eq!(replace(&layout, &care, only_first), ["admin.kubeconfig"]);
+        let first = pki::inspect(&read(&layout.planet_secrets().join("apiserver.crt")).unwrap());
+        let half = first.unwrap().half_life();
+        let renewed = |now: i64, period: u64| {
+            let due = due_together(&layout, &care, now, Duration::from_secs(period));
+            let found = find(&layout, &care, &due).unwrap();
+            found.certificates.len() + found.kubeconfigs.len()
+        };
+        assert_eq!(renewed(half - 1, 300), 0);
+        assert_eq!(renewed(half, 0), 1);
+        assert_eq!(renewed(half, 300), 2);
+    }
+
+    #[tokio::test]
+    async fn services_that_were_not_restarted_are_at_the_next_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layout, care) = master(directory.path());
+        let nobody = Client::new(&directory.path().join("planet.sock"));
+        let pending = layout.secrets().join("restart");
+        let renew = async |all: bool| {
+            let due = |_: &Inspected| all;
+            renew(&layout, &care, &nobody, due, &event::Discard).await
+        };
+        assert_eq!(renew(false).await.unwrap(), [""; 0]);
+        // The planet can't be asked.
+        renew(true).await.unwrap_err();
+        assert!(pending.exists());
+        renew(false).await.unwrap_err();
+        std::fs::remove_file(&pending).unwrap();
+        renew(false).await.unwrap();
+        let damaged = layout.planet_secrets().join("apiserver.crt");
+        host::atomic::write(&damaged, b"damaged", 0o644).unwrap();
+        renew(false).await.unwrap_err();
+    }
+}

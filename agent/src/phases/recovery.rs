@@ -1,0 +1,464 @@
+//! Gives etcd the data of a snapshot.
+//!
+//! In: a snapshot in the operation's directory. Out: etcd runs with its data,
+//! at greater revisions than before. What it had lies beside it until the node
+//! is well again, and comes back when the phases are taken back.
+//!
+//! Always holds: `member` is there with all of the former data or all of the
+//! restored ones, as the two are exchanged at once. Which of them it is tells
+//! the inode that is written down first.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use event::Sink;
+use operation::PhaseError;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::{Deserialize, Serialize};
+use spec::phase::{EtcdClean, EtcdRestore};
+
+use crate::etcd::Etcd;
+use crate::node::{file, lasting, transient};
+use crate::phases::wait_healthy;
+use crate::{Node, daemon};
+
+/// What works with etcd and etcd itself, in the order in which it is stopped.
+const STOPPED: &[&str] = &[
+    "status-hook",
+    "care",
+    "controller",
+    "kube-scheduler",
+    "kube-controller-manager",
+    "kube-apiserver",
+    "etcd",
+];
+/// These must be ready before the next one is started.
+const FIRST: &[&str] = &["etcd", "kube-apiserver"];
+/// How long one of them may take to end; its own limit is shorter.
+const END: Duration = Duration::from_secs(60);
+/// How long one of them may take to be ready.
+const READY: Duration = Duration::from_secs(300);
+
+/// Directories of a recovery, below etcd's own.
+struct Place {
+    member: PathBuf,
+    aside: PathBuf,
+}
+
+/// Written down before anything is made.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// Inode of the data as they were; `None` where there were none.
+    former: Option<u64>,
+}
+
+impl Place {
+    fn of(node: &Node) -> Self {
+        let data = node.layout().service("etcd");
+        Self {
+            member: data.join("member"),
+            aside: data.join(".recovery"),
+        }
+    }
+
+    fn record(&self) -> PathBuf {
+        self.aside.join("record.json")
+    }
+
+    fn restored(&self) -> PathBuf {
+        self.aside.join("restored")
+    }
+
+    fn former(&self) -> PathBuf {
+        self.aside.join("former")
+    }
+
+    fn inode(&self) -> Option<u64> {
+        let metadata = self.member.symlink_metadata().ok()?;
+        metadata.is_dir().then_some(metadata.ino())
+    }
+
+    fn read(&self) -> Result<Option<Record>, PhaseError> {
+        let path = self.record();
+        match std::fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json)
+                .map(Some)
+                .map_err(|error| lasting(&error)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(file("read", &path, &error)),
+        }
+    }
+
+    fn write(&self) -> Result<(), PhaseError> {
+        let record = Record {
+            former: self.inode(),
+        };
+        let json = serde_json::to_vec(&record).map_err(|error| lasting(&error))?;
+        host::atomic::write(&self.record(), &json, 0o600).map_err(|error| lasting(&error))
+    }
+
+    /// Whether the restored data are in place.
+    fn is_replaced(&self) -> Result<bool, PhaseError> {
+        let Some(record) = self.read()? else {
+            return Ok(false);
+        };
+        let Some(inode) = self.inode() else {
+            return Ok(false);
+        };
+        Ok(match record.former {
+            Some(former) => inode != former,
+            None => !self.restored().join("member").exists(),
+        })
+    }
+
+    /// Puts the restored data in place, in one step.
+    fn exchange(&self) -> Result<(), PhaseError> {
+        if !self.is_replaced()? {
+            // etcd makes new ones where it has none.
+            self.write()?;
+            let restored = self.restored().join("member");
+            let flags = match self.inode() {
+                Some(_) => RenameFlags::EXCHANGE,
+                None => RenameFlags::NOREPLACE,
+            };
+            renameat_with(CWD, &restored, CWD, &self.member, flags)
+                .map_err(|error| file("exchange", &self.member, &error.into()))?;
+            self.sync()?;
+        }
+        self.rename(&self.restored(), &self.former())
+    }
+
+    /// Puts the former data back, in one step.
+    fn exchange_back(&self) -> Result<(), PhaseError> {
+        if self.is_replaced()? {
+            // Wherever the last try ended.
+            let former = [self.former(), self.restored()]
+                .map(|directory| directory.join("member"))
+                .into_iter()
+                .find(|path| path.exists());
+            let moved = match former {
+                Some(former) => {
+                    renameat_with(CWD, &former, CWD, &self.member, RenameFlags::EXCHANGE)
+                        .map_err(std::io::Error::from)
+                }
+                None => std::fs::create_dir_all(self.former())
+                    .and_then(|()| std::fs::rename(&self.member, self.former().join("member"))),
+            };
+            moved.map_err(|error| file("exchange", &self.member, &error))?;
+            self.sync()?;
+        }
+        self.rename(&self.former(), &self.restored())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), PhaseError> {
+        match std::fs::rename(from, to) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(file("rename", from, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> Result<(), PhaseError> {
+        for path in [&self.member, &self.aside] {
+            if let Some(parent) = path.parent() {
+                host::atomic::sync_directory(parent)
+                    .map_err(|error| file("sync", parent, &error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Makes data of the snapshot, beside those of etcd.
+pub(super) fn restore(node: &Node, phase: &EtcdRestore) -> Result<(), PhaseError> {
+    let place = Place::of(node);
+    make(&place.aside)?;
+    if place.is_replaced()? {
+        return Ok(());
+    }
+    if place.read()?.is_none() {
+        place.write()?;
+    }
+    let restored = place.restored();
+    remove(&restored)?;
+    let operation = node.layout().operations().join(&phase.operation);
+    let snapshot = operation.join(EtcdRestore::SNAPSHOT);
+    Etcd::on_host(node.layout())?.restore(&snapshot, &restored, phase)?;
+    own(&restored, &phase.user)
+}
+
+/// A directory that is root's, though etcd's own is not.
+fn make(path: &Path) -> Result<(), PhaseError> {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(file("create", path, &error));
+        }
+        _ => {}
+    }
+    let metadata = path
+        .symlink_metadata()
+        .map_err(|error| file("look at", path, &error))?;
+    match metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() {
+        true => Ok(()),
+        false => Err(PhaseError::lasting(format!(
+            "{} is not ours; look at it, then remove it by hand",
+            path.display()
+        ))),
+    }
+}
+
+/// Gives a tree to the service user.
+fn own(path: &Path, user: &spec::ServiceUser) -> Result<(), PhaseError> {
+    let failed = |error: std::io::Error| file("give away", path, &error);
+    if path.symlink_metadata().map_err(failed)?.is_dir() {
+        for entry in std::fs::read_dir(path).map_err(failed)? {
+            own(&entry.map_err(failed)?.path(), user)?;
+        }
+    }
+    chown(path, Some(user.uid), Some(user.gid)).map_err(failed)
+}
+
+/// Stops etcd and what works with it, and puts the restored data in place.
+pub(super) async fn replace(node: &Arc<Node>, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+    stop(node, &*sink).await?;
+    exchanged(node, Place::exchange).await
+}
+
+async fn exchanged(
+    node: &Arc<Node>,
+    exchange: fn(&Place) -> Result<(), PhaseError>,
+) -> Result<(), PhaseError> {
+    let place = Place::of(node);
+    tokio::task::spawn_blocking(move || exchange(&place))
+        .await
+        .map_err(|error| lasting(&error))?
+}
+
+async fn stop(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let planet = node.planet();
+    let status = match planet.status().await {
+        Ok(status) => status,
+        Err(_) if planet::container::running(&node.layout().planet_config()).is_err() => {
+            sink.info("The planet does not run");
+            return Ok(());
+        }
+        Err(error) => return Err(transient(&error)),
+    };
+    for name in STOPPED {
+        if status.services.iter().any(|service| service.name == *name) {
+            sink.info(&format!("Stopping {name}"));
+            planet
+                .hold(name, END)
+                .await
+                .map_err(|error| transient(&error))?;
+        }
+    }
+    Ok(())
+}
+
+/// Starts all that was stopped, and waits until the node is ready.
+pub(super) async fn start(
+    node: &Arc<Node>,
+    name: &str,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    release(node, &*sink).await?;
+    wait_healthy(node, name, "admin", &[], sink).await
+}
+
+async fn release(node: &Arc<Node>, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let starting = node.clone();
+    tokio::task::spawn_blocking(move || daemon::start(&starting))
+        .await
+        .map_err(|error| lasting(&error))??;
+    let planet = node.planet();
+    let known = planet
+        .wait_known(READY)
+        .await
+        .map_err(|error| transient(&error))?;
+    for name in STOPPED.iter().rev() {
+        if !known.services.iter().any(|service| service.name == *name) {
+            continue;
+        }
+        sink.info(&format!("Starting {name}"));
+        let released = async {
+            planet.release(name).await?;
+            match FIRST.contains(name) {
+                true => planet
+                    .wait_ready(&[(*name).to_owned()], READY, |_| ())
+                    .await
+                    .map(drop),
+                false => Ok(()),
+            }
+        };
+        released.await.map_err(|error| transient(&error))?;
+    }
+    Ok(())
+}
+
+/// Removes the data that etcd had before, and the operation's snapshot.
+pub(super) fn clean(node: &Node, phase: &EtcdClean) -> Result<(), PhaseError> {
+    let place = Place::of(node);
+    // Without them the record would say that all is replaced.
+    remove(&place.former())?;
+    remove(&place.aside)?;
+    let operation = node.layout().operations().join(&phase.operation);
+    let snapshot = operation.join(EtcdRestore::SNAPSHOT);
+    match std::fs::remove_file(&snapshot) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(file("remove", &snapshot, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn undo_restore(node: &Node) -> Result<(), PhaseError> {
+    let place = Place::of(node);
+    match place.is_replaced()? {
+        // With it the former data would go.
+        true => Err(PhaseError::lasting(
+            "the restored data are in place; take /replace back first",
+        )),
+        false => remove(&place.aside),
+    }
+}
+
+pub(super) async fn undo_replace(node: &Arc<Node>, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+    if Place::of(node).is_replaced()? {
+        stop(node, &*sink).await?;
+        exchanged(node, Place::exchange_back).await?;
+    }
+    release(node, &*sink).await?;
+    node.planet()
+        .wait_ready(&[], READY, |_| ())
+        .await
+        .map(drop)
+        .map_err(|error| transient(&error))
+}
+
+pub(super) fn undo_clean(node: &Node) -> Result<(), PhaseError> {
+    match Place::of(node).former().exists() {
+        true => Ok(()),
+        false => Err(PhaseError::lasting(
+            "the data that etcd had before are removed; `gravity etcd snapshots` lists others",
+        )),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), PhaseError> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(file("remove", path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use spec::layout::Layout;
+
+    use super::*;
+
+    fn put(directory: &Path, text: &str) {
+        std::fs::create_dir_all(directory).unwrap();
+        host::atomic::write(&directory.join("db"), text.as_bytes(), 0o600).unwrap();
+    }
+
+    fn begun(former: Option<&str>) -> (tempfile::TempDir, Place) {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let place = Place::of(&node);
+        std::fs::create_dir_all(place.member.parent().unwrap()).unwrap();
+        if let Some(text) = former {
+            put(&place.member, text);
+        }
+        make(&place.aside).unwrap();
+        place.write().unwrap();
+        put(&place.restored().join("member"), "restored");
+        (directory, place)
+    }
+
+    fn data(place: &Place) -> Option<String> {
+        std::fs::read_to_string(place.member.join("db")).ok()
+    }
+
+    #[test]
+    fn data_are_exchanged_once_however_often_and_come_back() {
+        let (_directory, place) = begun(Some("former"));
+        assert!(!place.is_replaced().unwrap());
+        for _ in 0..3 {
+            place.exchange().unwrap();
+            assert_eq!(data(&place).as_deref(), Some("restored"));
+        }
+        assert!(place.former().join("member/db").exists());
+        for _ in 0..3 {
+            place.exchange_back().unwrap();
+            assert_eq!(data(&place).as_deref(), Some("former"));
+        }
+        assert!(place.restored().join("member/db").exists());
+        place.exchange().unwrap();
+        assert_eq!(data(&place).as_deref(), Some("restored"));
+    }
+
+    #[test]
+    fn a_kill_right_after_the_exchange_loses_nothing() {
+        for back in [false, true] {
+            let (_directory, place) = begun(Some("former"));
+            let restored = place.restored().join("member");
+            renameat_with(CWD, &restored, CWD, &place.member, RenameFlags::EXCHANGE).unwrap();
+            match back {
+                false => place.exchange().unwrap(),
+                true => place.exchange_back().unwrap(),
+            }
+            let expected = if back { "former" } else { "restored" };
+            assert_eq!(data(&place).as_deref(), Some(expected));
+        }
+    }
+
+    #[test]
+    fn etcd_without_data_gets_some_and_has_none_again() {
+        let (_directory, place) = begun(None);
+        place.exchange().unwrap();
+        assert_eq!(data(&place).as_deref(), Some("restored"));
+        place.exchange_back().unwrap();
+        assert_eq!(data(&place), None);
+        assert!(!place.is_replaced().unwrap());
+    }
+
+    #[test]
+    fn the_former_data_do_not_go_with_what_was_restored() {
+        let (directory, place) = begun(Some("former"));
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        place.exchange().unwrap();
+        assert!(undo_restore(&node).is_err());
+        undo_clean(&node).unwrap();
+        place.exchange_back().unwrap();
+        undo_restore(&node).unwrap();
+        assert!(!place.aside.exists());
+        assert_eq!(data(&place).as_deref(), Some("former"));
+
+        let (directory, place) = begun(Some("former"));
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        place.exchange().unwrap();
+        let phase = EtcdClean {
+            operation: "1".into(),
+        };
+        for _ in 0..2 {
+            clean(&node, &phase).unwrap();
+        }
+        assert!(undo_clean(&node).is_err());
+        assert_eq!(data(&place).as_deref(), Some("restored"));
+    }
+
+    #[test]
+    fn a_link_where_the_directory_should_be_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(".recovery");
+        std::os::unix::fs::symlink("/tmp", &path).unwrap();
+        assert!(make(&path).is_err());
+    }
+}

@@ -1,0 +1,33 @@
+//! `gravity care`: looks after the node while it runs.
+
+use anyhow::{Context, Result, bail};
+use console::ExitCode;
+use spec::care::Care;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::cli;
+
+/// The supervisor's socket inside the planet.
+const SOCKET: &str = "/run/planet/planet.sock";
+
+pub(crate) async fn run(arguments: &cli::Care) -> Result<ExitCode> {
+    super::log_to_stderr();
+    let path = &arguments.config;
+    let json = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let care: Care =
+        serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))?;
+    if care.version != spec::VERSION {
+        bail!(
+            "{} has version {}, this program knows {}",
+            path.display(),
+            care.version,
+            spec::VERSION
+        );
+    }
+    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
+    let stop = async move {
+        terminate.recv().await;
+    };
+    agent::care::run(&care, SOCKET.as_ref(), stop).await;
+    Ok(ExitCode::Ok)
+}
