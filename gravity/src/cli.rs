@@ -445,6 +445,26 @@ pub(crate) struct Check {
     /// Judge what was found out about another host
     #[arg(long, value_name = "FILE", conflicts_with_all = ["autofix", "facts_out"])]
     pub(crate) facts: Option<PathBuf>,
+    /// Measure the way to these nodes, too, where `gravity check --listen` or a
+    /// cluster's controller runs: IP or IP:PORT, separated by commas
+    #[arg(long, value_name = "PEER", value_delimiter = ',', value_parser = peer,
+          conflicts_with = "facts")]
+    pub(crate) peer: Vec<SocketAddr>,
+    /// Let other nodes measure the way to this one, for an hour at most
+    #[arg(long, conflicts_with_all = ["peer", "facts", "facts_out", "autofix", "against"])]
+    pub(crate) listen: bool,
+    /// Token that nodes know each other by: what `--listen` printed, or a
+    /// cluster's; with `--listen` one of your own
+    #[arg(
+        long,
+        value_name = "TOKEN",
+        env = "GRAVITY_TOKEN",
+        hide_env_values = true
+    )]
+    pub(crate) token: Option<String>,
+    /// File with the token; - reads it from standard input
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub(crate) token_file: Option<PathBuf>,
     /// Show passed checks, too
     #[arg(long)]
     pub(crate) all: bool,

@@ -17,6 +17,7 @@ mod join;
 mod leave;
 mod masters;
 mod operation;
+mod peers;
 mod plan;
 pub(crate) mod planet;
 mod power;
@@ -116,7 +117,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
     match cli.command {
         Command::Install(arguments) => block_on(install::run(&session, &arguments)),
         Command::Join(arguments) => block_on(join::run(&session, &arguments)),
-        Command::Check(arguments) => check::run(&session, &arguments),
+        Command::Check(arguments) => block_on(check::run(&session, &arguments)),
         Command::Resume => block_on(resume::run(&session)),
         Command::Rollback(arguments) => block_on(rollback::run(&session, &arguments)),
         Command::Plan(arguments) => block_on(plan::run(&session, &arguments)),

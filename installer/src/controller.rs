@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cluster::Client;
+use host::facts::{HostFacts, Interest};
 use ipnet::Ipv4Net;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
-use rpc::controller::{Controller, Refusal, member_name};
+use rpc::controller::{Controller, Refusal, Tokens, member_name};
+use rpc::peer::Here;
 use spec::phase::Certificate;
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use tokio::net::TcpListener;
@@ -102,8 +104,9 @@ pub async fn run(
         etcd: Etcd::inside(),
         secrets: secrets.to_owned(),
     });
+    let here = Here::of(&HostFacts::collect(&Interest::default()));
     tokio::select! {
-        served = rpc::controller::serve(listener, tls, site.clone(), stop) => Ok(served?),
+        served = rpc::controller::serve(listener, tls, site.clone(), here, stop) => Ok(served?),
         () = site.keep_members() => Ok(()),
     }
 }
@@ -341,7 +344,7 @@ fn identity(node: Uuid, life: Duration) -> Leaf {
 }
 
 #[async_trait::async_trait]
-impl Controller for Site {
+impl Tokens for Site {
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
         let now = SystemTime::now();
         let stored = self.client.join_tokens().await.map_err(not_now)?;
@@ -352,7 +355,10 @@ impl Controller for Site {
             .filter_map(|token| JoinToken::parse(&token.text))
             .collect())
     }
+}
 
+#[async_trait::async_trait]
+impl Controller for Site {
     async fn describe(&self) -> Result<ClusterSpec, Refusal> {
         description(&self.client).await
     }

@@ -3,7 +3,8 @@
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=agent.proto");
     println!("cargo:rerun-if-changed=controller.proto");
-    let descriptors = protox::compile(["agent.proto", "controller.proto"], ["."])?;
+    println!("cargo:rerun-if-changed=peer.proto");
+    let descriptors = protox::compile(["agent.proto", "controller.proto", "peer.proto"], ["."])?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -29,6 +29,11 @@ mod network_rate;
 mod networks;
 mod os;
 mod overlay;
+mod peer;
+mod peer_clock;
+mod peer_identity;
+mod peer_mtu;
+pub(crate) mod peer_ports;
 mod permissions;
 pub(crate) mod ports;
 mod programs;
@@ -90,6 +95,11 @@ pub(crate) const ALL: &[&Check] = &[
     &proxy::CHECK,
     &firewall::CHECK,
     &forwarding::CHECK,
+    &peer::CHECK,
+    &peer_identity::CHECK,
+    &peer_clock::CHECK,
+    &peer_ports::CHECK,
+    &peer_mtu::CHECK,
     &network_rate::CHECK,
     &ports::CHECK,
     &conflicts::CHECK,

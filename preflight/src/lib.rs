@@ -13,13 +13,14 @@ mod measure;
 mod report;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use host::facts::{HostFacts, Interest, Place};
+use host::facts::{HostFacts, Interest, Place, Seen};
 use serde::{Deserialize, Serialize};
 
-pub use checks::ports::{Wanted as NeededPorts, wanted as needed_ports};
+pub use checks::peer_ports::needed as ports_between;
+pub use checks::ports::{Remote, Wanted as NeededPorts, wanted as needed_ports};
 pub use fix::{Fix, Mended, mend};
 pub use measure::{Effort, Measured};
 pub use report::{Finding, IgnoreError, Report, Severity};
@@ -261,6 +262,12 @@ struct Input<'a> {
 }
 
 impl Input<'_> {
+    /// The other nodes that answered.
+    fn peers(&self) -> impl Iterator<Item = (SocketAddr, &Seen)> {
+        let peers = self.measured.peers.iter();
+        peers.filter_map(|peer| Some((peer.address, peer.seen.as_ref().ok()?)))
+    }
+
     /// The state directory, where it was looked at.
     fn state_dir(&self) -> Option<&Place> {
         self.places.paths.get(&self.requirements.state_dir)

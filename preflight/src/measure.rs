@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use host::facts::HostFacts;
+use host::facts::{HostFacts, Peer};
 use serde::{Deserialize, Serialize};
 
 use crate::{Places, Requirements};
@@ -47,6 +47,8 @@ pub struct Measured {
     pub wildcards: Option<Result<Vec<String>, String>>,
     /// Whether packets between pods are forwarded.
     pub forwarding: Option<Result<forwarding::Forwarding, String>>,
+    /// Other nodes; whoever talks to them fills it in.
+    pub peers: Vec<Peer>,
 }
 
 impl Measured {

@@ -1,8 +1,8 @@
 //! A host on which everything is fine, and a node that needs nothing.
 
 use host::facts::{
-    Address, Cgroup, Clock, HostFacts, Interface, Kernel, Kind, Network, Os, Place, ResolvConf,
-    Route, Space,
+    Address, Cgroup, Clock, HostFacts, Interface, Introduction, Kernel, Kind, Network, Offset, Os,
+    Packet, Peer, Place, Port, Protocol, Rates, Reach, ResolvConf, Route, Seen, Space, Way,
 };
 use host::modules::Presence;
 
@@ -229,6 +229,67 @@ pub(crate) fn only_at(severity: Severity, id: &str, spoil: impl FnOnce(&mut Plac
     spoil(places.paths.get_mut(&requirements().state_dir).unwrap());
     let report = report_at(&requirements(), &facts(), places);
     assert_eq!(troubles(&report), [(severity, id)]);
+}
+
+/// Another node that is as it should be.
+pub(crate) fn peer() -> Peer {
+    let vxlan = Port {
+        protocol: Protocol::Udp,
+        number: 8472,
+    };
+    let way = Way {
+        ports: vec![(vxlan, Reach::Reached)],
+        packet: Some(Packet {
+            size: 1500,
+            arrived: true,
+        }),
+        rates: Some(Rates {
+            there: 1 << 30,
+            back: 1 << 30,
+        }),
+    };
+    Peer {
+        address: ([192, 168, 1, 6], spec::CONTROLLER_PORT).into(),
+        seen: Ok(Seen {
+            who: Introduction {
+                hostname: "node-2".into(),
+                machine_id: "fedcba9876543210fedcba9876543210".into(),
+                macs: vec!["02:00:00:00:00:02".into()],
+            },
+            clock: Ok(Offset {
+                ahead_us: 900,
+                round_trip_us: 400,
+            }),
+            there: way.clone(),
+            back: way,
+        }),
+    }
+}
+
+/// A good host beside a good one that was changed.
+pub(crate) fn with_peers(spoil: impl FnOnce(&mut Peer)) -> Report {
+    let mut peer = peer();
+    spoil(&mut peer);
+    let peers = vec![peer];
+    measured(
+        &requirements(),
+        Measured {
+            peers,
+            ..Measured::default()
+        },
+    )
+}
+
+/// A good host beside a good one that was changed has exactly this one trouble.
+#[track_caller]
+pub(crate) fn only_between(severity: Severity, id: &str, spoil: impl FnOnce(&mut Peer)) -> Finding {
+    let report = with_peers(spoil);
+    assert_eq!(troubles(&report), [(severity, id)]);
+    let mut findings = report.findings.into_iter();
+    let trouble = findings.find(|finding| finding.severity == severity);
+    let trouble = trouble.unwrap();
+    assert!(!trouble.remedy.is_empty(), "{trouble:?}");
+    trouble
 }
 
 #[test]

@@ -232,10 +232,12 @@ pub fn demo(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
     let image = setup.image(console)?;
     let node = setup.create(name, console)?;
+    let program = std::env::current_exe().context("finding this program")?;
+    let program = program.display();
     let looking = format!(
-        "  testnode exec {name} -- bash                a shell on the node\n\
-         \x20 testnode exec {name} -- {IMAGE} status      the cluster's state\n\
-         \x20 testnode delete {name}                      remove all of it (make demo-clean)"
+        "  a shell on the node:  {program} exec {name} -- bash\n\
+         \x20 the cluster's state:  {program} exec {name} -- {IMAGE} status\n\
+         \x20 remove all of it:     {program} delete {name} (make demo-clean)"
     );
     let installed = install(&node, &image, console);
     let Ok(time) = installed else {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use console::{Console, ExitCode, FileSink};
 use event::{Event, Sink};
 use host::changes::Journal;
-use host::facts::HostFacts;
+use host::facts::{HostFacts, Peer};
 use image::Image;
 use image::cluster::ClusterImage;
 use installer::coordinator::Operation;
@@ -21,7 +21,7 @@ use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
 use preflight::{Check as Known, Effort, Facts, Finding, Report, Requirements};
 
-use super::{Session, install as command};
+use super::{Session, install as command, peers, token};
 use crate::cli::Check;
 
 /// Room for etcd, logs and what containers write, in bytes.
@@ -43,9 +43,13 @@ const MAX_TEXT: u64 = 64 << 20;
 )]
 pub(crate) struct RequirementsNotMet(usize);
 
-pub(crate) fn run(session: &Session, arguments: &Check) -> Result<ExitCode> {
+pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode> {
     if let Some(id) = &arguments.explain {
         return explain(session, id);
+    }
+    let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?;
+    if arguments.listen {
+        return peers::listen(session, arguments.advertise_addr, token).await;
     }
     let (manifest, image) = against(session, arguments.against.as_deref())?;
     let profile = install::choose_profile(&manifest, None, arguments.profile.as_deref())?;
@@ -69,10 +73,18 @@ pub(crate) fn run(session: &Session, arguments: &Check) -> Result<ExitCode> {
     let mut requirements = requirements(&options, address, profile, image.as_ref());
     requirements.joined = session.layout.cluster().exists() && stored.is_none();
     let effort = effort(!arguments.quick, Duration::from_secs(arguments.timeout))?;
-    let facts = match stored {
+    let mut facts = match stored {
         Some(stored) => Facts { host, ..stored },
         None => Facts::collect(&requirements, host, &effort),
     };
+    if !arguments.peer.is_empty() {
+        let token = token.context(
+            "a token is needed: --token or --token-file with what `gravity check --listen` printed, \
+             or a cluster's",
+        )?;
+        facts.measured.peers =
+            peers::measure(session, &arguments.peer, &token, &requirements, &facts.host).await;
+    }
     if let Some(path) = &arguments.facts_out {
         let json = serde_json::to_vec_pretty(&facts)?;
         host::atomic::write(path, &json, 0o644)?;
@@ -217,7 +229,8 @@ fn mend(session: &Session, report: &Report) -> Result<()> {
     Ok(())
 }
 
-/// Checks a node before an operation, which sets some kernel parameters itself.
+/// Checks a node before an operation, which sets some kernel parameters itself;
+/// `peers` are the other nodes that it will work with.
 ///
 /// # Errors
 /// When a requirement isn't met.
@@ -226,6 +239,7 @@ pub(crate) fn before(
     mut requirements: Requirements,
     host: HostFacts,
     disks: bool,
+    peers: Vec<Peer>,
 ) -> Result<Report> {
     let sets = installer::SYSCTLS
         .iter()
@@ -235,7 +249,8 @@ pub(crate) fn before(
         disks,
         ..effort(true, SCRIPT_PATIENCE)?
     };
-    let facts = Facts::collect(&requirements, host, &effort);
+    let mut facts = Facts::collect(&requirements, host, &effort);
+    facts.measured.peers = peers;
     let report = preflight::evaluate(&requirements, &facts);
     show(console, &report)?;
     Ok(report)

@@ -461,7 +461,7 @@ fn preflight(
     disks: bool,
 ) -> Result<Report> {
     session.console.step("Checking the node's requirements");
-    check::before(&session.console, requirements, facts, disks)
+    check::before(&session.console, requirements, facts, disks, Vec::new())
 }
 
 /// The Secret that will keep a token of the user's own.

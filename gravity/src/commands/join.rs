@@ -17,7 +17,7 @@ use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
 
 use super::install::{content, host_traits, refuse_former, verify};
-use super::{Session, check, require_root, token};
+use super::{Session, check, peers, require_root, token};
 use crate::cli::Join;
 
 /// How long a node waits for its turn: masters join one after the other.
@@ -65,7 +65,20 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         join::choose_profile(&manifest, options.role.as_deref())?,
         Some(&image),
     );
-    let report = check::before(&session.console, requirements, facts.clone(), true)?;
+    let masters = cluster.controllers();
+    let mut peers = peers::measure(session, &masters, &token, &requirements, &facts).await;
+    peers.retain(|peer| match &peer.seen {
+        Ok(_) => true,
+        // A master that is down is no reason not to join those that are up.
+        Err(why) => {
+            let address = peer.address;
+            let told = format!("Nothing was measured between this node and {address}: {why}");
+            session.console.warning(&told);
+            false
+        }
+    });
+    let console = &session.console;
+    let report = check::before(console, requirements, facts.clone(), true, peers)?;
     verify(session, &image)?;
     let plan = |membership: &Membership| {
         let host = host_traits(&facts);

@@ -7,6 +7,7 @@
 mod clock;
 mod kernel;
 mod network;
+mod peer;
 mod place;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -21,6 +22,7 @@ use crate::mounts::{self, Mount};
 use crate::{bounded, users};
 pub use kernel::{Clock, Kernel};
 pub use network::{Interface, Network, ResolvConf, parse_resolv_conf};
+pub use peer::{Introduction, Offset, Packet, Peer, Port, Rates, Reach, Seen, Way};
 pub use place::{Kind, Place, matches};
 
 /// Names that somebody wants to know about: there are thousands of each.
@@ -124,7 +126,7 @@ pub struct Route {
 }
 
 /// Transport of a [`Listener`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Protocol {
     /// TCP.

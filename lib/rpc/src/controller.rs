@@ -23,11 +23,6 @@ pub const PROTOCOL: u32 = 1;
 /// Largest message in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
 
-/// Who makes a proof: the node.
-const NODE: &str = "node";
-/// Who makes a proof: the controller.
-const CONTROLLER: &str = "controller";
-
 /// Prefix of the common name in a node's certificate; its id follows.
 const MEMBER: &str = "node:";
 
@@ -51,15 +46,19 @@ pub enum Refusal {
     NotNow(String),
 }
 
-/// What nodes can ask of a cluster.
+/// Who knows tokens.
 #[async_trait::async_trait]
-pub trait Controller: Send + Sync + 'static {
+pub trait Tokens: Send + Sync + 'static {
     /// The tokens that are valid now.
     ///
     /// # Errors
     /// When they can't be had.
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal>;
+}
 
+/// What nodes can ask of a cluster.
+#[async_trait::async_trait]
+pub trait Controller: Tokens {
     /// What the cluster is.
     ///
     /// # Errors

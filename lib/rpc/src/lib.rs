@@ -1,5 +1,6 @@
 //! Sessions between the coordinator of an operation and the agents of nodes,
-//! and between nodes and the [`controller`] of their cluster.
+//! between nodes and the [`controller`] of their cluster, and between nodes that
+//! are [`peer`]s.
 //!
 //! In: an [`operation::Executor`] on the agent's side, which [`serve`] offers
 //! on a local socket that root alone can open. Out: [`Connection`], which is
@@ -7,7 +8,9 @@
 //! [`MAX_MESSAGE`]; a sender of another protocol version is refused.
 
 mod client;
+mod connections;
 pub mod controller;
+pub mod peer;
 mod server;
 
 pub use client::Connection;
@@ -22,13 +25,17 @@ pub const MAX_MESSAGE: usize = 16 << 20;
 #[expect(
     unreachable_pub,
     clippy::allow_attributes,
-    reason = "generated from agent.proto and controller.proto"
+    reason = "generated from the .proto files"
 )]
 mod proto {
     tonic::include_proto!("gravity.agent.v1");
 
     pub mod controller {
         tonic::include_proto!("gravity.controller.v1");
+    }
+
+    pub mod peer {
+        tonic::include_proto!("gravity.peer.v1");
     }
 }
 

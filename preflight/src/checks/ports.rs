@@ -3,26 +3,42 @@
 
 use std::net::IpAddr;
 
-use host::facts::{Listener, Protocol};
+use host::facts::{Listener, Port, Protocol};
 use manifest::PortRange;
 use spec::{API_PORT, LEADER_ADDRESS, REGISTRY_PORT};
 
 use crate::{Check, Finding, Input, Requirements};
 
-/// TCP ports of the services of a node: what they are and who listens.
-const OWN: &[(u16, &str)] = &[
-    (2379, "etcd"),
-    (2380, "etcd"),
-    (spec::CONTROLLER_PORT, "the cluster's controller"),
-    (REGISTRY_PORT, "the registry"),
-    (API_PORT, "the Kubernetes API"),
-    (10248, "kubelet"),
-    (10249, "kube-proxy"),
-    (10250, "kubelet"),
-    (10256, "kube-proxy"),
-    (10257, "kube-controller-manager"),
-    (10259, "kube-scheduler"),
+/// TCP ports of the services of a node: what they are and who listens, and who
+/// connects.
+const OWN: &[(u16, &str, Remote)] = &[
+    (2379, "etcd", Remote::Masters),
+    (2380, "etcd", Remote::Masters),
+    (
+        spec::CONTROLLER_PORT,
+        "the cluster's controller",
+        Remote::All,
+    ),
+    (REGISTRY_PORT, "the registry", Remote::All),
+    (API_PORT, "the Kubernetes API", Remote::All),
+    (10248, "kubelet", Remote::Nobody),
+    (10249, "kube-proxy", Remote::Nobody),
+    (10250, "kubelet", Remote::All),
+    (10256, "kube-proxy", Remote::Nobody),
+    (10257, "kube-controller-manager", Remote::Nobody),
+    (10259, "kube-scheduler", Remote::Nobody),
 ];
+
+/// Which other nodes connect to a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remote {
+    /// None.
+    Nobody,
+    /// Masters, to those of masters.
+    Masters,
+    /// All.
+    All,
+}
 
 /// Ports that are needed.
 #[derive(Debug)]
@@ -35,6 +51,8 @@ pub struct Wanted<'a> {
     pub address: Option<IpAddr>,
     /// Who listens.
     pub user: &'a str,
+    /// Who connects.
+    pub remote: Remote,
 }
 
 pub(super) const CHECK: Check = Check {
@@ -63,23 +81,26 @@ pub fn wanted(requirements: &Requirements) -> Vec<Wanted<'static>> {
         first: port,
         last: port,
     };
-    let own = OWN.iter().map(|(port, user)| Wanted {
+    let own = OWN.iter().map(|(port, user, remote)| Wanted {
         protocol: Protocol::Tcp,
         range: single(*port),
         address: None,
         user,
+        remote: *remote,
     });
     let vxlan = Wanted {
         protocol: Protocol::Udp,
         range: single(requirements.vxlan_port),
         address: None,
         user: "the network between nodes",
+        remote: Remote::All,
     };
     let dns = [Protocol::Tcp, Protocol::Udp].map(|protocol| Wanted {
         protocol,
         range: single(53),
         address: Some(LEADER_ADDRESS),
         user: "cluster DNS",
+        remote: Remote::Nobody,
     });
     let mut wanted: Vec<_> = own.chain([vxlan]).chain(dns).collect();
     for port in &requirements.profile.network.ports {
@@ -93,9 +114,19 @@ pub fn wanted(requirements: &Requirements) -> Vec<Wanted<'static>> {
             range: *range,
             address: None,
             user,
+            remote: Remote::All,
         }));
     }
     wanted
+}
+
+/// Who connects to a port.
+pub(super) fn remote(requirements: &Requirements, port: Port) -> Remote {
+    let wanted = wanted(requirements);
+    let mut wanted = wanted.iter();
+    let found = wanted
+        .find(|wanted| wanted.protocol == port.protocol && wanted.range.contains(port.number));
+    found.map_or(Remote::All, |wanted| wanted.remote)
 }
 
 fn one(wanted: &Wanted<'_>, listening: &[Listener]) -> Finding {

@@ -66,10 +66,14 @@ impl Fake {
 const ID: Uuid = Uuid::from_u128(7);
 
 #[async_trait::async_trait]
-impl Controller for Fake {
+impl Tokens for Fake {
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
         Ok(self.tokens.clone())
     }
+}
+
+#[async_trait::async_trait]
+impl Controller for Fake {
     async fn describe(&self) -> Result<ClusterSpec, Refusal> {
         Ok(cluster())
     }
@@ -132,7 +136,13 @@ async fn start() -> Served {
     });
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let task = tokio::spawn(serve(listener, tls, fake.clone(), std::future::pending()));
+    let task = tokio::spawn(serve(
+        listener,
+        tls,
+        fake.clone(),
+        crate::peer::Here::of(&host::facts::HostFacts::default()),
+        std::future::pending(),
+    ));
     Served {
         fake,
         address,
@@ -244,15 +254,15 @@ async fn a_server_that_does_not_know_the_token_is_not_believed() {
     let mut session = Session::open(&[served.address], &Trust::Proof, None)
         .await
         .unwrap();
-    let hmac = pki::tls::proof("guessed-token", &[0; 32], CONTROLLER);
+    let hmac = pki::tls::proof("guessed-token", &[0; 32], crate::connections::CONTROLLER);
     assert!(matches!(
-        session.demand(&token, &hmac),
+        session.connection.demand(&token, &hmac),
         Err(Error::Unproven)
     ));
     // A proof of our own, sent back, is none either.
     let mirrored = session.proof(&token).hmac;
     assert!(matches!(
-        session.demand(&token, &mirrored),
+        session.connection.demand(&token, &mirrored),
         Err(Error::Unproven)
     ));
     session.describe(&token).await.unwrap();

@@ -1,0 +1,136 @@
+//! The side that measures.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use host::facts::{Introduction, Offset, Port, Seen, Way};
+use pki::JoinToken;
+use pki::tls::Trust;
+
+use super::ports::{Opened, Ports, Route, probe};
+use super::{Here, MAX_MESSAGE, MAX_PORTS, PROTOCOL, Secrets};
+use crate::connections::{self, answer, read};
+use crate::controller::Error;
+use crate::proto::peer::peer_client::PeerClient;
+use crate::proto::peer::{ClockRequest, GreetRequest, OpenRequest, ProbeRequest};
+
+/// How long an answer may take: all ports may be silent, and rates take seconds.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How often the clock is asked; the shortest round trip counts.
+const ROUNDS: usize = 8;
+
+/// Measures what lies between this host, `here`, and the one at `address`. `from`
+/// is the address of this host that the other one reaches it by. More than
+/// [`MAX_PORTS`] ports are not tried.
+///
+/// # Errors
+/// When the other side doesn't answer or doesn't know the token.
+pub async fn measure(
+    address: SocketAddr,
+    from: Option<IpAddr>,
+    token: &JoinToken,
+    here: &Here,
+    ports: &[Port],
+) -> Result<Seen, Error> {
+    let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
+    let connection = connections::Opened::first(&[address], from, &trust, None).await?;
+    let client = PeerClient::new(connection.transport.clone())
+        .max_decoding_message_size(MAX_MESSAGE)
+        .max_encoding_message_size(MAX_MESSAGE);
+    let mut session = Session { connection, client };
+    let who = session.greet(token).await?;
+    let clock = session.clock(here).await?;
+    let ports = &ports[..ports.len().min(MAX_PORTS)];
+    let there = session.there(here, ports).await?;
+    let back = session.back(ports, there.rates.is_none()).await?;
+    Ok(Seen {
+        who,
+        clock: Ok(clock),
+        there,
+        back,
+    })
+}
+
+struct Session {
+    connection: connections::Opened,
+    client: PeerClient<tonic::transport::Channel>,
+}
+
+impl Session {
+    async fn greet(&mut self, token: &JoinToken) -> Result<Introduction, Error> {
+        let request = GreetRequest {
+            protocol: PROTOCOL,
+            token_id: token.id.clone(),
+            hmac: self.connection.proof(token),
+        };
+        let reply = answer(ANSWER, self.client.greet(request)).await?;
+        self.connection.demand(token, &reply.hmac)?;
+        read(&reply.who)
+    }
+
+    async fn clock(&mut self, here: &Here) -> Result<Offset, Error> {
+        let mut best: Option<Offset> = None;
+        for _ in 0..ROUNDS {
+            let (begin, before) = (Instant::now(), (here.clock)());
+            let reply = answer(ANSWER, self.client.clock(ClockRequest {})).await?;
+            let round_trip = begin.elapsed();
+            let round_trip_us = u64::try_from(round_trip.as_micros()).unwrap_or(u64::MAX);
+            let half = i64::try_from(round_trip_us / 2).unwrap_or(i64::MAX);
+            let ahead_us = reply.time_us.saturating_sub(before).saturating_sub(half);
+            if best.is_none_or(|best| round_trip_us < best.round_trip_us) {
+                best = Some(Offset {
+                    ahead_us,
+                    round_trip_us,
+                });
+            }
+        }
+        best.ok_or_else(|| Error::Broken("its clock was not asked".into()))
+    }
+
+    /// Tries ports that the other side opens.
+    async fn there(&mut self, here: &Here, ports: &[Port]) -> Result<Way, Error> {
+        let secrets = Secrets::generate()?;
+        let request = OpenRequest {
+            question: secrets.question.clone(),
+            answer: secrets.answer.clone(),
+            ports: json(&ports)?,
+        };
+        let mut replies = answer(ANSWER, self.client.open(request)).await?;
+        let reply = tokio::time::timeout(ANSWER, replies.message()).await;
+        let reply = reply.map_err(|_| Error::Broken("it opens no ports".into()))?;
+        let reply = reply
+            .map_err(|status| Error::Broken(status.message().to_owned()))?
+            .ok_or_else(|| Error::Broken("it opens no ports".into()))?;
+        let opened: Vec<Opened> = read(&reply.opened)?;
+        if opened.len() > ports.len() {
+            return Err(Error::Broken("it opens other ports".into()));
+        }
+        let from = self.connection.local.ip();
+        let route = Route {
+            from,
+            to: self.connection.remote.ip(),
+            mtu: here.mtu(from),
+        };
+        // They stay open until `replies` is dropped.
+        Ok(probe(route, &opened, &secrets, true).await)
+    }
+
+    /// Opens ports and has the other side try them.
+    async fn back(&mut self, ports: &[Port], rates: bool) -> Result<Way, Error> {
+        let secrets = Secrets::generate()?;
+        let open = Ports::open(self.connection.local.ip(), ports, &secrets).await;
+        let request = ProbeRequest {
+            question: secrets.question,
+            answer: secrets.answer,
+            opened: json(&open.opened)?,
+            rates,
+        };
+        let reply = answer(ANSWER, self.client.probe(request)).await;
+        open.close().await;
+        read(&reply?.way)
+    }
+}
+
+fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(value).map_err(|error| Error::Broken(error.to_string()))
+}
