@@ -17,6 +17,7 @@ pub mod join;
 pub mod masters;
 pub mod node;
 pub mod page;
+pub mod peers;
 pub mod process;
 pub mod profiles;
 pub mod registry;

@@ -10,7 +10,9 @@ use console::{Console, Format};
 use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{care, crash, faults, hooks, inside, join, masters, page, profiles, sample};
+use gravity_tests::{
+    care, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample,
+};
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -140,6 +142,14 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "page")]
         name: String,
+    },
+    /// Make troubles between two nodes and have `gravity check --peer` find them.
+    Peers {
+        /// First part of the nodes' names.
+        #[arg(default_value = "peers")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
     },
     /// Take snapshots, recover from them, fill etcd up, and let certificates
     /// with short lives be renewed.
@@ -311,6 +321,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             };
             profiles::run(&setup, &name, console)?;
         }
+        Task::Peers { name, scenario } => peers::run(&scenario.into(), &name, console)?,
         Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,
         Task::Page { name } => page::run(&name, console)?,

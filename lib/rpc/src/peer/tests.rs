@@ -74,7 +74,14 @@ async fn both_sides_find_out_who_they_are_and_what_comes_through() {
         protocol: Protocol::Udp,
         number: port.number,
     };
-    let seen = measure(address, Some(LOCAL), &token, &here("one", now_us), &[port, udp]).await;
+    let seen = measure(
+        address,
+        Some(LOCAL),
+        &token,
+        &here("one", now_us),
+        &[port, udp],
+    )
+    .await;
     let seen = seen.unwrap();
     assert_eq!(seen.who.hostname, "two");
     let clock = seen.clock.unwrap();
