@@ -22,6 +22,7 @@ need mkfs.ext4 e2fsprogs
 need zstd zstd
 need curl curl
 need jq jq
+need fio fio
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 
 for tool in cargo go; do

@@ -8,6 +8,7 @@
 
 mod build;
 mod cluster;
+mod disk;
 mod floor;
 mod image;
 mod kubeadm;
@@ -70,6 +71,8 @@ enum Part {
     Start,
     /// Local checks against kubeadm's.
     Check,
+    /// The disk test against fio.
+    Disk,
     /// Unpacking the planet's root filesystem.
     Unpack,
     /// Filling the cluster registry.
@@ -86,6 +89,8 @@ enum Target {
     Ratio(f64),
     /// Ours is at most this, whatever the peer's is.
     Most(f64),
+    /// Neither is more than so many times the other.
+    Within(f64),
 }
 
 /// One line of the result.
@@ -133,6 +138,7 @@ impl Row {
         Some(match self.target? {
             Target::Ratio(most) => self.ratio()? <= most,
             Target::Most(most) => median(&self.ours)? <= most,
+            Target::Within(most) => self.ratio()?.max(1.0 / self.ratio()?) <= most,
         })
     }
 
@@ -150,6 +156,7 @@ impl Row {
             match self.target {
                 Some(Target::Ratio(most)) => format!("<= {most} x"),
                 Some(Target::Most(most)) => format!("<= {most} {}", self.unit),
+                Some(Target::Within(most)) => format!("within {most} x"),
                 None => "-".into(),
             },
             match (self.is_met(), &self.missing) {
@@ -279,6 +286,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     }
     if wanted(Part::Check) {
         rows.push(kubeadm::checks(&bench));
+    }
+    if wanted(Part::Disk) {
+        rows.extend(disk::rows(&bench));
     }
     if wanted(Part::Unpack) {
         rows.push(image::unpack(&bench));

@@ -12,6 +12,7 @@ use event::Sink;
 use serde_json::Value;
 
 use crate::faults::{RESUMABLE, Said};
+use crate::join::WORKER;
 use crate::node::{self, Node};
 use crate::scenario::{IMAGE, Setup, check, install_with};
 use crate::{file, process, sample};
@@ -410,7 +411,8 @@ fn ends(test: &Test<'_>) -> Result<Vec<(String, String)>> {
 fn certificates(master: &Test<'_>, worker: &Test<'_>) -> Result<()> {
     let token = master.json("token create")?;
     let token = token["token"].as_str().context("no token")?.to_owned();
-    let join = format!("join {} --token={token}", master.node.address());
+    let address = master.node.address();
+    let join = format!("join {address} --token={token} --role={WORKER}");
     let joined = Instant::now();
     worker.gravity(&join)?.expect(0, &[])?;
     master

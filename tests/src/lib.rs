@@ -8,6 +8,7 @@
 pub mod bench;
 pub mod care;
 pub mod cgroup;
+pub mod checks;
 pub mod crash;
 pub mod faults;
 pub mod file;

@@ -11,7 +11,7 @@ use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample,
+    care, checks, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample,
 };
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
@@ -142,6 +142,14 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "page")]
         name: String,
+    },
+    /// Make troubles on a node and have `gravity check` find them.
+    Checks {
+        /// Name of the node.
+        #[arg(default_value = "checks")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
     },
     /// Make troubles between two nodes and have `gravity check --peer` find them.
     Peers {
@@ -321,6 +329,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             };
             profiles::run(&setup, &name, console)?;
         }
+        Task::Checks { name, scenario } => checks::run(&scenario.into(), &name, console)?,
         Task::Peers { name, scenario } => peers::run(&scenario.into(), &name, console)?,
         Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,

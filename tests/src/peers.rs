@@ -13,12 +13,11 @@ use console::Console;
 use event::Sink;
 use serde::Deserialize;
 
+use crate::checks::{Finding, GRAVITY, MANIFEST, Report, demand};
 use crate::file;
 use crate::node::{self, Node};
 use crate::scenario::Setup;
 
-const GRAVITY: &str = "/root/gravity";
-const MANIFEST: &str = "/root/app.yaml";
 /// A profile with ports and a rate.
 const TEXT: &str = "\
 metadata: {name: a, resourceVersion: 1.0.0}
@@ -33,14 +32,14 @@ nodeProfiles:
 ";
 
 /// What is made, how, what undoes it, and which check finds it.
-const TROUBLES: &[(&str, &str, &str, &[&str])] = &[
+const TROUBLES: &[(&str, &str, &str, &str)] = &[
     (
         "a firewall that drops VXLAN",
         "nft add table ip t
          nft add chain ip t c '{ type filter hook input priority 0; }'
          nft add rule ip t c udp dport 8472 drop",
         "nft delete table ip t",
-        &["peer-ports"],
+        "peer-ports",
     ),
     (
         "a firewall that refuses a port of the application",
@@ -48,19 +47,19 @@ const TROUBLES: &[(&str, &str, &str, &[&str])] = &[
          nft add chain ip t c '{ type filter hook input priority 0; }'
          nft add rule ip t c tcp dport 8080 reject with tcp reset",
         "nft delete table ip t",
-        &["peer-ports"],
+        "peer-ports",
     ),
     (
         "a slow link",
         "tc qdisc add dev eth0 root tbf rate 40mbit burst 32kb latency 50ms",
         "tc qdisc del dev eth0 root",
-        &["network-rate"],
+        "network-rate",
     ),
     (
         "a link that takes small packets only",
         "ip link set dev eth0 mtu 1400",
         "ip link set dev eth0 mtu 1500",
-        &["peer-mtu"],
+        "peer-mtu",
     ),
 ];
 
@@ -68,19 +67,6 @@ const TROUBLES: &[(&str, &str, &str, &[&str])] = &[
 #[derive(Debug, Deserialize)]
 struct Listening {
     token: String,
-}
-
-/// What is read of `check --output json`.
-#[derive(Debug, Deserialize)]
-struct Report {
-    findings: Vec<Finding>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Finding {
-    id: String,
-    severity: String,
-    measured: String,
 }
 
 /// Runs all of it on the new nodes `NAME-1` and `NAME-2`.
@@ -104,12 +90,11 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         peer: first.address().to_owned(),
         token: listener.token.clone(),
         node: &second,
-        console,
     };
 
     console.step("Two nodes that have no trouble with each other");
     let usual = test.troubles()?;
-    let between = usual.iter().filter(|id| is_between(id));
+    let between = usual.iter().filter(|finding| is_between(&finding.id));
     ensure!(
         between.count() == 0,
         "there is none, and found was {usual:?}"
@@ -131,7 +116,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
             node.run(&["sh", "-ec", make])?;
             let found = test.troubles();
             node.run(&["sh", "-ec", undo])?;
-            test.are(found?, &usual, expected)?;
+            demand(found?, &usual, expected, console)?;
         }
     }
 
@@ -142,16 +127,16 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     identify(copied.trim())?;
     let found = test.troubles();
     identify(own.trim())?;
-    test.are(found?, &usual, &["peer-identity"])?;
+    demand(found?, &usual, "peer-identity", console)?;
 
     console.step("A wrong token, and nobody who listens");
     let wrong = Test {
         token: "correct-horse-battery".into(),
         ..test.clone()
     };
-    test.are(wrong.troubles()?, &usual, &["peer"])?;
+    demand(wrong.troubles()?, &usual, "peer", console)?;
     listener.end(&first)?;
-    test.are(test.troubles()?, &usual, &["peer"])?;
+    demand(test.troubles()?, &usual, "peer", console)?;
     second.delete()?;
     first.delete()
 }
@@ -165,48 +150,17 @@ struct Test<'a> {
     node: &'a Node,
     peer: String,
     token: String,
-    console: &'a Console,
 }
 
 impl Test<'_> {
     fn report(&self) -> Result<Report> {
         let peer = format!("--peer={}", self.peer);
         let token = format!("--token={}", self.token);
-        let words = [GRAVITY, "check", "--quick", "--output=json", &peer, &token];
-        let mut command = self.node.command(&[&words[..], &[MANIFEST]].concat())?;
-        let output = command.output().context("running gravity check")?;
-        // Events come before it.
-        let report = output.stdout.trim_ascii_end().rsplit(|byte| *byte == b'\n');
-        let report = report.into_iter().next().unwrap_or_default();
-        serde_json::from_slice(report).with_context(|| {
-            let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            format!("reading the report; it said {said}")
-        })
+        Report::of(self.node, &["--quick", &peer, &token])
     }
 
-    /// Ids of what fails.
-    fn troubles(&self) -> Result<BTreeSet<String>> {
-        let mut findings = self.report()?.findings;
-        findings.retain(|finding| finding.severity != "info");
-        for finding in findings.iter().filter(|finding| is_between(&finding.id)) {
-            self.console
-                .info(&format!("{}: {}", finding.id, finding.measured));
-        }
-        Ok(findings.into_iter().map(|finding| finding.id).collect())
-    }
-
-    fn are(
-        &self,
-        found: BTreeSet<String>,
-        usual: &BTreeSet<String>,
-        expected: &[&str],
-    ) -> Result<()> {
-        let more: Vec<_> = found.difference(usual).map(String::as_str).collect();
-        ensure!(
-            more == expected,
-            "{expected:?} should have failed, {more:?} did"
-        );
-        Ok(())
+    fn troubles(&self) -> Result<Vec<Finding>> {
+        Ok(self.report()?.troubles())
     }
 }
 
