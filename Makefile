@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e faults crash vm lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e faults crash vm fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,20 @@ vm: base ## the same image in a virtual machine with systemd; needs root
 	$(BIN)/testnode vm-smoke
 
 test: setup lint unit e2e ## everything that must pass
+
+# What cargo-fuzz does, without its nightly compiler.
+SECONDS_EACH ?= 60
+COVERAGE = --cfg fuzzing -Cpasses=sancov-module $(addprefix -Cllvm-args=-sanitizer-coverage-,\
+	level=4 inline-8bit-counters pc-table trace-compares)
+fuzz: setup ## what comes from outside, made up at random; SECONDS_EACH=600 for longer
+	cd fuzz && RUSTFLAGS="$(COVERAGE)" $(CARGO) build --release \
+		--target x86_64-unknown-linux-gnu --target-dir $(CACHE)/fuzz
+	for target in manifest image index documents layer; do \
+		mkdir -p $(CACHE)/fuzz/corpus/$$target && \
+		$(CACHE)/fuzz/x86_64-unknown-linux-gnu/release/$$target -max_total_time=$(SECONDS_EACH) \
+			-timeout=10 -rss_limit_mb=2048 -artifact_prefix=fuzz/$$target- \
+			$(CACHE)/fuzz/corpus/$$target fuzz/corpus/$$target || exit 1; \
+	done
 
 bench: base ## ratios against peers, measured in one run
 	$(BIN)/make-base --kubeadm $(CACHE)/kubeadm

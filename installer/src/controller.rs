@@ -104,7 +104,7 @@ pub async fn run(
         etcd: Etcd::inside(),
         secrets: secrets.to_owned(),
     });
-    let here = Here::of(&HostFacts::collect(&Interest::default()));
+    let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
     tokio::select! {
         served = rpc::controller::serve(listener, tls, site.clone(), here, stop) => Ok(served?),
         () = site.keep_members() => Ok(()),

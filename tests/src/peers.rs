@@ -50,6 +50,14 @@ const TROUBLES: &[(&str, &str, &str, &str)] = &[
         "peer-ports",
     ),
     (
+        "a firewall that says that nobody may come",
+        "nft add table ip t
+         nft add chain ip t c '{ type filter hook input priority 0; }'
+         nft add rule ip t c tcp dport 6443 reject with icmp type host-prohibited",
+        "nft delete table ip t",
+        "peer-ports",
+    ),
+    (
         "a slow link",
         "tc qdisc add dev eth0 root tbf rate 40mbit burst 32kb latency 50ms",
         "tc qdisc del dev eth0 root",

@@ -12,6 +12,7 @@ mod server;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 use std::time::SystemTime;
 
 use host::facts::{HostFacts, Introduction};
@@ -39,7 +40,15 @@ pub struct Here {
     /// Largest packets, by the address of the interface.
     mtus: BTreeMap<IpAddr, u32>,
     clock: fn() -> i64,
+    /// Ports that can't be tried here.
+    taken: RangeInclusive<u16>,
 }
+
+/// No ports at all.
+const NOTHING: RangeInclusive<u16> = RangeInclusive::new(1, 0);
+/// Where Kubernetes gives ports to services (its own default): packets to them go
+/// to pods, whoever listens.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
 impl Here {
     /// A host as its facts have it.
@@ -56,6 +65,16 @@ impl Here {
             who: Introduction::of(facts),
             mtus,
             clock: now_us,
+            taken: NOTHING,
+        }
+    }
+
+    /// The same host, as a node of a cluster.
+    #[must_use]
+    pub fn in_cluster(self) -> Self {
+        Self {
+            taken: NODE_PORTS,
+            ..self
         }
     }
 

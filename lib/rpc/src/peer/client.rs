@@ -42,7 +42,7 @@ pub async fn measure(
     let clock = session.clock(here).await?;
     let ports = &ports[..ports.len().min(MAX_PORTS)];
     let there = session.there(here, ports).await?;
-    let back = session.back(ports, there.rates.is_none()).await?;
+    let back = session.back(here, ports, there.rates.is_none()).await?;
     Ok(Seen {
         who,
         clock: Ok(clock),
@@ -116,9 +116,9 @@ impl Session {
     }
 
     /// Opens ports and has the other side try them.
-    async fn back(&mut self, ports: &[Port], rates: bool) -> Result<Way, Error> {
+    async fn back(&mut self, here: &Here, ports: &[Port], rates: bool) -> Result<Way, Error> {
         let secrets = Secrets::generate()?;
-        let open = Ports::open(self.connection.local.ip(), ports, &secrets).await;
+        let open = Ports::open(self.connection.local.ip(), ports, &secrets, &here.taken).await;
         let request = ProbeRequest {
             question: secrets.question,
             answer: secrets.answer,

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,11 +76,21 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Opens what can be opened at an address.
-    pub(super) async fn open(address: IpAddr, ports: &[Port], secrets: &Secrets) -> Self {
+    /// Opens what can be opened at an address, but what is `taken`.
+    pub(super) async fn open(
+        address: IpAddr,
+        ports: &[Port],
+        secrets: &Secrets,
+        taken: &RangeInclusive<u16>,
+    ) -> Self {
         let mut tasks = JoinSet::new();
         let mut opened = Vec::new();
         for port in ports {
+            if taken.contains(&port.number) {
+                let state = State::Failed("services of the cluster have these ports".into());
+                opened.push(Opened { port: *port, state });
+                continue;
+            }
             let at = SocketAddr::new(address, port.number);
             let secrets = secrets.clone();
             let bound = match port.protocol {
@@ -92,7 +103,12 @@ impl Ports {
             };
             let state = match bound {
                 Ok(()) => State::Open,
-                Err(error) if error.kind() == io::ErrorKind::AddrInUse => State::Held,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    match port.protocol == Protocol::Udp || listens(at).await {
+                        true => State::Held,
+                        false => State::Failed("a connection has it".into()),
+                    }
+                }
                 Err(error) => State::Failed(error.to_string()),
             };
             opened.push(Opened { port: *port, state });
@@ -104,6 +120,11 @@ impl Ports {
     pub(super) async fn close(mut self) {
         self.tasks.shutdown().await;
     }
+}
+
+/// Whether somebody listens here, or the port is our end of a connection.
+async fn listens(at: SocketAddr) -> bool {
+    matches!(timeout(PATIENCE, TcpStream::connect(at)).await, Ok(Ok(_)))
 }
 
 async fn answer_streams(listener: TcpListener, secrets: Secrets) {
@@ -248,7 +269,10 @@ async fn reach(route: Route, target: &Opened, secrets: &Secrets) -> Reach {
             let connected = timeout(PATIENCE, connect(route, port)).await;
             connected.map(|connected| connected.map(|_| Reach::Reached))
         }
-        (Protocol::Tcp, _) => timeout(PATIENCE, greet(route, port, secrets)).await,
+        (Protocol::Tcp, _) => match timeout(PATIENCE, connect(route, port)).await {
+            Ok(Ok(stream)) => return greeted(stream, secrets).await,
+            other => other.map(|connected| connected.map(|_| Reach::Reached)),
+        },
         (Protocol::Udp, _) => {
             let bytes = &secrets.question;
             Ok(send_datagrams(route, port, bytes, secrets).await)
@@ -256,9 +280,12 @@ async fn reach(route: Route, target: &Opened, secrets: &Secrets) -> Reach {
     };
     match tried {
         Ok(Ok(reach)) => reach,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => Reach::Refused,
-        Ok(Err(error)) if error.kind() == io::ErrorKind::TimedOut => Reach::Silent,
-        Ok(Err(error)) => Reach::Unknown(error.to_string()),
+        Ok(Err(error)) => match error.kind() {
+            // Firewalls refuse in either way.
+            io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable => Reach::Refused,
+            io::ErrorKind::TimedOut => Reach::Silent,
+            _ => Reach::Unknown(error.to_string()),
+        },
         Err(_) => Reach::Silent,
     }
 }
@@ -276,9 +303,8 @@ async fn connect(route: Route, port: Port) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Connects and has the other side say who it is.
-async fn begin(route: Route, port: Port, secrets: &Secrets, wish: u8) -> io::Result<TcpStream> {
-    let mut stream = connect(route, port).await?;
+/// Has the other side say who it is.
+async fn begin(mut stream: TcpStream, secrets: &Secrets, wish: u8) -> io::Result<TcpStream> {
     stream.write_all(&secrets.question).await?;
     stream.write_u8(wish).await?;
     let mut answer = vec![0; secrets.answer.len()];
@@ -289,10 +315,13 @@ async fn begin(route: Route, port: Port, secrets: &Secrets, wish: u8) -> io::Res
     }
 }
 
-async fn greet(route: Route, port: Port, secrets: &Secrets) -> io::Result<Reach> {
-    begin(route, port, secrets, GREET)
-        .await
-        .map(|_| Reach::Reached)
+/// What a connection that came about says: whatever is wrong with it, nothing on
+/// the way is.
+async fn greeted(stream: TcpStream, secrets: &Secrets) -> Reach {
+    match timeout(PATIENCE, begin(stream, secrets, GREET)).await {
+        Ok(Ok(_)) => Reach::Reached,
+        _ => Reach::Unknown("another program answers there".into()),
+    }
 }
 
 /// A socket that is connected to a UDP port, so that refusals come back.
@@ -366,13 +395,13 @@ async fn best(route: Route, port: Port, secrets: &Secrets) -> io::Result<Rates> 
 }
 
 async fn rate_there(route: Route, port: Port, secrets: &Secrets) -> io::Result<u64> {
-    let mut stream = begin(route, port, secrets, TAKE).await?;
+    let mut stream = begin(connect(route, port).await?, secrets, TAKE).await?;
     fill(&mut stream).await?;
     stream.read_u64().await
 }
 
 async fn rate_back(route: Route, port: Port, secrets: &Secrets) -> io::Result<u64> {
-    let mut stream = begin(route, port, secrets, SEND).await?;
+    let mut stream = begin(connect(route, port).await?, secrets, SEND).await?;
     drain(&mut stream).await
 }
 
@@ -380,9 +409,11 @@ async fn rate_back(route: Route, port: Port, secrets: &Secrets) -> io::Result<u6
 mod tests {
     use std::net::Ipv4Addr;
 
+    use super::super::NOTHING;
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const NONE: RangeInclusive<u16> = NOTHING;
     const ROUTE: Route = Route {
         from: HERE,
         to: HERE,
@@ -393,21 +424,15 @@ mod tests {
         Port { protocol, number }
     }
 
-    /// Numbers that nobody has at this moment.
     fn free(protocol: Protocol) -> Port {
-        let at = SocketAddr::new(HERE, 0);
-        let number = match protocol {
-            Protocol::Tcp => std::net::TcpListener::bind(at).unwrap().local_addr(),
-            Protocol::Udp => std::net::UdpSocket::bind(at).unwrap().local_addr(),
-        };
-        port(protocol, number.unwrap().port())
+        port(protocol, super::super::tests::free_number())
     }
 
     #[tokio::test]
     async fn what_was_opened_is_reached_with_packet_and_rates() {
         let secrets = Secrets::generate().unwrap();
         let ports = [free(Protocol::Tcp), free(Protocol::Udp)];
-        let open = Ports::open(HERE, &ports, &secrets).await;
+        let open = Ports::open(HERE, &ports, &secrets, &NONE).await;
         assert!(open.opened.iter().all(|port| port.state == State::Open));
         let way = probe(ROUTE, &open.opened, &secrets, true).await;
         let reached: Vec<_> = ports.iter().map(|port| (*port, Reach::Reached)).collect();
@@ -442,7 +467,7 @@ mod tests {
         let held = port(Protocol::Tcp, listener.local_addr().unwrap().port());
         let silent = std::net::UdpSocket::bind(SocketAddr::new(HERE, 0)).unwrap();
         let mute = port(Protocol::Udp, silent.local_addr().unwrap().port());
-        let open = Ports::open(HERE, &[held, mute], &secrets).await;
+        let open = Ports::open(HERE, &[held, mute], &secrets, &NONE).await;
         assert!(open.opened.iter().all(|port| port.state == State::Held));
         let way = probe(ROUTE, &open.opened, &secrets, true).await;
         assert_eq!(way.ports[0].1, Reach::Reached);
@@ -455,10 +480,12 @@ mod tests {
     async fn who_does_not_know_the_secrets_gets_nothing_and_is_not_believed() {
         let (ours, others) = (Secrets::generate().unwrap(), Secrets::generate().unwrap());
         let ports = [free(Protocol::Tcp), free(Protocol::Udp)];
-        let open = Ports::open(HERE, &ports, &ours).await;
+        let open = Ports::open(HERE, &ports, &ours, &NONE).await;
         let way = probe(ROUTE, &open.opened, &others, true).await;
+        // The way is open, whoever it is.
         assert!(matches!(way.ports[0].1, Reach::Unknown(_)), "{way:?}");
         assert_eq!(way.ports[1].1, Reach::Silent);
+        assert_eq!(way.rates, None);
         // It knows the question, and hears another answer.
         let mixed = Secrets {
             question: ours.question.clone(),

@@ -118,7 +118,7 @@ impl peer_server::Peer for Service {
         let message = request.into_inner();
         let secrets = secrets(message.question, message.answer)?;
         let ports: Vec<Port> = limited(&message.ports)?;
-        let open = Ports::open(caller.local.ip(), &ports, &secrets).await;
+        let open = Ports::open(caller.local.ip(), &ports, &secrets, &self.here.taken).await;
         let reply = OpenReply {
             opened: json(&open.opened)?,
         };

@@ -1,5 +1,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use host::facts::{Port, Protocol, Reach};
@@ -32,6 +33,7 @@ fn here(hostname: &str, clock: fn() -> i64) -> Here {
         },
         mtus: BTreeMap::from([(LOCAL, 1500), (OTHER, 1500)]),
         clock,
+        taken: NOTHING,
     }
 }
 
@@ -57,11 +59,26 @@ async fn start(other: Here) -> (SocketAddr, JoinToken) {
     (address, token)
 }
 
+/// A number that nobody has at this moment, and no outgoing connection gets.
+pub(super) fn free_number() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let next = NEXT.fetch_add(1, Ordering::Relaxed);
+        let number = 20_000 + (std::process::id() as u16 % 100) * 90 + next;
+        let is_free = |address| {
+            std::net::TcpListener::bind((address, number)).is_ok()
+                && std::net::UdpSocket::bind((address, number)).is_ok()
+        };
+        if is_free(LOCAL) && is_free(OTHER) {
+            return number;
+        }
+    }
+}
+
 fn free() -> Port {
-    let listener = std::net::TcpListener::bind((LOCAL, 0)).unwrap();
     Port {
         protocol: Protocol::Tcp,
-        number: listener.local_addr().unwrap().port(),
+        number: free_number(),
     }
 }
 
@@ -145,4 +162,20 @@ async fn no_more_ports_are_opened_than_it_says() {
     let ports = vec![free(); MAX_PORTS + 1];
     let seen = measure(address, None, &token, &here("one", now_us), &ports).await;
     assert_eq!(seen.unwrap().there.ports.len(), MAX_PORTS);
+}
+
+#[tokio::test]
+async fn ports_of_services_are_not_tried_in_a_cluster() {
+    let (address, token) = start(here("two", now_us).in_cluster()).await;
+    let port = Port {
+        protocol: Protocol::Udp,
+        number: 30_080,
+    };
+    let seen = measure(address, Some(LOCAL), &token, &here("one", now_us), &[port]).await;
+    let seen = seen.unwrap();
+    assert!(
+        matches!(seen.there.ports[0].1, Reach::Unknown(_)),
+        "{seen:?}"
+    );
+    assert_eq!(seen.back.ports, [(port, Reach::Reached)]);
 }
