@@ -66,7 +66,8 @@ pub(crate) async fn execute(
             blocking(node, sink, move |n, _| secrets::execute(n, &phase)).await
         }
         PhaseSpec::JoinSecrets(phase) => join_secrets::execute(node, phase).await,
-        PhaseSpec::Register(phase) => register::execute(node, phase).await,
+        PhaseSpec::Register(phase) => register::execute(node, phase, &*sink).await,
+        PhaseSpec::Added(phase) => register::added(node, phase, &*sink).await,
         PhaseSpec::CompleteJoin(phase) => {
             blocking(node, sink, move |n, _| complete_join::execute(n, &phase)).await
         }

@@ -403,6 +403,9 @@ pub(crate) struct Controller {
     /// Directory of authorities, certificates and kubeconfigs
     #[arg(long, value_name = "DIR")]
     pub(crate) secrets: PathBuf,
+    /// Hooks that run when a node comes or goes
+    #[arg(long, value_name = "FILE")]
+    pub(crate) hooks: PathBuf,
 }
 
 #[derive(Debug, Args)]

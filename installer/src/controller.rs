@@ -6,6 +6,8 @@
 //! run. A node gets exactly the certificates that its place in the cluster
 //! asks for, whatever it says in its requests.
 
+mod removal;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -13,8 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use cluster::Client;
+use event::Sink;
 use host::facts::{HostFacts, Interest};
 use ipnet::Ipv4Net;
+use manifest::HookName;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
 use rpc::controller::{Controller, Refusal, Tokens, member_name};
@@ -26,8 +30,11 @@ use uuid::Uuid;
 
 use crate::addons;
 use crate::etcd::{self, Etcd};
+use crate::hooks::NodeHooks;
 use crate::install::{NODE_PREFIX, node_labels};
 use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
+
+pub use removal::Removal;
 
 /// How long pods may take to leave a node; their own limit is 30 s by default.
 const DRAIN: Duration = Duration::from_secs(300);
@@ -59,6 +66,14 @@ pub enum Error {
     /// A certificate or key is damaged.
     #[error("prepare TLS")]
     Tls(#[from] pki::Error),
+    /// The hooks are damaged.
+    #[error("read the hooks in {}", path.display())]
+    Hooks {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: serde_json::Error,
+    },
     /// The port is taken.
     #[error("listen at {address}")]
     Listen {
@@ -76,13 +91,15 @@ pub enum Error {
 }
 
 /// Runs a controller at `listen` until `stop` comes back. `secrets` holds the
-/// authorities, the controller's certificate and a kubeconfig.
+/// authorities, the controller's certificate and a kubeconfig, `hooks` is a file
+/// with [`NodeHooks`].
 ///
 /// # Errors
 /// When it can't begin or go on.
 pub async fn run(
     listen: SocketAddr,
     secrets: &Path,
+    hooks: &Path,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
     let text = |name: &str| read(&secrets.join(name));
@@ -103,12 +120,24 @@ pub async fn run(
         client: Client::connect(&secrets.join("admin.kubeconfig")).await?,
         etcd: Etcd::inside(),
         secrets: secrets.to_owned(),
+        hooks: node_hooks(hooks)?,
     });
     let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
     tokio::select! {
         served = rpc::controller::serve(listener, tls, site.clone(), here, stop) => Ok(served?),
         () = site.keep_members() => Ok(()),
     }
+}
+
+fn node_hooks(path: &Path) -> Result<NodeHooks, Error> {
+    let json = std::fs::read(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    serde_json::from_slice(&json).map_err(|source| Error::Hooks {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<String, Error> {
@@ -129,78 +158,6 @@ fn read(path: &Path) -> Result<String, Error> {
 /// When it can't be read.
 pub async fn description(client: &Client) -> Result<ClusterSpec, Refusal> {
     parse(&client.description().await.map_err(not_now)?.text)
-}
-
-/// Moves pods off a node, takes it out of etcd, deletes it from Kubernetes and the
-/// description. With `force` pods that don't go are left behind. A node that is
-/// gone is fine. What fails half-way can be done again: the description has the
-/// node until the end.
-///
-/// # Errors
-/// When pods are left, nobody could take its place, or Kubernetes or etcd refuses.
-pub async fn remove(
-    client: &Client,
-    etcd: &Etcd,
-    hostname: &str,
-    force: bool,
-) -> Result<(), Refusal> {
-    let cluster = description(client).await?;
-    let node = cluster.nodes.iter().find(|node| node.hostname == hostname);
-    let started = match node.filter(|node| node.role == Role::Master) {
-        Some(master) => {
-            let mut started = BTreeSet::new();
-            if cluster
-                .nodes
-                .iter()
-                .any(|other| is_other_master(other, master))
-            {
-                started = etcd.started(&cluster).await.map_err(of_etcd)?;
-            }
-            let_go(&cluster, master, &started)?;
-            started
-        }
-        None => BTreeSet::new(),
-    };
-    // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
-    let patience = match force && !is_ready(client, hostname).await? {
-        true => Duration::ZERO,
-        false => DRAIN,
-    };
-    if let Err(error) = client.drain(hostname, patience).await {
-        match force {
-            true => tracing::warn!(%hostname, %error, "went on without its pods"),
-            false => return Err(not_now(error)),
-        }
-    }
-    let Some(node) = node else {
-        return client.delete_node(hostname).await.map_err(not_now);
-    };
-    if node.role == Role::Master {
-        // From here on nobody counts on it, and no other one leaves.
-        let (cluster, ()) = change(client, |cluster| {
-            let_go(cluster, node, &started)?;
-            let same = cluster.nodes.iter_mut().filter(|other| other.id == node.id);
-            same.for_each(|node| node.leaving = true);
-            Ok(())
-        })
-        .await?;
-        client.delete_node(hostname).await.map_err(not_now)?;
-        etcd.remove(&cluster, node).await.map_err(of_etcd)?;
-        // Its API server ends with its etcd; it may be the one that was asked.
-        let client = Client::connect(&etcd.kubeconfig()).await.map_err(not_now)?;
-        return forget(&client, node.id).await;
-    }
-    client.delete_node(hostname).await.map_err(not_now)?;
-    forget(client, node.id).await
-}
-
-async fn forget(client: &Client, id: Uuid) -> Result<(), Refusal> {
-    change(client, |cluster| {
-        cluster.nodes.retain(|node| node.id != id);
-        Ok(())
-    })
-    .await
-    .map(drop)
 }
 
 fn is_other_master(other: &NodeSpec, master: &NodeSpec) -> bool {
@@ -295,6 +252,7 @@ struct Site {
     client: Client,
     etcd: Etcd,
     secrets: PathBuf,
+    hooks: NodeHooks,
 }
 
 impl Site {
@@ -308,6 +266,18 @@ impl Site {
         let gone = || Refusal::Refused("this node is no member of the cluster any more".into());
         let node = cluster.node(id).cloned().ok_or_else(gone)?;
         Ok((cluster, node))
+    }
+
+    async fn hook(
+        &self,
+        name: HookName,
+        node: &NodeSpec,
+        operation: Uuid,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), Refusal> {
+        let ran = self.hooks.run(&self.client, name, node, operation, sink);
+        ran.await
+            .map_err(|error| Refusal::Refused(error.to_string()))
     }
 
     /// Makes etcd's members and the endpoints of DNS what the description says, for
@@ -449,8 +419,15 @@ impl Controller for Site {
         Ok(keys)
     }
 
-    async fn register(&self, id: Uuid) -> Result<(), Refusal> {
+    async fn register(
+        &self,
+        id: Uuid,
+        operation: Uuid,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), Refusal> {
         let (cluster, node) = self.node(id).await?;
+        self.hook(HookName::PreNodeAdd, &node, operation, sink)
+            .await?;
         let taints: Vec<_> = node
             .taints
             .iter()
@@ -471,10 +448,24 @@ impl Controller for Site {
         }
     }
 
-    async fn leave(&self, id: Uuid, force: bool) -> Result<(), Refusal> {
+    async fn added(&self, id: Uuid, operation: Uuid, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
+        let (_, node) = self.node(id).await?;
+        self.hook(HookName::PostNodeAdd, &node, operation, sink)
+            .await
+    }
+
+    async fn leave(&self, id: Uuid, force: bool, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
         let cluster = self.describe().await?;
         match cluster.node(id) {
-            Some(node) => remove(&self.client, &self.etcd, &node.hostname, force).await,
+            Some(node) => {
+                let removal = Removal {
+                    client: &self.client,
+                    etcd: &self.etcd,
+                    hooks: &self.hooks,
+                    force,
+                };
+                removal.run(&node.hostname, sink).await
+            }
             // It asks again after an answer that was lost.
             None => Ok(()),
         }

@@ -1,13 +1,19 @@
 //! What is run for a hook, the same in every operation.
 //!
-//! In: the cluster, a hook of its manifest. Out: a [`phase::Hook`]. Pure.
+//! In: the cluster, a hook of its manifest. Out: a [`phase::Hook`]. And those that
+//! run when a node comes or goes, whoever of the masters runs them.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use cluster::Client;
+use event::Sink;
 use manifest::HookName;
+use serde::{Deserialize, Serialize};
 use spec::layout::PLANET_RESOURCES;
-use spec::{ClusterSpec, ServiceUser, phase};
+use spec::{ClusterSpec, NodeSpec, ServiceUser, phase};
+use uuid::Uuid;
 
 /// `GRAVITY_CLUSTER_*`, which hooks see.
 pub(crate) fn cluster_environment(cluster: &ClusterSpec) -> BTreeMap<String, String> {
@@ -36,5 +42,95 @@ pub fn hook(cluster: &ClusterSpec, name: HookName, job: &str, operation: &str) -
         env,
         resources: PathBuf::from(PLANET_RESOURCES).join(digest),
         service_uid: uid,
+        avoid: None,
+    }
+}
+
+/// The hooks that run when a node comes or goes, those that the manifest has.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeHooks(BTreeMap<String, phase::Hook>);
+
+impl NodeHooks {
+    const ALL: [HookName; 4] = [
+        HookName::PreNodeAdd,
+        HookName::PostNodeAdd,
+        HookName::PreNodeRemove,
+        HookName::PostNodeRemove,
+    ];
+
+    /// Those of a manifest.
+    pub fn of(cluster: &ClusterSpec, hooks: &BTreeMap<HookName, String>) -> Self {
+        let made = Self::ALL.into_iter().filter_map(|name| {
+            let job = hooks.get(&name)?;
+            Some((name.to_string(), hook(cluster, name, job, "")))
+        });
+        Self(made.collect())
+    }
+
+    /// The hook as `operation` runs it for a node; `None` where the manifest has
+    /// none.
+    fn ready(&self, name: HookName, node: &NodeSpec, operation: Uuid) -> Option<phase::Hook> {
+        let mut hook = self.0.get(name.as_str())?.clone();
+        hook.operation = operation.to_string();
+        let address = node.advertise_addresses.first();
+        let address = address.map(ToString::to_string).unwrap_or_default();
+        hook.env
+            .insert("GRAVITY_NODE_NAME".into(), node.hostname.clone());
+        hook.env.insert("GRAVITY_NODE_ADDRESS".into(), address);
+        if matches!(name, HookName::PreNodeRemove | HookName::PostNodeRemove) {
+            hook.avoid = Some(node.hostname.clone());
+        }
+        Some(hook)
+    }
+
+    /// Runs one to its end, where the manifest has it.
+    ///
+    /// # Errors
+    /// When its Job fails or can't be run.
+    pub async fn run(
+        &self,
+        client: &Client,
+        name: HookName,
+        node: &NodeSpec,
+        operation: Uuid,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), cluster::hooks::HookError> {
+        let Some(hook) = self.ready(name, node, operation) else {
+            return Ok(());
+        };
+        sink.step(&format!("Running the {name} hook"));
+        let ended = cluster::hooks::run(client, &agent::hook_run(hook), sink).await;
+        // What it came to is worth more than a failure of this.
+        if let Err(error) = client.revoke_hooks(&operation.to_string()).await {
+            tracing::warn!(%error, "hooks of {operation} keep their rights");
+        }
+        ended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::install::tests::planned;
+
+    #[test]
+    fn hooks_of_nodes_are_told_which_and_keep_away_from_one_that_goes() {
+        let (cluster, _) = planned(|_| ());
+        let text = "metadata: {name: a, resourceVersion: 1.0.0}\n\
+                    hooks: {preNodeAdd: {job: '{kind: Job}'}, postNodeRemove: {job: '{kind: Job}'}, \
+                    install: {job: '{kind: Job}'}}";
+        let hooks = NodeHooks::of(&cluster, &manifest::parse(text, "a").unwrap().hooks);
+        let node = &cluster.nodes[0];
+        let id = Uuid::from_u128(7);
+        let added = hooks.ready(HookName::PreNodeAdd, node, id).unwrap();
+        assert_eq!(added.env["GRAVITY_NODE_NAME"], node.hostname);
+        assert_eq!(added.env["GRAVITY_NODE_ADDRESS"], "192.168.7.9");
+        assert_eq!((added.operation, added.avoid), (id.to_string(), None));
+        let removed = hooks.ready(HookName::PostNodeRemove, node, id).unwrap();
+        assert_eq!(removed.avoid.as_ref(), Some(&node.hostname));
+        assert_eq!(hooks.ready(HookName::PostNodeAdd, node, id), None);
+        assert_eq!(hooks.0.len(), 2);
+        let json = serde_json::to_string(&hooks).unwrap();
+        assert_eq!(serde_json::from_str::<NodeHooks>(&json).unwrap(), hooks);
     }
 }

@@ -604,13 +604,12 @@ pub fn prepare(
     let volumes = volumes(profile, &options.mounts);
     let services = manifest.service_options(profile);
     let operation = Uuid::new_v4().to_string();
-    let status_hook = manifest.hooks.get(&HookName::Status);
     let context = Context {
         cluster: &cluster,
         node: &node,
         host,
         options: &services,
-        status_hook: status_hook.map(String::as_str),
+        hooks: &manifest.hooks,
     };
     let planner = Planner {
         context: &context,

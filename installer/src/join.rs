@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use host::facts::HostFacts;
-use manifest::{HookName, Manifest, NodeProfile, ServiceRole};
+use manifest::{Manifest, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use spec::phase::{self, PhaseSpec};
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
@@ -170,7 +170,7 @@ pub fn plan(
         host,
         options: &options,
         // Masters decide by a Lease who runs it.
-        status_hook: manifest.hooks.get(&HookName::Status).map(String::as_str),
+        hooks: &manifest.hooks,
     };
     let planner = Planner {
         context: &context,
@@ -210,7 +210,10 @@ fn phases(
             Role::Worker => Vec::new(),
         },
     };
-    let register = phase::Register { controllers };
+    let register = phase::Register {
+        controllers: controllers.clone(),
+        operation: planner.operation.to_owned(),
+    };
     let registered = planner.leaf(
         "/start/node",
         "Register the node",
@@ -228,6 +231,10 @@ fn phases(
         kubeconfig: "kubelet".into(),
         services: waited_for(planner.context),
     };
+    let added = phase::Added {
+        controllers,
+        operation: planner.operation.to_owned(),
+    };
     let complete = phase::CompleteJoin {
         cluster: cluster.clone(),
         manifest: planner.image.manifest_text.clone(),
@@ -244,6 +251,11 @@ fn phases(
             "/health",
             "Wait until the node is ready",
             PhaseSpec::Health(health),
+        )?,
+        planner.leaf(
+            "/added",
+            "Tell the cluster that the node works",
+            PhaseSpec::Added(added),
         )?,
         planner.leaf(
             "/complete",

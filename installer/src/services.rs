@@ -20,10 +20,11 @@ mod rbac;
 mod registry;
 mod status_hook;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use manifest::ServiceOptions;
+use manifest::{HookName, ServiceOptions};
 use planet::config::{Alternative, File, Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
@@ -117,8 +118,8 @@ pub(crate) struct Context<'a> {
     pub(crate) host: &'a HostTraits,
     /// What the image's author chose for the services.
     pub(crate) options: &'a ServiceOptions,
-    /// The Job of the status hook, where the manifest has one.
-    pub(crate) status_hook: Option<&'a str>,
+    /// The manifest's hooks: their Jobs.
+    pub(crate) hooks: &'a BTreeMap<HookName, String>,
 }
 
 /// A service with all that belongs to it.

@@ -30,6 +30,8 @@ pub enum Failure {
     Degrades,
     /// Only the command that ran it fails.
     Fails,
+    /// What it belongs to has happened; it is told.
+    Warns,
 }
 
 impl fmt::Display for Failure {
@@ -39,6 +41,7 @@ impl fmt::Display for Failure {
             Self::StopsUnlessForced => "the operation stops, unless `--force`",
             Self::Degrades => "the cluster is degraded until it succeeds",
             Self::Fails => "the command fails",
+            Self::Warns => "it is told",
         })
     }
 }
@@ -94,13 +97,16 @@ hooks! {
     PreUninstall = "preUninstall",
         by("`gravity leave` of the last node, before `uninstall`", Failure::StopsUnlessForced);
     /// Before a node is added.
-    PreNodeAdd = "preNodeAdd", NEVER;
+    PreNodeAdd = "preNodeAdd",
+        by("`gravity join`, before Kubernetes gets to know the node", Failure::Stops);
     /// After a node has been added.
-    PostNodeAdd = "postNodeAdd", NEVER;
+    PostNodeAdd = "postNodeAdd", by("`gravity join`, when the node is ready", Failure::Stops);
     /// Before a node is removed.
-    PreNodeRemove = "preNodeRemove", NEVER;
+    PreNodeRemove = "preNodeRemove",
+        by("`gravity leave` and `gravity remove`, before pods are moved", Failure::StopsUnlessForced);
     /// After a node has been removed.
-    PostNodeRemove = "postNodeRemove", NEVER;
+    PostNodeRemove = "postNodeRemove",
+        by("`gravity leave` and `gravity remove`, when the node is gone", Failure::Warns);
     /// Before the application is updated.
     PreUpdate = "preUpdate", NEVER;
     /// The application is updated.

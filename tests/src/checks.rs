@@ -33,7 +33,7 @@ const OF_DISKS: &[&str] = &["disk-rate", "disk-latency"];
 const GOOD: &str = "
     echo 'nameserver 10.99.0.254' > /etc/resolv.conf
     sysctl -qw net.ipv4.ip_forward=1
-    mkdir -p /srv/state /srv/real /srv/mounted /srv/small";
+    mkdir -p /var/lib/test/state /var/lib/test/real /var/lib/test/mounted /var/lib/test/small";
 
 /// A trouble.
 struct Trouble {
@@ -68,51 +68,51 @@ const TROUBLES: &[Trouble] = &[
     },
     Trouble {
         what: "a directory that others may not enter",
-        make: "chmod 744 /srv/state",
-        unmake: "chmod 755 /srv/state",
-        flags: &["--quick", "--state-dir=/srv/state/gravity"],
+        make: "chmod 744 /var/lib/test/state",
+        unmake: "chmod 755 /var/lib/test/state",
+        flags: &["--quick", "--state-dir=/var/lib/test/state/gravity"],
         found: "permissions",
         ..PLAIN
     },
     Trouble {
         what: "a state directory on a noexec mount",
-        make: "mount --bind /srv/real /srv/mounted; mount -o remount,bind,noexec /srv/mounted",
-        unmake: "umount /srv/mounted",
-        flags: &["--quick", "--state-dir=/srv/mounted/gravity"],
+        make: "mount --bind /var/lib/test/real /var/lib/test/mounted; mount -o remount,bind,noexec /var/lib/test/mounted",
+        unmake: "umount /var/lib/test/mounted",
+        flags: &["--quick", "--state-dir=/var/lib/test/mounted/gravity"],
         found: "mount-options",
         ..PLAIN
     },
     Trouble {
         what: "a state directory behind a symbolic link",
-        make: "ln -s /srv/real /srv/link",
-        unmake: "rm /srv/link",
-        flags: &["--quick", "--state-dir=/srv/link/gravity"],
+        make: "ln -s /var/lib/test/real /var/lib/test/link",
+        unmake: "rm /var/lib/test/link",
+        flags: &["--quick", "--state-dir=/var/lib/test/link/gravity"],
         found: "symlink",
         ..PLAIN
     },
     Trouble {
         what: "a volume on another filesystem",
-        requires: "{volumes: [{path: /srv/real, filesystems: [xfs]}]}",
+        requires: "{volumes: [{path: /var/lib/test/real, filesystems: [xfs]}]}",
         found: "volume",
         ..PLAIN
     },
     Trouble {
         what: "a volume that is not there",
-        requires: "{volumes: [{path: /srv/none, createIfMissing: false}]}",
+        requires: "{volumes: [{path: /var/lib/test/none, createIfMissing: false}]}",
         found: "volume",
         ..PLAIN
     },
     Trouble {
         what: "too little space for a volume",
-        requires: "{volumes: [{path: /srv/real, capacity: 900TB}]}",
+        requires: "{volumes: [{path: /var/lib/test/real, capacity: 900TB}]}",
         found: "space",
         ..PLAIN
     },
     Trouble {
         what: "too few inodes",
-        make: "mount -t tmpfs -o size=8g,nr_inodes=1000 tmpfs /srv/small",
-        unmake: "umount /srv/small",
-        flags: &["--quick", "--state-dir=/srv/small/gravity"],
+        make: "mount -t tmpfs -o size=8g,nr_inodes=1000 tmpfs /var/lib/test/small",
+        unmake: "umount /var/lib/test/small",
+        flags: &["--quick", "--state-dir=/var/lib/test/small/gravity"],
         found: "inodes",
         ..PLAIN
     },

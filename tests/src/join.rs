@@ -84,6 +84,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         "the master's status does not show the new node"
     );
     worker.context("the status of the new node")?;
+    hooks_ran(&first, &[("preNodeAdd", 1), ("postNodeAdd", 1)])?;
     across(&first, &second)?;
     console.info("Pods of both nodes reach each other, by address and by service");
     refuse_again(&first, &second, &token.token)?;
@@ -98,6 +99,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         left.join("\n")
     );
     ensure!(nodes(&first)? == [first.name()], "the node has not left");
+    hooks_ran(&first, &[("preNodeRemove", 1), ("postNodeRemove", 1)])?;
     running_on(&first, &[first.name()])?;
     check(&first)?;
 
@@ -105,6 +107,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut join(&first, &second, OWN, WORKER)?)?;
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
+    hooks_ran(&first, &[("preNodeRemove", 2), ("postNodeRemove", 2)])?;
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
     let refused = refused.context("running leave")?;
     run_visibly(&mut first.command(&[IMAGE, "token", "remove", &token.name])?)?;
@@ -120,6 +123,21 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     );
     second.delete()?;
     first.delete()
+}
+
+/// Demands that each of these hooks has run so often, and well.
+fn hooks_ran(master: &Node, hooks: &[(&str, usize)]) -> Result<()> {
+    for (hook, count) in hooks {
+        let label = format!("--selector=gravitational.io/hook={hook}");
+        let succeeded = "--output=jsonpath={.items[*].status.succeeded}";
+        let text = master.text(&["kubectl", "get", "jobs", &label, succeeded])?;
+        let ran = text.split_whitespace().filter(|times| *times == "1");
+        ensure!(
+            ran.count() == *count,
+            "{hook} should have run {count} times and succeeded: {text}"
+        );
+    }
+    Ok(())
 }
 
 fn token(master: &Node) -> Result<Token> {

@@ -29,5 +29,6 @@ pub fn hook_run(phase: Hook) -> cluster::hooks::HookRun {
         resources_host_path: phase.resources,
         service_user_uid: phase.service_uid,
         operation_id: phase.operation,
+        avoid: phase.avoid,
     }
 }

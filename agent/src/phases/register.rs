@@ -1,16 +1,26 @@
 //! Has the cluster's controller make the Kubernetes node object: a worker may
-//! not, and its part of the pod network must be known before it is ready.
+//! not, and its part of the pod network must be known before it is ready. And
+//! tells it when the node works. The controller runs the vendor's hooks.
 
+use event::Sink;
 use operation::PhaseError;
-use spec::phase::Register;
+use spec::phase::{Added, Register};
 
 use crate::Node;
-use crate::node::session;
+use crate::node::{session, transient};
 
-pub(crate) async fn execute(node: &Node, phase: Register) -> Result<(), PhaseError> {
+pub(crate) async fn execute(
+    node: &Node,
+    phase: Register,
+    sink: &dyn Sink,
+) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
-    session
-        .register()
-        .await
-        .map_err(|error| crate::node::transient(&error))
+    let registered = session.register(&phase.operation, sink).await;
+    registered.map_err(|error| transient(&error))
+}
+
+pub(crate) async fn added(node: &Node, phase: Added, sink: &dyn Sink) -> Result<(), PhaseError> {
+    let mut session = session(node.layout(), &phase.controllers).await?;
+    let told = session.added(&phase.operation, sink).await;
+    told.map_err(|error| transient(&error))
 }

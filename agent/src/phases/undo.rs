@@ -52,14 +52,14 @@ pub(crate) async fn undo(
             })
             .await
         }
-        PhaseSpec::Register(phase) => leave_cluster(node, &phase.controllers).await,
+        PhaseSpec::Register(phase) => leave_cluster(node, &phase.controllers, &*sink).await,
         PhaseSpec::Secrets(_) | PhaseSpec::JoinSecrets(_) => {
             blocking(node, sink, |n, _| clear(&n.layout().planet_secrets())).await
         }
         PhaseSpec::Planet(phase) => {
             // Its etcd may vote: the others must know before its data goes.
             if !phase.member_of.is_empty() {
-                leave_cluster(node, &phase.member_of).await?;
+                leave_cluster(node, &phase.member_of, &*sink).await?;
             }
             blocking(node, sink, |n, s| planet(n, s)).await
         }
@@ -76,7 +76,10 @@ pub(crate) async fn undo(
             let found = cluster::documents(&text).map_err(|error| lasting(&error))?;
             objects(node, &found, &*sink).await
         }
-        PhaseSpec::Health(_) | PhaseSpec::Nodes(_) | PhaseSpec::EtcdStart(_) => Ok(()),
+        PhaseSpec::Health(_)
+        | PhaseSpec::Nodes(_)
+        | PhaseSpec::Added(_)
+        | PhaseSpec::EtcdStart(_) => Ok(()),
         PhaseSpec::EtcdRestore(_) => blocking(node, sink, |n, _| recovery::undo_restore(n)).await,
         PhaseSpec::EtcdReplace(_) => recovery::undo_replace(node, sink).await,
         PhaseSpec::EtcdClean(_) => recovery::undo_clean(node),
@@ -205,9 +208,14 @@ async fn hook(node: &Node, phase: &Hook, sink: &dyn Sink) -> Result<(), PhaseErr
 }
 
 /// Has the cluster forget the node. One that it doesn't know is fine.
-async fn leave_cluster(node: &Node, controllers: &[SocketAddr]) -> Result<(), PhaseError> {
+async fn leave_cluster(
+    node: &Node,
+    controllers: &[SocketAddr],
+    sink: &dyn Sink,
+) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), controllers).await?;
-    session.leave(true).await.map_err(|error| transient(&error))
+    let left = session.leave(true, sink).await;
+    left.map_err(|error| transient(&error))
 }
 
 /// Removes what is in a directory. What is mounted there is unmounted first:

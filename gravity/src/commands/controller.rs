@@ -12,7 +12,7 @@ pub(crate) async fn run(arguments: &Controller) -> Result<ExitCode> {
     let stop = async move {
         terminate.recv().await;
     };
-    installer::controller::run(arguments.listen, &arguments.secrets, stop)
+    installer::controller::run(arguments.listen, &arguments.secrets, &arguments.hooks, stop)
         .await
         .context("run the cluster's controller")?;
     Ok(ExitCode::Ok)

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
-use installer::controller;
+use installer::controller::{self, Removal};
+use installer::hooks::NodeHooks;
 use manifest::{HookName, Manifest};
 
 use super::{Session, hook, require_root, status};
@@ -154,12 +155,17 @@ async fn leave_cluster(session: &Session) -> Result<()> {
         // The first master has rights of its own.
         let client = session.administrator().await?;
         let name = &session.own_node(&cluster)?.hostname;
-        controller::remove(&client, &session.etcd()?, name, false).await?;
-        return Ok(());
+        let hooks = NodeHooks::of(&cluster, &super::status::manifest(session)?.hooks);
+        let removal = Removal {
+            client: &client,
+            etcd: &session.etcd()?,
+            hooks: &hooks,
+            force: false,
+        };
+        return Ok(removal.run(name, session.console.clone()).await?);
     }
     let mut member = agent::session(&session.layout, &cluster.controllers())
         .await
         .map_err(|error| anyhow!(error.message))?;
-    member.leave(false).await?;
-    Ok(())
+    Ok(member.leave(false, &*session.console).await?)
 }

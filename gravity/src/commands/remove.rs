@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
-use installer::controller;
+use installer::controller::{self, Removal};
+use installer::hooks::NodeHooks;
 
-use super::{Session, require_root};
+use super::{Session, require_root, status};
 use crate::cli::Remove;
 
 pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCode> {
@@ -29,8 +30,16 @@ pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCod
     if !arguments.confirm && !session.console.confirm(&question)? {
         bail!("nothing was changed");
     }
-    session.console.step(&format!("Moving pods off {node}"));
-    controller::remove(&client, &session.etcd()?, node, arguments.force)
+    session.console.step(&format!("Removing {node}"));
+    let hooks = NodeHooks::of(&cluster, &status::manifest(session)?.hooks);
+    let removal = Removal {
+        client: &client,
+        etcd: &session.etcd()?,
+        hooks: &hooks,
+        force: arguments.force,
+    };
+    removal
+        .run(node, session.console.clone())
         .await
         .with_context(|| format!("remove {node}; --force goes on without its pods"))?;
     session.console.info(&format!(

@@ -5,10 +5,13 @@ use std::net::SocketAddr;
 use planet::config::Probe;
 use spec::layout::PLANET_SECRETS;
 
-use super::{Context, Definition};
+use super::{Context, Definition, config};
+use crate::hooks::NodeHooks;
 
 /// Our own program inside.
 const PROGRAM: &str = "/opt/gravity/bin/gravity";
+/// The hooks that it runs.
+const HOOKS: &str = "node-hooks.json";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let listen = SocketAddr::new(context.address(), spec::CONTROLLER_PORT);
@@ -20,7 +23,11 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         &listen_text,
         "--secrets",
         PLANET_SECRETS,
+        "--hooks",
+        &config(HOOKS),
     ];
+    let hooks = NodeHooks::of(context.cluster, context.hooks);
+    let hooks = serde_json::json!(hooks);
     // It signs with the keys of the authorities, which are root's.
     let mut service = context.privileged(
         "controller",
@@ -30,7 +37,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     service.requires = vec!["kube-apiserver".into()];
     Definition {
         service,
-        files: Vec::new(),
+        files: vec![context.file(HOOKS, format!("{hooks:#}\n"))],
         mounts: Vec::new(),
     }
 }

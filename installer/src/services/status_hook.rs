@@ -10,7 +10,7 @@ use super::{Context, Definition, config, secret};
 const NAME: &str = "status-hook";
 
 pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
-    let job = context.status_hook?;
+    let job = context.hooks.get(&HookName::Status)?;
     let hook = crate::hooks::hook(context.cluster, HookName::Status, job, NAME);
     let hook = serde_json::json!(hook);
     let command = [

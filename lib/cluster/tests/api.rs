@@ -243,6 +243,7 @@ spec:
         resources_host_path: "/var/lib/gravity/resources".into(),
         service_user_uid: 980,
         operation_id: "5f6a".into(),
+        avoid: None,
     }
 }
 

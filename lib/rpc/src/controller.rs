@@ -9,7 +9,9 @@ mod client;
 mod server;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use event::Sink;
 use pki::JoinToken;
 use spec::{Candidate, ClusterSpec, Membership};
 use uuid::Uuid;
@@ -87,17 +89,29 @@ pub trait Controller: Tokens {
     /// When the member is no master.
     async fn keys(&self, node: Uuid) -> Result<BTreeMap<String, String>, Refusal>;
 
-    /// Makes the member's object in Kubernetes, and a master a member of etcd.
+    /// Makes the member's object in Kubernetes, and a master a member of etcd, in the
+    /// operation by which it joins.
     ///
     /// # Errors
-    /// When Kubernetes or etcd refuses it.
-    async fn register(&self, node: Uuid) -> Result<(), Refusal>;
+    /// When a hook fails, or Kubernetes or etcd refuses it.
+    async fn register(
+        &self,
+        node: Uuid,
+        operation: Uuid,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), Refusal>;
+
+    /// Does what is due once the member works.
+    ///
+    /// # Errors
+    /// When a hook fails.
+    async fn added(&self, node: Uuid, operation: Uuid, sink: Arc<dyn Sink>) -> Result<(), Refusal>;
 
     /// Moves pods off the member and forgets it.
     ///
     /// # Errors
-    /// When pods can't be moved and it isn't forced.
-    async fn leave(&self, node: Uuid, force: bool) -> Result<(), Refusal>;
+    /// When a hook fails or pods can't be moved and it isn't forced.
+    async fn leave(&self, node: Uuid, force: bool, sink: Arc<dyn Sink>) -> Result<(), Refusal>;
 }
 
 /// Why a session could not be had, or what it was answered.

@@ -35,6 +35,8 @@ pub enum PhaseSpec {
     /// Has the cluster's controller make the Kubernetes node object, and a
     /// master a member of etcd.
     Register(Register),
+    /// Tells the cluster's controller that the node works.
+    Added(Added),
     /// Starts the planet and waits for some of its services.
     Planet(Planet),
     /// Makes the Kubernetes node object as planned.
@@ -193,6 +195,17 @@ pub struct JoinSecrets {
 pub struct Register {
     /// Where the controllers listen.
     pub controllers: Vec<SocketAddr>,
+    /// Identity of the operation.
+    pub operation: String,
+}
+
+/// See [`PhaseSpec::Added`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Added {
+    /// Where the controllers listen.
+    pub controllers: Vec<SocketAddr>,
+    /// Identity of the operation.
+    pub operation: String,
 }
 
 /// See [`PhaseSpec::EtcdRestore`].
@@ -374,6 +387,9 @@ pub struct Hook {
     pub resources: PathBuf,
     /// Id that `runAsUser: -1` becomes.
     pub service_uid: u32,
+    /// Node that its pods keep away from, as it is about to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub avoid: Option<String>,
 }
 
 /// See [`PhaseSpec::Complete`].

@@ -5,8 +5,8 @@
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Container, EnvVar, HostPathVolumeSource, PodSecurityContext, PodSpec, Toleration, Volume,
-    VolumeMount,
+    Container, EnvVar, HostPathVolumeSource, NodeSelectorRequirement, NodeSelectorTerm,
+    PodSecurityContext, PodSpec, Toleration, Volume, VolumeMount,
 };
 use serde_json::Value;
 
@@ -21,6 +21,9 @@ pub(super) const DEADLINE_SECONDS: i64 = 1200;
 
 /// Longest name of a Job: it becomes a label's value.
 const MAX_NAME: usize = 63;
+
+/// Label of nodes with their host name.
+const HOSTNAME: &str = "kubernetes.io/hostname";
 
 /// Where containers see the cluster resources.
 const RESOURCES: &str = "/var/lib/gravity/resources";
@@ -137,7 +140,31 @@ pub fn job(hook: &HookRun) -> Result<Job, JobError> {
             .insert(key.into(), value);
     }
     complete_pod(hook, spec)?;
+    if let (Some(node), Some(pod)) = (&hook.avoid, spec.template.spec.as_mut()) {
+        avoid(pod, node);
+    }
     Ok(job)
+}
+
+/// Keeps a pod away from a node, whatever else it wants of nodes.
+fn avoid(pod: &mut PodSpec, node: &str) {
+    let elsewhere = NodeSelectorRequirement {
+        key: HOSTNAME.into(),
+        operator: "NotIn".into(),
+        values: Some(vec![node.into()]),
+    };
+    let affinity = pod.affinity.get_or_insert_default();
+    let affinity = affinity.node_affinity.get_or_insert_default();
+    let required = &mut affinity.required_during_scheduling_ignored_during_execution;
+    let terms = &mut required.get_or_insert_default().node_selector_terms;
+    if terms.is_empty() {
+        terms.push(NodeSelectorTerm::default());
+    }
+    // One of them must be met, so each has to say it.
+    for term in terms {
+        let expressions = term.match_expressions.get_or_insert_default();
+        expressions.push(elsewhere.clone());
+    }
 }
 
 fn parse(hook: &HookRun) -> Result<Job, JobError> {
@@ -384,6 +411,7 @@ spec:
             resources_host_path: "/var/lib/gravity/resources/ab".into(),
             service_user_uid: 980,
             operation_id: "5f6a".into(),
+            avoid: None,
         }
     }
 
@@ -604,5 +632,35 @@ spec:
             "      volumes: [{name: gravity-helm}]\n      containers:",
         );
         assert!(refused(&text).contains("\"gravity-helm\" is reserved"));
+    }
+
+    #[test]
+    fn pods_keep_away_from_a_node_that_goes_whatever_else_they_want() {
+        let nodes = |text: &str| {
+            let run = HookRun {
+                avoid: Some("node-1".into()),
+                ..hook(text)
+            };
+            let job = serde_json::to_value(job(&run).unwrap()).unwrap();
+            let affinity = &job["spec"]["template"]["spec"]["affinity"]["nodeAffinity"];
+            affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone()
+        };
+        let elsewhere = serde_json::json!({
+            "key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-1"],
+        });
+        let containers = "containers: [{name: a, image: b}]";
+        let plain = format!("{{kind: Job, spec: {{template: {{spec: {{{containers}}}}}}}}}");
+        let expected = serde_json::json!([{ "matchExpressions": [elsewhere] }]);
+        assert_eq!(nodes(&plain), expected);
+        let own = "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+                   {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}, \
+                   {matchExpressions: [{key: b, operator: Exists}]}]}}}";
+        let text = format!("{{kind: Job, spec: {{template: {{spec: {{{own}, {containers}}}}}}}}}");
+        let terms = nodes(&text);
+        for (index, key) in ["a", "b"].iter().enumerate() {
+            let expressions = &terms[index]["matchExpressions"];
+            assert_eq!(expressions[0]["key"], **key);
+            assert_eq!(expressions[1], elsewhere);
+        }
     }
 }

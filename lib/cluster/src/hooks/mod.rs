@@ -64,4 +64,6 @@ pub struct HookRun {
     pub service_user_uid: u32,
     /// Identity of the operation: letters, digits and dashes.
     pub operation_id: String,
+    /// Node that its pods keep away from.
+    pub avoid: Option<String>,
 }

@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use event::{Event, Sink};
 use pki::JoinToken;
 use pki::tls::{Identity, Trust};
 use spec::{Candidate, ClusterSpec, Membership};
 
-use super::{Error, MAX_MESSAGE, PROTOCOL};
+use super::{Error, MAX_MESSAGE, PROTOCOL, Refusal};
 use crate::connections::{Opened, answer, read};
 use crate::proto::controller::controller_client::ControllerClient;
 use crate::proto::controller::{
-    DescribeRequest, JoinRequest, KeysRequest, LeaveRequest, Proof, RegisterRequest, SignRequest,
+    AddedRequest, DescribeRequest, JoinRequest, KeysRequest, LeaveRequest, Progress, Proof,
+    Refused, RegisterRequest, SignRequest, progress,
 };
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(60);
-/// Moving pods away takes as long as they take to end.
-const LEAVE: Duration = Duration::from_secs(330);
 
 /// One connection with a controller.
 #[derive(Debug)]
@@ -112,23 +112,55 @@ impl Session {
         Ok(reply.files.into_iter().collect())
     }
 
-    /// Has the node's object made in Kubernetes, and a master a member of etcd.
+    /// Has the node's object made in Kubernetes, and a master a member of etcd, in
+    /// the operation by which it joins.
     ///
     /// # Errors
-    /// When the node is no member or Kubernetes refuses.
-    pub async fn register(&mut self) -> Result<(), Error> {
-        answer(ANSWER, self.client.register(RegisterRequest {}))
-            .await
-            .map(drop)
+    /// When the node is no member, a hook fails, or Kubernetes refuses.
+    pub async fn register(&mut self, operation: &str, sink: &dyn Sink) -> Result<(), Error> {
+        let operation = operation.to_owned();
+        let request = RegisterRequest { operation };
+        follow(answer(ANSWER, self.client.register(request)).await?, sink).await
+    }
+
+    /// Tells that the node works.
+    ///
+    /// # Errors
+    /// When the node is no member or a hook fails.
+    pub async fn added(&mut self, operation: &str, sink: &dyn Sink) -> Result<(), Error> {
+        let operation = operation.to_owned();
+        let request = AddedRequest { operation };
+        follow(answer(ANSWER, self.client.added(request)).await?, sink).await
     }
 
     /// Has the node's pods moved away and the node forgotten.
     ///
     /// # Errors
     /// When that doesn't work.
-    pub async fn leave(&mut self, force: bool) -> Result<(), Error> {
-        answer(LEAVE, self.client.leave(LeaveRequest { force }))
-            .await
-            .map(drop)
+    pub async fn leave(&mut self, force: bool, sink: &dyn Sink) -> Result<(), Error> {
+        let request = LeaveRequest { force };
+        follow(answer(ANSWER, self.client.leave(request)).await?, sink).await
     }
+}
+
+/// Tells what happens until the end. A controller that hangs is noticed by the
+/// connection; a hook has its own deadline.
+async fn follow(mut told: tonic::Streaming<Progress>, sink: &dyn Sink) -> Result<(), Error> {
+    let broken = |status: tonic::Status| Error::Broken(status.message().to_owned());
+    while let Some(told) = told.message().await.map_err(broken)? {
+        match told.progress {
+            Some(progress::Progress::Event(json)) => {
+                sink.emit(serde_json::from_slice(&json).unwrap_or(Event::Unknown));
+            }
+            Some(progress::Progress::Done(_)) => return Ok(()),
+            Some(progress::Progress::Refused(Refused { message, not_now })) => {
+                return Err(Error::Refused(match not_now {
+                    true => Refusal::NotNow(message),
+                    false => Refusal::Refused(message),
+                }));
+            }
+            None => {}
+        }
+    }
+    Err(Error::Broken("it ended before it was done".into()))
 }

@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
+use event::{Event, Sink};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnboundedReceiverStream;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
-use super::{Controller, MAX_MESSAGE, PROTOCOL, member};
+use super::{Controller, MAX_MESSAGE, PROTOCOL, Refusal, member};
 use crate::connections::{self, Caller, json, status};
 use crate::peer::{self, Here};
 use crate::proto::controller::controller_server::{self, ControllerServer};
 use crate::proto::controller::{
-    DescribeReply, DescribeRequest, JoinReply, JoinRequest, KeysReply, KeysRequest, LeaveReply,
-    LeaveRequest, Proof, RegisterReply, RegisterRequest, SignReply, SignRequest,
+    AddedRequest, DescribeReply, DescribeRequest, Done, JoinReply, JoinRequest, KeysReply,
+    KeysRequest, LeaveRequest, Progress, Proof, Refused, RegisterRequest, SignReply, SignRequest,
+    progress,
 };
 
 /// Most certificates in one request; a node has about a dozen.
@@ -74,6 +78,51 @@ fn node<T>(request: &Request<T>) -> Result<Uuid, Status> {
         .ok_or_else(|| Status::unauthenticated("this is for nodes of the cluster only"))
 }
 
+fn operation(text: &str) -> Result<Uuid, Status> {
+    let wrong = |_| Status::failed_precondition("the operation has no identity");
+    text.parse().map_err(wrong)
+}
+
+type Followed = UnboundedReceiverStream<Result<Progress, Status>>;
+
+/// Sends events to who asked, as long as it listens.
+struct Told(mpsc::UnboundedSender<Result<Progress, Status>>);
+
+impl Told {
+    fn tell(&self, progress: progress::Progress) {
+        // Who has gone has nobody to tell.
+        let progress = Some(progress);
+        drop(self.0.send(Ok(Progress { progress })));
+    }
+}
+
+impl Sink for Told {
+    fn emit(&self, event: Event) {
+        if let Ok(json) = serde_json::to_vec(&event) {
+            self.tell(progress::Progress::Event(json));
+        }
+    }
+}
+
+/// Begins something that takes its time; it goes on when nobody listens any more.
+fn follow<F>(begin: impl FnOnce(Arc<dyn Sink>) -> F) -> Response<Followed>
+where
+    F: Future<Output = Result<(), Refusal>> + Send + 'static,
+{
+    let (send, receive) = mpsc::unbounded_channel();
+    let told = Arc::new(Told(send));
+    let running = begin(told.clone());
+    tokio::spawn(async move {
+        let (message, not_now) = match running.await {
+            Ok(()) => return told.tell(progress::Progress::Done(Done {})),
+            Err(Refusal::Refused(message)) => (message, false),
+            Err(Refusal::NotNow(message)) => (message, true),
+        };
+        told.tell(progress::Progress::Refused(Refused { message, not_now }));
+    });
+    Response::new(UnboundedReceiverStream::new(receive))
+}
+
 #[tonic::async_trait]
 impl controller_server::Controller for Service {
     async fn describe(
@@ -124,17 +173,34 @@ impl controller_server::Controller for Service {
         Ok(Response::new(KeysReply { files }))
     }
 
+    type RegisterStream = Followed;
+    type AddedStream = Followed;
+    type LeaveStream = Followed;
+
     async fn register(
         &self,
         request: Request<RegisterRequest>,
-    ) -> Result<Response<RegisterReply>, Status> {
-        self.0.register(node(&request)?).await.map_err(status)?;
-        Ok(Response::new(RegisterReply {}))
+    ) -> Result<Response<Followed>, Status> {
+        let (node, controller) = (node(&request)?, self.0.clone());
+        let operation = operation(&request.get_ref().operation)?;
+        Ok(follow(|sink| async move {
+            controller.register(node, operation, sink).await
+        }))
     }
 
-    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<LeaveReply>, Status> {
-        let (node, force) = (node(&request)?, request.get_ref().force);
-        self.0.leave(node, force).await.map_err(status)?;
-        Ok(Response::new(LeaveReply {}))
+    async fn added(&self, request: Request<AddedRequest>) -> Result<Response<Followed>, Status> {
+        let (node, controller) = (node(&request)?, self.0.clone());
+        let operation = operation(&request.get_ref().operation)?;
+        Ok(follow(|sink| async move {
+            controller.added(node, operation, sink).await
+        }))
+    }
+
+    async fn leave(&self, request: Request<LeaveRequest>) -> Result<Response<Followed>, Status> {
+        let (node, controller) = (node(&request)?, self.0.clone());
+        let force = request.get_ref().force;
+        Ok(follow(|sink| async move {
+            controller.leave(node, force, sink).await
+        }))
     }
 }

@@ -1,6 +1,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use event::{Discard, Sink};
 use pki::tls::{Identity, Trust};
 use pki::{Authority, Leaf};
 use spec::{ImageRef, ServiceUser};
@@ -102,10 +103,14 @@ impl Controller for Fake {
         self.note(format!("keys {node}"));
         Ok(BTreeMap::new())
     }
-    async fn register(&self, _: Uuid) -> Result<(), Refusal> {
+    async fn register(&self, _: Uuid, _: Uuid, _: Arc<dyn Sink>) -> Result<(), Refusal> {
         Err(Refusal::NotNow("later".into()))
     }
-    async fn leave(&self, node: Uuid, force: bool) -> Result<(), Refusal> {
+    async fn added(&self, node: Uuid, id: Uuid, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
+        sink.info(&format!("{node} works in {id}"));
+        Ok(())
+    }
+    async fn leave(&self, node: Uuid, force: bool, _: Arc<dyn Sink>) -> Result<(), Refusal> {
         self.note(format!("leave {node} {force}"));
         Ok(())
     }
@@ -181,7 +186,7 @@ async fn a_node_joins_by_either_kind_of_token_and_then_has_an_identity() {
             .await
             .unwrap();
         // Without a certificate it is nobody yet.
-        let refused = session.leave(false).await.unwrap_err();
+        let refused = session.leave(false, &Discard).await.unwrap_err();
         assert!(matches!(refused, Error::Refused(_)), "{refused}");
 
         let identity = Identity {
@@ -194,12 +199,21 @@ async fn a_node_joins_by_either_kind_of_token_and_then_has_an_identity() {
             .unwrap();
         let requests = BTreeMap::from([("kubelet".to_owned(), "pem".to_owned())]);
         assert_eq!(session.sign(requests.clone()).await.unwrap(), requests);
-        let later = session.register().await.unwrap_err();
+        let told = event::Memory::default();
+        session.added(&ID.to_string(), &told).await.unwrap();
+        let message = format!("{ID} works in {ID}");
+        assert_eq!(told.events(), [event::Event::Info { message }]);
+        let wrong = session.added("../x", &Discard).await.unwrap_err();
+        assert!(matches!(wrong, Error::Refused(_)), "{wrong}");
+        let later = session
+            .register(&ID.to_string(), &Discard)
+            .await
+            .unwrap_err();
         assert!(
             matches!(later, Error::Refused(Refusal::NotNow(_))),
             "{later}"
         );
-        session.leave(true).await.unwrap();
+        session.leave(true, &Discard).await.unwrap();
     }
     let once = [
         "join node-2",

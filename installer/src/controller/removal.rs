@@ -1,0 +1,126 @@
+//! How a node is let go.
+//!
+//! In: its name. Out: a cluster without it. What fails half-way can be done
+//! again: the description has the node until the end.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::Client;
+use event::Sink;
+use manifest::HookName;
+use rpc::controller::Refusal;
+use spec::{NodeSpec, Role};
+use uuid::Uuid;
+
+use super::{DRAIN, change, description, is_other_master, is_ready, let_go, not_now, of_etcd};
+use crate::etcd::Etcd;
+use crate::hooks::NodeHooks;
+
+/// Moves pods off a node, takes it out of etcd, deletes it from Kubernetes and the
+/// description, with hooks before and after.
+#[derive(Debug)]
+pub struct Removal<'a> {
+    /// The cluster.
+    pub client: &'a Client,
+    /// Its members of etcd.
+    pub etcd: &'a Etcd,
+    /// What the vendor wants to be run.
+    pub hooks: &'a NodeHooks,
+    /// Leave pods behind that don't go, and go on when the first hook fails.
+    pub force: bool,
+}
+
+impl Removal<'_> {
+    /// Lets a node go. One that is gone is fine.
+    ///
+    /// # Errors
+    /// When the first hook fails, pods are left, nobody could take its place, or
+    /// Kubernetes or etcd refuses.
+    pub async fn run(&self, hostname: &str, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
+        let Self { client, etcd, .. } = self;
+        let cluster = description(client).await?;
+        let node = cluster.nodes.iter().find(|node| node.hostname == hostname);
+        let started = match node.filter(|node| node.role == Role::Master) {
+            Some(master) => {
+                let mut started = BTreeSet::new();
+                let mut others = cluster.nodes.iter();
+                if others.any(|other| is_other_master(other, master)) {
+                    started = etcd.started(&cluster).await.map_err(of_etcd)?;
+                }
+                let_go(&cluster, master, &started)?;
+                started
+            }
+            None => BTreeSet::new(),
+        };
+        let operation = Uuid::new_v4();
+        if let Some(node) = node {
+            let hook = HookName::PreNodeRemove;
+            let ran = self.hooks.run(client, hook, node, operation, sink.clone());
+            match ran.await {
+                Ok(()) => {}
+                Err(error) if self.force => sink.warning(&error.to_string()),
+                Err(error) => return Err(Refusal::Refused(error.to_string())),
+            }
+        }
+        self.drain(hostname).await?;
+        let Some(node) = node else {
+            return client.delete_node(hostname).await.map_err(not_now);
+        };
+        if node.role == Role::Worker {
+            client.delete_node(hostname).await.map_err(not_now)?;
+            return self.forget(client, node, operation, sink).await;
+        }
+        // From here on nobody counts on it, and no other one leaves.
+        let (cluster, ()) = change(client, |cluster| {
+            let_go(cluster, node, &started)?;
+            let same = cluster.nodes.iter_mut().filter(|other| other.id == node.id);
+            same.for_each(|node| node.leaving = true);
+            Ok(())
+        })
+        .await?;
+        client.delete_node(hostname).await.map_err(not_now)?;
+        etcd.remove(&cluster, node).await.map_err(of_etcd)?;
+        // Its API server ends with its etcd; it may be the one that was asked.
+        let client = Client::connect(&etcd.kubeconfig()).await.map_err(not_now)?;
+        self.forget(&client, node, operation, sink).await
+    }
+
+    async fn drain(&self, hostname: &str) -> Result<(), Refusal> {
+        // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
+        let patience = match self.force && !is_ready(self.client, hostname).await? {
+            true => Duration::ZERO,
+            false => DRAIN,
+        };
+        match self.client.drain(hostname, patience).await {
+            Ok(()) => Ok(()),
+            Err(error) if self.force => {
+                tracing::warn!(%hostname, %error, "went on without its pods");
+                Ok(())
+            }
+            Err(error) => Err(not_now(error)),
+        }
+    }
+
+    async fn forget(
+        &self,
+        client: &Client,
+        node: &NodeSpec,
+        operation: Uuid,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), Refusal> {
+        change(client, |cluster| {
+            cluster.nodes.retain(|other| other.id != node.id);
+            Ok(())
+        })
+        .await?;
+        let hook = HookName::PostNodeRemove;
+        let ran = self.hooks.run(client, hook, node, operation, sink.clone());
+        // The node is gone, whatever the hook says.
+        if let Err(error) = ran.await {
+            sink.warning(&error.to_string());
+        }
+        Ok(())
+    }
+}
