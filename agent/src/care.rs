@@ -1,10 +1,12 @@
 //! What a node does for itself while it runs: the `care` service of its planet.
 //!
 //! In: [`Care`], the supervisor's socket. Out: certificates that are renewed at
-//! half of their life, snapshots of etcd, an etcd that doesn't fill up. What
-//! fails is logged and tried again at the next look.
+//! half of their life, snapshots of etcd, an etcd that doesn't fill up; other
+//! nodes know how the services of this one are. What fails is logged and tried
+//! again at the next look.
 
 mod certificates;
+mod services;
 
 use std::path::Path;
 use std::time::Duration;
@@ -55,6 +57,7 @@ pub async fn run(care: &Care, socket: &Path, stop: impl Future<Output = ()>) {
     };
     tokio::select! {
         () = caring => {}
+        () = services::announce(care, &planet) => {}
         () = stop => {}
     }
 }

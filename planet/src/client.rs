@@ -100,6 +100,8 @@ pub enum State {
     Starting,
     /// Ready; a oneshot service: done.
     Ready,
+    /// Was ready, runs, and doesn't answer any more.
+    Unhealthy,
     /// Ended and will be started again.
     Failed,
     /// Ended because it was told to, or held.
@@ -111,6 +113,7 @@ impl std::fmt::Display for State {
         formatter.write_str(match self {
             Self::Starting => "starting",
             Self::Ready => "ready",
+            Self::Unhealthy => "unhealthy",
             Self::Failed => "failed",
             Self::Stopped => "stopped",
         })

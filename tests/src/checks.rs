@@ -45,8 +45,8 @@ struct Trouble {
     requires: &'static str,
     /// More flags of `gravity check`.
     flags: &'static [&'static str],
-    /// The check that finds it.
-    found: &'static str,
+    /// The checks that find it.
+    found: &'static [&'static str],
 }
 
 const PLAIN: Trouble = Trouble {
@@ -55,7 +55,7 @@ const PLAIN: Trouble = Trouble {
     unmake: "",
     requires: "{}",
     flags: &["--quick"],
-    found: "",
+    found: &[],
 };
 
 const TROUBLES: &[Trouble] = &[
@@ -63,7 +63,7 @@ const TROUBLES: &[Trouble] = &[
         what: "a port that a program holds",
         make: "/root/gravity check --listen > /dev/null 2>&1 & sleep 1",
         unmake: "pkill -INT -f '^/root/gravity check --listen'",
-        found: "ports",
+        found: &["ports"],
         ..PLAIN
     },
     Trouble {
@@ -71,7 +71,7 @@ const TROUBLES: &[Trouble] = &[
         make: "chmod 744 /var/lib/test/state",
         unmake: "chmod 755 /var/lib/test/state",
         flags: &["--quick", "--state-dir=/var/lib/test/state/gravity"],
-        found: "permissions",
+        found: &["permissions"],
         ..PLAIN
     },
     Trouble {
@@ -79,7 +79,7 @@ const TROUBLES: &[Trouble] = &[
         make: "mount --bind /var/lib/test/real /var/lib/test/mounted; mount -o remount,bind,noexec /var/lib/test/mounted",
         unmake: "umount /var/lib/test/mounted",
         flags: &["--quick", "--state-dir=/var/lib/test/mounted/gravity"],
-        found: "mount-options",
+        found: &["mount-options"],
         ..PLAIN
     },
     Trouble {
@@ -87,120 +87,120 @@ const TROUBLES: &[Trouble] = &[
         make: "ln -s /var/lib/test/real /var/lib/test/link",
         unmake: "rm /var/lib/test/link",
         flags: &["--quick", "--state-dir=/var/lib/test/link/gravity"],
-        found: "symlink",
+        found: &["symlink"],
         ..PLAIN
     },
     Trouble {
         what: "a volume on another filesystem",
         requires: "{volumes: [{path: /var/lib/test/real, filesystems: [xfs]}]}",
-        found: "volume",
+        found: &["volume"],
         ..PLAIN
     },
     Trouble {
         what: "a volume that is not there",
         requires: "{volumes: [{path: /var/lib/test/none, createIfMissing: false}]}",
-        found: "volume",
+        found: &["volume"],
         ..PLAIN
     },
     Trouble {
         what: "too little space for a volume",
         requires: "{volumes: [{path: /var/lib/test/real, capacity: 900TB}]}",
-        found: "space",
+        found: &["space"],
         ..PLAIN
     },
     Trouble {
-        what: "too few inodes",
+        what: "too few inodes, on a filesystem in memory",
         make: "mount -t tmpfs -o size=8g,nr_inodes=1000 tmpfs /var/lib/test/small",
         unmake: "umount /var/lib/test/small",
         flags: &["--quick", "--state-dir=/var/lib/test/small/gravity"],
-        found: "inodes",
+        found: &["inodes", "overlay"],
         ..PLAIN
     },
     Trouble {
         what: "forwarding that is turned off",
         make: "sysctl -qw net.ipv4.ip_forward=0",
         unmake: "sysctl -qw net.ipv4.ip_forward=1",
-        found: "sysctls",
+        found: &["sysctls"],
         ..PLAIN
     },
     Trouble {
         what: "a strict reverse path filter",
         make: "sysctl -qw net.ipv4.conf.all.rp_filter=1",
         unmake: "sysctl -qw net.ipv4.conf.all.rp_filter=0",
-        found: "sysctls",
+        found: &["sysctls"],
         ..PLAIN
     },
     Trouble {
         what: "no default route",
         make: "ip route save table main > /tmp/routes; ip route del default",
         unmake: "ip route flush table main; ip route restore < /tmp/routes",
-        found: "default-route",
+        found: &["default-route"],
         ..PLAIN
     },
     Trouble {
         what: "a name server that pods don't reach",
         make: "cp /etc/resolv.conf /tmp/names; echo 'nameserver 127.0.0.1' > /etc/resolv.conf",
         unmake: "cat /tmp/names > /etc/resolv.conf",
-        found: "dns",
+        found: &["dns"],
         ..PLAIN
     },
     Trouble {
         what: "a name of 64 characters",
         make: "hostname > /tmp/name; hostname $(printf 'a%.0s' $(seq 64))",
         unmake: "hostname $(cat /tmp/name)",
-        found: "hostname",
+        found: &["hostname"],
         ..PLAIN
     },
     Trouble {
         what: "no localhost",
         make: "cp /etc/hosts /tmp/hosts; sed /localhost/d /tmp/hosts > /etc/hosts",
         unmake: "cat /tmp/hosts > /etc/hosts",
-        found: "localhost",
+        found: &["localhost"],
         ..PLAIN
     },
     Trouble {
         what: "a machine-id of zeros",
         make: "cp /etc/machine-id /tmp/id; printf '0%.0s' $(seq 32) > /etc/machine-id",
         unmake: "cat /tmp/id > /etc/machine-id",
-        found: "machine-id",
+        found: &["machine-id"],
         ..PLAIN
     },
     Trouble {
         what: "a proxy that would take what pods say",
         make: "echo 'HTTP_PROXY=http://10.99.0.254:3128' > /tmp/proxy",
         unmake: "rm /tmp/proxy",
-        found: "proxy",
+        found: &["proxy"],
         ..PLAIN
     },
     Trouble {
         what: "chains of another cluster's packet filter",
         make: "nft add table ip nat; nft add chain ip nat KUBE-SERVICES",
         unmake: "nft delete table ip nat",
-        found: "leftovers",
+        found: &["leftovers"],
         ..PLAIN
     },
     Trouble {
         what: "a device that is not there",
         requires: "{devices: [{path: '/dev/none*'}]}",
-        found: "device",
+        found: &["device"],
         ..PLAIN
     },
     Trouble {
         what: "more processors than there are",
         requires: "{cpu: {min: 1000}}",
-        found: "cpu",
+        found: &["cpu"],
         ..PLAIN
     },
     Trouble {
         what: "more memory than there is",
         requires: "{ram: {min: 100TB}}",
-        found: "ram",
+        found: &["ram"],
         ..PLAIN
     },
     Trouble {
         what: "another distribution",
         requires: "{os: [{name: rhel, versions: ['7.2']}]}",
-        found: "os",
+        found: &["os"],
         ..PLAIN
     },
     Trouble {
@@ -209,7 +209,7 @@ const TROUBLES: &[Trouble] = &[
                ip link set dummy9 up",
         unmake: "ip link del dummy9",
         flags: &["--quick", "--advertise-addr=ADDRESS"],
-        found: "networks",
+        found: &["networks"],
         ..PLAIN
     },
     Trouble {
@@ -218,28 +218,28 @@ const TROUBLES: &[Trouble] = &[
                nft add chain ip t c '{ type filter hook forward priority 0; policy drop; }'",
         unmake: "nft delete table ip t",
         flags: &[],
-        found: "forwarding",
+        found: &["forwarding"],
         ..PLAIN
     },
     Trouble {
         what: "a custom check that fails",
         requires: "{customChecks: [{script: 'echo no >&2; exit 3'}]}",
         flags: &[],
-        found: "custom-check",
+        found: &["custom-check"],
         ..PLAIN
     },
     Trouble {
         what: "a custom check that hangs",
         requires: "{customChecks: [{script: 'sleep 1000'}]}",
         flags: &["--timeout=1"],
-        found: "custom-check",
+        found: &["custom-check"],
         ..PLAIN
     },
     Trouble {
         what: "a custom check that writes 100 MB and fails",
         requires: "{customChecks: [{script: 'head -c 100000000 /dev/zero; exit 1'}]}",
         flags: &[],
-        found: "custom-check",
+        found: &["custom-check"],
         ..PLAIN
     },
     Trouble {
@@ -253,7 +253,7 @@ const TROUBLES: &[Trouble] = &[
         unmake: "pkill coredns; ip addr del 10.99.0.250/32 dev eth0
                  cat /tmp/names > /etc/resolv.conf",
         flags: &["--advertise-addr=ADDRESS"],
-        found: "wildcard-dns",
+        found: &["wildcard-dns"],
         ..PLAIN
     },
 ];
@@ -300,12 +300,11 @@ impl Report {
     }
 }
 
-/// Demands that of troubles that are not usual, each is of the one check, and that
-/// there is one.
+/// Demands that troubles that are not usual are of exactly these checks.
 pub(crate) fn demand(
     found: Vec<Finding>,
     usual: &[Finding],
-    expected: &str,
+    expected: &[&str],
     console: &Console,
 ) -> Result<()> {
     let is_usual = |finding: &Finding| {
@@ -325,8 +324,8 @@ pub(crate) fn demand(
     }
     let ids: BTreeSet<_> = more.iter().map(|finding| finding.id.as_str()).collect();
     ensure!(
-        ids == BTreeSet::from([expected]),
-        "{expected} should have found it, {ids:?} did"
+        ids == BTreeSet::from_iter(expected.iter().copied()),
+        "{expected:?} should have found it, {ids:?} did"
     );
     Ok(())
 }

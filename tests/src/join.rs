@@ -17,6 +17,8 @@ use crate::{process, sample};
 
 /// How long pods may take to be where they should.
 const PODS: Duration = Duration::from_secs(60);
+/// How long it may take until a service is seen to hang, and to work again.
+const SERVICE: Duration = Duration::from_secs(120);
 /// Replicas of the sample's web server: enough for both nodes to get some.
 const REPLICAS: usize = 4;
 
@@ -87,6 +89,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     hooks_ran(&first, &[("preNodeAdd", 1), ("postNodeAdd", 1)])?;
     across(&first, &second)?;
     console.info("Pods of both nodes reach each other, by address and by service");
+    sick_service(&first, &second)?;
+    console.info("The master's status tells of a worker's service that hangs");
     refuse_again(&first, &second, &token.token)?;
 
     console.step("./gravity leave");
@@ -123,6 +127,32 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     );
     second.delete()?;
     first.delete()
+}
+
+/// Freezes a service of the worker and thaws it again: the master tells.
+fn sick_service(master: &Node, worker: &Node) -> Result<()> {
+    let told = format!("on {} service coredns is", worker.name());
+    let wait_for = |sick: bool| {
+        let mut last = String::new();
+        let seen = process::wait_until(SERVICE, || {
+            let Ok(mut command) = master.command(&[IMAGE, "status"]) else {
+                return false;
+            };
+            let Ok(output) = command.output() else {
+                return false;
+            };
+            last = String::from_utf8_lossy(&output.stdout).into_owned();
+            output.status.success() != sick && last.contains(&told) == sick
+        });
+        ensure!(seen, "sick: {sick}, but the status is {last}");
+        Ok(())
+    };
+    wait_for(false)?;
+    worker.run(&["pkill", "-STOP", "coredns"])?;
+    let seen = wait_for(true);
+    worker.run(&["pkill", "-CONT", "coredns"])?;
+    seen?;
+    wait_for(false)
 }
 
 /// Demands that each of these hooks has run so often, and well.

@@ -124,7 +124,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
             node.run(&["sh", "-ec", make])?;
             let found = test.troubles();
             node.run(&["sh", "-ec", undo])?;
-            demand(found?, &usual, expected, console)?;
+            demand(found?, &usual, &[expected], console)?;
         }
     }
 
@@ -135,16 +135,16 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     identify(copied.trim())?;
     let found = test.troubles();
     identify(own.trim())?;
-    demand(found?, &usual, "peer-identity", console)?;
+    demand(found?, &usual, &["peer-identity"], console)?;
 
     console.step("A wrong token, and nobody who listens");
     let wrong = Test {
         token: "correct-horse-battery".into(),
         ..test.clone()
     };
-    demand(wrong.troubles()?, &usual, "peer", console)?;
+    demand(wrong.troubles()?, &usual, &["peer"], console)?;
     listener.end(&first)?;
-    demand(test.troubles()?, &usual, "peer", console)?;
+    demand(test.troubles()?, &usual, &["peer"], console)?;
     second.delete()?;
     first.delete()
 }

@@ -321,6 +321,7 @@ mod tests {
         secrets::execute(&node, &made).unwrap();
         let care = Care {
             version: spec::VERSION,
+            node: "node-1".into(),
             user: made.user,
             leaf_seconds: HOUR,
             certificates: made.certificates,

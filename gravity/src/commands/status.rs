@@ -1,5 +1,6 @@
 //! `gravity status`: the cluster, its nodes and services, from real probes.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use agent::etcd::Etcd;
@@ -154,11 +155,17 @@ async fn report(session: &Session) -> Result<Report> {
     {
         spec = now;
     }
-    let standby = stands_by(session, &spec, &services).await;
-    if standby {
-        services.retain(|service| !OF_MASTERS.contains(&service.name.as_str()));
-    }
+    let own = spec.nodes.iter().find(|node| node.hostname == here);
+    let standby = match own {
+        Some(own) => stands_by(session, &spec, own, &mut services).await,
+        None => false,
+    };
     reasons.extend(down(&services));
+    let others = others(session, &spec, &ready, &here).await;
+    for (hostname, other) in &others {
+        let down = down(&other.services);
+        reasons.extend(down.map(|reason| format!("on {hostname} {reason}")));
+    }
     let mut endpoints = Vec::new();
     let mut status_hook = None;
     // An API that doesn't answer is told above already.
@@ -187,13 +194,16 @@ async fn report(session: &Session) -> Result<Report> {
                 node.hostname
             ));
         }
+        let other = others.get(&node.hostname);
         Node {
-            // Services of other nodes are theirs to tell.
             services: match node.hostname == here {
                 true => services.clone(),
-                false => Vec::new(),
+                false => other.map_or(Vec::new(), |other| other.services.clone()),
             },
-            standby: standby && node.hostname == here,
+            standby: match node.hostname == here {
+                true => standby,
+                false => other.is_some_and(|other| other.standby),
+            },
             ..shown(node, kubernetes)
         }
     });
@@ -271,16 +281,60 @@ fn shown(node: &spec::NodeSpec, kubernetes: &'static str) -> Node {
     }
 }
 
-/// Whether this master's control plane waits for a third master. Nobody is asked
-/// where all is well.
-async fn stands_by(session: &Session, cluster: &ClusterSpec, services: &[ServiceStatus]) -> bool {
-    if !cluster.has_several_masters() || down(services).next().is_none() {
+/// Whether a master's control plane waits for a third master: its services are
+/// left out then. Nobody is asked where all is well.
+async fn stands_by(
+    session: &Session,
+    cluster: &ClusterSpec,
+    node: &spec::NodeSpec,
+    services: &mut Vec<ServiceStatus>,
+) -> bool {
+    let is_master = node.role == spec::Role::Master && cluster.has_several_masters();
+    if !is_master || down(services).next().is_none() {
         return false;
     }
-    let (Ok(etcd), Ok(node)) = (session.etcd(), session.own_node(cluster)) else {
+    let Ok(etcd) = session.etcd() else {
         return false;
     };
-    etcd.stands_by(cluster, node).await.unwrap_or(false)
+    let stands_by = etcd.stands_by(cluster, node).await.unwrap_or(false);
+    if stands_by {
+        services.retain(|service| !OF_MASTERS.contains(&service.name.as_str()));
+    }
+    stands_by
+}
+
+/// What another node has announced.
+struct Other {
+    services: Vec<ServiceStatus>,
+    standby: bool,
+}
+
+/// What the other nodes have announced of their services, those that are ready:
+/// who isn't can't announce anything.
+async fn others(
+    session: &Session,
+    cluster: &ClusterSpec,
+    known: &[NodeStatus],
+    here: &str,
+) -> BTreeMap<String, Other> {
+    let mut others = BTreeMap::new();
+    for known in known
+        .iter()
+        .filter(|known| known.ready && known.name != here)
+    {
+        let node = cluster
+            .nodes
+            .iter()
+            .find(|node| node.hostname == known.name);
+        // One of another version tells nothing that is understood.
+        let services = known.services.as_deref();
+        let services = services.and_then(|json| serde_json::from_str(json).ok());
+        if let (Some(node), Some(mut services)) = (node, services) {
+            let standby = stands_by(session, cluster, node, &mut services).await;
+            others.insert(known.name.clone(), Other { services, standby });
+        }
+    }
+    others
 }
 
 /// Which services are not ready, and why.

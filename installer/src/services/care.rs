@@ -44,6 +44,7 @@ fn care(context: &Context<'_>) -> Care {
     let requested = secrets::requested(context.cluster, context.node);
     Care {
         version: spec::VERSION,
+        node: context.node.hostname.clone(),
         user: context.cluster.service_user.clone(),
         leaf_seconds: context.cluster.leaf_seconds,
         certificates: requested.certificates,

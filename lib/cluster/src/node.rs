@@ -18,6 +18,9 @@ use tokio::time::timeout;
 
 use crate::client::{Client, DEADLINE, Error, is_conflict, request, retry};
 
+/// Annotation of a node with the state of its services, which it writes itself.
+pub(crate) const SERVICES: &str = "gravitational.io/services";
+
 /// A taint; an empty value is none.
 pub fn taint(key: &str, value: &str, effect: &str) -> Taint {
     Taint {
@@ -69,6 +72,20 @@ impl Client {
         })
         .await
         .map(drop)
+    }
+
+    /// Writes down how the services of a node are, as it says itself: the kubelet's
+    /// user may do that for its own node.
+    ///
+    /// # Errors
+    /// When the API doesn't answer or refuses it.
+    pub async fn announce_services(&self, name: &str, services: &str) -> Result<(), Error> {
+        let api: Api<Node> = Api::all(self.0.clone());
+        let patch = json!({ "metadata": { "annotations": { SERVICES: services } } });
+        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
+        let what = format!("telling how the services of {name} are");
+        let told = api.patch(name, &params, &patch).await;
+        told.map(drop).map_err(|error| request(&what, error))
     }
 
     /// Waits until the node's Ready condition is true.

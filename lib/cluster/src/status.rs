@@ -3,12 +3,12 @@
 //! In: its nodes and pods. Out: a [`Status`], which can be serialised.
 
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::Api;
 use kube::api::ListParams;
+use kube::{Api, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Error};
-use crate::node::readiness;
+use crate::node::{SERVICES, readiness};
 
 /// Nodes, and pods that don't do their work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct NodeStatus {
     pub ready: bool,
     /// Why it isn't.
     pub reason: Option<String>,
+    /// What it has announced of its own services.
+    pub services: Option<String>,
 }
 
 /// A pod that is neither ready nor finished.
@@ -87,6 +89,7 @@ fn node_status(node: &Node) -> NodeStatus {
         version: info.map(|info| info.kubelet_version.clone()),
         ready: reason.is_none(),
         reason,
+        services: node.annotations().get(SERVICES).cloned(),
     }
 }
 

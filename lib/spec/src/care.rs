@@ -36,6 +36,8 @@ const CHECKS_IN_A_LIFE: u64 = 12;
 pub struct Care {
     /// [`crate::VERSION`] of the writer.
     pub version: u32,
+    /// The node's name in Kubernetes.
+    pub node: String,
     /// Who reads the services' secrets.
     pub user: ServiceUser,
     /// How long certificates live, in seconds.
@@ -83,6 +85,7 @@ mod tests {
     fn short_lives_are_looked_at_often_and_long_ones_every_few_minutes() {
         let care = |leaf_seconds| Care {
             version: crate::VERSION,
+            node: String::new(),
             user: ServiceUser {
                 name: "planet".into(),
                 uid: 1000,

@@ -7,6 +7,7 @@
 //! start, unless its children are to be kept.
 
 use std::collections::hash_map::RandomState;
+use std::convert::Infallible;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
@@ -46,6 +47,10 @@ const PROBE_MIN: Duration = Duration::from_millis(20);
 const PROBE_MAX: Duration = Duration::from_millis(250);
 /// Why a probe fails is told after so long: before, it is only starting.
 const PATIENCE: Duration = Duration::from_secs(3);
+/// How often a service that is ready is probed again.
+const LOOK: Duration = Duration::from_secs(10);
+/// How often in a row that fails until it isn't ready any more.
+const LOOKS: u32 = 3;
 /// How long a command after the start may take.
 const POST_START: Duration = Duration::from_mins(2);
 /// How long pods may take to end when the planet stops, before they are killed.
@@ -434,14 +439,17 @@ impl Unit {
         } else {
             self.set(State::Starting, pid, restarts, None);
         }
-        let become_ready = async {
-            if !running.ready && !oneshot {
+        let probed = async {
+            if oneshot {
+                return std::future::pending().await;
+            }
+            if !running.ready {
                 self.become_ready().await;
                 self.set(State::Ready, pid, restarts, None);
                 saved.ready = true;
                 self.save(saved);
             }
-            std::future::pending::<std::convert::Infallible>().await
+            self.look(pid, restarts).await
         };
         tokio::select! {
             how = ended(running) => Event::Ended(how),
@@ -456,7 +464,7 @@ impl Unit {
                     }
                 }
             }
-            never = become_ready => match never {},
+            never = probed => match never {},
         }
     }
 
@@ -479,6 +487,29 @@ impl Unit {
             }
             sleep(wait).await;
             wait = (wait * 2).min(PROBE_MAX);
+        }
+    }
+
+    /// Tells whether a service that was ready still is. It is not restarted: what
+    /// it waits for is seldom in it.
+    async fn look(&self, pid: Option<i32>, restarts: u32) -> Infallible {
+        let mut failed = 0;
+        loop {
+            sleep(LOOK).await;
+            match probe::attempt(&self.service.readiness).await {
+                Ok(()) => {
+                    if failed >= LOOKS {
+                        self.set(State::Ready, pid, restarts, None);
+                    }
+                    failed = 0;
+                }
+                Err(reason) => {
+                    failed += 1;
+                    if failed == LOOKS {
+                        self.set(State::Unhealthy, pid, restarts, Some(reason));
+                    }
+                }
+            }
         }
     }
 
