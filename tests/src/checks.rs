@@ -205,9 +205,9 @@ const TROUBLES: &[Trouble] = &[
     },
     Trouble {
         what: "a network of pods that is the node's own",
-        make: "ip link add dummy9 type dummy; ip addr add 10.244.7.1/24 dev dummy9
-               ip link set dummy9 up",
-        unmake: "ip link del dummy9",
+        make: "ip link add test9 type veth peer name test9p
+               ip addr add 10.244.7.1/24 dev test9; ip link set test9 up",
+        unmake: "ip link del test9",
         flags: &["--quick", "--advertise-addr=ADDRESS"],
         found: &["networks"],
         ..PLAIN
