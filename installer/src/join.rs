@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use host::facts::HostFacts;
-use manifest::{Manifest, NodeProfile, ServiceRole};
+use manifest::{HookName, Manifest, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use spec::phase::{self, PhaseSpec};
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
@@ -220,8 +220,10 @@ fn phases(
         PhaseSpec::Register(register),
     )?;
     let mut planet = planner.planet("kubelet")?;
-    if node.role == Role::Master {
-        // Its etcd begins as a member that the others know.
+    // The etcd of a master begins as a member that the others know. And where there
+    // is a hook before nodes are added, no kubelet may add one meanwhile.
+    let hooks = &planner.manifest.hooks;
+    if node.role == Role::Master || hooks.contains_key(&HookName::PreNodeAdd) {
         planet.requires.push(registered.id.clone());
     }
     let mut start = vec![registered, planet];

@@ -275,3 +275,27 @@ fn a_second_master_stands_by_and_a_third_is_waited_for() {
     let (_, waited_for, _) = joined(3);
     assert!(waited_for.is_empty());
 }
+
+#[test]
+fn a_workers_kubelet_waits_for_the_hook_before_nodes_are_added() {
+    let requires = |hooks: &str| {
+        let manifest = manifest::parse(&format!("{MANIFEST}\n{hooks}"), "app.yaml").unwrap();
+        let membership = Membership {
+            cluster: cluster(),
+            node: Uuid::from_u128(1),
+            certificate: String::new(),
+            authorities: BTreeMap::new(),
+        };
+        let host = HostTraits {
+            can_lower_oom_score: true,
+            resolv_conf: String::new(),
+        };
+        let users = KnownUsers::default();
+        let plan = plan(&membership, &manifest, &image(), &users, &host).unwrap();
+        plan.phase("/start/planet").unwrap().requires.clone()
+    };
+    let job = "{kind: Job, spec: {template: {spec: {containers: [{name: a, image: b}]}}}}";
+    let hook = |name: &str| requires(&format!("hooks: {{{name}: {{job: '{job}'}}}}"));
+    assert_eq!(hook("preNodeAdd"), ["/start/node"]);
+    assert_eq!(hook("postNodeAdd"), Vec::<String>::new());
+}
