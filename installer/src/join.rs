@@ -169,7 +169,7 @@ pub fn plan(
         node,
         host,
         options: &options,
-        // Masters decide by a Lease who runs it.
+        // Of the status hook masters decide by a Lease who runs it.
         hooks: &manifest.hooks,
     };
     let planner = Planner {

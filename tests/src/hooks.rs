@@ -63,6 +63,14 @@ const CHECKS: &[(&str, Check)] = &[
     ("Hooks of the end", leave),
 ];
 
+/// Hooks that need two nodes.
+const OF_NODES: &[HookName] = &[
+    HookName::PreNodeAdd,
+    HookName::PostNodeAdd,
+    HookName::PreNodeRemove,
+    HookName::PostNodeRemove,
+];
+
 /// What was seen of each hook.
 #[derive(Default)]
 struct Table(BTreeMap<HookName, Vec<&'static str>>);
@@ -72,7 +80,10 @@ impl Table {
         self.0.entry(hook).or_default().push(what);
     }
 
-    fn show(&self, console: &Console) -> Result<()> {
+    fn show(mut self, console: &Console) -> Result<()> {
+        for hook in OF_NODES {
+            self.seen(*hook, "not here: `testnode join` sees it run");
+        }
         let rows: Vec<_> = HookName::ALL
             .iter()
             .map(|hook| {

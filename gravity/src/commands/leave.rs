@@ -155,7 +155,7 @@ async fn leave_cluster(session: &Session) -> Result<()> {
         // The first master has rights of its own.
         let client = session.administrator().await?;
         let name = &session.own_node(&cluster)?.hostname;
-        let hooks = NodeHooks::of(&cluster, &super::status::manifest(session)?.hooks);
+        let hooks = NodeHooks::of(&cluster, &status::manifest(session)?.hooks);
         let removal = Removal {
             client: &client,
             etcd: &session.etcd()?,
