@@ -183,6 +183,9 @@ pub struct Check {
     pub limit: &'static str,
     /// What to do where it fails.
     pub remedy: &'static str,
+    /// How bad what it finds may be. What could not be measured is a warning
+    /// all the same.
+    pub severities: &'static [Severity],
     /// It can't be ignored: the operation would surely fail.
     pub strict: bool,
     /// `--autofix` mends it.
@@ -198,11 +201,18 @@ impl Check {
         about: "",
         limit: "",
         remedy: "",
+        severities: &[Severity::Failure],
         strict: false,
         fixable: false,
         reads: Reads::NOTHING,
         run: |_| Vec::new(),
     };
+
+    /// [`Self::severities`] in words.
+    pub fn severity(&self) -> String {
+        let words: Vec<_> = self.severities.iter().map(Severity::to_string).collect();
+        words.join(" or ")
+    }
 
     /// As it should be, until [`Finding::fails`] or [`Finding::warns`].
     fn finding(

@@ -285,7 +285,7 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
         rows.extend(start::rows(&bench));
     }
     if wanted(Part::Check) {
-        rows.push(kubeadm::checks(&bench));
+        rows.extend(kubeadm::checks(&bench));
     }
     if wanted(Part::Disk) {
         rows.extend(disk::rows(&bench));

@@ -360,8 +360,12 @@ fn explanation(check: &Known) -> String {
         false => "",
     };
     format!(
-        "{} ({ignorable}{mended})\n  looks at: {}\n  wants:    {}\n  remedy:   {}",
-        check.id, check.about, check.limit, check.remedy
+        "{} ({}, {ignorable}{mended})\n  looks at: {}\n  wants:    {}\n  remedy:   {}",
+        check.id,
+        check.severity(),
+        check.about,
+        check.limit,
+        check.remedy
     )
 }
 

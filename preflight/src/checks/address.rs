@@ -1,6 +1,6 @@
 //! The advertised address is one of the host's.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "address",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "use --advertise-addr with one of these",
     strict: true,
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,6 +1,6 @@
 //! The processor can run what the image holds.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "architecture",
@@ -11,6 +11,7 @@ pub(super) const CHECK: Check = Check {
              host's features",
     strict: true,
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

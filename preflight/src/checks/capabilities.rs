@@ -1,6 +1,6 @@
 //! Root may do here what containers need.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "capabilities",
@@ -10,6 +10,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "run it as root of the host itself, not in a container with fewer rights",
     strict: true,
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,6 +1,6 @@
 //! Something keeps the clock right.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "clock",
@@ -10,6 +10,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "turn on chrony or systemd-timesyncd, such as `timedatectl set-ntp true`, with a time \
              server that this host reaches",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,6 +1,6 @@
 //! No other Kubernetes runs here, and nothing that rewrites its packet filters.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "conflicts",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
             are better away, as they forbid forwarding",
     remedy: "stop and disable it: a node belongs to one cluster",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

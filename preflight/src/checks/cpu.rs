@@ -1,6 +1,6 @@
 //! Processors, as many as the profile says.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 /// What kubeadm wants of a control plane.
 const USUAL: u32 = 2;
@@ -11,6 +11,7 @@ pub(super) const CHECK: Check = Check {
     limit: "what the profile says; 2 where it says nothing (as kubeadm wants)",
     remedy: "use a machine that fits the profile",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,7 +1,7 @@
 //! The disk below the state directory is soon done with etcd's writes.
 
 use crate::measure::disk::{SLOW_US, TOO_SLOW_US};
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "disk-latency",
@@ -11,6 +11,7 @@ pub(super) const CHECK: Check = Check {
             10 writes a second, a failure (limits of the original Gravity)",
     remedy: "put the state directory on a local SSD, and other work on other disks",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use manifest::Rate;
 
 use crate::measure::disk::USUAL_RATE;
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "disk-rate",
@@ -15,6 +15,7 @@ pub(super) const CHECK: Check = Check {
             original Gravity's limit)",
     remedy: "use a faster disk there, or look what else writes to it",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use spec::LEADER_ADDRESS;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "dns",
@@ -14,6 +14,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "write the network's name servers to /etc/resolv.conf; with systemd-resolved link it \
              to /run/systemd/resolve/resolv.conf",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

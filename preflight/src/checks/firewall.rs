@@ -1,6 +1,6 @@
 //! Programs that change packet filters behind the cluster's back.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "firewall",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "let the pod and service networks and the cluster's ports through (docs/preflight.md), \
              or turn it off",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

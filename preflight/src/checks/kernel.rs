@@ -1,6 +1,6 @@
 //! The kernel, new enough for kube-proxy's nftables mode.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 /// Oldest kernel on which kube-proxy's nftables mode runs, as its
 /// documentation says.
@@ -13,6 +13,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "install a newer kernel of your distribution",
     strict: true,
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

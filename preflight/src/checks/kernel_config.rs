@@ -1,6 +1,6 @@
 //! The kernel was built with what containers need.
 
-use crate::{Check, Finding, Input, Reads};
+use crate::{Check, Finding, Input, Reads, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "kernel-config",
@@ -35,6 +35,7 @@ pub(super) const CHECK: Check = Check {
         ..Reads::NOTHING
     },
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

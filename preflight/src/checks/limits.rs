@@ -1,6 +1,6 @@
 //! Processes may open enough files.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "limits",
@@ -10,6 +10,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "raise it: `nofile` in /etc/security/limits.conf, or LimitNOFILE of the service that \
              starts this program",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

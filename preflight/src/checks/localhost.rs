@@ -1,6 +1,6 @@
 //! `localhost` is this host.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "localhost",
@@ -8,6 +8,7 @@ pub(super) const CHECK: Check = Check {
     limit: "a loopback address: services of a node talk to each other by it",
     remedy: "write `127.0.0.1 localhost` to /etc/hosts",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,6 +1,6 @@
 //! The host has an identity of its own.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "machine-id",
@@ -8,6 +8,7 @@ pub(super) const CHECK: Check = Check {
     limit: "32 hexadecimal digits, not all zero (machine-id(5)); kubelet reports it",
     remedy: "make one: `systemd-machine-id-setup`, or `dbus-uuidgen --ensure=/etc/machine-id`",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

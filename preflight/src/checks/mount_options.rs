@@ -1,6 +1,6 @@
 //! Programs and containers may run from where they will lie.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "mount-options",
@@ -11,6 +11,7 @@ pub(super) const CHECK: Check = Check {
              directory with --state-dir",
     strict: true,
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

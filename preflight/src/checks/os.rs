@@ -2,7 +2,7 @@
 
 use manifest::Os;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "os",
@@ -11,6 +11,7 @@ pub(super) const CHECK: Check = Check {
             18.04",
     remedy: "use one of these",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

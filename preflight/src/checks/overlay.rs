@@ -1,6 +1,6 @@
 //! Containers' filesystems can be laid over the state directory's.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "overlay",
@@ -10,6 +10,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "put the state directory on ext4, xfs or btrfs: mount one there, or use --state-dir",
     strict: true,
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

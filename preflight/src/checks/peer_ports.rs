@@ -3,7 +3,7 @@
 use host::facts::{Port, Protocol, Reach, Way};
 
 use super::ports::{Remote, remote, wanted};
-use crate::{Check, Finding, Input, Requirements};
+use crate::{Check, Finding, Input, Requirements, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "peer-ports",
@@ -12,6 +12,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "let these ports through firewalls on both nodes and between them \
              (docs/preflight.md has the list)",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

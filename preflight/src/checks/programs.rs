@@ -1,6 +1,6 @@
 //! Programs of the host that the installation calls.
 
-use crate::{Check, Finding, Input, Reads};
+use crate::{Check, Finding, Input, Reads, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "programs",
@@ -13,6 +13,7 @@ pub(super) const CHECK: Check = Check {
         ..Reads::NOTHING
     },
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "proxy",
@@ -12,6 +12,7 @@ pub(super) const CHECK: Check = Check {
     limit: "no_proxy names the advertised address, the pod and the service network (kubeadm)",
     remedy: "add them to no_proxy",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -2,7 +2,7 @@
 
 use manifest::Bytes;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 /// What kubeadm wants of a control plane.
 const USUAL: Bytes = Bytes(1_700_000_000);
@@ -13,6 +13,7 @@ pub(super) const CHECK: Check = Check {
     limit: "what the profile says, exactly; 1,700 MB where it says nothing (as kubeadm wants)",
     remedy: "use a machine that fits the profile",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

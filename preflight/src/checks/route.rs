@@ -1,6 +1,6 @@
 //! There is a default route.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "default-route",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
             redirect them; a dummy one will do",
     remedy: "add one: `ip route add default via GATEWAY`",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,6 +1,6 @@
 //! Security modules that might keep containers from running.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "security-modules",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
     remedy: "set SELinux to permissive (`setenforce 0` and SELINUX=permissive in \
              /etc/selinux/config)",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

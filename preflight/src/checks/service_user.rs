@@ -1,6 +1,6 @@
 //! Nobody who logs in is the service user.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "service-user",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
             its services",
     remedy: "use an id of its own with --service-uid",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

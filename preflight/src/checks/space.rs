@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use manifest::Bytes;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "space",
@@ -15,6 +15,7 @@ pub(super) const CHECK: Check = Check {
     limit: "what the image unpacks to and 2 GiB; each volume's capacity",
     remedy: "free some, or mount a larger filesystem there",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 

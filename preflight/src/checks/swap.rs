@@ -1,6 +1,6 @@
 //! Memory is not swapped.
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "swap",
@@ -9,6 +9,7 @@ pub(super) const CHECK: Check = Check {
             pods",
     remedy: "turn it off: `swapoff -a`, and remove it from /etc/fstab",
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 

@@ -1,6 +1,6 @@
 //! Kernel parameters.
 
-use crate::{Check, Finding, Fix, Input, Reads};
+use crate::{Check, Finding, Fix, Input, Reads, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "sysctls",
@@ -25,6 +25,7 @@ pub(super) const CHECK: Check = Check {
         ..Reads::NOTHING
     },
     run: check,
+    severities: &[Severity::Warning],
     ..Check::PLAIN
 };
 
