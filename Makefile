@@ -53,9 +53,10 @@ SHARD ?= 1/1
 crash: base ## kills and full disks at every record of an install, SHARD=1/8 for a part; needs root
 	$(BIN)/testnode crash --shard $(SHARD)
 
-vm: base ## the same image in a virtual machine with systemd; needs root
+vm: base ## what needs systemd, a kernel or disks of its own, in virtual machines; needs root
 	$(CARGO) test -p gravity-tests --test vm
-	$(BIN)/testnode vm-smoke
+	$(BIN)/testnode vm checks
+	$(BIN)/testnode vm install
 
 test: setup lint unit e2e ## everything that must pass
 

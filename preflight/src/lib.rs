@@ -68,6 +68,9 @@ pub struct Places {
     pub temp_dir: PathBuf,
 }
 
+/// Why nothing is known of a path: facts were collected for another profile.
+const UNSEEN: &str = "it was not looked at";
+
 /// All that the checks judge.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]

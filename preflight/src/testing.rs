@@ -377,7 +377,10 @@ fn table() -> Vec<String> {
 fn the_documentation_has_every_check() {
     let text = include_str!("../../docs/preflight.md");
     let table = table();
-    let rows: Vec<_> = text.lines().filter(|line| line.starts_with("| `")).collect();
+    let rows: Vec<_> = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
     let rows = &rows[rows.len() - table.len()..];
     for (row, expected) in rows.iter().zip(&table) {
         assert!(
@@ -404,27 +407,37 @@ fn profiles_fit_some_distributions_and_not_others() {
         ("ubuntu", "24.04", "6.8.0-31-generic"),
     ];
     let mut reports = String::new();
-    for (id, version, kernel) in hosts {
-        let mut facts = facts();
-        (facts.cpus, facts.ram_bytes) = (8, 64_000_000_000);
-        facts.os.id = id.into();
-        facts.os.version_id = version.into();
-        facts.os.pretty_name = format!("{id} {version}");
-        facts.kernel_release = kernel.into();
-        for (name, profile) in [("db", db), ("worker", worker)] {
-            let mut places = places();
-            places
-                .paths
-                .insert("/var/lib/data".into(), room(600_000_000_000, 2));
-            let report = report_at(&with_profile(profile), &facts, places);
-            reports += &format!(
-                "{name} on {id} {version}: {} passed\n",
-                report.passed().count()
-            );
-            for finding in report.warnings().chain(report.failures()) {
-                reports += &format!("  {:?} {}: {finding}\n", finding.severity, finding.id);
-            }
+    let mut judge = |name: &str, on: &str, profile: &str, facts: &Facts| {
+        let report = evaluate(&with_profile(profile), facts);
+        let passed = report.passed().count();
+        reports += &format!("{name} on {on}: {passed} passed\n");
+        for finding in report.warnings().chain(report.failures()) {
+            reports += &format!("  {:?} {}: {finding}\n", finding.severity, finding.id);
         }
+    };
+    for (id, version, kernel) in hosts {
+        let mut host = facts();
+        (host.cpus, host.ram_bytes) = (8, 64_000_000_000);
+        host.os.id = id.into();
+        host.os.version_id = version.into();
+        host.os.pretty_name = format!("{id} {version}");
+        host.kernel_release = kernel.into();
+        let mut places = places();
+        let data = room(600_000_000_000, 2);
+        places.paths.insert("/var/lib/data".into(), data);
+        let facts = Facts {
+            host,
+            places,
+            measured: Measured::default(),
+        };
+        for (name, profile) in [("db", db), ("worker", worker)] {
+            judge(name, &format!("{id} {version}"), profile, &facts);
+        }
+    }
+    // What `--facts-out` wrote on a node of namespaces.
+    let node = serde_json::from_str(include_str!("../testdata/node.json")).unwrap();
+    for (name, profile) in [("db", db), ("worker", worker)] {
+        judge(name, "a small node", profile, &node);
     }
     let expected = include_str!("../testdata/reports.txt");
     assert!(

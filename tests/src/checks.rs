@@ -167,9 +167,43 @@ const TROUBLES: &[Trouble] = &[
     },
     Trouble {
         what: "a proxy that would take what pods say",
-        make: "echo 'HTTP_PROXY=http://10.99.0.254:3128' > /tmp/proxy",
-        unmake: "rm /tmp/proxy",
+        make: "echo 'HTTP_PROXY=http://10.99.0.254:3128' > /root/environment",
+        unmake: "rm /root/environment",
         found: &["proxy"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "a directory for temporary files that is not there",
+        make: "echo TMPDIR=/none > /root/environment",
+        unmake: "rm /root/environment",
+        found: &["temp-dir"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "no program that makes users",
+        make: "echo PATH=/none > /root/environment",
+        unmake: "rm /root/environment",
+        found: &["programs"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "a person with the service user's id",
+        make: "useradd --uid=1000 --shell=/bin/bash person",
+        unmake: "userdel person",
+        found: &["service-user"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "an address that the node has not",
+        flags: &["--quick", "--advertise-addr=10.99.7.7"],
+        found: &["address"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "another Kubernetes",
+        make: "cp /bin/sleep /root/kubelet; /root/kubelet 1000 > /dev/null 2>&1 &",
+        unmake: "pkill -x kubelet",
+        found: &["conflicts"],
         ..PLAIN
     },
     Trouble {
@@ -276,26 +310,36 @@ pub(crate) struct Finding {
 impl Report {
     /// What `gravity check` says on a node with more flags.
     pub(crate) fn of(node: &Node, flags: &[&str]) -> Result<Self> {
-        // A proxy is of the environment.
-        let script = "[ ! -e /tmp/proxy ] || export $(cat /tmp/proxy); exec \"$@\"";
+        // Some troubles are of the environment.
+        let script = "[ ! -e /root/environment ] || export $(cat /root/environment); exec \"$@\"";
         let words = ["sh", "-c", script, "sh", GRAVITY, "check", "--output=json"];
         let mut command = node.command(&[&words[..], flags, &[MANIFEST]].concat())?;
         let output = command.output().context("running gravity check")?;
-        // Events come before it.
-        let lines = output.stdout.trim_ascii_end();
-        let report = lines.rsplit(|byte| *byte == b'\n').next();
-        serde_json::from_slice(report.unwrap_or_default()).with_context(|| {
+        Self::parse(&output.stdout).with_context(|| {
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             format!("reading the report; it said {said}")
         })
     }
 
-    /// What is not as it should be.
+    /// Reads what `gravity check --output=json` printed.
+    pub(crate) fn parse(output: &[u8]) -> Result<Self> {
+        // Events come before it.
+        let mut lines = output.trim_ascii_end().rsplit(|byte| *byte == b'\n');
+        Ok(serde_json::from_slice(lines.next().unwrap_or_default())?)
+    }
+
+    /// What is not as it should be, but for disks: those of test machines are
+    /// what they are.
     pub(crate) fn troubles(self) -> Vec<Finding> {
+        let mut troubles = self.all_troubles();
+        troubles.retain(|finding| !OF_DISKS.contains(&finding.id.as_str()));
+        troubles
+    }
+
+    /// What is not as it should be.
+    pub(crate) fn all_troubles(self) -> Vec<Finding> {
         let mut troubles = self.findings;
-        troubles.retain(|finding| {
-            finding.severity != "info" && !OF_DISKS.contains(&finding.id.as_str())
-        });
+        troubles.retain(|finding| finding.severity != "info");
         troubles
     }
 }
@@ -374,4 +418,48 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         "troubles are left: {left:?}"
     );
     node.delete()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::{peers, vm};
+
+    /// Where troubles that a check finds are made, by its id.
+    fn made() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+        let here = TROUBLES.iter().flat_map(|trouble| trouble.found);
+        let peers = peers::TROUBLES.iter().map(|(_, _, _, found)| found);
+        let vm = vm::checks::TROUBLES.iter().flat_map(|trouble| trouble.4);
+        let here = here.map(|id| (*id, "`checks`"));
+        let peers = peers.chain(peers::FOUND).map(|id| (*id, "`peers`"));
+        let vm = vm.map(|id| (*id, "`vm checks`"));
+        let mut made = BTreeMap::<_, BTreeSet<_>>::new();
+        for (id, scenario) in here.chain(peers).chain(vm) {
+            made.entry(id).or_default().insert(scenario);
+        }
+        made
+    }
+
+    #[test]
+    fn the_documentation_says_where_each_trouble_is_made() {
+        let text = include_str!("../../docs/preflight.md");
+        let (_, table) = text.split_once("## All checks").unwrap();
+        let rows = table.lines().filter(|line| line.starts_with("| `"));
+        let made = made();
+        let mut known = BTreeSet::new();
+        for row in rows {
+            let cells: Vec<_> = row.split(" | ").collect();
+            let id = cells[0].trim_start_matches("| `").trim_end_matches('`');
+            let last = cells.last().unwrap().trim_end_matches(" |");
+            let expected = made.get(id).map_or("stored facts".to_owned(), |scenarios| {
+                Vec::from_iter(scenarios.iter().copied()).join(", ")
+            });
+            assert_eq!(last, expected, "{id}");
+            known.insert(id);
+        }
+        let unknown: Vec<_> = made.keys().filter(|id| !known.contains(*id)).collect();
+        assert!(unknown.is_empty(), "{unknown:?} are not checks");
+    }
 }

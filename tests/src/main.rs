@@ -11,7 +11,7 @@ use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample,
+    care, checks, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample, vm,
 };
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
@@ -186,8 +186,9 @@ enum Task {
         #[arg(long, value_name = "N/OF", default_value = "1/1")]
         shard: gravity_tests::crash::Shard,
     },
-    /// Install the sample in a virtual machine with systemd, check and remove it.
-    VmSmoke {
+    /// What needs a kernel, a disk or systemd of its own, in virtual machines.
+    Vm {
+        what: VmScenario,
         /// Use this cluster image instead of building one.
         image: Option<PathBuf>,
         /// Directory of the sample application.
@@ -241,6 +242,15 @@ impl From<Scenario> for Setup {
             default_route,
         }
     }
+}
+
+/// A scenario in virtual machines.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum VmScenario {
+    /// Make troubles of the kernel and of disks, have them found and mended
+    Checks,
+    /// Install the sample under systemd, look at it and remove it
+    Install,
 }
 
 fn main() -> ExitCode {
@@ -357,7 +367,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Task::VmSmoke {
+        Task::Vm {
+            what,
             image,
             sample,
             tele,
@@ -368,7 +379,12 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            scenario::in_machine(&setup, console)?;
+            match what {
+                VmScenario::Checks => {
+                    vm::checks::run(&setup, console)?;
+                }
+                VmScenario::Install => vm::install::run(&setup, console)?,
+            }
         }
         Task::Bench(options) => gravity_tests::bench::run(&options, console)?,
         Task::Start { name } => console.print(&inside::start(&name)?.to_string()),

@@ -31,8 +31,13 @@ nodeProfiles:
       - {protocol: udp, ranges: ['9000']}
 ";
 
+/// What finds the troubles that need both nodes.
+pub(crate) const FOUND: &[&str] = &[SAME, NOBODY];
+const SAME: &str = "peer-identity";
+const NOBODY: &str = "peer";
+
 /// What is made, how, what undoes it, and which check finds it.
-const TROUBLES: &[(&str, &str, &str, &str)] = &[
+pub(crate) const TROUBLES: &[(&str, &str, &str, &str)] = &[
     (
         "a firewall that drops VXLAN",
         "nft add table ip t
@@ -135,16 +140,16 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     identify(copied.trim())?;
     let found = test.troubles();
     identify(own.trim())?;
-    demand(found?, &usual, &["peer-identity"], console)?;
+    demand(found?, &usual, &[SAME], console)?;
 
     console.step("A wrong token, and nobody who listens");
     let wrong = Test {
         token: "correct-horse-battery".into(),
         ..test.clone()
     };
-    demand(wrong.troubles()?, &usual, &["peer"], console)?;
+    demand(wrong.troubles()?, &usual, &[NOBODY], console)?;
     listener.end(&first)?;
-    demand(test.troubles()?, &usual, &["peer"], console)?;
+    demand(test.troubles()?, &usual, &[NOBODY], console)?;
     second.delete()?;
     first.delete()
 }

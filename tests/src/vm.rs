@@ -2,9 +2,13 @@
 //!
 //! In: a file that the machine sees as its second disk. Out: a booted
 //! [`Machine`] that runs commands as root, which come over a serial port.
-//! Always holds: a machine can't reach anything but itself, ends at its
-//! deadline whatever happens to this program, and leaves no file behind. KVM
+//! Always holds: a machine can't reach anything but itself and those on its
+//! link, ends at its deadline whatever happens to this program, and leaves no
+//! file behind. KVM
 //! is used where a kernel boots under it, which is tried once a machine.
+
+pub mod checks;
+pub mod install;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -93,7 +97,11 @@ const OUTPUT_MAX: usize = 4 << 20;
 /// The machine's address; QEMU's user network gives always this one.
 pub const ADDRESS: &str = "10.0.2.15";
 /// The second disk, in the machine.
-pub const SECOND_DISK: &str = "/dev/vdb";
+pub const SECOND_DISK: &str = "/dev/disk/by-id/virtio-second";
+/// A disk that does few writes a second, in the machine.
+pub const SLOW_DISK: &str = "/dev/disk/by-id/virtio-slow";
+/// What it does in a second: operations and bytes.
+const SLOW: &str = "throttling.iops-total=40,throttling.bps-total=4000000";
 
 /// What machines boot from.
 #[derive(Debug, Clone)]
@@ -181,6 +189,32 @@ impl Accelerator {
     }
 }
 
+/// What the machines of one program share: an Ethernet of their own.
+#[derive(Debug, Clone, Copy)]
+pub struct Link {
+    /// Which of them it is, from 1 on: the last part of its [`Link::mac`].
+    pub number: u8,
+}
+
+impl Link {
+    /// Address of the machine's interface.
+    pub fn mac(self) -> String {
+        format!("52:54:00:4c:00:{:02x}", self.number)
+    }
+
+    /// QEMU's arguments. Frames go by multicast on the loopback interface, to a
+    /// port that is this program's.
+    fn arguments(self) -> [String; 4] {
+        let port = 20_000 + std::process::id() % 30_000;
+        [
+            "-netdev".into(),
+            format!("socket,id=link,mcast=239.255.76.1:{port},localaddr=127.0.0.1"),
+            "-device".into(),
+            format!("virtio-net-pci,netdev=link,mac={}", self.mac()),
+        ]
+    }
+}
+
 /// How a machine is to be.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -191,6 +225,10 @@ pub struct Options {
     /// What the machine finds as [`SECOND_DISK`], to read only. Its size is
     /// rounded up there.
     pub second_disk: Option<PathBuf>,
+    /// Whether it has a [`SLOW_DISK`], empty, of 4 GiB.
+    pub slow_disk: bool,
+    /// Its place on the link between machines.
+    pub link: Option<Link>,
     /// After this time the machine ends, whatever it does.
     pub limit: Duration,
 }
@@ -242,6 +280,11 @@ impl Machine {
                 .arg(disk.file("disk.raw"))
                 .arg(path.join("disk.qcow2")),
         )?;
+        if options.slow_disk {
+            let mut slow = Command::new("qemu-img");
+            slow.args(["create", "-q", "-f", "qcow2"]);
+            process::run(slow.arg(path.join("slow.qcow2")).arg("4G"))?;
+        }
         let log = path.join("qemu.log");
         let log_file = File::create(&log).with_context(|| log.display().to_string())?;
         let mut child = qemu(disk, options, accelerator, &path)
@@ -324,6 +367,31 @@ impl Machine {
             "`{command}` ended with {code} in the machine: {output}"
         );
         Ok(output)
+    }
+
+    /// Restarts it in order, and waits until it takes commands again.
+    ///
+    /// # Errors
+    /// When it does not come up in `timeout`.
+    pub fn reboot(&mut self, timeout: Duration) -> Result<()> {
+        self.must("systemctl --no-block reboot", timeout)?;
+        self.read_until("ready\n", timeout, &mut |_| {})?;
+        Ok(())
+    }
+
+    /// Takes the power away and gives it back, and waits until it takes commands
+    /// again. What the machine had not synced is lost.
+    ///
+    /// # Errors
+    /// When QEMU does not do it, or it does not come up in `timeout`.
+    pub fn cut_power(&mut self, timeout: Duration) -> Result<()> {
+        let monitor = self.directory.join("monitor");
+        let mut monitor = UnixStream::connect(monitor).context("connecting to QEMU's monitor")?;
+        // It reads what is sent before it has greeted.
+        let orders = b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_reset\"}\n";
+        monitor.write_all(orders).context("telling QEMU to reset")?;
+        self.read_until("ready\n", timeout, &mut |_| {})?;
+        Ok(())
     }
 
     /// What comes before `end`, which is taken away too.
@@ -464,7 +532,7 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
         "none",
     ]);
     command
-        .args(["-no-reboot", "-machine", "q35"])
+        .args(["-machine", "q35"])
         .args(accelerator.arguments());
     command.args([
         "-smp",
@@ -476,7 +544,7 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
     command.arg("-initrd").arg(disk.file("initrd.img"));
     command.args([
         "-append",
-        "root=/dev/vda rw console=ttyS0 panic=-1 systemd.show_status=0",
+        "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0",
     ]);
     let overlay = directory.join("disk.qcow2");
     command.arg("-drive").arg(format!(
@@ -485,9 +553,17 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
     ));
     if let Some(second) = &options.second_disk {
         command.arg("-drive").arg(format!(
-            "file={},format=raw,if=virtio,readonly=on",
+            "file={},format=raw,if=none,id=second,readonly=on",
             second.display()
         ));
+        command.args(["-device", "virtio-blk-pci,drive=second,serial=second"]);
+    }
+    if options.slow_disk {
+        command.arg("-drive").arg(format!(
+            "file={},format=qcow2,if=none,id=slow,cache=unsafe,{SLOW}",
+            directory.join("slow.qcow2").display()
+        ));
+        command.args(["-device", "virtio-blk-pci,drive=slow,serial=slow"]);
     }
     command.args([
         "-device",
@@ -497,9 +573,14 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
     ]);
     // It reaches nothing, and only QEMU's DHCP server answers.
     command.args(["-netdev", "user,id=net,restrict=on"]);
+    command.args(options.link.map(Link::arguments).into_iter().flatten());
     command
         .arg("-serial")
         .arg(format!("file:{}", directory.join("console").display()));
+    command.arg("-qmp").arg(format!(
+        "unix:{},server=on,wait=off",
+        directory.join("monitor").display()
+    ));
     let channel = directory.join("channel");
     command.arg("-chardev").arg(format!(
         "socket,id=channel,path={},server=on,wait=off",

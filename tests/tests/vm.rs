@@ -16,6 +16,8 @@ fn commands_run_under_systemd_and_reach_nobody() {
         processors: 2,
         memory: 1024,
         second_disk: Some(second.path().to_owned()),
+        slow_disk: false,
+        link: None,
         limit: Duration::from_secs(600),
     };
     let mut machine = Machine::boot(&disk, &options, &event::Discard).unwrap();

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use manifest::Device;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, UNSEEN};
 
 pub(super) const CHECK: Check = Check {
     id: "device",
@@ -27,6 +27,9 @@ fn one(input: &Input<'_>, device: &Device) -> Finding {
         return CHECK.unknown(title, "bad pattern, or too many match", wanted);
     };
     let place = |path: &Path| input.places.paths.get(path);
+    if paths.iter().any(|path| place(path).is_none()) {
+        return CHECK.unknown(title, UNSEEN, wanted);
+    }
     let existing: Vec<_> = paths
         .into_iter()
         .filter(|path| place(path).is_some_and(host::facts::Place::exists))

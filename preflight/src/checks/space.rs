@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use manifest::Bytes;
 
-use crate::{Check, Finding, Input, Severity};
+use crate::{Check, Finding, Input, Severity, UNSEEN};
 
 pub(super) const CHECK: Check = Check {
     id: "space",
@@ -23,7 +23,7 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
     let needed = needed(input);
     let mut findings: Vec<_> = needed
         .iter()
-        .filter_map(|(path, bytes)| one(input, path, *bytes))
+        .map(|(path, bytes)| one(input, path, *bytes))
         .collect();
     let mut shared: BTreeMap<u64, Shared<'_>> = BTreeMap::new();
     for (path, bytes) in &needed {
@@ -66,16 +66,18 @@ fn needed(input: &Input<'_>) -> BTreeMap<PathBuf, Bytes> {
     needed
 }
 
-fn one(input: &Input<'_>, path: &Path, bytes: Bytes) -> Option<Finding> {
+fn one(input: &Input<'_>, path: &Path, bytes: Bytes) -> Finding {
     let title = format!("free space of {}", path.display());
     let wanted = format!("at least {}", bytes.human());
-    let place = input.places.paths.get(path)?;
-    Some(match &place.space {
+    let Some(place) = input.places.paths.get(path) else {
+        return CHECK.unknown(title, UNSEEN, wanted);
+    };
+    match &place.space {
         Some(space) => CHECK
             .finding(title, Bytes(space.available_bytes).human(), wanted)
             .unless(space.available_bytes >= bytes.0, CHECK.remedy),
         None => CHECK.unknown(title, &place.error, wanted),
-    })
+    }
 }
 
 /// Paths on one filesystem.

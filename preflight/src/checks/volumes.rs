@@ -5,7 +5,7 @@ use std::path::Path;
 use host::facts::Place;
 use manifest::Volume;
 
-use crate::{Check, Finding, Input};
+use crate::{Check, Finding, Input, UNSEEN};
 
 pub(super) const CHECK: Check = Check {
     id: "volume",
@@ -32,11 +32,14 @@ fn of(input: &Input<'_>, volume: &Volume) -> Vec<Finding> {
         let finding = CHECK.finding(title, "nothing matches", "at least one path");
         return vec![finding.fails("create what it means, or set skipIfMissing in the manifest")];
     }
-    let place = |path: &Path| input.places.paths.get(path);
-    paths
-        .into_iter()
-        .filter_map(|path| one(volume, path, place(path)?))
-        .collect()
+    let finding = |path: &Path| match input.places.paths.get(path) {
+        Some(place) => one(volume, path, place),
+        None => {
+            let title = format!("volume {}", path.display());
+            Some(CHECK.unknown(title, UNSEEN, "an existing path"))
+        }
+    };
+    paths.into_iter().filter_map(finding).collect()
 }
 
 fn one(volume: &Volume, path: &Path, place: &Place) -> Option<Finding> {

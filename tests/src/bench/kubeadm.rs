@@ -175,16 +175,21 @@ impl Kubeadm {
 
 /// The rows of local checks: those that are quick, and all of one node.
 pub(super) fn checks(bench: &Bench<'_>) -> Vec<Row> {
-    let row = |what, unit, target| Row::new(what, "kubeadm init phase preflight", unit, Some(target));
+    let row =
+        |what, unit, target| Row::new(what, "kubeadm init phase preflight", unit, Some(target));
     let mut quick = row(
         "local checks (gravity check --quick)",
         "ms",
         Target::Ratio(1.0),
     );
-    let mut all = row("all checks of a node (gravity check)", "s", Target::Most(10.0));
+    let mut all = row(
+        "all checks of a node (gravity check)",
+        "s",
+        Target::Most(10.0),
+    );
     bench.console.step("Checking");
-    let result = Kubeadm::prepare(bench)
-        .and_then(|kubeadm| kubeadm.checks(bench, &mut quick, &mut all));
+    let result =
+        Kubeadm::prepare(bench).and_then(|kubeadm| kubeadm.checks(bench, &mut quick, &mut all));
     if let Err(error) = result {
         quick.note(&format!("{error:#}"));
     }
