@@ -433,7 +433,8 @@ mod tests {
         let peers = peers::TROUBLES.iter().map(|(_, _, _, found)| found);
         let vm = vm::checks::TROUBLES.iter().flat_map(|trouble| trouble.4);
         let here = here.map(|id| (*id, "`checks`"));
-        let peers = peers.chain(peers::FOUND).map(|id| (*id, "`peers`"));
+        let both = &[peers::SAME, peers::NOBODY];
+        let peers = peers.chain(both).map(|id| (*id, "`peers`"));
         let vm = vm.map(|id| (*id, "`vm checks`"));
         let mut made = BTreeMap::<_, BTreeSet<_>>::new();
         for (id, scenario) in here.chain(peers).chain(vm) {

@@ -31,10 +31,10 @@ nodeProfiles:
       - {protocol: udp, ranges: ['9000']}
 ";
 
-/// What finds the troubles that need both nodes.
-pub(crate) const FOUND: &[&str] = &[SAME, NOBODY];
-const SAME: &str = "peer-identity";
-const NOBODY: &str = "peer";
+/// What finds one machine-id on both nodes.
+pub(crate) const SAME: &str = "peer-identity";
+/// What finds that nobody answers who knows the token.
+pub(crate) const NOBODY: &str = "peer";
 
 /// What is made, how, what undoes it, and which check finds it.
 pub(crate) const TROUBLES: &[(&str, &str, &str, &str)] = &[
