@@ -58,6 +58,7 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(CARGO) test -p gravity-tests --test vm
 	$(BIN)/testnode vm checks
 	$(BIN)/testnode vm install
+	$(BIN)/testnode vm cluster
 
 test: setup lint unit e2e ## everything that must pass
 

@@ -251,6 +251,8 @@ enum VmScenario {
     Checks,
     /// Install the sample under systemd, look at it and remove it
     Install,
+    /// Install on one machine, join another, reboot both, take their power
+    Cluster,
 }
 
 fn main() -> ExitCode {
@@ -384,6 +386,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                     vm::checks::run(&setup, console)?;
                 }
                 VmScenario::Install => vm::install::run(&setup, console)?,
+                VmScenario::Cluster => vm::cluster::run(&setup, console)?,
             }
         }
         Task::Bench(options) => gravity_tests::bench::run(&options, console)?,

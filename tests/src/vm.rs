@@ -8,6 +8,7 @@
 //! is used where a kernel boots under it, which is tried once a machine.
 
 pub mod checks;
+pub mod cluster;
 pub mod install;
 
 use std::fs::{self, File};
