@@ -159,9 +159,9 @@ impl Setup {
         node::require_root()?;
         let options = Options {
             address: Some(address.into()),
-            ..Options::default()
+            ..node::usual(console)?
         };
-        let node = Throwaway::create(name, &options, console)?;
+        let node = Throwaway::create(name, &options)?;
         node.copy(image, IMAGE)?;
         node.run(&["chmod", "755", IMAGE])?;
         let before = Snapshot::take(&node)?;

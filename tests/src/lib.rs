@@ -7,19 +7,15 @@
 
 pub mod bench;
 pub mod care;
-pub mod cgroup;
 pub mod checks;
 pub mod crash;
 pub mod faults;
-pub mod file;
 pub mod hooks;
-pub mod inside;
 pub mod join;
 pub mod masters;
 pub mod node;
 pub mod page;
 pub mod peers;
-pub mod process;
 pub mod profiles;
 pub mod registry;
 pub mod rootfs;
@@ -28,3 +24,5 @@ pub mod scenario;
 pub mod snapshot;
 pub mod vendor;
 pub mod vm;
+
+pub use throwaway::{file, process};

@@ -1,18 +1,18 @@
 //! `testnode`: throwaway nodes on this machine, for tests and to look around.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use console::{Console, Format};
-use gravity_tests::node::{Node, Options, delete};
+use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample, vm,
+    care, checks, crash, faults, hooks, join, masters, page, peers, profiles, sample, vm,
 };
+use throwaway::helper;
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
 #[derive(Debug, Parser)]
@@ -35,23 +35,8 @@ enum Task {
         #[arg(long)]
         default_route: bool,
     },
-    /// Run a command in a node; a shell without one.
-    Exec {
-        /// The node.
-        name: String,
-        /// Program and arguments.
-        #[arg(last = true)]
-        command: Vec<OsString>,
-    },
-    /// Copy a file or directory into a node.
-    Copy {
-        /// The node.
-        name: String,
-        /// Path on the machine.
-        from: PathBuf,
-        /// Path in the node.
-        to: PathBuf,
-    },
+    #[command(flatten)]
+    Helper(helper::Task),
     /// Remove a node with all that is in it.
     Delete {
         /// The node.
@@ -203,12 +188,6 @@ enum Task {
     /// Build the images of `page`, in namespaces of their own.
     #[command(hide = true)]
     PageVendor { directory: PathBuf },
-    /// Make a node's namespaces.
-    #[command(hide = true)]
-    Start { name: String },
-    /// Be process 1 of a node.
-    #[command(hide = true)]
-    Init { name: String },
 }
 
 #[derive(Debug, clap::Args)]
@@ -274,24 +253,15 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             address,
             default_route,
         } => {
-            let node = Node::create(
-                &name,
-                &Options {
-                    address,
-                    default_route,
-                },
-                console,
-            )?;
+            let options = Options {
+                address,
+                default_route,
+                ..node::usual(console)?
+            };
+            let node = Node::create(&name, &options)?;
             console.print(&format!("Node {name} runs at {}", node.address()));
         }
-        Task::Exec { name, mut command } => {
-            if command.is_empty() {
-                command.push("bash".into());
-            }
-            let code = inside::exec(&name, &command)?;
-            return Ok(u8::try_from(code).map_or(ExitCode::FAILURE, ExitCode::from));
-        }
-        Task::Copy { name, from, to } => inside::copy(&name, &from, &to)?,
+        Task::Helper(task) => return helper::run(task),
         Task::Delete { name } => {
             let existed = delete(&name)?;
             let what = if existed { "removed" } else { "does not exist" };
@@ -390,8 +360,6 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             }
         }
         Task::Bench(options) => gravity_tests::bench::run(&options, console)?,
-        Task::Start { name } => console.print(&inside::start(&name)?.to_string()),
-        Task::Init { name } => inside::init(&name)?,
     }
     Ok(ExitCode::SUCCESS)
 }

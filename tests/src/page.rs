@@ -23,7 +23,7 @@ use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::faults::Said;
-use crate::node::{self, Node, Options};
+use crate::node::{self, Node};
 use crate::registry::Registry;
 use crate::scenario::{IMAGE, Setup};
 use crate::snapshot::{ALLOWED, Snapshot};
@@ -385,7 +385,7 @@ fn one_node_is_enough(first: &Node, tele: &Tele, console: &Console) -> Result<()
         .with_context(|| format!("there is no token in {text}"))?;
     let name = format!("{}-second", first.name());
     node::delete(&name)?;
-    let second = Node::create(&name, &Options::default(), console)?;
+    let second = Node::create(&name, &node::usual(console)?)?;
     second.copy(&tele.work.join("licensed-image"), IMAGE)?;
     second.run(&["chmod", "755", IMAGE])?;
     let before = Snapshot::take(&second)?;

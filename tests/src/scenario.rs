@@ -114,9 +114,9 @@ impl Setup {
         }
         let options = Options {
             default_route: self.default_route,
-            ..Options::default()
+            ..node::usual(sink)?
         };
-        Node::create(name, &options, sink)
+        Node::create(name, &options)
     }
 }
 

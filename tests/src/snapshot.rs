@@ -13,7 +13,9 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use crate::node::Node;
-use crate::{cgroup, file};
+use throwaway::cgroup;
+
+use crate::file;
 
 /// What a node was like.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use gravity_tests::node::{Node, Options, STATE, Throwaway};
+use gravity_tests::node::{Node, STATE, Throwaway, usual};
+use gravity_tests::process;
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
-use gravity_tests::{cgroup, process};
+use throwaway::cgroup;
 
 #[expect(clippy::unwrap_used, reason = "a test without its node fails")]
 fn create(name: &str) -> Throwaway {
-    Throwaway::create(name, &Options::default(), &event::Discard).unwrap()
+    Throwaway::create(name, &usual(&event::Discard).unwrap()).unwrap()
 }
 
 #[test]
@@ -180,7 +181,7 @@ fn delete_leaves_nothing() {
          (trap '' TERM; sleep 1000) >/dev/null 2>&1 &",
     ])
     .unwrap();
-    assert!(Node::create("harness-gone", &Options::default(), &event::Discard).is_err());
+    assert!(Node::create("harness-gone", &usual(&event::Discard).unwrap()).is_err());
     assert!(node.is_running());
     drop(node);
     assert!(Node::open("harness-gone").is_err());

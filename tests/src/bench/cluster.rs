@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use super::{Bench, Row, Target, floor, kubeadm, median};
 use crate::file;
-use crate::node::{Node, Options, Throwaway};
+use crate::node::{self, Node, Options, Throwaway};
 
 /// The image in a node.
 const IMAGE: &str = "/root/gravity";
@@ -155,9 +155,9 @@ pub(super) fn inside(node: &Node, path: &str) -> Result<PathBuf> {
 pub(super) fn create(name: &str, address: &str) -> Result<Throwaway> {
     let options = Options {
         address: Some(format!("{address}/24")),
-        default_route: false,
+        ..node::usual(&Discard)?
     };
-    Throwaway::create(name, &options, &Discard)
+    Throwaway::create(name, &options)
 }
 
 /// Runs `command`, waits until the node is Ready and the command has ended.

@@ -157,7 +157,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     done("two machines are up", console);
 
     let install = format!(
-        "install --advertise-addr={} --flavor=one --accept-eula --token-file={TOKEN}",
+        "install --advertise-addr={} --flavor=one --accept-eula --token-file={TOKEN} --ignore=disk-latency",
         first.address()
     );
     first.run(&install, console)?;
@@ -165,7 +165,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     done("the first is a cluster", console);
 
     let join = format!(
-        "join {} --token-file={TOKEN} --role={WORKER} --advertise-addr={}",
+        "join {} --token-file={TOKEN} --role={WORKER} --advertise-addr={} --ignore=disk-latency",
         first.address(),
         second.address()
     );

@@ -1,8 +1,7 @@
 //! What happens in a node's namespaces.
 //!
 //! In: a node's name. Out: its process 1, which mounts the root and reaps; or
-//! another process beside it. Runs in `testnode` only, which has one thread
-//! when it comes here.
+//! another process beside it. Runs in a process with one thread, see [`crate::helper`].
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -22,7 +21,7 @@ use nix::unistd::{Pid, chdir, pivot_root, sethostname, setsid};
 
 use crate::cgroup::{self, Hierarchy};
 use crate::node::{Node, State};
-use crate::{file, process};
+use crate::{file, helper, process};
 
 /// Line by which process 1 says that the node is ready.
 const READY: &str = "ready";
@@ -34,7 +33,7 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 ///
 /// # Errors
 /// When a namespace or mount is refused, with process 1's own words.
-pub fn start(name: &str) -> Result<u32> {
+pub(crate) fn start(name: &str) -> Result<u32> {
     let node = Node::open(name)?;
     let log = node.state().data.join("init.log");
     let log_file = File::create(&log).with_context(|| format!("creating {}", log.display()))?;
@@ -49,7 +48,7 @@ pub fn start(name: &str) -> Result<u32> {
             | CloneFlags::CLONE_NEWCGROUP,
     )
     .context("making namespaces")?;
-    let mut init = Command::new("/proc/self/exe")
+    let mut init = helper::program()?
         .args(["init", name])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -76,7 +75,7 @@ pub fn start(name: &str) -> Result<u32> {
 ///
 /// # Errors
 /// When something can't be mounted.
-pub fn init(name: &str) -> Result<()> {
+pub(crate) fn init(name: &str) -> Result<()> {
     let node = Node::open(name)?;
     let hierarchies = cgroup::hierarchies()?;
     let signals = SigSet::from_iter([Signal::SIGCHLD, Signal::SIGTERM]);
@@ -317,7 +316,7 @@ fn enter(node: &Node) -> Result<()> {
 ///
 /// # Errors
 /// When the node does not run or the command does not exist.
-pub fn exec(name: &str, command: &[OsString]) -> Result<i32> {
+pub(crate) fn exec(name: &str, command: &[OsString]) -> Result<i32> {
     let node = Node::open(name)?;
     let Some((program, arguments)) = command.split_first() else {
         bail!("no command")
@@ -363,7 +362,7 @@ pub fn exec(name: &str, command: &[OsString]) -> Result<i32> {
 ///
 /// # Errors
 /// When it can't be read or written.
-pub fn copy(name: &str, from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy(name: &str, from: &Path, to: &Path) -> Result<()> {
     let node = Node::open(name)?;
     let base = from
         .file_name()
