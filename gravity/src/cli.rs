@@ -247,6 +247,9 @@ pub(crate) struct Install {
     /// Don't measure how fast disks are: some seconds less
     #[arg(long, help_heading = "How to install")]
     pub(crate) skip_disk_test: bool,
+    /// Let failures of this check not count; may be given several times
+    #[arg(long, value_name = "ID", help_heading = "How to install")]
+    pub(crate) ignore: Vec<String>,
     /// Check, then print what would change on this node, and change nothing
     #[arg(long, help_heading = "How to install")]
     pub(crate) dry_run: bool,
@@ -330,6 +333,9 @@ pub(crate) struct Join {
     /// Address by which other nodes reach this one; by default its only one
     #[arg(long, value_name = "IP")]
     pub(crate) advertise_addr: Option<IpAddr>,
+    /// Let failures of this check not count; may be given several times
+    #[arg(long, value_name = "ID")]
+    pub(crate) ignore: Vec<String>,
 }
 
 fn peer(text: &str) -> Result<SocketAddr, String> {

@@ -229,6 +229,15 @@ fn mend(session: &Session, report: &Report) -> Result<()> {
     Ok(())
 }
 
+/// What the user has decided about checks before an operation.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Decided<'a> {
+    /// Whether the speed of disks is measured.
+    pub(crate) disks: bool,
+    /// Ids of checks whose failures don't count.
+    pub(crate) ignore: &'a [String],
+}
+
 /// Checks a node before an operation, which sets some kernel parameters itself;
 /// `peers` are the other nodes that it will work with.
 ///
@@ -238,20 +247,23 @@ pub(crate) fn before(
     console: &Console,
     mut requirements: Requirements,
     host: HostFacts,
-    disks: bool,
+    decided: Decided<'_>,
     peers: Vec<Peer>,
 ) -> Result<Report> {
+    // What can't be ignored is told before anything takes time.
+    Report::default().ignore(decided.ignore)?;
     let sets = installer::SYSCTLS
         .iter()
         .map(|(name, _)| (*name).to_owned());
     requirements.sets.extend(sets);
     let effort = Effort {
-        disks,
+        disks: decided.disks,
         ..effort(true, SCRIPT_PATIENCE)?
     };
     let mut facts = Facts::collect(&requirements, host, &effort);
     facts.measured.peers = peers;
-    let report = preflight::evaluate(&requirements, &facts);
+    let mut report = preflight::evaluate(&requirements, &facts);
+    report.ignore(decided.ignore)?;
     show(console, &report)?;
     Ok(report)
 }
@@ -266,6 +278,9 @@ fn show(console: &Console, report: &Report) -> Result<()> {
             console.print(text(report, false).trim_end());
         }
         return Err(RequirementsNotMet(failures).into());
+    }
+    for finding in report.ignored() {
+        console.warning(&format!("[{}] ignored: {finding}", finding.id));
     }
     for finding in report.warnings() {
         console.warning(&format!("[{}] {finding}", finding.id));

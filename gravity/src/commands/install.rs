@@ -76,14 +76,17 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let user = &prepared.cluster.service_user;
     host::users::check_service_user(&user.name, user.uid, user.gid)?;
     let requirements = requirements(&options, &manifest, &image, &facts)?;
-    let disks = !arguments.skip_disk_test;
+    let decided = check::Decided {
+        disks: !arguments.skip_disk_test,
+        ignore: &arguments.ignore,
+    };
     if arguments.dry_run {
         dry_run::show(console, &prepared, &requirements, config.as_deref())?;
-        preflight(session, requirements, facts, disks)?;
+        preflight(session, requirements, facts, decided)?;
         return Ok(ExitCode::Ok);
     }
     // Who can't install on this node needn't agree to anything.
-    let report = preflight(session, requirements, facts.clone(), disks)?;
+    let report = preflight(session, requirements, facts.clone(), decided)?;
     accept_eula(session, &manifest, arguments.accept_eula)?;
     if manifest.license.enabled && license.is_none() {
         license = Some(license::ask(session, &cluster.config)?);
@@ -453,15 +456,14 @@ fn requirements(
     ))
 }
 
-/// `disks`: whether their speed is measured.
 fn preflight(
     session: &Session,
     requirements: Requirements,
     facts: HostFacts,
-    disks: bool,
+    decided: check::Decided<'_>,
 ) -> Result<Report> {
     session.console.step("Checking the node's requirements");
-    check::before(&session.console, requirements, facts, disks, Vec::new())
+    check::before(&session.console, requirements, facts, decided, Vec::new())
 }
 
 /// The Secret that will keep a token of the user's own.

@@ -78,7 +78,11 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         }
     });
     let console = &session.console;
-    let report = check::before(console, requirements, facts.clone(), true, peers)?;
+    let decided = check::Decided {
+        disks: true,
+        ignore: &arguments.ignore,
+    };
+    let report = check::before(console, requirements, facts.clone(), decided, peers)?;
     verify(session, &image)?;
     let plan = |membership: &Membership| {
         let host = host_traits(&facts);
