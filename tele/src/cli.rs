@@ -55,6 +55,9 @@ pub(crate) enum Command {
     Schema,
     /// Prints the version.
     Version,
+    /// What `verify --offline-boot` does in processes of their own.
+    #[command(subcommand, hide = true)]
+    Node(throwaway::helper::Task),
 }
 
 #[derive(Debug, Args)]

@@ -51,6 +51,11 @@ fn main() -> ExitCode {
         },
         Command::License(arguments) => license::run(&arguments, &console),
         Command::Schema => schema::run(&console),
+        // Nothing has started a thread yet.
+        Command::Node(task) => match throwaway::helper::run(task) {
+            Ok(code) => return code,
+            Err(error) => Err(error),
+        },
         Command::Version => {
             console.print(&format!("tele {}", env!("CARGO_PKG_VERSION")));
             Ok(())

@@ -2,7 +2,10 @@
 //!
 //! In: the file. Out: what is damaged, by part and offset. Beyond the bytes, all
 //! that the cluster refers to must be there and readable: the manifest that an
-//! install will parse, every layer of every image and planet.
+//! install will parse, every layer of every image and planet. And, if wanted, that
+//! it installs, see [`boot`].
+
+mod boot;
 
 use std::path::PathBuf;
 
@@ -19,6 +22,8 @@ use crate::inspect::Inspection;
 pub(crate) struct Verify {
     /// The cluster image: the executable, or the archive with it.
     pub(crate) file: PathBuf,
+    #[command(flatten)]
+    pub(crate) boot: boot::Boot,
 }
 
 pub(crate) fn run(arguments: &Verify, console: &Console) -> Result<ExitCode> {
@@ -26,11 +31,23 @@ pub(crate) fn run(arguments: &Verify, console: &Console) -> Result<ExitCode> {
     for problem in &found {
         console.error_text(problem);
     }
-    if found.is_empty() {
-        console.print(&format!("{} is whole", arguments.file.display()));
-        return Ok(ExitCode::Ok);
+    if !found.is_empty() {
+        return Ok(ExitCode::DamagedImage);
     }
-    Ok(ExitCode::DamagedImage)
+    let file = arguments.file.display();
+    console.print(&format!("{file} is whole"));
+    if arguments.boot.offline_boot {
+        let cluster = ClusterImage::open(Image::open(&arguments.file)?)?;
+        let found = boot::problems(&cluster, &arguments.boot, console)?;
+        for problem in &found {
+            console.error_text(problem);
+        }
+        if !found.is_empty() {
+            return Ok(ExitCode::Failed);
+        }
+        console.print(&format!("{file} installs without network"));
+    }
+    Ok(ExitCode::Ok)
 }
 
 /// Everything that is wrong with the image.

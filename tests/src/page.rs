@@ -275,11 +275,11 @@ fn refused(node: &Node, image: &Path) -> Result<()> {
     }
     let mut command = node.command(&["timeout", LIMIT, IMAGE, "install", "--role=db"])?;
     let output = command.stdin(Stdio::null()).output();
-    let said = Said::of(&output.context("starting testnode")?).expect(3, &unmet)?;
+    let refused = Said::of(&output.context("starting testnode")?).expect(3, &unmet)?;
     ensure!(
-        !said.text.contains("Do you accept"),
+        !refused.text.contains("Do you accept"),
         "who can't install is asked to agree: {}",
-        said.text
+        refused.text
     );
     // Whoever ignores all of them is told so; what would break is not ignored.
     let ignoring = |more: &'static str| {

@@ -472,12 +472,16 @@ impl Directory {
             .parent()
             .context("the disk has no directory")?;
         sweep(all);
-        let path = (0..)
-            .map(|number| all.join(format!("run-{}-{number}", std::process::id())))
-            .find(|path| !path.exists())
-            .context("no name is free")?;
-        file::make_directory(&path)?;
-        Ok(Self(path, false))
+        // Machines of one program boot side by side.
+        let names = (0..).map(|number| all.join(format!("run-{}-{number}", std::process::id())));
+        for path in names {
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Self(path, false)),
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).with_context(|| path.display().to_string()),
+            }
+        }
+        bail!("no name is free");
     }
 
     fn keep(&mut self) {
