@@ -45,6 +45,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode hooks
 	$(BIN)/testnode page
 	$(BIN)/testnode care
+	$(BIN)/testnode offline
 	$(BIN)/testnode vm checks
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root

@@ -14,6 +14,7 @@ pub mod hooks;
 pub mod join;
 pub mod masters;
 pub mod node;
+pub mod offline;
 pub mod page;
 pub mod peers;
 pub mod profiles;

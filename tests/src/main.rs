@@ -10,7 +10,7 @@ use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, join, masters, page, peers, profiles, sample, vm,
+    care, checks, crash, faults, hooks, join, masters, offline, page, peers, profiles, sample, vm,
 };
 use throwaway::helper;
 
@@ -72,6 +72,12 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "demo")]
         name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Have `tele verify --offline-boot` install the sample, and one that lacks an
+    /// image.
+    Offline {
         #[command(flatten)]
         scenario: Scenario,
     },
@@ -292,6 +298,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         }
         Task::SampleImages { layout } => sample::make_images(&layout)?,
         Task::Demo { name, scenario } => scenario::demo(&scenario.into(), &name, console)?,
+        Task::Offline { scenario } => offline::run(&scenario.into(), console)?,
         Task::E2e { name, scenario } => {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
         }
