@@ -713,8 +713,15 @@ mod tests {
             "--dns-listen-addr=127.0.0.2",
             "--dns-port=5353",
             "--storage-driver=overlay",
+            "--values=a.yaml",
+            "--values=b,c.yaml",
+            "--set=a=1,b={2,3}",
+            "--set=c=-1",
         ])
         .unwrap();
+        // Their commas are Helm's.
+        assert_eq!(read.values, [PathBuf::from("a.yaml"), "b,c.yaml".into()]);
+        assert_eq!(read.set, ["a=1,b={2,3}", "c=-1"]);
         assert_eq!(
             read.mount,
             [("data".to_owned(), PathBuf::from("/mnt/data"))]

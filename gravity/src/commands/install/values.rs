@@ -200,22 +200,26 @@ fn find_helm(image: &Image, planet: &Rootfs) -> Result<File> {
     for layer in planet.layers.iter().rev() {
         let blob = image.reader(&layer.digest)?;
         let tar = layer::Compression::of(&layer.media_type)?.decode(blob)?;
-        let mut tar = tar::Archive::new(tar);
-        for entry in tar.entries().context("read the planet")? {
-            let entry = entry.context("read the planet")?;
-            let path = entry.path().context("read the planet")?;
-            if path.strip_prefix("./").unwrap_or(&path) == Path::new(HELM)
-                && entry.header().entry_type().is_file()
-                && entry.size() <= MAX_HELM
-            {
-                let mut helm = program()?;
-                let mut entry = entry;
-                std::io::copy(&mut entry, &mut helm).context("read Helm from the planet")?;
-                return Ok(helm);
-            }
+        if let Some(helm) = helm_of(tar).context("read Helm from the planet")? {
+            return Ok(helm);
         }
     }
     bail!("the planet of the image has no /{HELM}, which merges --values and --set: build it anew")
+}
+
+/// Helm of one layer.
+fn helm_of(tar: impl Read) -> Result<Option<File>> {
+    for entry in tar::Archive::new(tar).entries()? {
+        let mut entry = entry?;
+        let path = entry.path()?;
+        let named = path.strip_prefix("./").unwrap_or(&path) == Path::new(HELM);
+        if named && entry.header().entry_type().is_file() && entry.size() <= MAX_HELM {
+            let mut helm = program()?;
+            std::io::copy(&mut entry, &mut helm)?;
+            return Ok(Some(helm));
+        }
+    }
+    Ok(None)
 }
 
 /// A file in memory that can be executed, whatever `noexec` filesystems the host
@@ -269,6 +273,7 @@ mod tests {
             "",
             "# none\n",
             "a: null\nb: [1]\nyes: {c: &d e, f: *d}\n1: 2\n",
+            "a: &x {b: 1}\nc: {<<: *x, d: 2}\nh: 0x1F\nt: 2020-01-01\ns: \"k\\u00e4se\"\r\n",
         ] {
             write(good);
             let values = Values::given(&paths, &["a.b={x,y}".into()])
@@ -282,6 +287,7 @@ mod tests {
             ("text\n", "holds no mapping"),
             ("a: [hunter2\n", "not YAML: "),
             ("a: 1\n---\nb: 2\n", "not YAML: "),
+            ("a: 1\na: 2\n", "not YAML: "),
         ] {
             write(text);
             let error = wrong(&paths, &[]);
@@ -332,11 +338,25 @@ mod tests {
     }
 
     #[test]
-    fn a_program_in_memory_is_executed() {
-        let mut program = program().unwrap();
-        let mut shell = File::open("/bin/sh").unwrap();
-        std::io::copy(&mut shell, &mut program).unwrap();
-        let output = Cmd::new(path_of(&program)).args(["-c", "echo here"]);
-        assert_eq!(output.run().unwrap().stdout, "here\n");
+    fn helm_is_taken_from_a_layer_and_executed() {
+        let shell = std::fs::read("/bin/sh").unwrap();
+        let layer = |name: &str| {
+            let mut tar = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_size(shell.len() as u64);
+            header.set_mode(0o755);
+            let mut other = header.clone();
+            tar.append_data(&mut other, "usr/local/bin/helm-shim", &shell[..])
+                .unwrap();
+            tar.append_data(&mut header, name, &shell[..]).unwrap();
+            tar.into_inner().unwrap()
+        };
+        for name in [HELM, "./usr/local/bin/helm"] {
+            let helm = helm_of(&layer(name)[..]).unwrap().unwrap();
+            let output = Cmd::new(path_of(&helm)).args(["-c", "echo here"]);
+            assert_eq!(output.run().unwrap().stdout, "here\n");
+        }
+        assert!(helm_of(&layer("usr/bin/helm")[..]).unwrap().is_none());
+        assert!(helm_of(&layer(HELM)[..1 << 16]).is_err());
     }
 }
