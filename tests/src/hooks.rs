@@ -199,7 +199,7 @@ fn refused(setup: &Setup, table: &mut Table) -> Result<()> {
 fn wrong_values(test: &Test<'_>) -> Result<()> {
     let files = "umask 077; cd /root; echo '- hunter2' > list.yaml; \
                  printf 'nodePort: 1\ndb: {password: hunter2, size: 2}\n' > one.yaml; \
-                 printf 'db: {size: 3}\n' > two.yaml";
+                 printf 'db: {size: 3}\ngone: null\n' > two.yaml";
     test.said(&["sh", "-c", files])?.expect(0, &[])?;
     for (given, words) in [
         ("--set hunter2", "--set number 1 has no \"=\""),
@@ -222,7 +222,7 @@ fn wrong_values(test: &Test<'_>) -> Result<()> {
 
 /// What the customer gives, and what Helm makes of it.
 const VALUES: &str = "--values /root/one.yaml --values /root/two.yaml --set nodePort=30092,db.note=a\\,b --set db.size=4";
-const MERGED: &str = "db: note: a,b password: hunter2 size: 4 nodePort: 30092";
+const MERGED: &str = "db: note: a,b password: hunter2 size: 4 gone: null nodePort: 30092";
 
 fn install(test: &Test<'_>, table: &mut Table) -> Result<()> {
     let line = format!("install --advertise-addr={} {VALUES}", test.node.address());
