@@ -160,6 +160,13 @@ pub(crate) struct Install {
     /// Kubernetes resources, YAML, that are created at the end of the install
     #[arg(long, value_name = "FILE", help_heading = "Cluster")]
     pub(crate) config: Option<PathBuf>,
+    /// Helm values for the application's hooks, YAML; can be repeated, later files win
+    #[arg(long, value_name = "FILE", help_heading = "Cluster")]
+    pub(crate) values: Vec<PathBuf>,
+    /// One of them, as Helm takes it, and wins over --values; can be repeated. Others
+    /// on this node see it among the processes: give secrets by --values
+    #[arg(long, value_name = "KEY=VALUE", help_heading = "Cluster")]
+    pub(crate) set: Vec<String>,
     /// Token of your own by which others join within 24 hours; by default one is
     /// made where the flavor has several nodes
     #[arg(
@@ -712,8 +719,15 @@ mod tests {
             "--dns-listen-addr=127.0.0.2",
             "--dns-port=5353",
             "--storage-driver=overlay",
+            "--values=a.yaml",
+            "--values=b,c.yaml",
+            "--set=a=1,b={2,3}",
+            "--set=c=-1",
         ])
         .unwrap();
+        // Their commas are Helm's.
+        assert_eq!(read.values, [PathBuf::from("a.yaml"), "b,c.yaml".into()]);
+        assert_eq!(read.set, ["a=1,b={2,3}", "c=-1"]);
         assert_eq!(
             read.mount,
             [("data".to_owned(), PathBuf::from("/mnt/data"))]

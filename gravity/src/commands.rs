@@ -181,6 +181,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
             .is_some_and(installer::install::Error::is_usage)
             || cause.is::<install::WrongConfig>()
             || cause.is::<install::WrongLicense>()
+            || cause.is::<install::WrongValues>()
         {
             return ExitCode::Usage;
         }

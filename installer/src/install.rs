@@ -41,7 +41,9 @@ pub const NODES_PHASE: &str = "/nodes";
 pub const CONFIG_FILE: &str = "config.yaml";
 /// Name of the Secret with the license in the operation's directory.
 pub const LICENSE_FILE: &str = "license.json";
-/// Name of that Secret in `kube-system`, and of what it holds.
+/// Name of the Secret with values for hooks in the operation's directory.
+pub const VALUES_FILE: &str = "values.json";
+/// Name of the license's Secret in `kube-system`, and of what it holds.
 const LICENSE: &str = "license";
 /// DNS domain of services.
 const DOMAIN: &str = "cluster.local";
@@ -85,6 +87,9 @@ pub struct Options {
     pub config: bool,
     /// Whether there is a token of the user's own, as [`TOKEN_FILE`] of the operation
     pub token: bool,
+    /// Whether there are values for hooks, whose Secret is [`VALUES_FILE`] of the
+    /// operation
+    pub values: bool,
     /// What the license allows that the image demands, whose Secret is
     /// [`LICENSE_FILE`] of the operation
     pub license: Option<spec::License>,
@@ -113,6 +118,7 @@ impl Options {
             dns_port: spec::DNS_PORT,
             config: false,
             token: false,
+            values: false,
             license: None,
             leaf_seconds: spec::care::LEAF_SECONDS,
             state_dir: state_dir.to_owned(),
@@ -619,6 +625,7 @@ pub fn prepare(
         devices: devices(profile),
         config: options.config,
         token: options.token,
+        values: options.values,
         operation: &operation,
     };
     let plan = Plan {
@@ -757,6 +764,8 @@ pub(crate) struct Planner<'a> {
     pub(crate) config: bool,
     /// Whether there is a token of the user's own.
     pub(crate) token: bool,
+    /// Whether there are values for hooks.
+    pub(crate) values: bool,
     pub(crate) operation: &'a str,
 }
 
@@ -807,6 +816,17 @@ impl Planner<'_> {
                 file: LICENSE_FILE.into(),
             });
             phases.push(self.leaf("/license", "Keep the license in the cluster", license)?);
+        }
+        if self.values {
+            let values = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: VALUES_FILE.into(),
+            });
+            phases.push(self.leaf(
+                "/values",
+                "Keep the values for hooks in the cluster",
+                values,
+            )?);
         }
         for (hook, id, description) in [
             (HookName::Install, "/install", "Run the install hook"),

@@ -180,6 +180,7 @@ pub fn plan(
         devices: install::devices(profile),
         config: false,
         token: false,
+        values: false,
         operation: &operation,
     };
     Ok(Plan {

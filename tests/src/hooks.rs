@@ -55,6 +55,7 @@ pub fn run(name: &str, console: &Console) -> Result<()> {
 type Check = fn(&Test<'_>, &mut Table) -> Result<()>;
 
 const CHECKS: &[(&str, Check)] = &[
+    ("Values that can't be", |test, _| wrong_values(test)),
     ("Hooks of the install", install),
     ("Endpoints", |test, _| endpoints(test)),
     ("Hooks by hand", by_hand),
@@ -140,15 +141,20 @@ impl Test<'_> {
         Ok(last)
     }
 
-    /// No right of a hook outlives its operation. The status hook may have some
-    /// at the moment that one looks, but not for long.
+    /// No right of a hook outlives its operation, nor does a copy of the values.
+    /// The status hook may have some at the moment that one looks, but not for
+    /// long.
     fn no_rights_are_left(&self) -> Result<()> {
-        for kind in ["serviceaccounts", "clusterrolebindings"] {
+        for (kind, ours) in [
+            ("serviceaccounts", "gravity-hook"),
+            ("clusterrolebindings", "gravity-hook"),
+            ("secrets", "gravity-helm-values-"),
+        ] {
             let mut names = String::new();
             let gone = process::wait_until(CHECKED, || {
                 let found = self.kubectl(&format!("get {kind} -A -o name"));
-                names = found.unwrap_or_else(|error| format!("gravity-hook? {error:#}"));
-                !names.contains("gravity-hook")
+                names = found.unwrap_or_else(|error| format!("{ours}? {error:#}"));
+                !names.contains(ours)
             });
             ensure!(gone, "{kind} are left: {names}");
         }
@@ -188,14 +194,48 @@ fn refused(setup: &Setup, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
+/// What is wrong with values is told before anything is changed, and none of
+/// them is repeated.
+fn wrong_values(test: &Test<'_>) -> Result<()> {
+    let files = "umask 077; cd /root; echo '- hunter2' > list.yaml; \
+                 printf 'nodePort: 1\ndb: {password: hunter2, size: 2}\n' > one.yaml; \
+                 printf 'db: {size: 3}\ngone: null\n' > two.yaml";
+    test.said(&["sh", "-c", files])?.expect(0, &[])?;
+    for (given, words) in [
+        ("--set hunter2", "--set number 1 has no \"=\""),
+        ("--values /root/none.yaml", "No such file"),
+        ("--values /root/list.yaml", "holds no mapping"),
+        ("--set a[x]=hunter2", "Helm can't merge"),
+        (
+            "--values /root/one.yaml --set db.size.in=GiB",
+            "Helm can't merge",
+        ),
+    ] {
+        let address = test.node.address();
+        let line = format!("install --advertise-addr={address} {given}");
+        let said = test.gravity(&line)?.expect(2, &[words])?;
+        ensure!(!said.text.contains("hunter2"), "{}", said.text);
+    }
+    let state = ["test", "!", "-e", "/var/lib/gravity"];
+    test.said(&state)?.expect(0, &[]).map(drop)
+}
+
+/// What the customer gives, and what Helm makes of it.
+const VALUES: &str = "--values /root/one.yaml --values /root/two.yaml --set nodePort=30092,db.note=a\\,b --set db.size=4";
+const MERGED: &str = "db: note: a,b password: hunter2 size: 4 gone: null nodePort: 30092";
+
 fn install(test: &Test<'_>, table: &mut Table) -> Result<()> {
-    let line = format!("install --advertise-addr={}", test.node.address());
+    let line = format!("install --advertise-addr={} {VALUES}", test.node.address());
     // The page's kubectl and helm lines.
     test.gravity(&line)?
         .expect(0, &["Cluster hooks is active"])?;
     let log = "cat /var/lib/gravity/operations/*/operation.log";
     test.said(&["sh", "-c", log])?
         .expect(0, &["configmap/settings created", "NAME: example-"])?;
+    // Its own line would match a word without brackets.
+    let told = "cd /var/lib/gravity; stat -c 'mode %a' operations/*/values.json; \
+                ! grep -rl hunter2 operations log && ! grep -al 'db[.]size=4' /proc/[0-9]*/cmdline";
+    test.said(&["sh", "-c", told])?.expect(0, &["mode 600"])?;
     test.no_rights_are_left()?;
     table.seen(HookName::Install, "the page's kubectl line");
     table.seen(HookName::PostInstall, "the page's helm line");
@@ -248,13 +288,15 @@ fn by_hand(test: &Test<'_>, table: &mut Table) -> Result<()> {
         0,
         &[
             "init container of hooks, user 1000",
+            &format!("at first: {MERGED}"),
+            &format!("values: {MERGED}"),
             "pre-uninstall-hook.yaml",
             "I am 1000, the answer is 42",
         ],
     )?;
     table.seen(
         HookName::Dump,
-        "init containers, -1, --env, a namespace of its own",
+        "init containers, -1, --env, a namespace of its own, --values and --set",
     );
     test.gravity("hook run dump")?.expect(
         1,
@@ -340,10 +382,16 @@ fn leave(test: &Test<'_>, table: &mut Table) -> Result<()> {
             "the application is gone",
         ],
     )?;
-    table.seen(HookName::PreUninstall, "lines of Helm 2 in an empty image");
+    table.seen(
+        HookName::PreUninstall,
+        "lines of Helm 2 in an empty image, the customer's values",
+    );
     table.seen(HookName::Uninstall, "runs before the node is cleaned up");
     let line = format!("install --advertise-addr={}", test.node.address());
     test.gravity(&line)?.expect(0, &[])?;
+    // Given nothing, there is a file all the same.
+    test.gravity("hook run dump --env ANSWER=1")?
+        .expect(0, &["values: {}"])?;
     test.kubectl("create configmap keep -n default")?;
     test.gravity("leave --confirm --force")?
         .expect(0, &["the data is still needed", "the application is gone"])?;

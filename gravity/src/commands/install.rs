@@ -2,6 +2,7 @@
 
 mod dry_run;
 mod license;
+mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -24,6 +25,8 @@ use spec::phase::Layer;
 use spec::{ImageRef, RegistryImage};
 
 pub(crate) use self::license::WrongLicense;
+use self::values::Values;
+pub(crate) use self::values::WrongValues;
 use super::operation::TOKEN_LIFE;
 use super::{Session, check, require_root, token};
 use crate::cli::Install;
@@ -47,6 +50,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     refuse_former(&session.layout)?;
     let config = arguments.config.as_deref().map(read_config).transpose()?;
     let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?;
+    let values = Values::given(&arguments.values, &arguments.set)?;
     let image = session.image()?;
     let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
     let (manifest, content) = content(session, &cluster)?;
@@ -75,6 +79,8 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let mut prepared = prepare(&options, license.as_ref())?;
     let user = &prepared.cluster.service_user;
     host::users::check_service_user(&user.name, user.uid, user.gid)?;
+    let values = values.map(|values| merge(session, &values, &image, &content));
+    let values = values.transpose()?;
     let requirements = requirements(&options, &manifest, &image, &facts)?;
     let decided = check::Decided {
         disks: !arguments.skip_disk_test,
@@ -99,10 +105,25 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         config: config.as_deref(),
         license: license.as_deref(),
         token: token.as_deref(),
+        values: values.as_deref(),
     };
     let operation = create(session, &prepared, &secrets)?;
     check::record(&report, &operation)?;
     super::operation::start(session, &operation, &Action::Run).await
+}
+
+/// The Secret with values for hooks.
+fn merge(
+    session: &Session,
+    values: &Values,
+    image: &Image,
+    content: &ImageContent,
+) -> Result<String> {
+    session.console.step("Merging the values for hooks");
+    // The planet of a node without a profile: every image has it.
+    let planet = content.planets.get("").context("the image has no planet")?;
+    let secret = cluster::hooks::values_secret(&values.merge(image, planet)?);
+    serde_json::to_string(&secret).context("write the Secret with values for hooks")
 }
 
 /// The file of `--config` can't be used.
@@ -412,6 +433,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         dns_port: arguments.dns_port,
         config: arguments.config.is_some(),
         token: arguments.token.is_some() || arguments.token_file.is_some(),
+        values: !arguments.values.is_empty() || !arguments.set.is_empty(),
         license: None,
         advertise_address: arguments.advertise_addr,
         cluster: arguments.cluster.clone(),
@@ -481,6 +503,8 @@ struct Secrets<'a> {
     license: Option<&'a str>,
     /// The Secret with a token of the user's own.
     token: Option<&'a str>,
+    /// The Secret with values for hooks.
+    values: Option<&'a str>,
 }
 
 fn create(session: &Session, prepared: &Prepared, secrets: &Secrets<'_>) -> Result<Operation> {
@@ -503,6 +527,9 @@ fn create(session: &Session, prepared: &Prepared, secrets: &Secrets<'_>) -> Resu
     };
     if let Some(token) = secrets.token {
         keep(install::TOKEN_FILE, token)?;
+    }
+    if let Some(values) = secrets.values {
+        keep(install::VALUES_FILE, values)?;
     }
     if let Some(license) = secrets.license {
         let secret = install::license_secret(license);

@@ -449,6 +449,7 @@ mod tests {
         .unwrap();
         put(operation.join("report.tar.gz"), "old").unwrap();
         put(operation.join("config.yaml"), "data: {a: b64secret}").unwrap();
+        put(operation.join("values.json"), "{data: {a: b64secret}}").unwrap();
         put(layout.logs().join("etcd.log"), "elected\n").unwrap();
         put(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
         let old = File::create(layout.logs().join("old.log")).unwrap();
@@ -470,7 +471,7 @@ mod tests {
             );
             assert_eq!(files.contains_key("log/old.log"), has_old);
             assert!(files.contains_key("facts.json"));
-            let others = ["report.tar.gz", "config.yaml"];
+            let others = ["report.tar.gz", "config.yaml", "values.json"];
             assert!(
                 others
                     .iter()

@@ -292,6 +292,24 @@ fn a_license_is_there_before_hooks_and_its_terms_are_known() {
 }
 
 #[test]
+fn values_are_there_before_hooks_and_not_in_the_plan() {
+    let planned = |values| plan_with(|options| options.values = values, &KnownUsers::default());
+    assert!(planned(false).unwrap().plan.phase("/values").is_none());
+    let plan = planned(true).unwrap().plan;
+    let phases: Vec<_> = plan.leaves().iter().map(|phase| phase.id.clone()).collect();
+    let at = |id: &str| phases.iter().position(|phase| phase == id).unwrap();
+    assert!(at("/health") < at("/values") && at("/values") < at("/install"));
+    let payload = plan.phase("/values").unwrap().payload.clone();
+    let PhaseSpec::Config(phase) = serde_json::from_value(payload).unwrap() else {
+        panic!()
+    };
+    assert_eq!(
+        (phase.operation, &*phase.file),
+        (plan.operation_id.clone(), VALUES_FILE)
+    );
+}
+
+#[test]
 fn a_node_runs_the_planet_of_its_profile() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     let payload = |id: &str| {

@@ -1,14 +1,15 @@
 //! What hooks may do: everything, for as long as the operation runs.
 //!
 //! In: an operation and a namespace. Out: a service account bound to
-//! cluster-admin; and its end.
+//! cluster-admin; and its end, with that of the values of its hooks.
 
-use k8s_openapi::api::core::v1::{Namespace, ServiceAccount};
+use k8s_openapi::api::core::v1::{Namespace, Secret, ServiceAccount};
 use k8s_openapi::api::rbac::v1::ClusterRoleBinding;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, ResourceExt};
 use serde_json::{Value, json};
 
+use super::values::VALUES_SECRET;
 use super::{OPERATION_LABEL, SERVICE_ACCOUNT, service_account};
 use crate::client::{Client, DEADLINE, Error, is_conflict, retry};
 use crate::delete::gone;
@@ -40,7 +41,7 @@ impl Client {
     }
 
     /// Ends what the hooks of an operation were allowed: deletes their service
-    /// accounts and bindings. Deleting what is gone already is success.
+    /// accounts and bindings, and their copies of the values. Deleting what is gone already is success.
     ///
     /// # Errors
     /// When the API doesn't answer or refuses us.
@@ -59,12 +60,23 @@ impl Client {
             }
         }
         let accounts: Api<ServiceAccount> = Api::all(self.0.clone());
-        for account in self.list(what, &accounts, params).await? {
+        for account in self.list(what, &accounts, params.clone()).await? {
             let (name, namespace) = (account.name_any(), account.namespace().unwrap_or_default());
             let accounts: Api<ServiceAccount> = Api::namespaced(self.0.clone(), &namespace);
             if name.starts_with(SERVICE_ACCOUNT) {
                 retry(what, DEADLINE, || async {
                     gone(accounts.delete(&name, &delete).await.map(drop))
+                })
+                .await?;
+            }
+        }
+        let secrets: Api<Secret> = Api::all(self.0.clone());
+        for secret in self.list(what, &secrets, params).await? {
+            let (name, namespace) = (secret.name_any(), secret.namespace().unwrap_or_default());
+            let secrets: Api<Secret> = Api::namespaced(self.0.clone(), &namespace);
+            if name.starts_with(VALUES_SECRET) {
+                retry(what, DEADLINE, || async {
+                    gone(secrets.delete(&name, &delete).await.map(drop))
                 })
                 .await?;
             }

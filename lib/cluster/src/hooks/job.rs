@@ -6,11 +6,11 @@
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
     Container, EnvVar, HostPathVolumeSource, NodeSelectorRequirement, NodeSelectorTerm,
-    PodSecurityContext, PodSpec, Toleration, Volume, VolumeMount,
+    PodSecurityContext, PodSpec, SecretVolumeSource, Toleration, Volume, VolumeMount,
 };
 use serde_json::Value;
 
-use super::{DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, OPERATION_LABEL, STATUS};
+use super::{DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, OPERATION_LABEL, STATUS, values};
 
 /// Longest Job that is read, in bytes: what fits into etcd.
 const MAX_JOB: usize = 1 << 20;
@@ -49,6 +49,14 @@ const PROGRAMS: [(&str, &str, &str); 3] = [
 ];
 
 const RESOURCES_VOLUME: &str = "gravity-resources";
+
+/// Where containers see the values of the install, as the original had it.
+const VALUES: &str = "/var/lib/gravity/helm";
+
+const VALUES_VOLUME: &str = "gravity-helm-values";
+
+/// Read by whichever user a container runs as.
+const VALUES_MODE: i32 = 0o444;
 
 /// Why a text isn't a hook's Job.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -320,24 +328,34 @@ fn translate(user: &mut Option<i64>, hook: &HookRun) {
 
 fn add_volumes(hook: &HookRun, pod: &mut PodSpec) -> Result<(), JobError> {
     let volumes = pod.volumes.get_or_insert_default();
+    let on_host = |name: &str, path: String, kind: &str| Volume {
+        name: name.into(),
+        host_path: Some(HostPathVolumeSource {
+            path,
+            type_: Some(kind.into()),
+        }),
+        ..Volume::default()
+    };
     let resources = hook.resources_host_path.to_string_lossy().into_owned();
-    let mut ours = vec![(RESOURCES_VOLUME, resources, "Directory")];
-    ours.extend(PROGRAMS.map(|(name, path, _)| (name, path.to_owned(), "File")));
-    for (name, path, kind) in ours {
-        if volumes.iter().any(|volume| volume.name == name) {
+    let mut ours = vec![on_host(RESOURCES_VOLUME, resources, "Directory")];
+    ours.extend(PROGRAMS.map(|(name, path, _)| on_host(name, path.to_owned(), "File")));
+    ours.push(Volume {
+        name: VALUES_VOLUME.into(),
+        secret: Some(SecretVolumeSource {
+            secret_name: Some(values::copy_name(&hook.operation_id)),
+            default_mode: Some(VALUES_MODE),
+            ..SecretVolumeSource::default()
+        }),
+        ..Volume::default()
+    });
+    for volume in ours {
+        if volumes.iter().any(|other| other.name == volume.name) {
             return Err(JobError::Reserved {
                 hook: hook.name.clone(),
-                volume: name.into(),
+                volume: volume.name,
             });
         }
-        volumes.push(Volume {
-            name: name.into(),
-            host_path: Some(HostPathVolumeSource {
-                path,
-                type_: Some(kind.into()),
-            }),
-            ..Volume::default()
-        });
+        volumes.push(volume);
     }
     Ok(())
 }
@@ -364,8 +382,8 @@ fn complete_container(hook: &HookRun, container: &mut Container) {
 
     let mounts = container.volume_mounts.get_or_insert_default();
     let programs = PROGRAMS.map(|(name, _, path)| (name, path));
-    let ours = std::iter::once((RESOURCES_VOLUME, RESOURCES)).chain(programs);
-    for (name, path) in ours {
+    let ours = [(RESOURCES_VOLUME, RESOURCES), (VALUES_VOLUME, VALUES)];
+    for (name, path) in ours.into_iter().chain(programs) {
         // Where the container mounts something of its own, it wants that.
         if mounts
             .iter()
@@ -454,6 +472,9 @@ spec:
                         "path": "/usr/local/bin/helm-shim", "type": "File" } },
                     { "name": "gravity-helm3", "hostPath": {
                         "path": "/usr/local/bin/helm", "type": "File" } },
+                    { "name": "gravity-helm-values", "secret": {
+                        "secretName": crate::hooks::values::copy_name("5f6a"),
+                        "defaultMode": 0o444 } },
                 ],
                 "containers": [{
                     "name": "dbseed",
@@ -466,6 +487,8 @@ spec:
                     "volumeMounts": [
                         { "name": "gravity-resources", "readOnly": true,
                           "mountPath": "/var/lib/gravity/resources" },
+                        { "name": "gravity-helm-values", "readOnly": true,
+                          "mountPath": "/var/lib/gravity/helm" },
                         { "name": "gravity-kubectl", "readOnly": true,
                           "mountPath": "/usr/local/bin/kubectl" },
                         { "name": "gravity-helm", "readOnly": true,
@@ -526,19 +549,19 @@ spec:
         );
         assert_eq!(pod["tolerations"].as_array().unwrap().len(), 2);
         assert_eq!(pod["volumes"][0]["name"], "data");
-        assert_eq!(pod["volumes"].as_array().unwrap().len(), 5);
+        assert_eq!(pod["volumes"].as_array().unwrap().len(), 6);
         let init = &pod["initContainers"][0];
         assert_eq!(init["imagePullPolicy"], "Always");
         assert_eq!(init["securityContext"]["runAsUser"], 980);
         assert_eq!(init["securityContext"]["runAsGroup"], 5);
         assert_eq!(init["env"][0]["value"], "980");
         assert_eq!(init["env"][1]["value"], "other");
-        assert_eq!(init["volumeMounts"].as_array().unwrap().len(), 4);
+        assert_eq!(init["volumeMounts"].as_array().unwrap().len(), 5);
         let container = &pod["containers"][0];
         assert_eq!(container["securityContext"]["runAsUser"], 7);
         assert_eq!(container["env"][2]["name"], "A");
         assert_eq!(container["volumeMounts"][0]["name"], "data");
-        assert_eq!(container["volumeMounts"].as_array().unwrap().len(), 4);
+        assert_eq!(container["volumeMounts"].as_array().unwrap().len(), 5);
     }
 
     #[test]

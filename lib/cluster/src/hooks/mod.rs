@@ -10,6 +10,7 @@ mod job;
 mod logs;
 mod observe;
 mod run;
+mod values;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 
 pub use job::{JobError, job};
 pub use run::{HookError, remove, run};
+pub use values::values_secret;
 pub use watch::{LastCheck, watch};
 
 /// Namespace of hooks that don't say one, as in Gravity from its beginning.

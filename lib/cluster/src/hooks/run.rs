@@ -111,6 +111,10 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
             .await
             .map_err(cluster)?;
     }
+    client
+        .give_values(&hook.operation_id, &run.namespace)
+        .await
+        .map_err(cluster)?;
     if run.start(&job).await.map_err(cluster)? {
         return Ok(());
     }
