@@ -570,12 +570,10 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
         ));
         command.args(["-device", "virtio-blk-pci,drive=slow,serial=slow"]);
     }
-    command.args([
-        "-device",
-        "virtio-rng-pci",
-        "-device",
-        "virtio-net-pci,netdev=net",
-    ]);
+    // Hardware addresses are a machine's own.
+    let number = options.link.map_or(0, |link| link.number);
+    let network = format!("virtio-net-pci,netdev=net,mac=52:54:00:4e:00:{number:02x}");
+    command.args(["-device", "virtio-rng-pci", "-device", &network]);
     // It reaches nothing, and only QEMU's DHCP server answers.
     command.args(["-netdev", "user,id=net,restrict=on"]);
     command.args(options.link.map(Link::arguments).into_iter().flatten());
