@@ -12,6 +12,7 @@ mod disk;
 mod floor;
 mod image;
 mod kubeadm;
+mod large;
 mod registry;
 mod start;
 
@@ -53,9 +54,12 @@ pub struct Options {
     /// The kubeadm program; the one among the base's components otherwise.
     #[arg(long)]
     kubeadm: Option<PathBuf>,
-    /// Only these parts.
+    /// Only these parts; all but `large` otherwise.
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Part>,
+    /// Size of the large image.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
+    gigabytes: u16,
     /// Run a command and print its time in microseconds and the most memory
     /// that it had, in KiB.
     #[arg(hide = true, last = true)]
@@ -79,6 +83,9 @@ enum Part {
     Registry,
     /// Building with a warm cache.
     Build,
+    /// Building, pushing and pulling an image of gigabytes; minutes, and three
+    /// times its size on the disk.
+    Large,
 }
 
 /// What is to be reached.
@@ -303,6 +310,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     }
     if wanted(Part::Build) {
         rows.push(build::row(&bench, &setup));
+    }
+    if options.only.contains(&Part::Large) {
+        rows.extend(large::rows(&bench, options.gigabytes));
     }
     let header = ["What", "Ours", "Against", "Peer", "Ratio", "Target", ""];
     let cells: Vec<_> = rows.iter().map(Row::cells).collect();

@@ -101,12 +101,20 @@ fn compare(
     Ok(())
 }
 
+fn measured(program: &Path, command: &str) -> Result<(f64, f64)> {
+    run_measured(Command::new(program).arg(command))
+}
+
 /// Milliseconds and megabytes of a command, taken by a process of its own, as
 /// the kernel keeps one maximum for all children.
-fn measured(program: &Path, command: &str) -> Result<(f64, f64)> {
+pub(super) fn run_measured(command: &Command) -> Result<(f64, f64)> {
     let own = std::env::current_exe().context("finding this program")?;
     let mut helper = Command::new(own);
-    helper.args(["bench", "--"]).arg(program).arg(command);
+    helper.args(["bench", "--"]).arg(command.get_program());
+    helper.args(command.get_args());
+    for (name, value) in command.get_envs() {
+        helper.env(name, value.unwrap_or_default());
+    }
     let text = process::text(&mut helper)?;
     let mut numbers = text.split_whitespace().map(str::parse::<f64>);
     match (numbers.next(), numbers.next()) {
