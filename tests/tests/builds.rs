@@ -76,7 +76,12 @@ fn packed_charts_are_looked_into_and_one_alone_is_enough() {
     let (directory, vendor) = vendor();
     let app = vendor.app("app").unwrap();
     let helm = component("helm").unwrap();
-    for (chart, destination) in [("statefulset", app.clone()), ("cronjob", app.join("more"))] {
+    for (chart, destination) in [
+        ("statefulset", app.clone()),
+        ("cronjob", app.join("more")),
+        ("values", app.join("more")),
+        ("conditionals", app.join("more")),
+    ] {
         let mut package = Command::new(&helm);
         package.args(["package", "--destination"]).arg(destination);
         for name in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
@@ -87,8 +92,9 @@ fn packed_charts_are_looked_into_and_one_alone_is_enough() {
     }
     file::write(&app.join("other.tgz"), "no archive").unwrap();
     let found = sources(&mut vendor.build(&app, &vendor.directory.join("image")));
-    let both = &expected("statefulset") | &expected("cronjob");
-    assert_eq!(found, both);
+    let charts = ["statefulset", "cronjob", "values", "conditionals"];
+    let all: BTreeSet<_> = charts.into_iter().flat_map(expected).collect();
+    assert_eq!(found, all);
 
     // A chart alone; the output lies in it, as by default.
     let chart = directory.path().join("umbrella");

@@ -13,8 +13,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use event::Discard;
 use flate2::read::GzDecoder;
 use host::command::Cmd;
+use image::{ReadChunks, unpack};
 use manifest::yaml::Node;
 
 use super::images::{ANNOTATION, Named, scan};
@@ -114,6 +116,11 @@ impl<'a> Helm<'a> {
     /// The images of a chart; `shown` is its name in messages.
     fn images(&self, chart: &Path, shown: &Path) -> Result<Vec<Named>> {
         let described = Description::read(chart, shown)?;
+        if described.has_renderings && !chart.is_dir() {
+            // Helm reads values beside a chart from a directory only.
+            let unpacked = self.unpack(chart, shown)?;
+            return self.images(&own_chart(unpacked.path(), shown)?, shown);
+        }
         let mut all = described.images;
         // A library holds nothing to render.
         if !described.library {
@@ -122,6 +129,27 @@ impl<'a> Helm<'a> {
             }
         }
         Ok(all)
+    }
+
+    /// An archive's content, in a directory of a directory that goes with the
+    /// result.
+    fn unpack(&self, archive: &Path, shown: &Path) -> Result<tempfile::TempDir> {
+        let what = || format!("unpack {}", shown.display());
+        std::fs::create_dir_all(&self.home).with_context(what)?;
+        let directory = tempfile::tempdir_in(&self.home).with_context(what)?;
+        let file = std::fs::File::open(archive).with_context(what)?;
+        let mut chunks = ReadChunks::new(GzDecoder::new(file));
+        let options = unpack::Options {
+            limits: unpack::Limits {
+                entries: ARCHIVE_ENTRIES as u64,
+                bytes: ARCHIVE_BYTES,
+                ..unpack::Options::resources().limits
+            },
+            ..unpack::Options::resources()
+        };
+        let target = directory.path().join("chart");
+        unpack::unpack(&mut [&mut chunks], &target, &options, &Discard).with_context(what)?;
+        Ok(directory)
     }
 
     /// Renders a chart once, with further values.
@@ -175,6 +203,18 @@ impl<'a> Helm<'a> {
         let all = scanned.images.into_iter().chain(scanned.annotated);
         Ok(all.map(named).collect())
     }
+}
+
+/// The chart that was unpacked into the only directory of `unpacked`.
+fn own_chart(unpacked: &Path, shown: &Path) -> Result<PathBuf> {
+    let entries = walkdir::WalkDir::new(unpacked).min_depth(2).max_depth(2);
+    let mut charts = entries
+        .into_iter()
+        .flatten()
+        .map(walkdir::DirEntry::into_path);
+    charts
+        .find(|path| path.join("Chart.yaml").is_file())
+        .with_context(|| format!("{} holds no chart", shown.display()))
 }
 
 /// Which template each line of a rendered text comes from: the lines mean
@@ -371,12 +411,6 @@ impl Description {
         let mut described = Self::default();
         for part in in_archive(file, shown, 0)? {
             if part.top {
-                if part.about.has_renderings {
-                    bail!(
-                        "{}: the values that {VALUES} names can't be used from an archive: unpack it",
-                        shown.display()
-                    );
-                }
                 let images = std::mem::take(&mut described.images);
                 described = part.about;
                 described.images.extend(images);
@@ -548,8 +582,7 @@ mod tests {
         );
 
         let values = packed(&[("a/Chart.yaml", &about("a", &format!("{VALUES}: more.yaml")))]);
-        let error = read(&put("values.tgz", &values)).unwrap_err().to_string();
-        assert!(error.contains("unpack it"), "{error}");
+        assert!(read(&put("values.tgz", &values)).unwrap().has_renderings);
         let mut nested = leaf;
         for _ in 0..=MAX_DEPTH {
             nested = packed(&[("a/charts/b.tgz", &nested)]);
