@@ -66,7 +66,7 @@ impl From<Output> for console::Format {
 pub(crate) enum Command {
     /// Install a cluster on this node
     Install(Install),
-    /// Add this node to a cluster, as a worker
+    /// Add this node to a cluster
     Join(Join),
     /// Check this node against the requirements of the cluster image
     Check(Check),
@@ -337,6 +337,9 @@ pub(crate) struct Join {
     /// Profile of this node; by default the only one for workers
     #[arg(long, value_name = "PROFILE")]
     pub(crate) role: Option<String>,
+    /// Path on this node of a volume that the profile names; can be repeated
+    #[arg(long, value_name = "NAME:PATH", value_parser = mount)]
+    pub(crate) mount: Vec<(String, PathBuf)>,
     /// Address by which other nodes reach this one; by default its only one
     #[arg(long, value_name = "IP")]
     pub(crate) advertise_addr: Option<IpAddr>,

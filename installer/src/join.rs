@@ -5,6 +5,7 @@
 //! [`Membership`] that it answers, a [`Plan`]. Pure: nothing is touched.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use host::facts::HostFacts;
 use manifest::{HookName, Manifest, NodeProfile, ServiceRole};
@@ -25,7 +26,9 @@ pub struct Options {
     /// `--role`
     pub role: Option<String>,
     /// `--state-dir`
-    pub state_dir: std::path::PathBuf,
+    pub state_dir: PathBuf,
+    /// `--mount`: paths of volumes by their names.
+    pub mounts: BTreeMap<String, PathBuf>,
 }
 
 /// Why a node can't join.
@@ -143,16 +146,17 @@ fn check_user(cluster: &ClusterSpec, users: &KnownUsers) -> Result<(), Error> {
     }
 }
 
-/// Plans the join of a node that was taken in.
+/// Plans the join of a node that was taken in; `mounts` are those of its options.
 ///
 /// # Errors
-/// When the membership is of another node.
+/// When the membership is of another node, or a mount of no volume.
 pub fn plan(
     membership: &Membership,
     manifest: &Manifest,
     image: &ImageContent,
     users: &KnownUsers,
     host: &HostTraits,
+    mounts: &BTreeMap<String, PathBuf>,
 ) -> Result<Plan, Error> {
     let mut cluster = membership.cluster.clone();
     // The user may have another name here.
@@ -161,7 +165,9 @@ pub fn plan(
     }
     let node = cluster.node(membership.node).ok_or(Error::NotTaken)?;
     let profile = install::choose_profile(manifest, None, Some(&node.profile))?;
-    let volumes = install::volumes(profile, &BTreeMap::new());
+    let profile = install::with_mounts(profile, mounts)?;
+    let profile = profile.as_ref();
+    let volumes = install::volumes(profile, mounts);
     let options = manifest.service_options(profile);
     let operation = Uuid::new_v4().to_string();
     let context = Context {

@@ -44,6 +44,7 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         advertise_address: arguments.advertise_addr,
         role: arguments.role.clone(),
         state_dir: session.layout.state_dir().to_owned(),
+        mounts: arguments.mount.iter().cloned().collect(),
     };
     let facts = preflight::host_facts();
     let user = &cluster.service_user;
@@ -59,10 +60,12 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         vxlan_port: cluster.vxlan_port,
         ..install::Options::of_defaults(&options.state_dir)
     };
+    let profile = join::choose_profile(&manifest, options.role.as_deref())?;
+    let profile = install::with_mounts(profile, &options.mounts)?;
     let requirements = check::requirements(
         &network,
         choose_address(options.advertise_address, &facts)?,
-        join::choose_profile(&manifest, options.role.as_deref())?,
+        profile.as_ref(),
         Some(&image),
     );
     let masters = cluster.controllers();
@@ -86,7 +89,10 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     verify(session, &image)?;
     let plan = |membership: &Membership| {
         let host = host_traits(&facts);
-        Ok(join::plan(membership, &manifest, &content, &users, &host)?)
+        let mounts = &options.mounts;
+        Ok(join::plan(
+            membership, &manifest, &content, &users, &host, mounts,
+        )?)
     };
     let operation = begin(session, arguments, &token, &candidate, plan).await?;
     check::record(&report, &operation)?;

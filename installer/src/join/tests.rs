@@ -11,7 +11,9 @@ kind: Cluster
 metadata: {name: app, resourceVersion: 1.2.3}
 nodeProfiles:
   - {name: boss, serviceRole: master}
-  - {name: web, labels: {tier: front}}
+  - name: web
+    labels: {tier: front}
+    requirements: {volumes: [{name: data, path: '/data-*', targetPath: /data}]}
 ";
 
 fn cluster() -> ClusterSpec {
@@ -55,6 +57,7 @@ fn cluster() -> ClusterSpec {
 
 fn options() -> Options {
     Options {
+        mounts: BTreeMap::new(),
         advertise_address: None,
         role: None,
         state_dir: "/var/lib/gravity".into(),
@@ -109,6 +112,39 @@ fn what_does_not_fit_is_refused_before_the_cluster_hears_of_it() {
 }
 
 #[test]
+fn a_mount_takes_the_place_of_the_profiles_path() {
+    let membership = Membership {
+        cluster: cluster(),
+        node: Uuid::from_u128(1),
+        certificate: String::new(),
+        authorities: BTreeMap::new(),
+    };
+    let users = KnownUsers::default();
+    let host = HostTraits {
+        can_lower_oom_score: true,
+        resolv_conf: String::new(),
+    };
+    let plan = |name: &str| {
+        let mounts = BTreeMap::from([(name.to_owned(), "/mnt/disk".into())]);
+        plan(&membership, &manifest(), &image(), &users, &host, &mounts)
+    };
+    let planned = plan("data").unwrap();
+    let leaves = planned.leaves();
+    let volumes = leaves.iter().find(|phase| phase.id == "/prepare/volumes");
+    let payload = volumes.unwrap().payload.clone();
+    let PhaseSpec::Volumes(volumes) = serde_json::from_value(payload).unwrap() else {
+        panic!("/prepare/volumes is something else")
+    };
+    let volume = &volumes.volumes[0];
+    assert_eq!(
+        (volume.path.as_path(), volume.pattern),
+        ("/mnt/disk".as_ref(), false)
+    );
+    let error = plan("none").unwrap_err();
+    assert!(error.to_string().contains("data"), "{error}");
+}
+
+#[test]
 fn a_workers_plan_has_no_part_of_the_control_plane() {
     let membership = Membership {
         cluster: cluster(),
@@ -126,6 +162,7 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         &image(),
         &KnownUsers::default(),
         &host,
+        &BTreeMap::new(),
     )
     .unwrap();
     plan.validate().unwrap();
@@ -179,6 +216,7 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         &image(),
         &KnownUsers::default(),
         &host,
+        &BTreeMap::new(),
     );
     assert!(matches!(error, Err(Error::NotTaken)));
 }
@@ -210,7 +248,15 @@ fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>, Vec<Str
         resolv_conf: String::new(),
     };
     let users = KnownUsers::default();
-    let plan = plan(&membership, &manifest(), &image(), &users, &host).unwrap();
+    let plan = plan(
+        &membership,
+        &manifest(),
+        &image(),
+        &users,
+        &host,
+        &BTreeMap::new(),
+    )
+    .unwrap();
     plan.validate().unwrap();
     let leaves = plan.leaves();
     let find = |id: &str| *leaves.iter().find(|phase| phase.id == id).unwrap();
@@ -291,7 +337,15 @@ fn a_workers_kubelet_waits_for_the_hook_before_nodes_are_added() {
             resolv_conf: String::new(),
         };
         let users = KnownUsers::default();
-        let plan = plan(&membership, &manifest, &image(), &users, &host).unwrap();
+        let plan = plan(
+            &membership,
+            &manifest,
+            &image(),
+            &users,
+            &host,
+            &BTreeMap::new(),
+        )
+        .unwrap();
         plan.phase("/start/planet").unwrap().requires.clone()
     };
     let job = "{kind: Job, spec: {template: {spec: {containers: [{name: a, image: b}]}}}}";
