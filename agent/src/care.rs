@@ -171,6 +171,7 @@ mod tests {
             used,
             quota: 1000 << 20,
             is_full: false,
+            has_leader: true,
         }
     }
 

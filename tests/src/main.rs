@@ -11,7 +11,8 @@ use gravity_tests::node::{Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, inside, join, masters, page, peers, profiles, sample,
+    care, checks, crash, faults, hooks, inside, join, masters, page, peers, profiles, quorum,
+    sample,
 };
 
 /// Throwaway nodes on this machine: namespaces over a Debian root.
@@ -110,6 +111,15 @@ enum Task {
     Masters {
         /// First part of the nodes' names.
         #[arg(default_value = "masters")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Have three masters and a worker, cut one off, freeze one, lose two for good,
+    /// and go on with the third.
+    Quorum {
+        /// First part of the nodes' names.
+        #[arg(default_value = "quorum")]
         name: String,
         #[command(flatten)]
         scenario: Scenario,
@@ -315,6 +325,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         }
         Task::Join { name, scenario } => join::run(&scenario.into(), &name, console)?,
         Task::Masters { name, scenario } => masters::run(&scenario.into(), &name, console)?,
+        Task::Quorum { name, scenario } => quorum::run(&scenario.into(), &name, console)?,
         Task::Profiles {
             name,
             sample,

@@ -1,6 +1,7 @@
 //! `gravity status`: the cluster, its nodes and services, from real probes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use agent::etcd::Etcd;
@@ -134,7 +135,7 @@ async fn report(session: &Session) -> Result<Report> {
         });
     }
     let mut warnings = certificates(session);
-    etcd(session, &mut reasons, &mut warnings).await;
+    let has_quorum = etcd(session, &mut reasons, &mut warnings).await;
     let client = tokio::time::timeout(
         PATIENCE,
         cluster::Client::connect(&session.layout.admin_kubeconfig()),
@@ -154,7 +155,15 @@ async fn report(session: &Session) -> Result<Report> {
         && let Ok(Ok(now)) = tokio::time::timeout(PATIENCE, controller::description(client)).await
     {
         spec = now;
+        if spec.nodes.iter().all(|node| node.hostname != here) {
+            reasons.push(format!(
+                "the cluster goes on without {here}, which was removed from it: take it off by \
+                 `gravity leave --force`; then it can join again"
+            ));
+        }
     }
+    let silent = silent(session, &spec, &here).await;
+    reasons.extend(silence(&spec, &silent, has_quorum));
     let own = spec.nodes.iter().find(|node| node.hostname == here);
     let standby = match own {
         Some(own) => stands_by(session, &spec, own, &mut services).await,
@@ -225,16 +234,19 @@ fn certificates(session: &Session) -> Vec<String> {
     }
 }
 
-/// How etcd is and how old its last snapshot.
-async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<String>) {
+/// How etcd is and how old its last snapshot. Whether it has a quorum, unless it
+/// doesn't say.
+async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<String>) -> bool {
     let layout = session.layout.clone();
     let asked = tokio::task::spawn_blocking(move || {
         let status = Etcd::on_host(&layout).and_then(|etcd| etcd.within(ETCD).status());
         (status, snapshots::list(&layout.etcd_snapshots()))
     });
     let Ok(Ok((status, snapshots))) = tokio::time::timeout(PATIENCE, asked).await else {
-        return warnings.push("etcd does not say in time how it is".into());
+        warnings.push("etcd does not say in time how it is".into());
+        return true;
     };
+    let has_quorum = !status.as_ref().is_ok_and(|status| !status.has_leader);
     match status {
         Ok(status) if status.is_full => reasons.push(format!(
             "etcd has used up its quota of {} and takes no writes",
@@ -251,6 +263,42 @@ async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<S
     match snapshots {
         Ok(all) => warnings.extend(old_snapshot(all.last(), Timestamp::now())),
         Err(error) => warnings.push(error.message),
+    }
+    has_quorum
+}
+
+/// The other masters whose etcd is silent, those that stand by too.
+async fn silent(session: &Session, cluster: &ClusterSpec, here: &str) -> BTreeSet<IpAddr> {
+    let mut nodes = cluster.nodes.iter();
+    let Some(own) = nodes.find(|node| node.hostname == here) else {
+        return BTreeSet::new();
+    };
+    let mut asked = tokio::task::JoinSet::new();
+    for address in super::etcd::other_masters(&session.layout, cluster, own) {
+        let layout = session.layout.clone();
+        asked.spawn_blocking(move || {
+            let etcd = Etcd::on_host(&layout).map(|etcd| etcd.at(address).within(ETCD));
+            let answers = etcd.and_then(|etcd| etcd.status()).is_ok();
+            (!answers).then_some(address)
+        });
+    }
+    asked.join_all().await.into_iter().flatten().collect()
+}
+
+/// What silent masters come to.
+fn silence(cluster: &ClusterSpec, silent: &BTreeSet<IpAddr>, has_quorum: bool) -> Option<String> {
+    let named = super::etcd::named(cluster, silent);
+    match (has_quorum, silent.is_empty()) {
+        (true, true) => None,
+        (true, false) => Some(format!("etcd of other masters does not answer: {named}")),
+        (false, true) => {
+            Some("etcd has no quorum and takes no writes; the log of service etcd says why".into())
+        }
+        (false, false) => Some(format!(
+            "etcd has no quorum and takes no writes: it does not answer on {named}. Start what is \
+             down; where too many masters are lost for good, `gravity etcd recover` on one that is \
+             left goes on without them"
+        )),
     }
 }
 
@@ -625,6 +673,31 @@ mod tests {
     use agent::snapshots::Kind;
 
     use super::*;
+
+    #[test]
+    fn a_master_that_is_silent_is_named_with_what_it_means() {
+        let cluster: ClusterSpec = serde_json::from_value(serde_json::json!({
+            "version": 1, "id": "00000000-0000-0000-0000-000000000000", "name": "c",
+            "image": {"name": "i", "version": "1.0.0", "digest": "", "resources": ""},
+            "flavor": null, "service_user": {"name": "planet", "uid": 1, "gid": 1},
+            "pod_cidrs": [], "service_cidrs": [], "vxlan_port": 1, "domain": "x",
+            "nodes": [{
+                "id": "00000000-0000-0000-0000-000000000000", "hostname": "one",
+                "advertise_addresses": ["10.0.0.1"], "profile": "", "role": "master",
+                "pod_cidrs": [], "labels": {}, "state_dir": "/x",
+            }],
+        }))
+        .unwrap();
+        let none = BTreeSet::new();
+        let two = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
+        let two = BTreeSet::from(two);
+        let told = |silent, quorum| silence(&cluster, silent, quorum).unwrap_or_default();
+        assert_eq!(told(&none, true), "");
+        assert!(told(&two, true).ends_with("answer: one (10.0.0.1), 10.0.0.2"));
+        assert!(told(&two, false).contains("no quorum"));
+        assert!(told(&two, false).contains("on one (10.0.0.1), 10.0.0.2."));
+        assert!(told(&none, false).contains("the log"));
+    }
 
     #[test]
     fn a_snapshot_is_missed_after_two_times() {
