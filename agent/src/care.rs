@@ -166,6 +166,7 @@ mod tests {
 
     fn status(size: u64, used: u64) -> Status {
         Status {
+            cluster: 1,
             revision: 1,
             size,
             used,

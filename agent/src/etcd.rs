@@ -54,6 +54,8 @@ pub struct Etcd {
 /// How a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
+    /// Which cluster it is a member of.
+    pub cluster: u64,
     /// Last revision of its keys.
     pub revision: u64,
     /// Size of its database in bytes.
@@ -103,6 +105,8 @@ struct RawStatus {
 
 #[derive(Debug, Deserialize)]
 struct Header {
+    #[serde(default)]
+    cluster_id: u64,
     #[serde(default)]
     revision: u64,
 }
@@ -367,6 +371,7 @@ fn read_status(json: &str) -> Result<Status, PhaseError> {
         return Err(PhaseError::transient("etcd does not say how it is"));
     };
     Ok(Status {
+        cluster: status.header.cluster_id,
         revision: status.header.revision,
         size: status.size,
         used: status.used,
@@ -428,6 +433,7 @@ mod tests {
         };
         let status = read_status(&json("")).unwrap();
         let expected = Status {
+            cluster: 1,
             revision: 17,
             size: 4096,
             used: 1024,

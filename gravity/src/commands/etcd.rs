@@ -17,9 +17,9 @@ use installer::hooks::NodeHooks;
 use installer::recover::{self, Recovery};
 use operation::{PhaseError, State};
 use serde::Serialize;
+use spec::ClusterSpec;
 use spec::layout::Layout;
 use spec::phase::EtcdRestore;
-use spec::{ClusterSpec, NodeSpec};
 use tokio::net::TcpStream;
 
 use super::{Session, operation as process, require_root, status};
@@ -166,7 +166,7 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
     }
     let cluster = status::cluster(session)?;
     let node = session.own_node(&cluster)?;
-    let others = other_masters(layout, &cluster, node);
+    let others = other_masters(layout, &cluster, &node.advertise_addresses);
     if others.is_empty() && snapshot.is_none() {
         return Err(recover::Error::NoSnapshot.into());
     }
@@ -222,7 +222,7 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
 pub(crate) fn other_masters(
     layout: &Layout,
     cluster: &ClusterSpec,
-    own: &NodeSpec,
+    own: &[IpAddr],
 ) -> BTreeSet<IpAddr> {
     let known = std::fs::read(layout.masters()).ok();
     let known: Option<BTreeSet<IpAddr>> = known.and_then(|json| serde_json::from_slice(&json).ok());
@@ -233,7 +233,7 @@ pub(crate) fn other_masters(
         // From the day when this node was installed or joined.
         all.extend(cluster.masters());
     }
-    all.retain(|address| !own.advertise_addresses.contains(address));
+    all.retain(|address| !own.contains(address));
     all
 }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use agent::etcd::Etcd;
+use agent::etcd::{Etcd, Status};
 use agent::snapshots::{self, Snapshot};
 use anyhow::{Context, Result, bail};
 use cluster::NodeStatus;
@@ -135,7 +135,7 @@ async fn report(session: &Session) -> Result<Report> {
         });
     }
     let mut warnings = certificates(session);
-    let has_quorum = etcd(session, &mut reasons, &mut warnings).await;
+    let own_etcd = etcd(session, &mut reasons, &mut warnings).await;
     let client = tokio::time::timeout(
         PATIENCE,
         cluster::Client::connect(&session.layout.admin_kubeconfig()),
@@ -162,8 +162,9 @@ async fn report(session: &Session) -> Result<Report> {
             ));
         }
     }
-    let silent = silent(session, &spec, &here).await;
-    reasons.extend(silence(&spec, &silent, has_quorum));
+    let etcds = other_etcds(session, &spec, &here, own_etcd.as_ref()).await;
+    let has_quorum = own_etcd.is_none_or(|status| status.has_leader);
+    reasons.extend(split(&spec, &etcds, has_quorum));
     let own = spec.nodes.iter().find(|node| node.hostname == here);
     let standby = match own {
         Some(own) => stands_by(session, &spec, own, &mut services).await,
@@ -234,9 +235,12 @@ fn certificates(session: &Session) -> Vec<String> {
     }
 }
 
-/// How etcd is and how old its last snapshot. Whether it has a quorum, unless it
-/// doesn't say.
-async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<String>) -> bool {
+/// How etcd is, unless it doesn't say, and how old its last snapshot.
+async fn etcd(
+    session: &Session,
+    reasons: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Option<Status> {
     let layout = session.layout.clone();
     let asked = tokio::task::spawn_blocking(move || {
         let status = Etcd::on_host(&layout).and_then(|etcd| etcd.within(ETCD).status());
@@ -244,10 +248,9 @@ async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<S
     });
     let Ok(Ok((status, snapshots))) = tokio::time::timeout(PATIENCE, asked).await else {
         warnings.push("etcd does not say in time how it is".into());
-        return true;
+        return None;
     };
-    let has_quorum = !status.as_ref().is_ok_and(|status| !status.has_leader);
-    match status {
+    match &status {
         Ok(status) if status.is_full => reasons.push(format!(
             "etcd has used up its quota of {} and takes no writes",
             console::render::bytes(status.quota)
@@ -258,48 +261,87 @@ async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<S
             console::render::bytes(status.quota)
         )),
         Ok(_) => {}
-        Err(error) => warnings.push(error.message),
+        Err(error) => warnings.push(error.message.clone()),
     }
     match snapshots {
         Ok(all) => warnings.extend(old_snapshot(all.last(), Timestamp::now())),
         Err(error) => warnings.push(error.message),
     }
-    has_quorum
+    status.ok()
 }
 
-/// The other masters whose etcd is silent, those that stand by too.
-async fn silent(session: &Session, cluster: &ClusterSpec, here: &str) -> BTreeSet<IpAddr> {
-    let mut nodes = cluster.nodes.iter();
-    let Some(own) = nodes.find(|node| node.hostname == here) else {
-        return BTreeSet::new();
-    };
+/// How etcd of the other masters is, those that stand by too.
+#[derive(Debug, Default)]
+struct OtherEtcds {
+    /// It doesn't answer.
+    silent: BTreeSet<IpAddr>,
+    /// It is of another cluster: one of the two was recovered without the other.
+    foreign: BTreeSet<IpAddr>,
+}
+
+async fn other_etcds(
+    session: &Session,
+    cluster: &ClusterSpec,
+    here: &str,
+    own: Option<&Status>,
+) -> OtherEtcds {
+    let mut found = OtherEtcds::default();
+    // One that was removed still knows the masters of its time.
+    let own_addresses = cluster.nodes.iter().find(|node| node.hostname == here);
+    let own_addresses = own_addresses.map(|node| node.advertise_addresses.clone());
+    let known = super::etcd::other_masters(
+        &session.layout,
+        cluster,
+        own_addresses.as_deref().unwrap_or_default(),
+    );
     let mut asked = tokio::task::JoinSet::new();
-    for address in super::etcd::other_masters(&session.layout, cluster, own) {
+    for address in known {
         let layout = session.layout.clone();
         asked.spawn_blocking(move || {
             let etcd = Etcd::on_host(&layout).map(|etcd| etcd.at(address).within(ETCD));
-            let answers = etcd.and_then(|etcd| etcd.status()).is_ok();
-            (!answers).then_some(address)
+            (address, etcd.and_then(|etcd| etcd.status()))
         });
     }
-    asked.join_all().await.into_iter().flatten().collect()
+    for (address, status) in asked.join_all().await {
+        match (status, own) {
+            (Err(_), _) => drop(found.silent.insert(address)),
+            (Ok(other), Some(own)) if other.cluster != own.cluster => {
+                found.foreign.insert(address);
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
-/// What silent masters come to.
-fn silence(cluster: &ClusterSpec, silent: &BTreeSet<IpAddr>, has_quorum: bool) -> Option<String> {
-    let named = super::etcd::named(cluster, silent);
-    match (has_quorum, silent.is_empty()) {
-        (true, true) => None,
-        (true, false) => Some(format!("etcd of other masters does not answer: {named}")),
-        (false, true) => {
-            Some("etcd has no quorum and takes no writes; the log of service etcd says why".into())
-        }
-        (false, false) => Some(format!(
-            "etcd has no quorum and takes no writes: it does not answer on {named}. Start what is \
-             down; where too many masters are lost for good, `gravity etcd recover` on one that is \
-             left goes on without them"
+/// What the other masters' etcd comes to, a reason a line.
+fn split(cluster: &ClusterSpec, others: &OtherEtcds, has_quorum: bool) -> Vec<String> {
+    let named = |masters| super::etcd::named(cluster, masters);
+    let mut reasons = Vec::new();
+    if !others.foreign.is_empty() {
+        reasons.push(format!(
+            "etcd on {} is of another cluster: it was recovered without this node. Take this node \
+             off by `gravity leave --force`; then it can join again",
+            named(&others.foreign)
+        ));
+    }
+    match (has_quorum, others.silent.is_empty()) {
+        (true, true) => {}
+        (true, false) => reasons.push(format!(
+            "etcd of other masters does not answer: {}",
+            named(&others.silent)
+        )),
+        (false, true) => reasons.push(
+            "etcd has no quorum and takes no writes; the log of service etcd says why".into(),
+        ),
+        (false, false) => reasons.push(format!(
+            "etcd has no quorum and takes no writes: it does not answer on {}. Start what is down; \
+             where too many masters are lost for good, `gravity etcd recover` on one that is left \
+             goes on without them",
+            named(&others.silent)
         )),
     }
+    reasons
 }
 
 /// Two in a row have failed.
@@ -691,12 +733,19 @@ mod tests {
         let none = BTreeSet::new();
         let two = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
         let two = BTreeSet::from(two);
-        let told = |silent, quorum| silence(&cluster, silent, quorum).unwrap_or_default();
-        assert_eq!(told(&none, true), "");
-        assert!(told(&two, true).ends_with("answer: one (10.0.0.1), 10.0.0.2"));
-        assert!(told(&two, false).contains("no quorum"));
-        assert!(told(&two, false).contains("on one (10.0.0.1), 10.0.0.2."));
-        assert!(told(&none, false).contains("the log"));
+        let told = |silent: &BTreeSet<_>, foreign: &BTreeSet<_>, quorum| {
+            let others = OtherEtcds {
+                silent: silent.clone(),
+                foreign: foreign.clone(),
+            };
+            split(&cluster, &others, quorum).join("\n")
+        };
+        assert_eq!(told(&none, &none, true), "");
+        assert!(told(&two, &none, true).ends_with("answer: one (10.0.0.1), 10.0.0.2"));
+        assert!(told(&two, &none, false).contains("no quorum"));
+        assert!(told(&two, &none, false).contains("on one (10.0.0.1), 10.0.0.2."));
+        assert!(told(&none, &none, false).contains("the log"));
+        assert!(told(&none, &two, true).contains("is of another cluster"));
     }
 
     #[test]
