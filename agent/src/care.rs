@@ -173,6 +173,7 @@ mod tests {
             quota: 1000 << 20,
             is_full: false,
             has_leader: true,
+            is_learner: false,
         }
     }
 

@@ -70,6 +70,8 @@ pub struct Status {
     /// Whether more than half of the voters agree on who leads them; otherwise
     /// it takes no writes either.
     pub has_leader: bool,
+    /// Whether it has no vote; it then doesn't notice that who leads is gone.
+    pub is_learner: bool,
 }
 
 /// What a snapshot holds.
@@ -99,6 +101,8 @@ struct RawStatus {
     quota: u64,
     #[serde(default)]
     leader: u64,
+    #[serde(rename = "isLearner", default)]
+    is_learner: bool,
     #[serde(default)]
     errors: Vec<String>,
 }
@@ -378,6 +382,7 @@ fn read_status(json: &str) -> Result<Status, PhaseError> {
         quota: status.quota,
         is_full: status.errors.iter().any(|error| error.contains("NOSPACE")),
         has_leader: status.leader != 0,
+        is_learner: status.is_learner,
     })
 }
 
@@ -440,6 +445,7 @@ mod tests {
             quota: 8 << 30,
             is_full: false,
             has_leader: true,
+            is_learner: false,
         };
         assert_eq!(status, expected);
         let full = r#","errors":["memberID:2 alarm:NOSPACE "]"#;

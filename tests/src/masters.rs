@@ -78,6 +78,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut join(&one, &three, &token, MASTER)?)?;
     let ended = installing.wait().context("waiting for the install")?;
     ensure!(ended.success(), "the install ended with {ended}");
+    // The second one's control plane begins to work when the third one votes.
+    wait_active(&one)?;
     check(&one)?;
     told("the install is done");
     let all = [one.name(), two.name(), three.name()].map(|name| (name, false));

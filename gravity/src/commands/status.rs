@@ -163,7 +163,8 @@ async fn report(session: &Session) -> Result<Report> {
         }
     }
     let etcds = other_etcds(session, &spec, &here, own_etcd.as_ref()).await;
-    let has_quorum = own_etcd.is_none_or(|status| status.has_leader);
+    let has_quorum = own_etcd
+        .is_none_or(|status| status.has_leader && !(status.is_learner && etcds.well.is_empty()));
     reasons.extend(split(&spec, &etcds, has_quorum));
     let own = spec.nodes.iter().find(|node| node.hostname == here);
     let standby = match own {
@@ -275,6 +276,8 @@ async fn etcd(
 struct OtherEtcds {
     /// It doesn't answer.
     silent: BTreeSet<IpAddr>,
+    /// It answers, and is of this cluster.
+    well: BTreeSet<IpAddr>,
     /// It is of another cluster: one of the two was recovered without the other.
     foreign: BTreeSet<IpAddr>,
 }
@@ -308,7 +311,7 @@ async fn other_etcds(
             (Ok(other), Some(own)) if other.cluster != own.cluster => {
                 found.foreign.insert(address);
             }
-            _ => {}
+            _ => drop(found.well.insert(address)),
         }
     }
     found
@@ -737,6 +740,7 @@ mod tests {
             let others = OtherEtcds {
                 silent: silent.clone(),
                 foreign: foreign.clone(),
+                ..OtherEtcds::default()
             };
             split(&cluster, &others, quorum).join("\n")
         };
