@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e faults crash vm fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e quorum faults crash vm fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -47,6 +47,9 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode care
 	$(BIN)/testnode offline
 	$(BIN)/testnode vm checks
+
+quorum: base ## one of three masters cut off, one frozen, two lost for good; needs root
+	$(BIN)/testnode quorum
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root
 	$(BIN)/testnode faults

@@ -166,11 +166,14 @@ mod tests {
 
     fn status(size: u64, used: u64) -> Status {
         Status {
+            cluster: 1,
             revision: 1,
             size,
             used,
             quota: 1000 << 20,
             is_full: false,
+            has_leader: true,
+            is_learner: false,
         }
     }
 

@@ -4,8 +4,13 @@
 //! it is, snapshots, less room taken. Everything blocks; a caller with other
 //! things to do gives it a thread.
 
+mod copy;
+mod log;
+
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,8 +22,10 @@ use spec::phase::EtcdRestore;
 
 use crate::node::{file, lasting};
 
-/// Where the member answers its own node.
-const ENDPOINT: &str = "https://127.0.0.1:2379";
+/// Port at which members answer clients.
+const PORT: u16 = 2379;
+/// Where it answers its own node.
+const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
 /// Programs of the base image.
 const PROGRAMS: &str = "usr/local/bin";
 /// How long a question may take unless told otherwise.
@@ -40,12 +47,15 @@ const SECTOR: u64 = 512;
 pub struct Etcd {
     programs: PathBuf,
     secrets: PathBuf,
+    endpoint: SocketAddr,
     patience: Duration,
 }
 
 /// How a member is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
+    /// Which cluster it is a member of.
+    pub cluster: u64,
     /// Last revision of its keys.
     pub revision: u64,
     /// Size of its database in bytes.
@@ -57,6 +67,11 @@ pub struct Status {
     /// Whether it has raised the alarm that the quota is used up; it then takes
     /// no writes.
     pub is_full: bool,
+    /// Whether more than half of the voters agree on who leads them; otherwise
+    /// it takes no writes either.
+    pub has_leader: bool,
+    /// Whether it has no vote; it then doesn't notice that who leads is gone.
+    pub is_learner: bool,
 }
 
 /// What a snapshot holds.
@@ -85,18 +100,30 @@ struct RawStatus {
     #[serde(rename = "dbSizeQuota", default)]
     quota: u64,
     #[serde(default)]
+    leader: u64,
+    #[serde(rename = "isLearner", default)]
+    is_learner: bool,
+    #[serde(default)]
     errors: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
 struct Header {
     #[serde(default)]
+    cluster_id: u64,
+    #[serde(default)]
     revision: u64,
 }
 
 #[derive(Debug, Deserialize)]
 struct Members {
-    members: Vec<serde_json::Value>,
+    members: Vec<Member>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Member {
+    #[serde(rename = "peerURLs", default)]
+    peer_urls: Vec<String>,
 }
 
 impl Etcd {
@@ -110,6 +137,7 @@ impl Etcd {
         Ok(Self {
             programs: rootfs.join(PROGRAMS),
             secrets: layout.planet_secrets(),
+            endpoint: OWN,
             patience: QUESTION,
         })
     }
@@ -119,6 +147,7 @@ impl Etcd {
         Self {
             programs: Path::new("/").join(PROGRAMS),
             secrets: PLANET_SECRETS.into(),
+            endpoint: OWN,
             patience: QUESTION,
         }
     }
@@ -129,12 +158,19 @@ impl Etcd {
         Self { patience, ..self }
     }
 
+    /// Another master's member.
+    #[must_use]
+    pub fn at(self, address: IpAddr) -> Self {
+        let endpoint = SocketAddr::new(address, PORT);
+        Self { endpoint, ..self }
+    }
+
     /// All options come by the environment: it refuses one that comes both ways,
     /// and administrators have theirs there.
     fn client(&self, timeout: Duration, output: &str) -> Cmd {
         let secret = |name: &str| self.secrets.join(name);
         Cmd::new(self.programs.join("etcdctl"))
-            .env("ETCDCTL_ENDPOINTS", ENDPOINT)
+            .env("ETCDCTL_ENDPOINTS", format!("https://{}", self.endpoint))
             .env("ETCDCTL_CACERT", secret("etcd-ca.crt"))
             .env("ETCDCTL_CERT", secret("etcd-client.crt"))
             .env("ETCDCTL_KEY", secret("etcd-client.key"))
@@ -161,20 +197,34 @@ impl Etcd {
         read_status(&output.stdout)
     }
 
-    /// How many members its cluster has.
+    /// How many members its cluster has, as more than half of those who vote
+    /// agree.
+    ///
+    /// # Errors
+    /// When they don't answer.
+    pub fn members(&self) -> Result<usize, PhaseError> {
+        Ok(self.list("l")?.members.len())
+    }
+
+    /// Addresses of all members, itself too, as it alone knows.
     ///
     /// # Errors
     /// When it doesn't answer.
-    pub fn members(&self) -> Result<usize, PhaseError> {
+    pub fn addresses(&self) -> Result<BTreeSet<IpAddr>, PhaseError> {
+        let members = self.list("s")?.members;
+        let urls = members.iter().flat_map(|member| &member.peer_urls);
+        Ok(urls.filter_map(|url| address(url)).collect())
+    }
+
+    fn list(&self, consistency: &str) -> Result<Members, PhaseError> {
         let output = self
             .client(self.patience, "json")
             .args(["member", "list"])
+            .arg(format!("--consistency={consistency}"))
             .describe("ask etcd for its members")
             .run()
             .map_err(|error| PhaseError::transient(words(&error)))?;
-        let members: Members =
-            serde_json::from_str(&output.stdout).map_err(|error| lasting(&error))?;
-        Ok(members.members.len())
+        serde_json::from_str(&output.stdout).map_err(|error| lasting(&error))
     }
 
     /// Writes a snapshot to a new file that root alone may read, and checks it.
@@ -305,6 +355,13 @@ fn words(error: &CommandError) -> String {
     format!("{what}: {}", words.join(": "))
 }
 
+/// The address in a URL like `https://10.0.0.1:2380`.
+fn address(url: &str) -> Option<IpAddr> {
+    let (_, rest) = url.split_once("://")?;
+    let address: SocketAddr = rest.parse().ok()?;
+    Some(address.ip())
+}
+
 fn option(name: &str, value: &Path) -> std::ffi::OsString {
     let mut option = std::ffi::OsString::from(format!("--{name}="));
     option.push(value);
@@ -318,11 +375,14 @@ fn read_status(json: &str) -> Result<Status, PhaseError> {
         return Err(PhaseError::transient("etcd does not say how it is"));
     };
     Ok(Status {
+        cluster: status.header.cluster_id,
         revision: status.header.revision,
         size: status.size,
         used: status.used,
         quota: status.quota,
         is_full: status.errors.iter().any(|error| error.contains("NOSPACE")),
+        has_leader: status.leader != 0,
+        is_learner: status.is_learner,
     })
 }
 
@@ -378,20 +438,36 @@ mod tests {
         };
         let status = read_status(&json("")).unwrap();
         let expected = Status {
+            cluster: 1,
             revision: 17,
             size: 4096,
             used: 1024,
             quota: 8 << 30,
             is_full: false,
+            has_leader: true,
+            is_learner: false,
         };
         assert_eq!(status, expected);
         let full = r#","errors":["memberID:2 alarm:NOSPACE "]"#;
         assert!(read_status(&json(full)).unwrap().is_full);
         let other = r#","errors":["etcdserver: no leader"]"#;
-        assert!(!read_status(&json(other)).unwrap().is_full);
+        let alone = json(other).replace("\"leader\":2,", "");
+        let alone = read_status(&alone).unwrap();
+        assert!(!alone.is_full && !alone.has_leader);
         for bad in ["", "[]", "{}", "[{}]"] {
             assert!(read_status(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn members_are_known_by_their_addresses() {
+        let json = r#"{"header":{},"members":[{"ID":1,"peerURLs":["https://10.0.0.1:2380"]},
+            {"ID":2,"peerURLs":["https://[fd00::2]:2380", "https://name:2380", "x"]}, {"ID":3}]}"#;
+        let members: Members = serde_json::from_str(json).unwrap();
+        let urls = members.members.iter().flat_map(|one| &one.peer_urls);
+        let found: Vec<_> = urls.filter_map(|url| address(url)).collect();
+        let known = ["10.0.0.1", "fd00::2"].map(|text| text.parse::<IpAddr>().unwrap());
+        assert_eq!(found, known);
     }
 
     #[test]

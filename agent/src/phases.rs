@@ -13,7 +13,9 @@ mod hook;
 mod images;
 mod join_secrets;
 mod kubernetes_node;
+mod lost_masters;
 mod nodes;
+mod own_data;
 pub(crate) mod planet;
 pub(crate) mod program;
 mod recovery;
@@ -90,11 +92,13 @@ pub(crate) async fn execute(
             full = room::exhausted(node.layout().state_dir()) => Err(full),
         },
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
+        PhaseSpec::EtcdCollect(phase) => own_data::collect(node, phase, sink).await,
         PhaseSpec::EtcdRestore(phase) => {
             blocking(node, sink, move |n, _| recovery::restore(n, &phase)).await
         }
         PhaseSpec::EtcdReplace(_) => recovery::replace(node, sink).await,
         PhaseSpec::EtcdStart(phase) => recovery::start(node, &phase.node, sink).await,
+        PhaseSpec::ForgetMasters(phase) => lost_masters::forget(node, phase, sink).await,
         PhaseSpec::EtcdClean(phase) => {
             blocking(node, sink, move |n, _| recovery::clean(n, &phase)).await
         }

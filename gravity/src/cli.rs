@@ -582,10 +582,12 @@ pub(crate) enum Etcd {
     },
     /// List the snapshots that the node keeps
     Snapshots,
-    /// Give the cluster the state of a snapshot; pods go on
+    /// Give the cluster the state of a snapshot; or go on as the only master
+    /// when all others with a vote, or too many, are lost; pods go on
     Recover {
-        /// Name of a snapshot that the node keeps, or a file
-        snapshot: PathBuf,
+        /// Name of a snapshot that the node keeps, or a file; where other masters
+        /// are lost, what this node's own etcd holds otherwise
+        snapshot: Option<PathBuf>,
         /// Don't ask
         #[arg(long)]
         confirm: bool,

@@ -18,6 +18,8 @@ use spec::{ClusterSpec, NodeSpec, Role};
 
 use crate::services::etcd::{client_url, peer_url};
 
+pub use crate::services::etcd::PEER_PORT;
+
 /// Voters that a cluster of three masters or more has.
 const VOTERS: usize = 3;
 /// How long one try with one server may take.

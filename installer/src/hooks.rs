@@ -67,16 +67,17 @@ impl NodeHooks {
         Self(made.collect())
     }
 
+    /// The hook, of no operation and no node yet; `None` where the manifest has
+    /// none.
+    pub(crate) fn get(&self, name: HookName) -> Option<&phase::Hook> {
+        self.0.get(name.as_str())
+    }
+
     /// The hook as `operation` runs it for a node; `None` where the manifest has
     /// none.
     fn ready(&self, name: HookName, node: &NodeSpec, operation: Uuid) -> Option<phase::Hook> {
-        let mut hook = self.0.get(name.as_str())?.clone();
+        let mut hook = self.get(name)?.clone().about(node);
         hook.operation = operation.to_string();
-        let address = node.advertise_addresses.first();
-        let address = address.map(ToString::to_string).unwrap_or_default();
-        hook.env
-            .insert("GRAVITY_NODE_NAME".into(), node.hostname.clone());
-        hook.env.insert("GRAVITY_NODE_ADDRESS".into(), address);
         if matches!(name, HookName::PreNodeRemove | HookName::PostNodeRemove) {
             hook.avoid = Some(node.hostname.clone());
         }

@@ -55,7 +55,8 @@ pub(crate) fn planet_config(
             optional: volume.skip_if_missing,
         })
     }));
-    let balancer = |port, backends: &[IpAddr], backends_file| Balancer {
+    let balancer = |port, backends: &[IpAddr], backends_file: Option<PathBuf>| Balancer {
+        tls: backends_file.is_some(),
         listen: SocketAddr::new(leader, port),
         backends: backends
             .iter()

@@ -106,7 +106,7 @@ hooks! {
         by("`gravity leave` and `gravity remove`, before pods are moved", Failure::StopsUnlessForced);
     /// After a node has been removed.
     PostNodeRemove = "postNodeRemove",
-        by("`gravity leave` and `gravity remove`, when the node is gone", Failure::Warns);
+        by("`gravity leave` and `gravity remove`, when the node is gone; `gravity etcd recover`, for each master that is lost", Failure::Warns);
     /// Before the application is updated.
     PreUpdate = "preUpdate", NEVER;
     /// The application is updated.

@@ -236,6 +236,10 @@ pub struct Balancer {
     /// the place of `backends`, at the same port.
     #[serde(default)]
     pub backends_file: Option<PathBuf>,
+    /// Whether backends speak TLS. One that doesn't any more is left, though its
+    /// kernel still accepts connections, as long as others do.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// One program that the supervisor keeps running.

@@ -188,7 +188,7 @@ pub(crate) fn join(
 }
 
 /// What a command that must fail says.
-fn said(command: &mut std::process::Command) -> Result<String> {
+pub(crate) fn said(command: &mut std::process::Command) -> Result<String> {
     let output = command.output().context("running a command")?;
     let text = [output.stdout, output.stderr].concat();
     let text = String::from_utf8_lossy(&text).into_owned();

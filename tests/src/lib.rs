@@ -18,6 +18,7 @@ pub mod offline;
 pub mod page;
 pub mod peers;
 pub mod profiles;
+pub mod quorum;
 pub mod registry;
 pub mod rootfs;
 pub mod sample;
@@ -25,5 +26,6 @@ pub mod scenario;
 pub mod snapshot;
 pub mod vendor;
 pub mod vm;
+mod writes;
 
 pub use throwaway::{file, process};

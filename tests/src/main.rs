@@ -10,7 +10,8 @@ use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, join, masters, offline, page, peers, profiles, sample, vm,
+    care, checks, crash, faults, hooks, join, masters, offline, page, peers, profiles, quorum,
+    sample, vm,
 };
 use throwaway::helper;
 
@@ -101,6 +102,15 @@ enum Task {
     Masters {
         /// First part of the nodes' names.
         #[arg(default_value = "masters")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Have three masters and a worker, cut one off, freeze one, lose two for good,
+    /// and go on with the third.
+    Quorum {
+        /// First part of the nodes' names.
+        #[arg(default_value = "quorum")]
         name: String,
         #[command(flatten)]
         scenario: Scenario,
@@ -304,6 +314,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         }
         Task::Join { name, scenario } => join::run(&scenario.into(), &name, console)?,
         Task::Masters { name, scenario } => masters::run(&scenario.into(), &name, console)?,
+        Task::Quorum { name, scenario } => quorum::run(&scenario.into(), &name, console)?,
         Task::Profiles {
             name,
             sample,

@@ -19,13 +19,12 @@ use crate::join::{WORKER, join, nodes};
 use crate::node::{self, Node};
 use crate::process;
 use crate::scenario::{IMAGE, Setup, check, run_visibly};
+use crate::writes::{self, Writes};
 
 /// Profile of the sample whose first three nodes are masters.
-const MASTER: &str = "node";
+pub(crate) const MASTER: &str = "node";
 /// How long the cluster may take to be what it should.
-const SETTLE: Duration = Duration::from_secs(120);
-/// File with a line for each write that was answered: time and number.
-const ANSWERED: &str = "/root/answered";
+pub(crate) const SETTLE: Duration = Duration::from_secs(120);
 
 /// A member of etcd, as `etcdctl` tells.
 #[derive(Debug, Deserialize)]
@@ -79,6 +78,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut join(&one, &three, &token, MASTER)?)?;
     let ended = installing.wait().context("waiting for the install")?;
     ensure!(ended.success(), "the install ended with {ended}");
+    // The second one's control plane begins to work when the third one votes.
+    wait_active(&one)?;
     check(&one)?;
     told("the install is done");
     let all = [one.name(), two.name(), three.name()].map(|name| (name, false));
@@ -95,7 +96,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     }
     told("a worker has joined, by the second master");
 
-    let load = write_for_ever(&two)?;
+    let writes = Writes::begin(&two)?;
+    let begun = writes::now();
     std::thread::sleep(Duration::from_secs(5));
     let dead = one.name().to_owned();
     one.delete()?;
@@ -105,7 +107,9 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     });
     ensure!(degraded, "the status does not name the dead master");
     told("the status says so");
-    let gap = stop_writing(&two, load)?;
+    writes.wait_answer(begun, SETTLE)?;
+    let gap = writes.longest_pause(begun, writes::now())?;
+    writes.end()?;
     told(&format!(
         "writes paused for {gap:.1} s, and none that was answered is lost"
     ));
@@ -139,7 +143,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
 
 /// Begins an install that waits for others. Returns it with the token that it
 /// shows.
-fn begin_install(node: &Node) -> Result<(Child, String)> {
+pub(crate) fn begin_install(node: &Node) -> Result<(Child, String)> {
     let address = format!("--advertise-addr={}", node.address());
     let mut install = node
         .command(&[
@@ -175,14 +179,14 @@ fn begin_install(node: &Node) -> Result<(Child, String)> {
 }
 
 /// What a command says, however it ends.
-fn said(node: &Node, command: &str) -> Result<String> {
+pub(crate) fn said(node: &Node, command: &str) -> Result<String> {
     let output = node.command(&[IMAGE, command])?.output();
     let output = output.with_context(|| format!("running {command}"))?;
     Ok(String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
 }
 
 /// Waits until the members of etcd are these, each with whether it is a learner.
-fn wait_members(node: &Node, wanted: &[(&str, bool)]) -> Result<()> {
+pub(crate) fn wait_members(node: &Node, wanted: &[(&str, bool)]) -> Result<()> {
     let mut last = String::new();
     let there = process::wait_until(SETTLE, || {
         last = members(node).unwrap_or_else(|error| format!("{error:#}"));
@@ -207,7 +211,7 @@ fn members(node: &Node) -> Result<String> {
 }
 
 /// Waits until a master's own API server answers.
-fn wait_api(node: &Node) -> Result<()> {
+pub(crate) fn wait_api(node: &Node) -> Result<()> {
     let url = format!("https://{}:6443/readyz", node.address());
     let ready = process::wait_until(SETTLE, || {
         node.text(&["curl", "-sSk", "--fail", "-m", "5", &url])
@@ -217,7 +221,7 @@ fn wait_api(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn wait_active(node: &Node) -> Result<()> {
+pub(crate) fn wait_active(node: &Node) -> Result<()> {
     let mut last = String::new();
     let active = process::wait_until(SETTLE, || {
         let status = node.text(&[IMAGE, "status"]);
@@ -230,53 +234,8 @@ fn wait_active(node: &Node) -> Result<()> {
     Ok(())
 }
 
-fn ready_within(node: &Node, master: &Node) -> Result<bool> {
+pub(crate) fn ready_within(node: &Node, master: &Node) -> Result<bool> {
     Ok(process::wait_until(SETTLE, || {
         nodes(master).is_ok_and(|ready| ready.iter().any(|name| name == node.name()))
     }))
-}
-
-/// Writes one object after the other, each a new one.
-fn write_for_ever(node: &Node) -> Result<Child> {
-    let script = format!(
-        "touch /root/writing; n=0; while [ -e /root/writing ]; do n=$((n+1)); \
-         kubectl create configmap write-$n --request-timeout=5s >/dev/null 2>&1 && \
-         echo $(date +%s.%N) $n >> {ANSWERED}; done"
-    );
-    node.command(&["sh", "-c", &script])?
-        .stdin(Stdio::null())
-        .spawn()
-        .context("starting the writes")
-}
-
-/// Ends the writes. Returns the longest time between two answers, in seconds.
-fn stop_writing(node: &Node, mut load: Child) -> Result<f64> {
-    // Until one after the death was answered.
-    std::thread::sleep(Duration::from_secs(10));
-    node.run(&["rm", "/root/writing"])?;
-    load.wait().context("waiting for the writes")?;
-    let answered = node.text(&["cat", ANSWERED])?;
-    let answered: Vec<(f64, &str)> = answered
-        .lines()
-        .filter_map(|line| {
-            let (time, number) = line.split_once(' ')?;
-            Some((time.parse().ok()?, number))
-        })
-        .collect();
-    ensure!(answered.len() > 1, "nothing was written");
-    let there = node.text(&["kubectl", "get", "configmaps", "--output=name"])?;
-    let there: BTreeSet<_> = there
-        .lines()
-        .filter_map(|line| line.strip_prefix("configmap/write-"))
-        .collect();
-    let lost: Vec<_> = answered
-        .iter()
-        .filter(|(_, number)| !there.contains(number))
-        .collect();
-    ensure!(
-        lost.is_empty(),
-        "writes that were answered are lost: {lost:?}"
-    );
-    let gaps = answered.windows(2).map(|pair| pair[1].0 - pair[0].0);
-    Ok(gaps.fold(0.0, f64::max))
 }

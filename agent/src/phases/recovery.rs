@@ -17,7 +17,7 @@ use event::Sink;
 use operation::PhaseError;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
-use spec::phase::{EtcdClean, EtcdRestore};
+use spec::phase::{EtcdClean, EtcdReplace, EtcdRestore};
 
 use crate::etcd::Etcd;
 use crate::node::{file, lasting, transient};
@@ -42,8 +42,8 @@ const END: Duration = Duration::from_secs(60);
 const READY: Duration = Duration::from_secs(300);
 
 /// Directories of a recovery, below etcd's own.
-struct Place {
-    member: PathBuf,
+pub(super) struct Place {
+    pub(super) member: PathBuf,
     aside: PathBuf,
 }
 
@@ -55,12 +55,22 @@ struct Record {
 }
 
 impl Place {
-    fn of(node: &Node) -> Self {
+    pub(super) fn of(node: &Node) -> Self {
         let data = node.layout().service("etcd");
         Self {
             member: data.join("member"),
             aside: data.join(".recovery"),
         }
+    }
+
+    /// A copy of the data as they were.
+    pub(super) fn copy(&self) -> PathBuf {
+        self.aside.join("copy")
+    }
+
+    /// Makes sure that it is there, root's alone.
+    pub(super) fn make(&self) -> Result<(), PhaseError> {
+        make(&self.aside)
     }
 
     fn record(&self) -> PathBuf {
@@ -100,7 +110,7 @@ impl Place {
     }
 
     /// Whether the restored data are in place.
-    fn is_replaced(&self) -> Result<bool, PhaseError> {
+    pub(super) fn is_replaced(&self) -> Result<bool, PhaseError> {
         let Some(record) = self.read()? else {
             return Ok(false);
         };
@@ -175,7 +185,7 @@ impl Place {
 /// Makes data of the snapshot, beside those of etcd.
 pub(super) fn restore(node: &Node, phase: &EtcdRestore) -> Result<(), PhaseError> {
     let place = Place::of(node);
-    make(&place.aside)?;
+    place.make()?;
     if place.is_replaced()? {
         return Ok(());
     }
@@ -184,10 +194,15 @@ pub(super) fn restore(node: &Node, phase: &EtcdRestore) -> Result<(), PhaseError
     }
     let restored = place.restored();
     remove(&restored)?;
-    let operation = node.layout().operations().join(&phase.operation);
-    let snapshot = operation.join(EtcdRestore::SNAPSHOT);
+    let snapshot = snapshot(node, &phase.operation);
     Etcd::on_host(node.layout())?.restore(&snapshot, &restored, phase)?;
     own(&restored, &phase.user)
+}
+
+/// What an operation gives etcd the state of.
+pub(super) fn snapshot(node: &Node, operation: &str) -> PathBuf {
+    let operation = node.layout().operations().join(operation);
+    operation.join(EtcdRestore::SNAPSHOT)
 }
 
 /// A directory that is root's, though etcd's own is not.
@@ -237,7 +252,7 @@ async fn exchanged(
         .map_err(|error| lasting(&error))?
 }
 
-async fn stop(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
+pub(super) async fn stop(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
     let planet = node.planet();
     let status = match planet.status().await {
         Ok(status) => status,
@@ -270,6 +285,15 @@ pub(super) async fn start(
 }
 
 async fn release(node: &Arc<Node>, sink: &dyn Sink) -> Result<(), PhaseError> {
+    released(node, FIRST, sink).await
+}
+
+/// Starts all that was stopped; those of `first` must be ready before the next.
+pub(super) async fn released(
+    node: &Arc<Node>,
+    first: &[&str],
+    sink: &dyn Sink,
+) -> Result<(), PhaseError> {
     let starting = node.clone();
     tokio::task::spawn_blocking(move || daemon::start(&starting))
         .await
@@ -286,7 +310,7 @@ async fn release(node: &Arc<Node>, sink: &dyn Sink) -> Result<(), PhaseError> {
         sink.info(&format!("Starting {name}"));
         let released = async {
             planet.release(name).await?;
-            match FIRST.contains(name) {
+            match first.contains(name) {
                 true => planet
                     .wait_ready(&[(*name).to_owned()], READY, |_| ())
                     .await
@@ -305,14 +329,7 @@ pub(super) fn clean(node: &Node, phase: &EtcdClean) -> Result<(), PhaseError> {
     // Without them the record would say that all is replaced.
     remove(&place.former())?;
     remove(&place.aside)?;
-    let operation = node.layout().operations().join(&phase.operation);
-    let snapshot = operation.join(EtcdRestore::SNAPSHOT);
-    match std::fs::remove_file(&snapshot) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(file("remove", &snapshot, &error))
-        }
-        _ => Ok(()),
-    }
+    remove_file(&snapshot(node, &phase.operation))
 }
 
 pub(super) fn undo_restore(node: &Node) -> Result<(), PhaseError> {
@@ -326,10 +343,17 @@ pub(super) fn undo_restore(node: &Node) -> Result<(), PhaseError> {
     }
 }
 
-pub(super) async fn undo_replace(node: &Arc<Node>, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+pub(super) async fn undo_replace(
+    node: &Arc<Node>,
+    phase: &EtcdReplace,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
     if Place::of(node).is_replaced()? {
         stop(node, &*sink).await?;
         exchanged(node, Place::exchange_back).await?;
+    }
+    if phase.without_quorum {
+        return released(node, &[], &*sink).await;
     }
     release(node, &*sink).await?;
     node.planet()
@@ -348,7 +372,16 @@ pub(super) fn undo_clean(node: &Node) -> Result<(), PhaseError> {
     }
 }
 
-fn remove(path: &Path) -> Result<(), PhaseError> {
+pub(super) fn remove_file(path: &Path) -> Result<(), PhaseError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(file("remove", path, &error))
+        }
+        _ => Ok(()),
+    }
+}
+
+pub(super) fn remove(path: &Path) -> Result<(), PhaseError> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(file("remove", path, &error))

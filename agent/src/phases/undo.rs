@@ -15,7 +15,7 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::{Hook, PhaseSpec};
 
-use super::{blocking, bootstrap, config, recovery};
+use super::{blocking, bootstrap, config, own_data, recovery};
 use crate::node::{file, lasting, session, transient};
 use crate::{Node, daemon, residue};
 
@@ -80,8 +80,16 @@ pub(crate) async fn undo(
         | PhaseSpec::Nodes(_)
         | PhaseSpec::Added(_)
         | PhaseSpec::EtcdStart(_) => Ok(()),
+        PhaseSpec::EtcdCollect(phase) => own_data::undo(node, phase, sink).await,
         PhaseSpec::EtcdRestore(_) => blocking(node, sink, |n, _| recovery::undo_restore(n)).await,
-        PhaseSpec::EtcdReplace(_) => recovery::undo_replace(node, sink).await,
+        PhaseSpec::EtcdReplace(phase) => recovery::undo_replace(node, &phase, sink).await,
+        PhaseSpec::ForgetMasters(_) => {
+            sink.warning(
+                "The other masters are part of the cluster again when the data that etcd had \
+                 before are back, with /replace",
+            );
+            Ok(())
+        }
         PhaseSpec::EtcdClean(_) => recovery::undo_clean(node),
         PhaseSpec::Hook(phase) => hook(node, &phase, &*sink).await,
         PhaseSpec::Complete(_) | PhaseSpec::CompleteJoin(_) => {

@@ -1,6 +1,10 @@
-//! `gravity etcd`: snapshots of the cluster's state, and back to one.
+//! `gravity etcd`: snapshots of the cluster's state, back to one, and on without
+//! masters that are lost.
 
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use agent::etcd::Etcd;
 use agent::snapshots::{self, Kind, Snapshot};
@@ -8,13 +12,23 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use console::{ExitCode, render};
 use event::Sink;
 use installer::coordinator::{Action, Operation};
-use installer::recover;
+use installer::etcd;
+use installer::hooks::NodeHooks;
+use installer::recover::{self, Recovery};
 use operation::{PhaseError, State};
 use serde::Serialize;
+use spec::ClusterSpec;
+use spec::layout::Layout;
 use spec::phase::EtcdRestore;
+use tokio::net::TcpStream;
 
 use super::{Session, operation as process, require_root, status};
 use crate::cli;
+
+/// How long etcd of this node may take to say whom it knows.
+const QUESTION: Duration = Duration::from_secs(3);
+/// How long another master may take to accept a connection.
+const REACH: Duration = Duration::from_secs(2);
 
 /// A snapshot that was taken.
 #[derive(Debug, Serialize)]
@@ -32,7 +46,9 @@ pub(crate) async fn run(session: &Session, command: &cli::Etcd) -> Result<ExitCo
     match command {
         cli::Etcd::Snapshot { file } => snapshot(session, file.as_deref()),
         cli::Etcd::Snapshots => show(session),
-        cli::Etcd::Recover { snapshot, confirm } => recover(session, snapshot, *confirm).await,
+        cli::Etcd::Recover { snapshot, confirm } => {
+            recover(session, snapshot.as_deref(), *confirm).await
+        }
     }
 }
 
@@ -121,7 +137,7 @@ fn find(session: &Session, name: &Path) -> Result<PathBuf> {
     })
 }
 
-async fn recover(session: &Session, name: &Path, confirm: bool) -> Result<ExitCode> {
+async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Result<ExitCode> {
     let layout = &session.layout;
     // The one that was cut off knows what it has done.
     if let Ok(last) = Operation::last(layout)
@@ -136,26 +152,57 @@ async fn recover(session: &Session, name: &Path, confirm: bool) -> Result<ExitCo
             last.plan.kind
         );
     }
-    let snapshot = find(session, name)?;
+    let snapshot = name.map(|name| find(session, name)).transpose()?;
     let etcd = Etcd::on_host(layout).map_err(told)?;
-    let content = etcd.inspect(&snapshot).map_err(told)?;
+    let content = match &snapshot {
+        Some(path) => Some(etcd.inspect(path).map_err(told)?),
+        None => None,
+    };
     // An etcd that doesn't answer is why it is recovered.
     if let Ok(members) = etcd.members()
         && members > 1
     {
-        return Err(recover::Error::SeveralMembers(members).into());
+        return Err(recover::Error::Quorum(members).into());
     }
     let cluster = status::cluster(session)?;
-    let node = cluster.nodes.first().context("the cluster has no node")?;
+    let node = session.own_node(&cluster)?;
+    let others = other_masters(layout, &cluster, &node.advertise_addresses);
+    if others.is_empty() && snapshot.is_none() {
+        return Err(recover::Error::NoSnapshot.into());
+    }
+    let answering = answering(&others).await;
+    if !answering.is_empty() {
+        return Err(recover::Error::OthersAnswer(named(&cluster, &answering)).into());
+    }
     let planet = super::planet::config(layout)?;
-    let plan = recover::plan(&cluster, &node.hostname, &planet)?;
-    let question = format!(
-        "The cluster's objects will be as they were in {} ({} keys); what was changed since is \
-         lost. Go on?",
-        snapshot.display(),
-        content.keys
-    );
-    if !confirm && !session.console.confirm(&question)? {
+    let hooks = NodeHooks::of(&cluster, &status::manifest(session)?.hooks);
+    let plan = recover::plan(&Recovery {
+        cluster: &cluster,
+        node,
+        planet: &planet,
+        own_data: snapshot.is_none(),
+        without_others: (!others.is_empty()).then_some(&hooks),
+    })?;
+    let state = match (&snapshot, &content) {
+        (Some(path), Some(content)) => format!(
+            "The cluster's objects will be as they were in {} ({} keys); what was changed since is \
+             lost.",
+            path.display(),
+            content.keys
+        ),
+        _ => "The cluster's objects will be what this node's own etcd holds.".into(),
+    };
+    let alone = match others.is_empty() {
+        true => String::new(),
+        false => format!(
+            " This node becomes the only master, without {}: do it only where they are lost for \
+             good. If they still run and this node is just cut off from them, there will be two \
+             clusters; one that comes back later must be taken off by `gravity leave --force` \
+             before anything else.",
+            named(&cluster, &others)
+        ),
+    };
+    if !confirm && !session.console.confirm(&format!("{state}{alone} Go on?"))? {
         bail!("nothing was changed");
     }
     let operation = {
@@ -166,15 +213,65 @@ async fn recover(session: &Session, name: &Path, confirm: bool) -> Result<ExitCo
                 .info(&format!("What the cluster is now is in {}", taken.name)),
             Err(error) => session.console.warning(&format!("{error:#}")),
         }
-        create(session, plan, &snapshot)?
+        create(session, plan, snapshot.as_deref())?
     };
     process::start(session, &operation, &Action::Run).await
 }
 
+/// Addresses of the other masters, from all that this node knows by itself.
+pub(crate) fn other_masters(
+    layout: &Layout,
+    cluster: &ClusterSpec,
+    own: &[IpAddr],
+) -> BTreeSet<IpAddr> {
+    let known = std::fs::read(layout.masters()).ok();
+    let known: Option<BTreeSet<IpAddr>> = known.and_then(|json| serde_json::from_slice(&json).ok());
+    let members = Etcd::on_host(layout).and_then(|etcd| etcd.within(QUESTION).addresses());
+    let mut all: BTreeSet<_> = known.into_iter().flatten().collect();
+    all.extend(members.into_iter().flatten());
+    if all.is_empty() {
+        // From the day when this node was installed or joined.
+        all.extend(cluster.masters());
+    }
+    all.retain(|address| !own.contains(address));
+    all
+}
+
+/// Those at which something of a master listens.
+pub(crate) async fn answering(masters: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+    let mut asked = tokio::task::JoinSet::new();
+    for address in masters {
+        for port in [etcd::PEER_PORT, spec::CONTROLLER_PORT, spec::API_PORT] {
+            let address = SocketAddr::new(*address, port);
+            asked.spawn(async move {
+                let connected = tokio::time::timeout(REACH, TcpStream::connect(address)).await;
+                matches!(connected, Ok(Ok(_))).then_some(address.ip())
+            });
+        }
+    }
+    asked.join_all().await.into_iter().flatten().collect()
+}
+
+/// Masters by what the user calls them.
+pub(crate) fn named(cluster: &ClusterSpec, masters: &BTreeSet<IpAddr>) -> String {
+    let name = |address: &IpAddr| {
+        let mut nodes = cluster.nodes.iter();
+        let node = nodes.find(|node| node.advertise_addresses.contains(address));
+        match node {
+            Some(node) => format!("{} ({address})", node.hostname),
+            None => address.to_string(),
+        }
+    };
+    masters.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
 /// Writes the operation with its snapshot: nobody else removes or changes that
-/// any more.
-fn create(session: &Session, plan: operation::Plan, snapshot: &Path) -> Result<Operation> {
+/// any more. Without one, the operation makes it.
+fn create(session: &Session, plan: operation::Plan, snapshot: Option<&Path>) -> Result<Operation> {
     use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+    let Some(snapshot) = snapshot else {
+        return Ok(Operation::create(&session.layout, plan)?);
+    };
     let directory = session.layout.operations().join(&plan.operation_id);
     let copy = directory.join(EtcdRestore::SNAPSHOT);
     let copied = std::fs::DirBuilder::new()

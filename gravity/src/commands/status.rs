@@ -1,9 +1,10 @@
 //! `gravity status`: the cluster, its nodes and services, from real probes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use agent::etcd::Etcd;
+use agent::etcd::{Etcd, Status};
 use agent::snapshots::{self, Snapshot};
 use anyhow::{Context, Result, bail};
 use cluster::NodeStatus;
@@ -134,7 +135,7 @@ async fn report(session: &Session) -> Result<Report> {
         });
     }
     let mut warnings = certificates(session);
-    etcd(session, &mut reasons, &mut warnings).await;
+    let own_etcd = etcd(session, &mut reasons, &mut warnings).await;
     let client = tokio::time::timeout(
         PATIENCE,
         cluster::Client::connect(&session.layout.admin_kubeconfig()),
@@ -154,7 +155,17 @@ async fn report(session: &Session) -> Result<Report> {
         && let Ok(Ok(now)) = tokio::time::timeout(PATIENCE, controller::description(client)).await
     {
         spec = now;
+        if spec.nodes.iter().all(|node| node.hostname != here) {
+            reasons.push(format!(
+                "the cluster goes on without {here}, which was removed from it: take it off by \
+                 `gravity leave --force`; then it can join again"
+            ));
+        }
     }
+    let etcds = other_etcds(session, &spec, &here, own_etcd.as_ref()).await;
+    let has_quorum = own_etcd
+        .is_none_or(|status| status.has_leader && !(status.is_learner && etcds.well.is_empty()));
+    reasons.extend(split(&spec, &etcds, has_quorum));
     let own = spec.nodes.iter().find(|node| node.hostname == here);
     let standby = match own {
         Some(own) => stands_by(session, &spec, own, &mut services).await,
@@ -225,17 +236,22 @@ fn certificates(session: &Session) -> Vec<String> {
     }
 }
 
-/// How etcd is and how old its last snapshot.
-async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<String>) {
+/// How etcd is, unless it doesn't say, and how old its last snapshot.
+async fn etcd(
+    session: &Session,
+    reasons: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Option<Status> {
     let layout = session.layout.clone();
     let asked = tokio::task::spawn_blocking(move || {
         let status = Etcd::on_host(&layout).and_then(|etcd| etcd.within(ETCD).status());
         (status, snapshots::list(&layout.etcd_snapshots()))
     });
     let Ok(Ok((status, snapshots))) = tokio::time::timeout(PATIENCE, asked).await else {
-        return warnings.push("etcd does not say in time how it is".into());
+        warnings.push("etcd does not say in time how it is".into());
+        return None;
     };
-    match status {
+    match &status {
         Ok(status) if status.is_full => reasons.push(format!(
             "etcd has used up its quota of {} and takes no writes",
             console::render::bytes(status.quota)
@@ -246,12 +262,89 @@ async fn etcd(session: &Session, reasons: &mut Vec<String>, warnings: &mut Vec<S
             console::render::bytes(status.quota)
         )),
         Ok(_) => {}
-        Err(error) => warnings.push(error.message),
+        Err(error) => warnings.push(error.message.clone()),
     }
     match snapshots {
         Ok(all) => warnings.extend(old_snapshot(all.last(), Timestamp::now())),
         Err(error) => warnings.push(error.message),
     }
+    status.ok()
+}
+
+/// How etcd of the other masters is, those that stand by too.
+#[derive(Debug, Default)]
+struct OtherEtcds {
+    /// It doesn't answer.
+    silent: BTreeSet<IpAddr>,
+    /// It answers, and is of this cluster.
+    well: BTreeSet<IpAddr>,
+    /// It is of another cluster: one of the two was recovered without the other.
+    foreign: BTreeSet<IpAddr>,
+}
+
+async fn other_etcds(
+    session: &Session,
+    cluster: &ClusterSpec,
+    here: &str,
+    own: Option<&Status>,
+) -> OtherEtcds {
+    let mut found = OtherEtcds::default();
+    // One that was removed still knows the masters of its time.
+    let own_addresses = cluster.nodes.iter().find(|node| node.hostname == here);
+    let own_addresses = own_addresses.map(|node| node.advertise_addresses.clone());
+    let known = super::etcd::other_masters(
+        &session.layout,
+        cluster,
+        own_addresses.as_deref().unwrap_or_default(),
+    );
+    let mut asked = tokio::task::JoinSet::new();
+    for address in known {
+        let layout = session.layout.clone();
+        asked.spawn_blocking(move || {
+            let etcd = Etcd::on_host(&layout).map(|etcd| etcd.at(address).within(ETCD));
+            (address, etcd.and_then(|etcd| etcd.status()))
+        });
+    }
+    for (address, status) in asked.join_all().await {
+        match (status, own) {
+            (Err(_), _) => drop(found.silent.insert(address)),
+            (Ok(other), Some(own)) if other.cluster != own.cluster => {
+                found.foreign.insert(address);
+            }
+            _ => drop(found.well.insert(address)),
+        }
+    }
+    found
+}
+
+/// What the other masters' etcd comes to, a reason a line.
+fn split(cluster: &ClusterSpec, others: &OtherEtcds, has_quorum: bool) -> Vec<String> {
+    let named = |masters| super::etcd::named(cluster, masters);
+    let mut reasons = Vec::new();
+    if !others.foreign.is_empty() {
+        reasons.push(format!(
+            "etcd on {} is of another cluster: it was recovered without this node. Take this node \
+             off by `gravity leave --force`; then it can join again",
+            named(&others.foreign)
+        ));
+    }
+    match (has_quorum, others.silent.is_empty()) {
+        (true, true) => {}
+        (true, false) => reasons.push(format!(
+            "etcd of other masters does not answer: {}",
+            named(&others.silent)
+        )),
+        (false, true) => reasons.push(
+            "etcd has no quorum and takes no writes; the log of service etcd says why".into(),
+        ),
+        (false, false) => reasons.push(format!(
+            "etcd has no quorum and takes no writes: it does not answer on {}. Start what is down; \
+             where too many masters are lost for good, `gravity etcd recover` on one that is left \
+             goes on without them",
+            named(&others.silent)
+        )),
+    }
+    reasons
 }
 
 /// Two in a row have failed.
@@ -625,6 +718,39 @@ mod tests {
     use agent::snapshots::Kind;
 
     use super::*;
+
+    #[test]
+    fn a_master_that_is_silent_is_named_with_what_it_means() {
+        let cluster: ClusterSpec = serde_json::from_value(serde_json::json!({
+            "version": 1, "id": "00000000-0000-0000-0000-000000000000", "name": "c",
+            "image": {"name": "i", "version": "1.0.0", "digest": "", "resources": ""},
+            "flavor": null, "service_user": {"name": "planet", "uid": 1, "gid": 1},
+            "pod_cidrs": [], "service_cidrs": [], "vxlan_port": 1, "domain": "x",
+            "nodes": [{
+                "id": "00000000-0000-0000-0000-000000000000", "hostname": "one",
+                "advertise_addresses": ["10.0.0.1"], "profile": "", "role": "master",
+                "pod_cidrs": [], "labels": {}, "state_dir": "/x",
+            }],
+        }))
+        .unwrap();
+        let none = BTreeSet::new();
+        let two = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
+        let two = BTreeSet::from(two);
+        let told = |silent: &BTreeSet<_>, foreign: &BTreeSet<_>, quorum| {
+            let others = OtherEtcds {
+                silent: silent.clone(),
+                foreign: foreign.clone(),
+                ..OtherEtcds::default()
+            };
+            split(&cluster, &others, quorum).join("\n")
+        };
+        assert_eq!(told(&none, &none, true), "");
+        assert!(told(&two, &none, true).ends_with("answer: one (10.0.0.1), 10.0.0.2"));
+        assert!(told(&two, &none, false).contains("no quorum"));
+        assert!(told(&two, &none, false).contains("on one (10.0.0.1), 10.0.0.2."));
+        assert!(told(&none, &none, false).contains("the log"));
+        assert!(told(&none, &two, true).contains("is of another cluster"));
+    }
 
     #[test]
     fn a_snapshot_is_missed_after_two_times() {

@@ -10,7 +10,7 @@ use super::{Context, Definition, choose, command, secret};
 /// Port of clients.
 const CLIENT_PORT: u16 = 2379;
 /// Port of other members.
-const PEER_PORT: u16 = 2380;
+pub const PEER_PORT: u16 = 2380;
 /// Port of health and metrics, on loopback.
 const METRICS_PORT: u16 = 2381;
 /// Flags with the times of elections.

@@ -55,12 +55,16 @@ pub enum PhaseSpec {
     Complete(Complete),
     /// The same on a node that joined.
     CompleteJoin(CompleteJoin),
+    /// Stops etcd and makes a snapshot of all that its data hold.
+    EtcdCollect(EtcdCollect),
     /// Makes data of etcd from a snapshot, beside those that it has.
     EtcdRestore(EtcdRestore),
     /// Stops etcd and what uses it, and exchanges its data with those.
     EtcdReplace(EtcdReplace),
     /// Starts etcd and what uses it, and waits until the node is ready.
     EtcdStart(EtcdStart),
+    /// Takes all masters but one, which are lost, out of the cluster.
+    ForgetMasters(ForgetMasters),
     /// Removes the data that etcd had before.
     EtcdClean(EtcdClean),
 }
@@ -208,6 +212,14 @@ pub struct Added {
     pub operation: String,
 }
 
+/// See [`PhaseSpec::EtcdCollect`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdCollect {
+    /// The operation, whose directory gets the snapshot as
+    /// [`EtcdRestore::SNAPSHOT`].
+    pub operation: String,
+}
+
 /// See [`PhaseSpec::EtcdRestore`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EtcdRestore {
@@ -230,13 +242,28 @@ impl EtcdRestore {
 
 /// See [`PhaseSpec::EtcdReplace`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EtcdReplace {}
+pub struct EtcdReplace {
+    /// Whether etcd had no quorum: taken back, nothing works as before, and
+    /// nobody waits for it.
+    #[serde(default)]
+    pub without_quorum: bool,
+}
 
 /// See [`PhaseSpec::EtcdStart`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EtcdStart {
     /// Name of the node in Kubernetes.
     pub node: String,
+}
+
+/// See [`PhaseSpec::ForgetMasters`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgetMasters {
+    /// Name of the master that stays.
+    pub node: String,
+    /// Runs for each master that is gone; one that fails is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hook: Option<Hook>,
 }
 
 /// See [`PhaseSpec::EtcdClean`].
@@ -390,6 +417,19 @@ pub struct Hook {
     /// Node that its pods keep away from, as it is about to go.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub avoid: Option<String>,
+}
+
+impl Hook {
+    /// The same hook, for a node that comes or goes.
+    #[must_use]
+    pub fn about(mut self, node: &crate::NodeSpec) -> Self {
+        let address = node.advertise_addresses.first();
+        let address = address.map(ToString::to_string).unwrap_or_default();
+        let name = node.hostname.clone();
+        self.env.insert("GRAVITY_NODE_NAME".into(), name);
+        self.env.insert("GRAVITY_NODE_ADDRESS".into(), address);
+        self
+    }
 }
 
 /// See [`PhaseSpec::Complete`].

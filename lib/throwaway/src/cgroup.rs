@@ -194,6 +194,26 @@ pub fn enter(name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Stops all processes of a node where they are, or lets them go on.
+///
+/// # Errors
+/// When the machine has no freezer.
+pub fn freeze(name: &str, frozen: bool) -> Result<()> {
+    let files = [
+        ("cgroup.freeze", ["0", "1"]),
+        ("freezer.state", ["THAWED", "FROZEN"]),
+    ];
+    for hierarchy in hierarchies()? {
+        for (file, values) in &files {
+            let path = hierarchy.group(name).join(file);
+            if path.exists() {
+                return put(&path, values[usize::from(frozen)]);
+            }
+        }
+    }
+    bail!("this machine can't freeze the group of {name}")
+}
+
 /// In the node, whose hierarchies are mounted: makes the root groups of v2
 /// free of processes.
 pub(crate) fn leave_top(hierarchies: &[Hierarchy]) -> Result<()> {

@@ -158,7 +158,7 @@ impl Node {
     /// Links the node to the bridge.
     fn connect(&self, pid: i32) -> Result<()> {
         make_network()?;
-        let link = format!("v{pid}");
+        let link = link(pid);
         ip(
             NETWORK,
             &format!(
@@ -290,6 +290,24 @@ impl Node {
         let mut command = helper::program()?;
         command.args(["copy", &self.state.name]).arg(from).arg(to);
         process::run(&mut command).map(drop)
+    }
+
+    /// Cuts the node off from all others, or links it to them again.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn cut(&self, cut: bool) -> Result<()> {
+        let how = if cut { "down" } else { "up" };
+        ip(NETWORK, &format!("link set {} {how}\n", link(self.pid()?)))
+    }
+
+    /// Stops all processes of the node where they are, or lets them go on. Its
+    /// kernel answers for them meanwhile.
+    ///
+    /// # Errors
+    /// When the machine has no freezer.
+    pub fn freeze(&self, frozen: bool) -> Result<()> {
+        cgroup::freeze(&self.state.name, frozen)
     }
 
     /// Kills everything in the node and removes all of it.
@@ -431,6 +449,11 @@ fn free_address() -> Result<String> {
 fn ip(namespace: &str, batch: &str) -> Result<()> {
     let mut command = Command::new("ip");
     process::run_with_input(command.args(["-n", namespace, "-batch", "-"]), batch).map(drop)
+}
+
+/// The bridge's end of a node's link.
+fn link(pid: i32) -> String {
+    format!("v{pid}")
 }
 
 fn network_path() -> PathBuf {

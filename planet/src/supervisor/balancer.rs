@@ -1,5 +1,10 @@
 //! A TCP listener that spreads connections over the backends that answer.
+//!
+//! In: a [`Balancer`]. Out: each connection goes to a backend that accepts it. One
+//! that stands still is noticed though its kernel goes on to accept and to
+//! acknowledge: its connections end, and new ones go to others.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
@@ -9,11 +14,12 @@ use std::time::Duration;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::board::Board;
+use super::probe;
 use crate::config::Balancer;
 use crate::files;
 
@@ -24,6 +30,11 @@ const CONNECT: Duration = Duration::from_secs(1);
 /// A backend is asked for a sign of life after so many silent seconds, and has
 /// as many again.
 const SILENCE: u32 = 4;
+/// How often it is looked whether backends still speak TLS, and how long one may
+/// take. It is silent when it fails twice in a row.
+const LOOK: Duration = Duration::from_secs(2);
+const HANDSHAKE: Duration = Duration::from_secs(3);
+const FAILURES: u32 = 2;
 /// Wait before listening or accepting is tried again.
 const RETRY: Duration = Duration::from_millis(500);
 
@@ -60,8 +71,61 @@ fn read_addresses(path: &Path) -> Option<Vec<IpAddr>> {
     (!addresses.is_empty()).then_some(addresses)
 }
 
+/// Backends that are silent while others are not.
+type Silent = BTreeSet<SocketAddr>;
+
+/// Looks for ever which backends are silent.
+async fn look(balancer: Arc<Balancer>, silent: watch::Sender<Silent>) {
+    let mut failures = BTreeMap::new();
+    loop {
+        sleep(LOOK).await;
+        let backends = balancer.backends();
+        if backends.len() < 2 {
+            failures.clear();
+        } else {
+            let mut looks = JoinSet::new();
+            for backend in &backends {
+                let backend = *backend;
+                looks.spawn(async move {
+                    let spoke = timeout(HANDSHAKE, probe::handshake(backend)).await;
+                    (backend, matches!(spoke, Ok(Ok(_))))
+                });
+            }
+            failures.retain(|backend, _| backends.contains(backend));
+            for (backend, spoke) in looks.join_all().await {
+                let count = failures.entry(backend).or_default();
+                *count = if spoke { 0 } else { *count + 1 };
+            }
+        }
+        let found = silent_ones(&failures);
+        silent.send_if_modified(|known| {
+            let changed = *known != found;
+            if changed {
+                tracing::info!(?found, "backends that do not speak any more");
+                *known = found;
+            }
+            changed
+        });
+    }
+}
+
+/// Where all are silent, none is worse than another.
+fn silent_ones(failures: &BTreeMap<SocketAddr, u32>) -> Silent {
+    let silent = failures.iter().filter(|(_, count)| **count >= FAILURES);
+    let silent: Silent = silent.map(|(backend, _)| *backend).collect();
+    match silent.len() == failures.len() {
+        true => Silent::new(),
+        false => silent,
+    }
+}
+
 async fn serve(listener: TcpListener, balancer: Balancer) {
     let balancer = Arc::new(balancer);
+    let (told, silent) = watch::channel(Silent::new());
+    let mut helpers = JoinSet::new();
+    if balancer.tls {
+        helpers.spawn(look(balancer.clone(), told));
+    }
     let next = Arc::new(AtomicUsize::new(0));
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
@@ -73,21 +137,31 @@ async fn serve(listener: TcpListener, balancer: Balancer) {
             sleep(RETRY).await;
             continue;
         };
-        let (balancer, next) = (balancer.clone(), next.clone());
+        let (balancer, next, silent) = (balancer.clone(), next.clone(), silent.clone());
         connections.spawn(async move {
             // Few connections are made, and each lives long: what is read anew for
             // each needs nobody to tell when it changes.
-            forward(client, &balancer.backends(), &next).await;
+            forward(client, balancer.backends(), &next, silent).await;
             drop(permit);
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn forward(mut client: TcpStream, backends: &[SocketAddr], next: &AtomicUsize) {
-    let first = next.fetch_add(1, Ordering::Relaxed);
-    for index in 0..backends.len() {
-        let address = backends[first.wrapping_add(index) % backends.len()];
+async fn forward(
+    mut client: TcpStream,
+    mut backends: Vec<SocketAddr>,
+    next: &AtomicUsize,
+    mut silent: watch::Receiver<Silent>,
+) {
+    if backends.is_empty() {
+        return;
+    }
+    let first = next.fetch_add(1, Ordering::Relaxed) % backends.len();
+    backends.rotate_left(first);
+    let known = silent.borrow_and_update().clone();
+    backends.sort_by_key(|backend| known.contains(backend));
+    for address in backends {
         let Ok(Ok(mut backend)) = timeout(CONNECT, TcpStream::connect(address)).await else {
             continue;
         };
@@ -96,8 +170,18 @@ async fn forward(mut client: TcpStream, backends: &[SocketAddr], next: &AtomicUs
         drop(backend.set_nodelay(true));
         // Without it the connection is as good until then.
         let _ = notice_death(&backend);
+        let silence = async {
+            let fell = silent.wait_for(|now| now.contains(&address) && !known.contains(&address));
+            if fell.await.is_err() {
+                // Nobody looks.
+                std::future::pending::<()>().await;
+            }
+        };
         // A broken connection is seen by both ends.
-        drop(copy_bidirectional(&mut client, &mut backend).await);
+        tokio::select! {
+            _ = copy_bidirectional(&mut client, &mut backend) => {}
+            () = silence => {}
+        }
         return;
     }
 }
@@ -131,6 +215,7 @@ mod tests {
             listen: address,
             backends,
             backends_file: Some(file.clone()),
+            tls: false,
         };
         tokio::spawn(serve(front, balancer));
         tokio::spawn(async move {
@@ -154,5 +239,42 @@ mod tests {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let read = stream.read_to_string(&mut text).await;
         assert!(read.is_err() || text.is_empty(), "{text}");
+    }
+
+    #[test]
+    fn who_fails_twice_is_silent_unless_all_are() {
+        let [a, b] = [1, 2].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+        let silent = |of_a, of_b| silent_ones(&BTreeMap::from([(a, of_a), (b, of_b)]));
+        assert_eq!(silent(0, 1), Silent::new());
+        assert_eq!(silent(0, 2), Silent::from([b]));
+        assert_eq!(silent(9, 2), Silent::new());
+    }
+
+    #[tokio::test]
+    async fn connections_with_a_backend_that_falls_silent_end() {
+        let one = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let two = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let backends = [&one, &two].map(|one| one.local_addr().unwrap());
+        let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = front.local_addr().unwrap();
+        let (told, silent) = watch::channel(Silent::new());
+        let connect = || async {
+            let stream = TcpStream::connect(address).await.unwrap();
+            let (client, _) = front.accept().await.unwrap();
+            let silent = silent.clone();
+            let next = AtomicUsize::new(0);
+            tokio::spawn(async move {
+                forward(client, backends.to_vec(), &next, silent).await;
+            });
+            stream
+        };
+        let mut first = connect().await;
+        let _open = one.accept().await.unwrap();
+        told.send_replace(Silent::from([backends[0]]));
+        let ended = timeout(Duration::from_secs(5), first.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
+        let _second = connect().await;
+        let other = timeout(Duration::from_secs(5), two.accept()).await;
+        assert!(matches!(other, Ok(Ok(_))), "new ones go elsewhere");
     }
 }

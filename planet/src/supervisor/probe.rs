@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::config::Probe;
 
@@ -107,17 +108,20 @@ impl<'a> Url<'a> {
 
 async fn get(url: &str) -> Result<(), String> {
     let url = Url::parse(url)?;
-    let text = |error: std::io::Error| error.to_string();
-    let stream = TcpStream::connect(url.address).await.map_err(text)?;
-    if !url.tls {
-        return exchange(stream, &url).await;
+    if url.tls {
+        return exchange(handshake(url.address).await?, &url).await;
     }
-    let name = ServerName::IpAddress(url.address.ip().into());
-    let stream = TlsConnector::from(tls()?)
-        .connect(name, stream)
-        .await
-        .map_err(text)?;
-    exchange(stream, &url).await
+    let stream = TcpStream::connect(url.address).await;
+    exchange(stream.map_err(|error| error.to_string())?, &url).await
+}
+
+/// Opens a connection that speaks TLS, with whomever.
+pub(super) async fn handshake(address: SocketAddr) -> Result<TlsStream<TcpStream>, String> {
+    let text = |error: std::io::Error| error.to_string();
+    let stream = TcpStream::connect(address).await.map_err(text)?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let connector = TlsConnector::from(tls()?);
+    connector.connect(name, stream).await.map_err(text)
 }
 
 async fn exchange(
