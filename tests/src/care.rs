@@ -63,7 +63,6 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     let life = format!("--leaf-seconds={LIFE}");
     install_with(&first, &image, &[&life], console)?;
     second.copy(&image, IMAGE)?;
-    second.run(&["chmod", "755", IMAGE])?;
     certificates(&Test { node: &first }, &Test { node: &second })?;
     second.delete()?;
     first.delete()

@@ -163,7 +163,6 @@ impl Setup {
         };
         let node = Throwaway::create(name, &options)?;
         node.copy(image, IMAGE)?;
-        node.run(&["chmod", "755", IMAGE])?;
         let before = Snapshot::take(&node)?;
         Ok(Self {
             node,

@@ -42,7 +42,6 @@ pub fn run(name: &str, console: &Console) -> Result<()> {
     let image = setup.image(console)?;
     let node = setup.create(name, console)?;
     node.copy(&image, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     let test = Test { node: &node };
     for (step, check) in CHECKS {
         console.step(step);

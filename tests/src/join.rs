@@ -52,7 +52,6 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     let first = setup.create(&format!("{name}-1"), console)?;
     let second = setup.create(&format!("{name}-2"), console)?;
     second.copy(&image, IMAGE)?;
-    second.run(&["chmod", "755", IMAGE])?;
     let before = Snapshot::take(&second)?;
     install_with(&first, &image, &[&format!("--token={OWN}")], console)?;
 

@@ -8,17 +8,16 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use console::{Console, render};
-use event::Sink;
+use console::Console;
 use serde::Deserialize;
 
 use crate::join::{WORKER, join, nodes};
 use crate::node::{self, Node};
 use crate::process;
-use crate::scenario::{IMAGE, Setup, check, run_visibly};
+use crate::scenario::{IMAGE, Setup, Timeline, check, run_visibly};
 use crate::writes::{self, Writes};
 
 /// Profile of the sample whose first three nodes are masters.
@@ -46,18 +45,12 @@ struct Members {
 /// At the first check that fails.
 pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
-    let started = Instant::now();
-    let told = |what: &str| {
-        console.info(&format!(
-            "{:>8}  {what}",
-            render::duration(started.elapsed())
-        ));
-    };
+    let timeline = Timeline::new(console);
+    let told = |what: &str| timeline.tell(what);
     let image = setup.image(console)?;
     let new = |number: u8| {
         let node = setup.create(&format!("{name}-{number}"), console)?;
         node.copy(&image, IMAGE)?;
-        node.run(&["chmod", "755", IMAGE])?;
         Ok::<_, anyhow::Error>(node)
     };
     let (one, two, three) = (new(1)?, new(2)?, new(3)?);

@@ -246,7 +246,6 @@ fn inspected(tele: &Tele) -> Result<()> {
 /// The documentation's profile is larger than nodes of tests.
 fn refused(node: &Node, image: &Path) -> Result<()> {
     node.copy(image, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     let before = Snapshot::take(node)?;
     let manifest = sample_manifest()?;
     let profile = manifest.profile("db").context("there is no profile db")?;
@@ -325,7 +324,6 @@ fn said(node: &Node, words: &[&str]) -> Result<Said> {
 fn licensed(node: &Node, tele: &Tele, console: &Console) -> Result<()> {
     console.step("An image that demands a license");
     node.copy(&tele.work.join("licensed-image"), IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     let license = |name: &str, words: &[&str]| {
         let new = ["license", "new", "--holder", "Acme Inc", "-o", name];
         tele.good(&[&new[..], words].concat())?;
@@ -397,7 +395,6 @@ fn one_node_is_enough(first: &Node, tele: &Tele, console: &Console) -> Result<()
     node::delete(&name)?;
     let second = Node::create(&name, &node::usual(console)?)?;
     second.copy(&tele.work.join("licensed-image"), IMAGE)?;
-    second.run(&["chmod", "755", IMAGE])?;
     let before = Snapshot::take(&second)?;
     let refused = said(&second, &["join", first.address(), token])?;
     refused.expect(1, &["the license of Acme Inc allows 1 node"])?;

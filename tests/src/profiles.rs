@@ -71,7 +71,6 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     let image = setup.image(console)?;
     let node = setup.create(name, console)?;
     node.copy(&image, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     node.run(&["bash", "-ec", BEFORE])?;
     let before = Snapshot::take(&node)?;
 

@@ -9,8 +9,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use console::{Console, render};
-use event::Sink;
+use console::Console;
 
 use crate::join::{self, WORKER, join};
 use crate::masters::{
@@ -18,7 +17,7 @@ use crate::masters::{
 };
 use crate::node::{self, Node};
 use crate::process;
-use crate::scenario::{IMAGE, Setup, check, run_visibly};
+use crate::scenario::{IMAGE, Setup, Timeline, check, run_visibly};
 use crate::writes::{self, Writes};
 
 /// How long one master is cut off, and another one stands still.
@@ -37,18 +36,12 @@ const RESUME: Duration = Duration::from_secs(30);
 /// At the first check that fails.
 pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
-    let started = Instant::now();
-    let told = |what: &str| {
-        console.info(&format!(
-            "{:>8}  {what}",
-            render::duration(started.elapsed())
-        ));
-    };
+    let timeline = Timeline::new(console);
+    let told = |what: &str| timeline.tell(what);
     let image = setup.image(console)?;
     let new = |number: u8| {
         let node = setup.create(&format!("{name}-{number}"), console)?;
         node.copy(&image, IMAGE)?;
-        node.run(&["chmod", "755", IMAGE])?;
         Ok::<_, anyhow::Error>(node)
     };
     let (one, two, three) = (new(1)?, new(2)?, new(3)?);

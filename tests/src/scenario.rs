@@ -142,7 +142,6 @@ pub(crate) fn install_with(
 ) -> Result<Duration> {
     sink.step(&format!("Copying the image to node {}", node.name()));
     node.copy(image, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     sink.step("./gravity install");
     let started = Instant::now();
     let address = format!("--advertise-addr={}", node.address());
@@ -162,6 +161,26 @@ struct Status {
 #[derive(Debug, Deserialize)]
 struct Cluster {
     state: String,
+}
+
+/// Says when what was done, from the start on.
+pub(crate) struct Timeline<'a> {
+    started: Instant,
+    sink: &'a dyn Sink,
+}
+
+impl<'a> Timeline<'a> {
+    pub(crate) fn new(sink: &'a dyn Sink) -> Self {
+        Self {
+            started: Instant::now(),
+            sink,
+        }
+    }
+
+    pub(crate) fn tell(&self, what: &str) {
+        let time = render::duration(self.started.elapsed());
+        self.sink.info(&format!("{time:>8}  {what}"));
+    }
 }
 
 #[derive(Debug, Deserialize)]
@@ -266,7 +285,6 @@ pub fn install_and_leave(setup: &Setup, name: &str, console: &Console) -> Result
     let node = setup.create(name, console)?;
     // Before the snapshot: the image is not the product's to remove.
     node.copy(&image, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     let before = Snapshot::take(&node)?;
     let time = install(&node, &image, console)?;
     console.info(&format!("Installed in {}", render::duration(time)));

@@ -20,9 +20,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use console::render;
+use console::{Console, render};
 use event::Sink;
 
+use crate::scenario::IMAGE;
 use crate::{file, process, rootfs};
 
 /// Part of the hash: raise it when the way of making the disk changes.
@@ -234,6 +235,21 @@ pub struct Options {
     pub limit: Duration,
 }
 
+impl Options {
+    /// For a node of the cluster image `image`.
+    #[must_use]
+    pub fn of_node(image: PathBuf, limit: Duration) -> Self {
+        Self {
+            processors: 2,
+            memory: 4096,
+            second_disk: Some(image),
+            slow_disk: false,
+            link: None,
+            limit,
+        }
+    }
+}
+
 /// A machine that runs.
 #[derive(Debug)]
 pub struct Machine {
@@ -368,6 +384,35 @@ impl Machine {
             "`{command}` ended with {code} in the machine: {output}"
         );
         Ok(output)
+    }
+
+    /// Runs the image with `arguments` and shows what it says, after `name`.
+    ///
+    /// # Errors
+    /// When it does not succeed, after the ends of the node's logs.
+    pub(crate) fn gravity(
+        &mut self,
+        name: &str,
+        arguments: &str,
+        timeout: Duration,
+        console: &Console,
+    ) -> Result<()> {
+        console.step(&format!("{name}: ./gravity {arguments}"));
+        let mut show = |text: &str| {
+            for line in text.lines().filter(|line| !line.is_empty()) {
+                console.print(&format!("{name}: {}", render::sanitize(line)));
+            }
+        };
+        // The port looks like a terminal to programs.
+        let command = format!("TERM=dumb {IMAGE} {arguments}");
+        let (code, _) = self.run(&command, timeout, &mut show)?;
+        if code != 0 {
+            // The machine does not stay to be looked at.
+            let logs = "tail -n 20 /var/lib/gravity/log/*.log";
+            let _ = self.run(logs, timeout, &mut show);
+        }
+        ensure!(code == 0, "./gravity {arguments} ended with {code}");
+        Ok(())
     }
 
     /// Restarts it in order, and waits until it takes commands again.

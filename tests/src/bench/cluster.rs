@@ -128,7 +128,6 @@ pub(super) fn rows(bench: &Bench<'_>) -> (Vec<Row>, Vec<PhaseTime>) {
 fn ours(bench: &Bench<'_>, phases: &mut Phases) -> Result<Times> {
     let node = create("bench-install", "10.99.0.40")?;
     node.copy(&bench.file, IMAGE)?;
-    node.run(&["chmod", "755", IMAGE])?;
     let address = format!("--advertise-addr={}", node.address());
     let flavor = bench.flavor.as_ref().map(|name| format!("--flavor={name}"));
     let mut words = vec![

@@ -9,13 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, ensure};
-use console::{Console, render};
-use event::Sink;
+use console::Console;
 
 use super::{Disk, Link, Machine, Options, SECOND_DISK};
 use crate::join::WORKER;
 use crate::sample;
-use crate::scenario::{IMAGE, Setup, check_status};
+use crate::scenario::{IMAGE, Setup, Timeline, check_status};
 
 /// How long all of it may take, under emulation.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
@@ -74,25 +73,9 @@ impl Member {
         self.machine.must(command, PATIENCE)
     }
 
-    /// Runs the image with `arguments` and shows what it says.
     fn run(&mut self, arguments: &str, console: &Console) -> Result<()> {
-        console.step(&format!("{}: ./gravity {arguments}", self.name()));
         let name = self.name();
-        let mut show = |text: &str| {
-            for line in text.lines().filter(|line| !line.is_empty()) {
-                console.print(&format!("{name}: {}", render::sanitize(line)));
-            }
-        };
-        // The port looks like a terminal to programs.
-        let command = format!("TERM=dumb {IMAGE} {arguments}");
-        let (code, _) = self.machine.run(&command, PATIENCE, &mut show)?;
-        if code != 0 {
-            // The machine does not stay to be looked at.
-            let logs = "tail -n 20 /var/lib/gravity/log/*.log";
-            let _ = self.machine.run(logs, PATIENCE, &mut show);
-        }
-        ensure!(code == 0, "./gravity {arguments} ended with {code}");
-        Ok(())
+        self.machine.gravity(&name, arguments, PATIENCE, console)
     }
 
     /// Waits until the status says that all is well with `count` nodes and each
@@ -127,34 +110,16 @@ impl Member {
 /// # Errors
 /// At the first thing that is not as it should be.
 pub fn run(setup: &Setup, console: &Console) -> Result<()> {
-    let image = setup.image(console)?;
-    let started = Instant::now();
-    let mut last = started;
-    let mut timeline = Vec::new();
-    let mut done = |what: &str, console: &Console| {
-        let took = render::duration(last.elapsed());
-        console.info(&format!("{what}, after {took}"));
-        timeline.push(format!(
-            "{:>8}  {what}",
-            render::duration(started.elapsed())
-        ));
-        last = Instant::now();
-    };
-    let options = Options {
-        processors: 2,
-        memory: 4096,
-        second_disk: Some(image),
-        slow_disk: false,
-        link: None,
-        limit: LIMIT,
-    };
+    let options = Options::of_node(setup.image(console)?, LIMIT);
+    let timeline = Timeline::new(console);
+    let done = |what: &str| timeline.tell(what);
     let disk = Disk::make(console)?;
     let (mut first, mut second) = on_both(
         || Member::boot(1, &disk, &options, console),
         || Member::boot(2, &disk, &options, console),
     )?;
     let addresses = [first.address(), second.address()];
-    done("two machines are up", console);
+    done("two machines are up");
 
     let install = format!(
         "install --advertise-addr={} --flavor=one --accept-eula --token-file={TOKEN} --ignore=disk-latency",
@@ -162,7 +127,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     );
     first.run(&install, console)?;
     first.wait_well(1, &addresses[..1])?;
-    done("the first is a cluster", console);
+    done("the first is a cluster");
 
     let join = format!(
         "join {} --token-file={TOKEN} --role={WORKER} --advertise-addr={} --ignore=disk-latency",
@@ -171,35 +136,32 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     );
     second.run(&join, console)?;
     first.wait_well(2, &addresses)?;
-    done("the second has joined", console);
+    done("the second has joined");
 
     console.print(&first.must(LOOK)?);
     on_both(
         || first.machine.reboot(PATIENCE),
         || second.machine.reboot(PATIENCE),
     )?;
-    done("both have been rebooted", console);
+    done("both have been rebooted");
     first.wait_well(2, &addresses)?;
-    done("the cluster is back by itself", console);
+    done("the cluster is back by itself");
 
     first.must("kubectl create configmap written --from-literal=before=power-cut")?;
     on_both(
         || first.machine.cut_power(PATIENCE),
         || second.machine.cut_power(PATIENCE),
     )?;
-    done("both have lost power and have it again", console);
+    done("both have lost power and have it again");
     first.wait_well(2, &addresses)?;
     first.must("kubectl get configmap written")?;
-    done("the cluster is back, with what was written before", console);
+    done("the cluster is back, with what was written before");
 
     for (member, left) in [(&mut second, 1), (&mut first, 0)] {
         member.run("leave --force --confirm", console)?;
         let units = member.must("systemctl list-units --all 'gravity*' --no-legend")?;
         ensure!(units.trim().is_empty(), "units are left: {units}");
-        done(&format!("{left} nodes are left"), console);
-    }
-    for line in timeline {
-        console.print(&line);
+        done(&format!("{left} nodes are left"));
     }
     Ok(())
 }
