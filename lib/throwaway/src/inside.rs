@@ -48,7 +48,9 @@ pub(crate) fn start(name: &str) -> Result<u32> {
             | CloneFlags::CLONE_NEWCGROUP,
     )
     .context("making namespaces")?;
-    let mut init = helper::program()?
+    // This program, also where another one lies in its place by now.
+    let mut init = Command::new("/proc/self/exe")
+        .args(helper::program()?.get_args())
         .args(["init", name])
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
