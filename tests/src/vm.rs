@@ -560,12 +560,12 @@ fn sweep(all: &Path) {
 }
 
 /// Runs QEMU until its time is over or standard input ends, which it does when
-/// this program ends in whatever way.
+/// this program ends in whatever way, also with all of its process group.
 const WATCH: &str = r#"
 exec 3<&0
 "$@" </dev/null 3<&- &
 child=$!
-(cat <&3 >/dev/null; kill $child) 2>/dev/null &
+(trap '' HUP INT TERM; cat <&3 >/dev/null; kill $child) 2>/dev/null &
 wait $child
 "#;
 
