@@ -10,6 +10,7 @@ mod build;
 mod cluster;
 mod disk;
 mod floor;
+mod idle;
 mod image;
 mod kubeadm;
 mod large;
@@ -54,9 +55,12 @@ pub struct Options {
     /// The kubeadm program; the one among the base's components otherwise.
     #[arg(long)]
     kubeadm: Option<PathBuf>,
-    /// Only these parts; all but `large` otherwise.
+    /// Only these parts; all but `idle` and `large` otherwise.
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Part>,
+    /// How long to look on for `idle`.
+    #[arg(long, default_value_t = 10, value_name = "MINUTES")]
+    idle_minutes: u16,
     /// Size of the large image.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     gigabytes: u16,
@@ -83,6 +87,8 @@ enum Part {
     Registry,
     /// Building with a warm cache.
     Build,
+    /// What gravity's processes cost where nothing happens; minutes.
+    Idle,
     /// Building, pushing and pulling an image of gigabytes; minutes, and three
     /// times its size on the disk.
     Large,
@@ -311,6 +317,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     if wanted(Part::Build) {
         rows.push(build::row(&bench, &setup));
     }
+    if options.only.contains(&Part::Idle) {
+        rows.extend(idle::rows(&bench, options.idle_minutes));
+    }
     if options.only.contains(&Part::Large) {
         rows.extend(large::rows(&bench, options.gigabytes));
     }
@@ -339,7 +348,7 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
         file::write(path, serde_json::to_vec_pretty(&report)?)?;
     }
     ensure!(
-        rows.iter().any(|row| row.ratio().is_some()),
+        rows.iter().any(|row| !row.ours.is_empty()),
         "nothing could be measured"
     );
     Ok(())
