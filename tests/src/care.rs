@@ -68,7 +68,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     first.delete()
 }
 
-/// The sample with a quota.
+/// The sample with a quota; it is always built, as no other image has it.
 fn with_quota(setup: &Setup) -> Result<Setup> {
     let directory = file::cache()?.join("care");
     file::remove_directory(&directory)?;
@@ -84,6 +84,7 @@ fn with_quota(setup: &Setup) -> Result<Setup> {
     file::write(&app, file::read(&app)? + &options)?;
     Ok(Setup {
         sample: directory,
+        image: None,
         ..setup.clone()
     })
 }
