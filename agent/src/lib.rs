@@ -141,7 +141,7 @@ impl Executor for Agent {
         let lock = self.lock(&phase.id);
         let _running = lock.lock().await;
         if self.last_state(phase).await == Some(State::Completed) {
-            return Ok(());
+            return phases::start_again(&self.node_of(phase), read(phase)?, sink).await;
         }
         self.run(phase, sink).await
     }

@@ -105,6 +105,19 @@ pub(crate) async fn execute(
     }
 }
 
+/// Starts again what a completed phase has started and the end of the machine
+/// has ended.
+pub(crate) async fn start_again(
+    node: &Arc<Node>,
+    phase: PhaseSpec,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    match phase {
+        PhaseSpec::Planet(phase) => planet::start_again(node, phase, sink).await,
+        _ => Ok(()),
+    }
+}
+
 /// Runs work with files on a thread that may block.
 async fn blocking<F>(node: &Arc<Node>, sink: Arc<dyn Sink>, work: F) -> Result<(), PhaseError>
 where

@@ -178,14 +178,17 @@ enum Task {
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
-    /// Hit installs at each record of their journal, then go on or back.
+    /// Hit installs, and `leave`, at each record of their journal, then go on or back.
     Crash {
         /// Use this cluster image instead of building one.
         #[arg(long, value_name = "FILE")]
         image: Option<PathBuf>,
-        /// Only one part of the cells.
+        /// Only one part of what is tried.
         #[arg(long, value_name = "N/OF", default_value = "1/1")]
         shard: gravity_tests::crash::Shard,
+        /// Only what contains this: "break the disk".
+        #[arg(long)]
+        only: Option<String>,
     },
     /// What needs a kernel, a disk or systemd of its own, in virtual machines.
     Vm {
@@ -346,14 +349,14 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Task::Crash { image, shard } => {
+        Task::Crash { image, shard, only } => {
             let setup = Setup {
                 sample: "tests/sample".into(),
                 tele: None,
                 image,
                 default_route: false,
             };
-            if !crash::run(&setup.image(console)?, shard, console)? {
+            if !crash::run(&setup.image(console)?, shard, only.as_deref(), console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
