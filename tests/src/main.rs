@@ -143,6 +143,9 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "page")]
         name: String,
+        /// Install it on five nodes instead, requirements lowered.
+        #[arg(long)]
+        five_nodes: bool,
     },
     /// Make troubles on a node and have `gravity check` find them.
     Checks {
@@ -336,7 +339,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Peers { name, scenario } => peers::run(&scenario.into(), &name, console)?,
         Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,
-        Task::Page { name } => page::run(&name, console)?,
+        Task::Page { name, five_nodes } => page::run(&name, five_nodes, console)?,
         Task::PageVendor { directory } => page::vendor(&directory)?,
         Task::Faults { image, only } => {
             let setup = Setup {
