@@ -7,6 +7,7 @@
 
 pub mod care;
 mod daemon;
+mod disk;
 pub mod etcd;
 pub mod leave;
 mod node;
@@ -14,7 +15,6 @@ mod phases;
 pub mod power;
 pub mod preview;
 mod residue;
-mod room;
 pub mod snapshots;
 
 use std::collections::HashMap;

@@ -34,7 +34,7 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::{self, PhaseSpec};
 
-use crate::{Node, room};
+use crate::{Node, disk};
 
 pub(crate) use health::wait_healthy;
 pub use hook::hook_run;
@@ -89,7 +89,7 @@ pub(crate) async fn execute(
         // Without room its pods wait for ever; its Job is found again.
         PhaseSpec::Hook(phase) => tokio::select! {
             done = hook::execute(node, phase, sink) => done,
-            full = room::exhausted(node.layout().state_dir()) => Err(full),
+            full = disk::unusable(node.layout().state_dir()) => Err(full),
         },
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
         PhaseSpec::EtcdCollect(phase) => own_data::collect(node, phase, sink).await,

@@ -198,7 +198,8 @@ struct Reference {
 /// # Errors
 /// When the node can't be made or an undisturbed install fails.
 pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) -> Result<bool> {
-    let setup = Setup::new("crash", "10.99.0.51/24", image, console)?;
+    let new = || Setup::new("crash", "10.99.0.51/24", image, console);
+    let mut setup = new()?;
     let reference = undisturbed(&setup).context("an undisturbed install")?;
     let all = blows(reference.records, reference.lines);
     let chosen = all
@@ -229,7 +230,9 @@ pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) ->
                 Err(error) => {
                     bad += 1;
                     console.print(&format!("FAILED {index} {blow}, {end} ({took}): {error:#}"));
-                    tidy(&setup);
+                    Disk::let_go(&setup);
+                    drop(setup);
+                    setup = new().context("making a new node after a bad end")?;
                     false
                 }
             };
@@ -453,6 +456,14 @@ impl Disk {
         Ok(())
     }
 
+    /// After a bad end, before the node is removed.
+    fn let_go(setup: &Setup) {
+        drop(setup.shell("kill -9 -1"));
+        drop(setup.shell(&format!(
+            "umount -l {STATE}; chattr -i {DISK_FILE}; losetup --detach $(cat /run/broken-disk)"
+        )));
+    }
+
     /// Fails when `leave` has left something on it.
     fn unmount(self, setup: &Setup) -> Result<()> {
         if self == Self::Own {
@@ -472,18 +483,6 @@ impl Disk {
         }
         setup.shell(&script)?.expect(0, &[]).map(drop)
     }
-}
-
-/// After a bad end: the next cell begins with a clean node again.
-fn tidy(setup: &Setup) {
-    // What goes on in the background is in the way of `leave`.
-    drop(setup.shell(&Hit::Both.script()));
-    drop(setup.leave());
-    drop(setup.shell(&format!(
-        "while mountpoint -q {STATE}; do umount -l {STATE}; done; rm -rf {STATE} /run/mount; \
-         if [ -e {DISK_FILE} ]; then chattr -i {DISK_FILE}; \
-           losetup --detach $(cat /run/broken-disk); rm -f {DISK_FILE} /run/broken-disk; fi"
-    )));
 }
 
 #[cfg(test)]

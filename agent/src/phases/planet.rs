@@ -10,7 +10,7 @@ use planet::config::PlanetConfig;
 use spec::phase::Planet;
 
 use crate::node::{lasting, transient};
-use crate::{Node, daemon, room};
+use crate::{Node, daemon, disk};
 
 /// From the start of the container until the API answers; seconds as a rule,
 /// minutes under emulation.
@@ -66,7 +66,7 @@ async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> 
         ready = planet.wait_ready(services, DEADLINE, |_| ()) => {
             ready.map(drop).map_err(|error| transient(&error))
         }
-        full = room::exhausted(node.layout().state_dir()) => Err(full),
+        full = disk::unusable(node.layout().state_dir()) => Err(full),
     }
 }
 
