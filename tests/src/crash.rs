@@ -252,7 +252,7 @@ fn install(setup: &Setup, at: usize, then: &str) -> Result<(bool, Said)> {
     at_line(
         setup,
         &format!(
-            "install --accept-eula {FLAVOR} --advertise-addr={}",
+            "install --accept-eula --skip-disk-test {FLAVOR} --advertise-addr={}",
             setup.node.address()
         ),
         RECORD,
