@@ -388,9 +388,7 @@ fn write_new(dest: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>)
     temp.as_file()
         .set_permissions(mode)
         .map_err(Error::at("set the mode of", dest))?;
-    temp.as_file()
-        .sync_all()
-        .map_err(Error::at("sync", dest))?;
+    temp.as_file().sync_all().map_err(Error::at("sync", dest))?;
     temp.persist(dest)
         .map_err(|error| Error::io("write", dest, error.error))?;
     Ok(())
