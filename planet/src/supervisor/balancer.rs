@@ -2,7 +2,9 @@
 //!
 //! In: a [`Balancer`]. Out: each connection goes to a backend that accepts it. One
 //! that stands still is noticed though its kernel goes on to accept and to
-//! acknowledge: its connections end, and new ones go to others.
+//! acknowledge: its connections end, and new ones go to others. So do those of
+//! one that is a backend no longer: a master that leaves has no etcd any more,
+//! and its API server would keep waiting whoever is connected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -74,8 +76,16 @@ fn read_addresses(path: &Path) -> Option<Vec<IpAddr>> {
 /// Backends that are silent while others are not.
 type Silent = BTreeSet<SocketAddr>;
 
-/// Looks for ever which backends are silent.
-async fn look(balancer: Arc<Balancer>, silent: watch::Sender<Silent>) {
+/// What is known of the backends.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Known {
+    silent: Silent,
+    /// All that there are; none before the first look.
+    listed: BTreeSet<SocketAddr>,
+}
+
+/// Looks for ever which backends there are and which of them are silent.
+async fn look(balancer: Arc<Balancer>, known: watch::Sender<Known>) {
     let mut failures = BTreeMap::new();
     loop {
         sleep(LOOK).await;
@@ -97,13 +107,17 @@ async fn look(balancer: Arc<Balancer>, silent: watch::Sender<Silent>) {
                 *count = if spoke { 0 } else { *count + 1 };
             }
         }
-        let found = silent_ones(&failures);
-        silent.send_if_modified(|known| {
+        let found = Known {
+            silent: silent_ones(&failures),
+            listed: backends.into_iter().collect(),
+        };
+        known.send_if_modified(|known| {
             let changed = *known != found;
-            if changed {
-                tracing::info!(?found, "backends that do not speak any more");
-                *known = found;
+            if known.silent != found.silent {
+                let silent = &found.silent;
+                tracing::info!(?silent, "backends that do not speak any more");
             }
+            *known = found;
             changed
         });
     }
@@ -121,7 +135,7 @@ fn silent_ones(failures: &BTreeMap<SocketAddr, u32>) -> Silent {
 
 async fn serve(listener: TcpListener, balancer: Balancer) {
     let balancer = Arc::new(balancer);
-    let (told, silent) = watch::channel(Silent::new());
+    let (told, known) = watch::channel(Known::default());
     let mut helpers = JoinSet::new();
     if balancer.tls {
         helpers.spawn(look(balancer.clone(), told));
@@ -137,11 +151,11 @@ async fn serve(listener: TcpListener, balancer: Balancer) {
             sleep(RETRY).await;
             continue;
         };
-        let (balancer, next, silent) = (balancer.clone(), next.clone(), silent.clone());
+        let (balancer, next, known) = (balancer.clone(), next.clone(), known.clone());
         connections.spawn(async move {
             // Few connections are made, and each lives long: what is read anew for
             // each needs nobody to tell when it changes.
-            forward(client, balancer.backends(), &next, silent).await;
+            forward(client, balancer.backends(), &next, known).await;
             drop(permit);
         });
         while connections.try_join_next().is_some() {}
@@ -152,15 +166,15 @@ async fn forward(
     mut client: TcpStream,
     mut backends: Vec<SocketAddr>,
     next: &AtomicUsize,
-    mut silent: watch::Receiver<Silent>,
+    mut known: watch::Receiver<Known>,
 ) {
     if backends.is_empty() {
         return;
     }
     let first = next.fetch_add(1, Ordering::Relaxed) % backends.len();
     backends.rotate_left(first);
-    let known = silent.borrow_and_update().clone();
-    backends.sort_by_key(|backend| known.contains(backend));
+    let silent = known.borrow_and_update().silent.clone();
+    backends.sort_by_key(|backend| silent.contains(backend));
     for address in backends {
         let Ok(Ok(mut backend)) = timeout(CONNECT, TcpStream::connect(address)).await else {
             continue;
@@ -170,9 +184,16 @@ async fn forward(
         drop(backend.set_nodelay(true));
         // Without it the connection is as good until then.
         let _ = notice_death(&backend);
-        let silence = async {
-            let fell = silent.wait_for(|now| now.contains(&address) && !known.contains(&address));
-            if fell.await.is_err() {
+        let end = async {
+            // One that has just become a backend may be listed a moment later.
+            let mut was_listed = false;
+            let ends = known.wait_for(|now| {
+                let fell = now.silent.contains(&address) && !silent.contains(&address);
+                let is_listed = now.listed.contains(&address);
+                was_listed |= is_listed;
+                fell || (was_listed && !is_listed)
+            });
+            if ends.await.is_err() {
                 // Nobody looks.
                 std::future::pending::<()>().await;
             }
@@ -180,7 +201,7 @@ async fn forward(
         // A broken connection is seen by both ends.
         tokio::select! {
             _ = copy_bidirectional(&mut client, &mut backend) => {}
-            () = silence => {}
+            () = end => {}
         }
         return;
     }
@@ -251,30 +272,42 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn connections_with_a_backend_that_falls_silent_end() {
+    async fn connections_with_a_backend_that_falls_silent_or_is_one_no_longer_end() {
         let one = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let two = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let backends = [&one, &two].map(|one| one.local_addr().unwrap());
         let front = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = front.local_addr().unwrap();
-        let (told, silent) = watch::channel(Silent::new());
+        let (told, known) = watch::channel(Known::default());
         let connect = || async {
             let stream = TcpStream::connect(address).await.unwrap();
             let (client, _) = front.accept().await.unwrap();
-            let silent = silent.clone();
+            let known = known.clone();
             let next = AtomicUsize::new(0);
             tokio::spawn(async move {
-                forward(client, backends.to_vec(), &next, silent).await;
+                forward(client, backends.to_vec(), &next, known).await;
             });
             stream
         };
         let mut first = connect().await;
         let _open = one.accept().await.unwrap();
-        told.send_replace(Silent::from([backends[0]]));
+        told.send_replace(Known {
+            silent: Silent::from([backends[0]]),
+            listed: backends.into(),
+        });
         let ended = timeout(Duration::from_secs(5), first.read(&mut [0])).await;
         assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
-        let _second = connect().await;
+        let mut second = connect().await;
         let other = timeout(Duration::from_secs(5), two.accept()).await;
         assert!(matches!(other, Ok(Ok(_))), "new ones go elsewhere");
+
+        let still = timeout(Duration::from_millis(100), second.read(&mut [0])).await;
+        assert!(still.is_err(), "{still:?}");
+        told.send_replace(Known {
+            silent: Silent::new(),
+            listed: [backends[0]].into(),
+        });
+        let ended = timeout(Duration::from_secs(5), second.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
     }
 }
