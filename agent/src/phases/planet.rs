@@ -9,6 +9,7 @@ use operation::PhaseError;
 use planet::config::PlanetConfig;
 use spec::phase::Planet;
 
+use super::blocking;
 use crate::node::{lasting, transient};
 use crate::{Node, daemon, disk};
 
@@ -26,10 +27,8 @@ pub(crate) async fn execute(
     phase: Planet,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    let starter = node.clone();
     let config = phase.config;
-    let warnings = sink.clone();
-    blocking(move || start(&starter, &config, &*warnings)).await?;
+    blocking(node, sink.clone(), move |n, s| start(n, &config, s)).await?;
     wait_ready(node, &phase.wait_for).await?;
     sink.info(&format!("Services are up: {}", phase.wait_for.join(", ")));
     Ok(())
@@ -42,22 +41,13 @@ pub(crate) async fn start_again(
     phase: Planet,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    let starter = node.clone();
-    blocking(move || {
+    blocking(node, sink, move |n, s| {
         let planet = serde_json::from_value(phase.config).map_err(|error| lasting(&error))?;
-        prepare_kernel(&mut starter.changes(), &planet, &*sink)?;
-        daemon::start(&starter)
+        prepare_kernel(&mut n.changes(), &planet, s)?;
+        daemon::start(n)
     })
     .await?;
     wait_ready(node, &phase.wait_for).await
-}
-
-async fn blocking(
-    work: impl FnOnce() -> Result<(), PhaseError> + Send + 'static,
-) -> Result<(), PhaseError> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))?
 }
 
 async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> {
