@@ -7,6 +7,7 @@
 
 pub mod care;
 mod daemon;
+mod disk;
 pub mod etcd;
 pub mod leave;
 mod node;
@@ -14,7 +15,6 @@ mod phases;
 pub mod power;
 pub mod preview;
 mod residue;
-mod room;
 pub mod snapshots;
 
 use std::collections::HashMap;
@@ -141,7 +141,7 @@ impl Executor for Agent {
         let lock = self.lock(&phase.id);
         let _running = lock.lock().await;
         if self.last_state(phase).await == Some(State::Completed) {
-            return Ok(());
+            return phases::start_again(&self.node_of(phase), read(phase)?, sink).await;
         }
         self.run(phase, sink).await
     }

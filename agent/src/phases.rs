@@ -34,7 +34,7 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::{self, PhaseSpec};
 
-use crate::{Node, room};
+use crate::{Node, disk};
 
 pub(crate) use health::wait_healthy;
 pub use hook::hook_run;
@@ -89,7 +89,7 @@ pub(crate) async fn execute(
         // Without room its pods wait for ever; its Job is found again.
         PhaseSpec::Hook(phase) => tokio::select! {
             done = hook::execute(node, phase, sink) => done,
-            full = room::exhausted(node.layout().state_dir()) => Err(full),
+            full = disk::unusable(node.layout().state_dir()) => Err(full),
         },
         PhaseSpec::Complete(phase) => complete::execute(node, phase).await,
         PhaseSpec::EtcdCollect(phase) => own_data::collect(node, phase, sink).await,
@@ -102,6 +102,19 @@ pub(crate) async fn execute(
         PhaseSpec::EtcdClean(phase) => {
             blocking(node, sink, move |n, _| recovery::clean(n, &phase)).await
         }
+    }
+}
+
+/// Starts again what a completed phase has started and the end of the machine
+/// has ended.
+pub(crate) async fn start_again(
+    node: &Arc<Node>,
+    phase: PhaseSpec,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    match phase {
+        PhaseSpec::Planet(phase) => planet::start_again(node, phase, sink).await,
+        _ => Ok(()),
     }
 }
 

@@ -79,7 +79,7 @@ pub(crate) enum Command {
     /// or take them back one by one
     Plan(Plan),
     /// Show the state of the cluster, its nodes and services
-    Status,
+    Status(Status),
     /// Collect logs, journals and objects in an archive, without secrets
     Report(Report),
     /// Show and renew the certificates of this node
@@ -500,6 +500,34 @@ pub(crate) struct Rollback {
     /// Don't ask
     #[arg(long)]
     pub(crate) confirm: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct Status {
+    /// Show nothing but the token with which nodes join; on a master
+    #[arg(long)]
+    pub(crate) token: bool,
+    /// Follow the operation that runs to its end first
+    #[arg(long)]
+    pub(crate) tail: bool,
+    /// Show the state again every so many seconds, until Ctrl+C
+    #[arg(
+        long,
+        short,
+        value_name = "N",
+        conflicts_with = "token",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub(crate) seconds: Option<u64>,
+    #[command(subcommand)]
+    pub(crate) command: Option<StatusCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StatusCommand {
+    /// Show what has happened to nodes, services and the application; on a master
+    History,
 }
 
 #[derive(Debug, Args)]

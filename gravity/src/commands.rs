@@ -121,7 +121,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Resume => block_on(resume::run(&session)),
         Command::Rollback(arguments) => block_on(rollback::run(&session, &arguments)),
         Command::Plan(arguments) => block_on(plan::run(&session, &arguments)),
-        Command::Status => block_on(status::run(&session)),
+        Command::Status(arguments) => block_on(status::run(&session, &arguments)),
         Command::Report(arguments) => block_on(report::run(&session, &arguments)),
         Command::Cert(arguments) => block_on(cert::run(&session, &arguments)),
         Command::Leave(arguments) => block_on(leave::run(&session, &arguments)),

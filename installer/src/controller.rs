@@ -30,6 +30,7 @@ use uuid::Uuid;
 
 use crate::addons;
 use crate::etcd::{self, Etcd};
+use crate::history;
 use crate::hooks::NodeHooks;
 use crate::install::{NODE_PREFIX, node_labels};
 use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
@@ -126,6 +127,7 @@ pub async fn run(
     tokio::select! {
         served = rpc::controller::serve(listener, tls, site.clone(), here, stop) => Ok(served?),
         () = site.keep_members() => Ok(()),
+        () = history::keep(&site.client) => Ok(()),
     }
 }
 

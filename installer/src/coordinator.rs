@@ -15,6 +15,7 @@ use host::lock::Lock;
 use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState};
 use serde::{Deserialize, Serialize};
 use spec::layout::Layout;
+use spec::phase::PhaseSpec;
 
 /// How long an agent may take to listen after it was started.
 const AGENT_START: Duration = Duration::from_secs(10);
@@ -233,6 +234,9 @@ pub async fn act(
     };
     // What keeps it from starting at all is no phase's failure.
     agent.connect().await?;
+    if matches!(action, Action::Run | Action::Execute { .. }) {
+        start_again(operation, &agent, &sink).await?;
+    }
     let engine = Engine::default();
     let (plan, journal) = (&operation.plan, &mut journal);
     let result = match action {
@@ -253,6 +257,28 @@ pub async fn act(
         connection.shutdown().await;
     }
     Ok(result?)
+}
+
+/// Has the agent start again what completed phases have started and the end of
+/// the machine has ended; what runs is left alone.
+async fn start_again(
+    operation: &Operation,
+    agent: &LocalAgent,
+    sink: &Arc<dyn Sink>,
+) -> Result<(), Error> {
+    let state = operation.state()?;
+    for phase in operation.plan.leaves() {
+        let ends = serde_json::from_value(phase.payload.clone())
+            .is_ok_and(|spec: PhaseSpec| spec.ends_with_the_machine());
+        if ends && state.phase(&phase.id).state == operation::State::Completed {
+            let started = agent.execute(phase, sink.clone()).await;
+            started.map_err(|source| operation::RunError::Phase {
+                phase: phase.id.clone(),
+                source,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// The node's agent; another one is started where it has died.

@@ -12,6 +12,7 @@ pub mod attach;
 pub mod controller;
 pub mod coordinator;
 pub mod etcd;
+pub mod history;
 pub mod hooks;
 pub mod install;
 pub mod join;

@@ -2,17 +2,19 @@
 //! then gone on with, or taken back.
 //!
 //! In: a cluster image and a shard. Out: a line a cell, and their count. A cell
-//! is what is hit (the process that runs the operation, the agent, both, the
-//! supervisor, the planet with all in it, the disk), at which record of the operation's journal, and how
-//! it ends. A cell that is gone on with must give the objects and the hook runs
-//! of an undisturbed install; one that is taken back, the node as it was.
+//! is a blow and what follows. A blow is what is hit (the process that runs the
+//! operation, the agent, both, the supervisor, the planet with all in it, the
+//! disk's space, the disk itself) and at which record of the operation's
+//! journal. A cell that is gone on with must give the objects and the hook runs
+//! of an undisturbed install; one that is taken back, the node as it was. Where
+//! an install comes to its end by itself, the blow has one cell, not three.
 
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
 use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
@@ -22,6 +24,9 @@ use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
 const RECORD: &str = "*/*' in progress: '*|*/*' completed: '*";
 /// Size of the disk that is filled, in MB: the install fits.
 const DISK: u32 = 3400;
+/// File of the disk that breaks: what a file that may not be changed is the
+/// disk of takes no writes, and says EIO.
+const DISK_FILE: &str = "/var/lib/disk.raw";
 
 /// One part of several: `2/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,17 +66,26 @@ enum Hit {
     Both,
     Supervisor,
     Planet,
-    Disk,
+    FullDisk,
+    BrokenDisk,
 }
 
 impl Hit {
-    const ALL: [Self; 6] = [
+    const INSTALL: [Self; 7] = [
         Self::Operation,
         Self::Agent,
         Self::Both,
         Self::Supervisor,
         Self::Planet,
-        Self::Disk,
+        Self::FullDisk,
+        Self::BrokenDisk,
+    ];
+    /// What there is while a cluster is taken off; no agent.
+    const LEAVE: [Self; 4] = [
+        Self::Operation,
+        Self::Planet,
+        Self::FullDisk,
+        Self::BrokenDisk,
     ];
 
     /// How, in words of the shell. It must not fail where there is none yet.
@@ -90,11 +104,12 @@ impl Hit {
             // Process 1 of the planet has the supervisor's command in its arguments.
             Self::Supervisor => kill_program("/opt/gravity/bin/gravity planet supervise"),
             Self::Planet => kill_program("/usr/local/bin/planet-init"),
-            Self::Disk => format!(
+            Self::FullDisk => format!(
                 "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
                  fallocate -l $((free - 4194304)) {STATE}/filler; \
                  dd if=/dev/zero of={STATE}/filler2 bs=64K 2>/dev/null"
             ),
+            Self::BrokenDisk => format!("chattr +i {DISK_FILE}"),
         }
     }
 }
@@ -107,7 +122,8 @@ impl fmt::Display for Hit {
             Self::Both => "kill operation and agent",
             Self::Supervisor => "kill the supervisor",
             Self::Planet => "kill the planet",
-            Self::Disk => "fill the disk",
+            Self::FullDisk => "fill the disk",
+            Self::BrokenDisk => "break the disk",
         })
     }
 }
@@ -120,7 +136,7 @@ pub(crate) fn kill_program(command: &str) -> String {
     )
 }
 
-/// What follows.
+/// What follows an install that was hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     Resume,
@@ -128,49 +144,45 @@ enum End {
     Leave,
 }
 
-/// One cell of the matrix.
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Resume => "resume",
+            Self::Rollback => "roll back",
+            Self::Leave => "leave",
+        })
+    }
+}
+
+/// What is hit, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cell {
+enum Blow {
     Install {
         hit: Hit,
         record: usize,
-        end: End,
     },
-    /// `leave` of a whole cluster, killed at a line of its output.
+    /// `leave` of a whole cluster, at a line of its output.
     Leave {
+        hit: Hit,
         line: usize,
     },
 }
 
-impl fmt::Display for Cell {
+impl fmt::Display for Blow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Install { hit, record, end } => {
-                let end = match end {
-                    End::Resume => "resume",
-                    End::Rollback => "roll back",
-                    End::Leave => "leave",
-                };
-                write!(f, "install: {hit} at record {record}, {end}")
-            }
-            Self::Leave { line } => write!(f, "leave: kill it at line {line}, leave"),
+            Self::Install { hit, record } => write!(f, "install: {hit} at record {record}"),
+            Self::Leave { hit, line } => write!(f, "leave: {hit} at line {line}"),
         }
     }
 }
 
-/// All cells of an install with so many records and a `leave` with so many lines.
-fn cells(records: usize, lines: usize) -> Vec<Cell> {
-    let ends = [End::Resume, End::Rollback, End::Leave];
-    let mut cells = Vec::new();
-    for record in 1..=records {
-        for hit in Hit::ALL {
-            for end in ends {
-                cells.push(Cell::Install { hit, record, end });
-            }
-        }
-    }
-    cells.extend((1..=lines).map(|line| Cell::Leave { line }));
-    cells
+/// All blows to an install with so many records and a `leave` with so many lines.
+fn blows(records: usize, lines: usize) -> Vec<Blow> {
+    let install =
+        (1..=records).flat_map(|record| Hit::INSTALL.map(|hit| Blow::Install { hit, record }));
+    let leave = (1..=lines).flat_map(|line| Hit::LEAVE.map(|hit| Blow::Leave { hit, line }));
+    install.chain(leave).collect()
 }
 
 /// What an undisturbed install and `leave` were like.
@@ -180,36 +192,57 @@ struct Reference {
     cluster: String,
 }
 
-/// Runs the cells of a shard. Says whether all ended well.
+/// Runs the cells of a shard, or of it those whose blow contains `only`. Says
+/// whether all ended well.
 ///
 /// # Errors
 /// When the node can't be made or an undisturbed install fails.
-pub fn run(image: &Path, shard: Shard, console: &Console) -> Result<bool> {
-    let setup = Setup::new("crash", "10.99.0.51/24", image, console)?;
+pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) -> Result<bool> {
+    let new = || Setup::new("crash", "10.99.0.51/24", image, console);
+    let mut setup = new()?;
     let reference = undisturbed(&setup).context("an undisturbed install")?;
-    let all = cells(reference.records, reference.lines);
-    let chosen: Vec<_> = all
+    let all = blows(reference.records, reference.lines);
+    let chosen = all
         .iter()
         .enumerate()
         .filter(|(index, _)| shard.holds(*index))
-        .collect();
-    let mut bad = 0;
-    for (index, cell) in &chosen {
-        let started = Instant::now();
-        let result = run_cell(&setup, &reference, **cell);
-        let took = render::duration(started.elapsed());
-        match result {
-            Ok(()) => console.print(&format!("ok {index} {cell} ({took})")),
-            Err(error) => {
-                bad += 1;
-                console.print(&format!("FAILED {index} {cell} ({took}): {error:#}"));
-                tidy(&setup);
+        .filter(|(_, blow)| only.is_none_or(|only| blow.to_string().contains(only)));
+    let (mut struck, mut cells, mut bad) = (0, 0, 0);
+    for (index, blow) in chosen {
+        struck += 1;
+        for end in [End::Resume, End::Rollback, End::Leave] {
+            cells += 1;
+            let started = Instant::now();
+            let result = match *blow {
+                Blow::Install { hit, record } => run_install(&setup, &reference, hit, record, end),
+                Blow::Leave { hit, line } => run_leave(&setup, hit, line).map(|()| true),
+            };
+            let took = render::duration(started.elapsed());
+            let ended_by_itself = match result {
+                Ok(by_itself) => {
+                    let how = match by_itself {
+                        true => "by itself".to_owned(),
+                        false => end.to_string(),
+                    };
+                    console.print(&format!("ok {index} {blow}, {how} ({took})"));
+                    by_itself
+                }
+                Err(error) => {
+                    bad += 1;
+                    console.print(&format!("FAILED {index} {blow}, {end} ({took}): {error:#}"));
+                    Disk::let_go(&setup);
+                    drop(setup);
+                    setup = new().context("making a new node after a bad end")?;
+                    false
+                }
+            };
+            if ended_by_itself {
+                break;
             }
         }
     }
     console.print(&format!(
-        "{} of {} cells, {bad} ended badly",
-        chosen.len(),
+        "{struck} of {} blows in {cells} cells, {bad} ended badly",
         all.len()
     ));
     Ok(bad == 0)
@@ -219,7 +252,7 @@ fn install(setup: &Setup, at: usize, then: &str) -> Result<(bool, Said)> {
     at_line(
         setup,
         &format!(
-            "install --accept-eula {FLAVOR} --advertise-addr={}",
+            "install --accept-eula --skip-disk-test {FLAVOR} --advertise-addr={}",
             setup.node.address()
         ),
         RECORD,
@@ -292,97 +325,164 @@ fn cluster(setup: &Setup) -> Result<String> {
     Ok(setup.shell(objects)?.expect(0, &["node/"])?.text)
 }
 
-fn run_cell(setup: &Setup, reference: &Reference, cell: Cell) -> Result<()> {
-    match cell {
-        Cell::Leave { line } => {
-            let (_, said) = install(setup, 0, ":")?;
-            said.expect(0, &["is active"])?;
-            let kill = format!("kill -9 $(cat {STATE}/operation.lock 2>/dev/null) 2>/dev/null");
-            at_line(setup, "leave --force --confirm", "*", line, &kill)?;
-            // It may have been done already.
-            if setup.shell(&format!("test -e {STATE}"))?.code == 0 {
-                setup.leave()?.expect(0, &[])?;
+/// Hits an install and ends it so. Whether it came to its end by itself: what
+/// else could follow is the same then.
+fn run_install(
+    setup: &Setup,
+    reference: &Reference,
+    hit: Hit,
+    record: usize,
+    end: End,
+) -> Result<bool> {
+    let disk = Disk::mount(setup, hit)?;
+    let (reached, said) = install(setup, record, &hit.script())?;
+    ensure!(reached, "there was no such record: {}", said.text);
+    ensure!(
+        matches!(said.code, 0 | RESUMABLE),
+        "exit code {}: {}",
+        said.code,
+        said.text
+    );
+    let is_done = said.code == 0;
+    disk.mend(setup, end == End::Resume)?;
+    match end {
+        End::Resume => {
+            if !is_done {
+                setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
+            } else if hit == Hit::BrokenDisk {
+                setup.said(&[IMAGE, "start"])?.expect(0, &[])?;
             }
-            setup.is_untouched()
-        }
-        Cell::Install { hit, record, end } => {
-            if hit == Hit::Disk {
-                let mount =
-                    format!("mkdir -p {STATE} && mount -t tmpfs -o size={DISK}M disk {STATE}");
-                setup.shell(&mount)?.expect(0, &[])?;
-            }
-            let (reached, said) = install(setup, record, &hit.script())?;
-            ensure!(reached, "there was no such record: {}", said.text);
+            setup.is_active()?;
+            let found = cluster(setup)?;
             ensure!(
-                matches!(said.code, 0 | RESUMABLE),
-                "exit code {}: {}",
-                said.code,
-                said.text
+                found == reference.cluster,
+                "the cluster differs: {found} instead of {}",
+                reference.cluster
             );
-            let is_done = said.code == 0;
-            if hit == Hit::Disk && end == End::Resume {
-                free(setup)?;
-            }
-            match end {
-                End::Resume => {
-                    if !is_done {
-                        setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
-                    }
-                    setup.is_active()?;
-                    let found = cluster(setup)?;
-                    ensure!(
-                        found == reference.cluster,
-                        "the cluster differs: {found} instead of {}",
-                        reference.cluster
-                    );
-                    setup.leave()?.expect(0, &[])?;
-                }
-                End::Rollback if !is_done => {
-                    setup
-                        .said(&[IMAGE, "rollback", "--confirm"])?
-                        .expect(0, &[])?;
-                }
-                End::Rollback | End::Leave => {
-                    setup.leave()?.expect(0, &[])?;
-                }
-            }
-            if hit == Hit::Disk {
-                let said = setup.shell(&format!("ls -A {STATE}"))?;
-                ensure!(
-                    said.text.trim().is_empty(),
-                    "something is left: {}",
-                    said.text
-                );
-                unmount(setup)?;
-            }
-            setup.is_untouched()
+            setup.leave()?.expect(0, &[])?;
+        }
+        End::Rollback if !is_done => {
+            setup
+                .said(&[IMAGE, "rollback", "--confirm"])?
+                .expect(0, &[])?;
+        }
+        End::Rollback | End::Leave => {
+            setup.leave()?.expect(0, &[])?;
         }
     }
+    disk.unmount(setup)?;
+    setup.is_untouched()?;
+    Ok(is_done)
 }
 
-fn free(setup: &Setup) -> Result<()> {
-    setup
-        .shell(&format!("rm -f {STATE}/filler {STATE}/filler2"))?
-        .expect(0, &[])
-        .map(drop)
-}
-
-fn unmount(setup: &Setup) -> Result<()> {
-    let script = format!("umount {STATE} && rmdir {STATE} && rm -rf /run/mount");
-    match setup.shell(&script)?.code {
-        0 => Ok(()),
-        code => bail!("unmounting ended with {code}"),
+/// Hits a `leave` and does it again.
+fn run_leave(setup: &Setup, hit: Hit, line: usize) -> Result<()> {
+    let disk = Disk::mount(setup, hit)?;
+    let (_, said) = install(setup, 0, ":")?;
+    said.expect(0, &["is active"])?;
+    at_line(setup, "leave --force --confirm", "*", line, &hit.script())?;
+    disk.mend(setup, false)?;
+    // It may have been done already.
+    if setup
+        .shell(&format!("ls -A {STATE} 2>/dev/null | grep -q ."))?
+        .code
+        == 0
+    {
+        setup.leave()?.expect(0, &[])?;
     }
+    disk.unmount(setup)?;
+    setup.is_untouched()
 }
 
-/// After a bad end: the next cell begins with a clean node again.
-fn tidy(setup: &Setup) {
-    // What goes on in the background is in the way of `leave`.
-    drop(setup.shell(&Hit::Both.script()));
-    drop(setup.leave());
-    drop(setup.shell(&format!(
-        "if mountpoint -q {STATE}; then rm -rf {STATE}/*; umount -l {STATE}; rmdir {STATE}; rm -rf /run/mount; fi"
-    )));
+/// The disk of the state directory that a hit is to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// The node's own.
+    Own,
+    /// One of [`DISK`] MB.
+    Small,
+    /// One that can break.
+    Breaking,
+}
+
+impl Disk {
+    fn mount(setup: &Setup, hit: Hit) -> Result<Self> {
+        let (disk, script) = match hit {
+            Hit::FullDisk => (
+                Self::Small,
+                format!("mkdir -p {STATE} && mount -t tmpfs -o size={DISK}M disk {STATE}"),
+            ),
+            Hit::BrokenDisk => (
+                Self::Breaking,
+                format!(
+                    "set -e; truncate -s 8G {DISK_FILE}; \
+                     mkfs.ext4 -q -E lazy_itable_init=0,lazy_journal_init=0 {DISK_FILE}; \
+                     [ -e /dev/loop-control ] || mknod /dev/loop-control c 10 237; \
+                     loop=$(losetup --find); \
+                     [ -e $loop ] || mknod $loop b 7 ${{loop#/dev/loop}}; \
+                     losetup $loop {DISK_FILE}; mkdir {STATE}; mount $loop {STATE}; \
+                     rmdir {STATE}/lost+found; echo $loop >/run/broken-disk"
+                ),
+            ),
+            _ => return Ok(Self::Own),
+        };
+        setup.shell(&script)?.expect(0, &[])?;
+        Ok(disk)
+    }
+
+    /// What a person does to a disk before work goes on: frees a full one if
+    /// `with_room`, and checks a broken one after all that used it was ended.
+    fn mend(self, setup: &Setup, with_room: bool) -> Result<()> {
+        match self {
+            Self::Small if with_room => {
+                let free = format!("rm -f {STATE}/filler {STATE}/filler2");
+                setup.shell(&free)?.expect(0, &[])?;
+            }
+            Self::Own | Self::Small => {}
+            Self::Breaking => {
+                // As when the machine is switched off; the shell's own parent too.
+                setup.shell("kill -9 -1")?;
+                // What ends takes a moment to let go of its mounts.
+                let check = format!(
+                    "set -e; loop=$(cat /run/broken-disk); n=0; \
+                     until umount -R {STATE}; do n=$((n+1)); [ $n -lt 50 ]; sleep 0.2; done; \
+                     losetup --detach $loop; chattr -i {DISK_FILE}; \
+                     until losetup $loop {DISK_FILE}; do n=$((n+1)); [ $n -lt 50 ]; sleep 0.2; done; \
+                     code=0; fsck.ext4 -f -y $loop || code=$?; [ $code -lt 4 ]; mount $loop {STATE}"
+                );
+                setup.shell(&check)?.expect(0, &[])?;
+            }
+        }
+        Ok(())
+    }
+
+    /// After a bad end, before the node is removed.
+    fn let_go(setup: &Setup) {
+        drop(setup.shell("kill -9 -1"));
+        drop(setup.shell(&format!(
+            "umount -l {STATE}; chattr -i {DISK_FILE}; losetup --detach $(cat /run/broken-disk)"
+        )));
+    }
+
+    /// Fails when `leave` has left something on it.
+    fn unmount(self, setup: &Setup) -> Result<()> {
+        if self == Self::Own {
+            return Ok(());
+        }
+        let left = setup.shell(&format!("ls -A {STATE} | grep -v lost+found"))?;
+        ensure!(
+            left.text.trim().is_empty(),
+            "something is left: {}",
+            left.text
+        );
+        let mut script = format!("umount {STATE} && rmdir {STATE} && rm -rf /run/mount");
+        if self == Self::Breaking {
+            script += &format!(
+                " && losetup --detach $(cat /run/broken-disk) && rm {DISK_FILE} /run/broken-disk"
+            );
+        }
+        setup.shell(&script)?.expect(0, &[]).map(drop)
+    }
 }
 
 #[cfg(test)]
@@ -390,9 +490,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_cell_is_in_exactly_one_shard() {
-        let all = cells(28, 20);
-        assert_eq!(all.len(), 28 * 6 * 3 + 20);
+    fn every_blow_is_in_exactly_one_shard() {
+        let all = blows(28, 20);
+        assert_eq!(all.len(), 28 * 7 + 20 * 4);
         let held = |index: usize| {
             (1..=8)
                 .filter(|number| {

@@ -150,6 +150,9 @@ enum Task {
         /// Name of the node.
         #[arg(default_value = "page")]
         name: String,
+        /// Install it on five nodes instead, requirements lowered.
+        #[arg(long)]
+        five_nodes: bool,
     },
     /// Make troubles on a node and have `gravity check` find them.
     Checks {
@@ -185,14 +188,17 @@ enum Task {
         #[arg(long, value_name = "NAME")]
         only: Option<String>,
     },
-    /// Hit installs at each record of their journal, then go on or back.
+    /// Hit installs, and `leave`, at each record of their journal, then go on or back.
     Crash {
         /// Use this cluster image instead of building one.
         #[arg(long, value_name = "FILE")]
         image: Option<PathBuf>,
-        /// Only one part of the cells.
+        /// Only one part of what is tried.
         #[arg(long, value_name = "N/OF", default_value = "1/1")]
         shard: gravity_tests::crash::Shard,
+        /// Only what contains this: "break the disk".
+        #[arg(long)]
+        only: Option<String>,
     },
     /// What needs a kernel, a disk or systemd of its own, in virtual machines.
     Vm {
@@ -343,7 +349,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,
         Task::Network { name } => network::run(&name, console)?,
-        Task::Page { name } => page::run(&name, console)?,
+        Task::Page { name, five_nodes } => page::run(&name, five_nodes, console)?,
         Task::PageVendor { directory } => page::vendor(&directory)?,
         Task::Faults { image, only } => {
             let setup = Setup {
@@ -356,14 +362,14 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Task::Crash { image, shard } => {
+        Task::Crash { image, shard, only } => {
             let setup = Setup {
                 sample: "tests/sample".into(),
                 tele: None,
                 image,
                 default_route: false,
             };
-            if !crash::run(&setup.image(console)?, shard, console)? {
+            if !crash::run(&setup.image(console)?, shard, only.as_deref(), console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -54,7 +54,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         Ok::<_, anyhow::Error>(node)
     };
     let (one, two, three) = (new(1)?, new(2)?, new(3)?);
-    let (mut installing, token) = begin_install(&one)?;
+    let (mut installing, token) = begin_three(&one)?;
     told("the first node waits for others");
 
     run_visibly(&mut join(&one, &two, &token, MASTER)?)?;
@@ -134,18 +134,23 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// Begins the install of the sample's flavor of three masters.
+pub(crate) fn begin_three(node: &Node) -> Result<(Child, String)> {
+    let (install, token, shown) = begin_install(node, &["--flavor=three"])?;
+    ensure!(
+        shown.contains("2 nodes: ./gravity join") && shown.contains("--role=node"),
+        "that is not how others join: {shown}"
+    );
+    Ok((install, token))
+}
+
 /// Begins an install that waits for others. Returns it with the token that it
-/// shows.
-pub(crate) fn begin_install(node: &Node) -> Result<(Child, String)> {
+/// shows, and what it has said until then.
+pub(crate) fn begin_install(node: &Node, words: &[&str]) -> Result<(Child, String, String)> {
     let address = format!("--advertise-addr={}", node.address());
+    let usual = [IMAGE, "install", "--accept-eula", &address];
     let mut install = node
-        .command(&[
-            IMAGE,
-            "install",
-            &address,
-            "--flavor=three",
-            "--accept-eula",
-        ])?
+        .command(&[&usual[..], words].concat())?
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -160,15 +165,11 @@ pub(crate) fn begin_install(node: &Node) -> Result<(Child, String)> {
             break rest.split(' ').next().unwrap_or_default().to_owned();
         }
     };
-    ensure!(
-        shown.contains("2 nodes: ./gravity join") && shown.contains("--role=node"),
-        "that is not how others join: {shown}"
-    );
     // Somebody must go on reading.
     std::thread::spawn(move || lines.for_each(drop));
     let log = node.text(&["sh", "-c", "cat /var/lib/gravity/operations/*/*.log"])?;
     ensure!(!log.contains(&token), "the token is in a log");
-    Ok((install, token))
+    Ok((install, token, shown))
 }
 
 /// What a command says, however it ends.

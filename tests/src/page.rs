@@ -7,6 +7,8 @@
 //! refused with each requirement that isn't met, and nothing is changed. And an
 //! image that demands a license, `tests/licensed`, is installed with one alone.
 
+mod five_nodes;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -43,12 +45,13 @@ const PNG: &[u8] = &[
     b'D', 0xae, 0x42, 0x60, 0x82,
 ];
 
-/// Builds, looks, installs, on the new node `name`.
+/// Builds, looks, installs, on the new node `name`; or, with `five_nodes`, on
+/// five, what of it fits here.
 ///
 /// # Errors
 /// At the first thing that is not as it should be; the node stays to be looked
 /// at.
-pub fn run(name: &str, console: &Console) -> Result<()> {
+pub fn run(name: &str, five_nodes: bool, console: &Console) -> Result<()> {
     node::require_root()?;
     let work = file::cache()?.join("page");
     file::remove_directory(&work)?;
@@ -69,6 +72,9 @@ pub fn run(name: &str, console: &Console) -> Result<()> {
     inspected(&tele)?;
     console.info("It lints and builds, and its image has what it asks for");
 
+    if five_nodes {
+        return five_nodes::run(&setup, &tele, name, console);
+    }
     let node = setup.create(name, console)?;
     refused(&node, &work.join("page-image"))?;
     console.info("`install --role=db` is refused with each unmet requirement");
@@ -109,6 +115,12 @@ impl Tele {
     fn said(&self, words: &[&str]) -> Result<Said> {
         let output = self.command(words).output();
         Ok(Said::of(&output.context("starting tele")?))
+    }
+
+    /// Makes a license, signed as the words say, of a name in the work directory.
+    fn license(&self, name: &str, words: &[&str]) -> Result<()> {
+        let new = ["license", "new", "--holder", "Acme Inc", "-o", name];
+        self.good(&[&new[..], words].concat()).map(drop)
     }
 
     fn good(&self, words: &[&str]) -> Result<String> {
@@ -160,9 +172,11 @@ pub fn vendor(work: &Path) -> Result<()> {
         let output = format!("{application}-image");
         tele.good(&["build", "-o", &output, application])?;
     }
-    // The same without the server's picture.
     let app = work.join("page/app.yaml");
     let text = file::read(&app)?;
+    file::write(&app, five_nodes::lowered(&text)?)?;
+    tele.good(&["build", "-o", "lowered-image", "page"])?;
+    // The same without the server's picture.
     file::write(&app, text.replace(LOGO, "/none.png"))?;
     let failed = tele.said(&["build", "-o", "none", "page"])?;
     failed.expect(1, &["app.yaml", "`logo`", "http://example.com/none.png"])?;
@@ -325,8 +339,7 @@ fn licensed(node: &Node, tele: &Tele, console: &Console) -> Result<()> {
     console.step("An image that demands a license");
     node.copy(&tele.work.join("licensed-image"), IMAGE)?;
     let license = |name: &str, words: &[&str]| {
-        let new = ["license", "new", "--holder", "Acme Inc", "-o", name];
-        tele.good(&[&new[..], words].concat())?;
+        tele.license(name, words)?;
         node.copy(&tele.work.join(name), &format!("/root/{name}"))
     };
     license("good.pem", &["--image", "Licensed", "--max-nodes", "1"])?;

@@ -13,7 +13,7 @@ use console::Console;
 
 use crate::join::{self, WORKER, join};
 use crate::masters::{
-    MASTER, SETTLE, begin_install, ready_within, said, wait_active, wait_api, wait_members,
+    MASTER, SETTLE, begin_three, ready_within, said, wait_active, wait_api, wait_members,
 };
 use crate::node::{self, Node};
 use crate::process;
@@ -45,7 +45,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         Ok::<_, anyhow::Error>(node)
     };
     let (one, two, three) = (new(1)?, new(2)?, new(3)?);
-    let (mut installing, token) = begin_install(&one)?;
+    let (mut installing, token) = begin_three(&one)?;
     for node in [&two, &three] {
         run_visibly(&mut join(&one, node, &token, MASTER)?)?;
     }

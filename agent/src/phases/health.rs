@@ -7,7 +7,7 @@ use event::Sink;
 use operation::PhaseError;
 
 use crate::node::transient;
-use crate::{Node, room};
+use crate::{Node, disk};
 
 /// Slow machines under load take minutes.
 const DEADLINE: Duration = Duration::from_secs(600);
@@ -35,7 +35,7 @@ pub(crate) async fn wait_healthy(
     };
     tokio::select! {
         ready = ready => ready?,
-        full = room::exhausted(node.layout().state_dir()) => return Err(full),
+        full = disk::unusable(node.layout().state_dir()) => return Err(full),
     }
     sink.info(&format!("Node {name} is ready"));
     Ok(())

@@ -10,7 +10,7 @@ use planet::config::PlanetConfig;
 use spec::phase::Planet;
 
 use crate::node::{lasting, transient};
-use crate::{Node, daemon, room};
+use crate::{Node, daemon, disk};
 
 /// From the start of the container until the API answers; seconds as a rule,
 /// minutes under emulation.
@@ -29,18 +29,45 @@ pub(crate) async fn execute(
     let starter = node.clone();
     let config = phase.config;
     let warnings = sink.clone();
-    tokio::task::spawn_blocking(move || start(&starter, &config, &*warnings))
-        .await
-        .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))??;
-    let planet = node.planet();
-    tokio::select! {
-        ready = planet.wait_ready(&phase.wait_for, DEADLINE, |_| ()) => {
-            ready.map_err(|error| transient(&error))?;
-        }
-        full = room::exhausted(node.layout().state_dir()) => return Err(full),
-    }
+    blocking(move || start(&starter, &config, &*warnings)).await?;
+    wait_ready(node, &phase.wait_for).await?;
     sink.info(&format!("Services are up: {}", phase.wait_for.join(", ")));
     Ok(())
+}
+
+/// Starts the planet again where it doesn't run, as after a boot without
+/// systemd. Its configuration stays as it has become.
+pub(crate) async fn start_again(
+    node: &Arc<Node>,
+    phase: Planet,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    let starter = node.clone();
+    blocking(move || {
+        let planet = serde_json::from_value(phase.config).map_err(|error| lasting(&error))?;
+        prepare_kernel(&mut starter.changes(), &planet, &*sink)?;
+        daemon::start(&starter)
+    })
+    .await?;
+    wait_ready(node, &phase.wait_for).await
+}
+
+async fn blocking(
+    work: impl FnOnce() -> Result<(), PhaseError> + Send + 'static,
+) -> Result<(), PhaseError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| PhaseError::transient(format!("the phase's thread ended: {error}")))?
+}
+
+async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> {
+    let planet = node.planet();
+    tokio::select! {
+        ready = planet.wait_ready(services, DEADLINE, |_| ()) => {
+            ready.map(drop).map_err(|error| transient(&error))
+        }
+        full = disk::unusable(node.layout().state_dir()) => Err(full),
+    }
 }
 
 fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(), PhaseError> {

@@ -48,8 +48,17 @@ fn show(session: &Session, last: &Operation) -> Result<()> {
     Ok(())
 }
 
-/// Shows what the running operation tells, from its beginning to its end.
 async fn tail(session: &Session) -> Result<()> {
+    follow(session).await?;
+    // A rollback takes the operation itself away.
+    match Operation::last(&session.layout) {
+        Ok(last) => show(session, &last),
+        Err(_) => Ok(()),
+    }
+}
+
+/// Shows what the running operation tells, from its beginning to its end.
+pub(crate) async fn follow(session: &Session) -> Result<()> {
     let Ok(mut follower) = Follower::open(&session.layout.operation_socket()).await else {
         session.console.info("No operation runs");
         return Ok(());
@@ -59,11 +68,7 @@ async fn tail(session: &Session) -> Result<()> {
             session.console.emit(event);
         }
     }
-    // A rollback takes the operation itself away.
-    match Operation::last(&session.layout) {
-        Ok(last) => show(session, &last),
-        Err(_) => Ok(()),
-    }
+    Ok(())
 }
 
 /// Ends an operation that somebody has executed phase by phase.

@@ -10,16 +10,19 @@ use anyhow::{Context, Result, bail};
 use cluster::NodeStatus;
 use cluster::hooks::LastCheck;
 use console::ExitCode;
+use event::Sink;
 use installer::controller;
 use installer::coordinator::Operation;
+use installer::history::Change;
 use installer::services::OF_MASTERS;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use manifest::{HookName, Manifest};
 use planet::client::ServiceStatus;
 use serde::Serialize;
 use spec::ClusterSpec;
 
-use super::{Session, cert};
+use super::{Session, cert, plan, token};
+use crate::cli::{self, StatusCommand};
 
 /// How long a part may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,7 +84,72 @@ struct Progress {
     state: String,
 }
 
-pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
+pub(crate) async fn run(session: &Session, arguments: &cli::Status) -> Result<ExitCode> {
+    if let Some(StatusCommand::History) = arguments.command {
+        return history(session).await;
+    }
+    if arguments.token {
+        return show_token(session).await;
+    }
+    if arguments.tail {
+        plan::follow(session).await?;
+    }
+    let Some(seconds) = arguments.seconds else {
+        return show(session).await;
+    };
+    loop {
+        // One that can't be had now may be there the next time.
+        if let Err(error) = show(session).await {
+            session.console.warning(&format!("{error:#}"));
+        }
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+    }
+}
+
+async fn history(session: &Session) -> Result<ExitCode> {
+    let client = session.administrator().await?;
+    let changes = installer::history::read(&client).await?;
+    if session.console.is_json() {
+        session.console.print_json(&changes)?;
+        return Ok(ExitCode::Ok);
+    }
+    for change in &changes {
+        session.console.print(&history_line(change));
+    }
+    if changes.is_empty() {
+        session.console.print("Nothing has happened yet");
+    }
+    Ok(ExitCode::Ok)
+}
+
+fn history_line(change: &Change) -> String {
+    let time = console::render::timestamp(change.time);
+    let reason = change.state.reason.as_deref();
+    let reason = reason.map(|reason| format!(": {reason}"));
+    format!(
+        "{time}  {} is {}{}",
+        change.subject,
+        change.state.state,
+        reason.unwrap_or_default()
+    )
+}
+
+/// Shows the token alone, for scripts.
+async fn show_token(session: &Session) -> Result<ExitCode> {
+    let client = session.administrator().await?;
+    let token = token::valid(&client, SignedDuration::ZERO)
+        .await?
+        .context("there is no valid token that may be shown; `gravity token create` makes one")?;
+    match session.console.is_json() {
+        true => session.console.print_json(&serde_json::json!({
+            "name": token.name, "token": token.text, "expires": token.expires,
+        }))?,
+        false => session.console.print(&token.text),
+    }
+    Ok(ExitCode::Ok)
+}
+
+async fn show(session: &Session) -> Result<ExitCode> {
     let report = report(session).await?;
     match session.console.is_json() {
         true => session.console.print_json(&report)?,

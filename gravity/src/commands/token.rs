@@ -96,6 +96,22 @@ pub(crate) async fn make(
     })
 }
 
+/// The token that is good the longest, `life` at least, of those that may be
+/// shown: one of a user's own choice may not.
+pub(crate) async fn valid(
+    client: &cluster::Client,
+    life: SignedDuration,
+) -> Result<Option<cluster::StoredToken>> {
+    let until = Timestamp::now().checked_add(life).context("add the time")?;
+    let tokens = client.join_tokens().await?.into_iter();
+    let generated = |token: &cluster::StoredToken| {
+        JoinToken::parse(&token.text).is_some_and(|token| token.fingerprint.is_some())
+    };
+    Ok(tokens
+        .filter(|token| token.expires > until && generated(token))
+        .max_by_key(|token| token.expires))
+}
+
 async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> Result<ExitCode> {
     let own = file.map(read).transpose()?;
     let Made { stored, masters } = make(session, ttl, own).await?;

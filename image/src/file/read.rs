@@ -372,7 +372,8 @@ fn archived(file: &File, length: u64) -> io::Result<Option<u64>> {
     Ok(header.entry_size().ok())
 }
 
-/// Writes a file that appears at `dest` whole or not at all.
+/// Writes a file that appears at `dest` whole or not at all, also when the
+/// machine ends right after.
 fn write_new(dest: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let parent = match dest.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -387,6 +388,7 @@ fn write_new(dest: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>)
     temp.as_file()
         .set_permissions(mode)
         .map_err(Error::at("set the mode of", dest))?;
+    temp.as_file().sync_all().map_err(Error::at("sync", dest))?;
     temp.persist(dest)
         .map_err(|error| Error::io("write", dest, error.error))?;
     Ok(())

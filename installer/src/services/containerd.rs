@@ -30,6 +30,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             "images",
             "import",
             "--local",
+            "--sync-fs",
             PAUSE_ARCHIVE,
         ]
         .map(String::from)
@@ -77,6 +78,8 @@ level = "{level}"
 
 [plugins."io.containerd.cri.v1.images"]
 snapshotter = "overlayfs"
+# Layers that are known are on the disk, also when the machine ends right after.
+image_pull_with_sync_fs = true
 {downloads}[plugins."io.containerd.cri.v1.images".pinned_images]
 sandbox = "{PAUSE}"
 [plugins."io.containerd.cri.v1.images".registry]

@@ -77,7 +77,7 @@ fn status(nodes: &[Node], pods: &[Pod]) -> Status {
     }
 }
 
-fn node_status(node: &Node) -> NodeStatus {
+pub(crate) fn node_status(node: &Node) -> NodeStatus {
     let reason = readiness(node).err();
     let info = node
         .status

@@ -69,6 +69,14 @@ pub enum PhaseSpec {
     EtcdClean(EtcdClean),
 }
 
+impl PhaseSpec {
+    /// Whether it starts what ends with the machine: an operation that goes on
+    /// after a boot asks for it again, also where it is complete.
+    pub fn ends_with_the_machine(&self) -> bool {
+        matches!(self, Self::Planet(_))
+    }
+}
+
 /// See [`PhaseSpec::Bootstrap`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
