@@ -43,6 +43,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode masters
 	$(BIN)/testnode profiles
 	$(BIN)/testnode hooks
+	$(BIN)/testnode network
 	$(BIN)/testnode page
 	$(BIN)/testnode care
 	$(BIN)/testnode offline
@@ -63,6 +64,7 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm checks
 	$(BIN)/testnode vm install
 	$(BIN)/testnode vm cluster
+	$(BIN)/testnode vm wireguard
 
 test: setup lint unit e2e ## everything that must pass
 

@@ -9,9 +9,9 @@ use std::path::Path;
 use event::Sink;
 use host::command::Cmd;
 
-/// The bridge of pods and the overlay network's device; the pods' own ends go
+/// The bridge of pods and the overlay network's devices; the pods' own ends go
 /// with their namespaces.
-const INTERFACES: &[&str] = &["cni0", "flannel.1"];
+const INTERFACES: &[&str] = &["cni0", "flannel.1", "flannel-wg", "flannel-wg-v6"];
 
 /// Tables of kube-proxy, flannel and the portmap plugin.
 const TABLES: &[(&str, &str)] = &[

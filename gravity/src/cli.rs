@@ -214,10 +214,10 @@ pub(crate) struct Install {
     #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_SERVICE_CIDR,
           help_heading = "Network")]
     pub(crate) service_cidr: String,
-    /// UDP port of the overlay network
-    #[arg(long, value_name = "PORT", default_value_t = installer::install::DEFAULT_VXLAN_PORT,
-          value_parser = clap::value_parser!(u16).range(1..), help_heading = "Network")]
-    pub(crate) vxlan_port: u16,
+    /// UDP port of VXLAN, by which pods reach those of other nodes [default: 8472]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..),
+          help_heading = "Network")]
+    pub(crate) vxlan_port: Option<u16>,
     /// DNS zone that another server answers for; can be repeated
     #[arg(long, value_name = "ZONE/IP[:PORT]", value_parser = dns_zone, help_heading = "Network")]
     pub(crate) dns_zone: Vec<spec::DnsZone>,

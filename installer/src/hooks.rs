@@ -32,6 +32,19 @@ pub fn hook(cluster: &ClusterSpec, name: HookName, job: &str, operation: &str) -
     let mut env = cluster_environment(cluster);
     let &ServiceUser { uid, gid, .. } = &cluster.service_user;
     env.insert("GRAVITY_SERVICE_USER".into(), uid.to_string());
+    if name == HookName::NetworkInstall {
+        // A node without a default route reaches no address of services.
+        env.insert(
+            "KUBERNETES_SERVICE_HOST".into(),
+            spec::LEADER_ADDRESS.to_string(),
+        );
+        env.insert("KUBERNETES_SERVICE_PORT".into(), spec::API_PORT.to_string());
+        env.insert("GRAVITY_POD_CIDR".into(), cluster.pod_cidrs.join(","));
+        env.insert(
+            "GRAVITY_SERVICE_CIDR".into(),
+            cluster.service_cidrs.join(","),
+        );
+    }
     let translated = manifest::service_user::translate(job, uid, gid);
     let resources = &cluster.image.resources;
     let digest = resources.rsplit(':').next().unwrap_or_default();

@@ -10,12 +10,14 @@ use std::path::PathBuf;
 use host::facts::HostFacts;
 use host::users::User;
 use ipnet::{IpNet, Ipv4Net};
-use manifest::{HookName, Manifest, Mode, NodeProfile, ServiceRole};
+use manifest::{HookName, Manifest, Mode, NetworkType, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use planet::config::{Device, PlanetConfig};
 use spec::layout::Layout;
 use spec::phase::{self, PhaseSpec, Volume};
-use spec::{ClusterSpec, DnsZone, ImageRef, NodeSpec, RegistryImage, Role, ServiceUser, Taint};
+use spec::{
+    ClusterSpec, DnsZone, ImageRef, NodeSpec, PodNetwork, RegistryImage, Role, ServiceUser, Taint,
+};
 use uuid::Uuid;
 
 use crate::services::{Context, HostTraits};
@@ -70,7 +72,7 @@ pub struct Options {
     /// `--service-cidr`
     pub service_cidr: String,
     /// `--vxlan-port`
-    pub vxlan_port: u16,
+    pub vxlan_port: Option<u16>,
     /// `--service-uid`
     pub service_uid: u32,
     /// `--service-gid`
@@ -109,7 +111,7 @@ impl Options {
             role: None,
             pod_cidr: DEFAULT_POD_CIDR.into(),
             service_cidr: DEFAULT_SERVICE_CIDR.into(),
-            vxlan_port: DEFAULT_VXLAN_PORT,
+            vxlan_port: None,
             service_uid: DEFAULT_SERVICE_ID,
             service_gid: None,
             mounts: BTreeMap::new(),
@@ -239,6 +241,20 @@ pub enum Error {
     /// `--mount` names no path.
     #[error("{} can't be mounted: --mount takes an absolute path without \"..\"", .0.display())]
     MountPath(PathBuf),
+    /// The network of pods has no such port.
+    #[error(
+        "--vxlan-port {port}: the pods of this image have no VXLAN, {}; leave it out",
+        match .network {
+            PodNetwork::Wireguard => "they have WireGuard at UDP port 51820",
+            _ => "their network is the vendor's own",
+        }
+    )]
+    VxlanPort {
+        /// What was asked for.
+        port: u16,
+        /// What the image has.
+        network: PodNetwork,
+    },
     /// DNS can't answer there.
     #[error("--dns-listen-addr {address} is no address of this node nor of loopback; it has {}", list(.available))]
     DnsAddress {
@@ -457,6 +473,25 @@ fn networks(options: &Options, address: IpAddr) -> Result<Ipv4Net, Error> {
     Ok(pods)
 }
 
+/// How packets of pods travel between nodes: as the vendor has chosen. `vxlan_port`
+/// is what the user did.
+///
+/// # Errors
+/// When the user has chosen a port that this network doesn't have.
+pub fn pod_network(manifest: &Manifest, vxlan_port: Option<u16>) -> Result<PodNetwork, Error> {
+    let network = if manifest.hooks.contains_key(&HookName::NetworkInstall) {
+        PodNetwork::Vendor
+    } else if manifest.providers.generic.network.kind == Some(NetworkType::Wireguard) {
+        PodNetwork::Wireguard
+    } else {
+        PodNetwork::Vxlan
+    };
+    match vxlan_port {
+        Some(port) if network != PodNetwork::Vxlan => Err(Error::VxlanPort { port, network }),
+        _ => Ok(network),
+    }
+}
+
 /// Where DNS answers beside the link-local address.
 fn dns_listen(
     options: &Options,
@@ -600,7 +635,8 @@ pub fn prepare(
         service_user: user.clone(),
         pod_cidrs: vec![options.pod_cidr.clone()],
         service_cidrs: vec![options.service_cidr.clone()],
-        vxlan_port: options.vxlan_port,
+        pod_network: pod_network(manifest, options.vxlan_port)?,
+        vxlan_port: options.vxlan_port.unwrap_or(DEFAULT_VXLAN_PORT),
         domain: DOMAIN.into(),
         dns_zones: zones(&options.dns_zones)?,
         license: options.license.clone(),
@@ -786,6 +822,13 @@ impl Planner<'_> {
                 self.start()?,
             ),
         ];
+        phases.extend(self.of_hooks()?);
+        if let Some(job) = self.manifest.hooks.get(&HookName::NetworkInstall) {
+            let name = HookName::NetworkInstall;
+            let hook = hooks::hook(self.context.cluster, name, job, self.operation);
+            let hook = PhaseSpec::Hook(hook);
+            phases.push(self.leaf("/overlay", "Run the hook of the pods' network", hook)?);
+        }
         let node = self.context.node.hostname.clone();
         let health = PhaseSpec::Health(phase::Health {
             node,
@@ -807,25 +850,6 @@ impl Planner<'_> {
                 NODES_PHASE,
                 "Wait until all nodes of the flavor have joined",
                 nodes,
-            )?);
-        }
-        // Hooks may read it.
-        if self.context.cluster.license.is_some() {
-            let license = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: LICENSE_FILE.into(),
-            });
-            phases.push(self.leaf("/license", "Keep the license in the cluster", license)?);
-        }
-        if self.values {
-            let values = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: VALUES_FILE.into(),
-            });
-            phases.push(self.leaf(
-                "/values",
-                "Keep the values for hooks in the cluster",
-                values,
             )?);
         }
         for (hook, id, description) in [
@@ -855,6 +879,31 @@ impl Planner<'_> {
             manifest: self.image.manifest_text.clone(),
         });
         phases.push(self.leaf("/complete", "Store the cluster's state", complete)?);
+        Ok(phases)
+    }
+
+    /// What hooks may read; those of nodes that join run while this install waits
+    /// for them.
+    fn of_hooks(&self) -> Result<Vec<Phase>, Error> {
+        let mut phases = Vec::new();
+        if self.context.cluster.license.is_some() {
+            let license = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: LICENSE_FILE.into(),
+            });
+            phases.push(self.leaf("/license", "Keep the license in the cluster", license)?);
+        }
+        if self.values {
+            let values = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: VALUES_FILE.into(),
+            });
+            phases.push(self.leaf(
+                "/values",
+                "Keep the values for hooks in the cluster",
+                values,
+            )?);
+        }
         Ok(phases)
     }
 

@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use spec::phase::{Certificate, Kubeconfig, Secrets};
-use spec::{ClusterSpec, NodeSpec, Role};
+use spec::{ClusterSpec, NodeSpec, PodNetwork, Role};
 
 use crate::services::Context;
 
@@ -42,10 +42,10 @@ pub(crate) struct Requested {
 }
 
 /// Certificates and kubeconfigs that every node has.
-fn of_worker(node: &NodeSpec) -> Requested {
+fn of_worker(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
     let address = address(node);
     let name = &node.hostname;
-    Requested {
+    let mut requested = Requested {
         certificates: vec![
             Certificate {
                 root_only: true,
@@ -74,7 +74,12 @@ fn of_worker(node: &NodeSpec) -> Requested {
             kubeconfig("flannel", FLANNEL, &[], true),
             kubeconfig("coredns", COREDNS, &[], false),
         ],
+    };
+    if cluster.pod_network == PodNetwork::Vendor {
+        // Nobody would use it.
+        requested.kubeconfigs.retain(|one| one.name != "flannel");
     }
+    requested
 }
 
 /// Files with the keys that all masters share: those of the authorities, and what
@@ -101,7 +106,7 @@ pub(crate) fn authorities(role: Role) -> Vec<&'static str> {
 pub(crate) fn requested(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
     match node.role {
         Role::Master => of_master(cluster, node),
-        Role::Worker => of_worker(node),
+        Role::Worker => of_worker(cluster, node),
     }
 }
 
@@ -130,7 +135,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
 
 /// Certificates and kubeconfigs of a master.
 fn of_master(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
-    let of_every_node = of_worker(node);
+    let of_every_node = of_worker(cluster, node);
     let address = address(node);
     let node = &node.hostname;
     let local: IpAddr = std::net::Ipv4Addr::LOCALHOST.into();

@@ -35,12 +35,11 @@ pub(crate) const CONFIG: &str = "/etc/planet";
 /// Makes one service.
 type Define = fn(&Context<'_>) -> Definition;
 
-/// Services of every node.
+/// Services of every node, beside the overlay network.
 const EVERYWHERE: &[Define] = &[
     containerd::define,
     kubelet::define,
     kube_proxy::define,
-    flannel::define,
     coredns::define,
     registry::define,
     masters::define,
@@ -75,7 +74,7 @@ pub const OF_MASTERS: &[&str] = &[
 /// masters alone finds it through the balancer; so it does on one of several
 /// masters, whose own may be waiting for others.
 pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
-    let mut all: Vec<_> = EVERYWHERE.iter().map(|define| define(context)).collect();
+    let mut all = everywhere(context);
     if context.cluster.has_several_masters() {
         for definition in &mut all {
             let requires = &mut definition.service.requires;
@@ -94,9 +93,15 @@ pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
     all
 }
 
-/// Names of the services that every node has.
+/// Services that every node has.
+fn everywhere(context: &Context<'_>) -> Vec<Definition> {
+    let all = EVERYWHERE.iter().map(|define| define(context));
+    all.chain(flannel::define(context)).collect()
+}
+
+/// Their names.
 pub(crate) fn names_everywhere(context: &Context<'_>) -> Vec<String> {
-    let definitions = EVERYWHERE.iter().map(|define| define(context));
+    let definitions = everywhere(context).into_iter();
     definitions.map(|made| made.service.name).collect()
 }
 

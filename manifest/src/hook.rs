@@ -135,7 +135,8 @@ hooks! {
     /// The application's data is restored.
     Restore = "restore", NEVER;
     /// A custom network plugin is installed.
-    NetworkInstall = "networkInstall", NEVER;
+    NetworkInstall = "networkInstall",
+        by("`gravity install`, before the node is ready and any pod has a network", Failure::Stops);
     /// A custom network plugin is updated.
     NetworkUpdate = "networkUpdate", NEVER;
     /// A custom network plugin is rolled back.

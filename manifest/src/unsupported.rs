@@ -53,7 +53,7 @@ impl Manifest {
                     .generic
                     .network
                     .kind
-                    .is_some_and(|kind| kind != NetworkType::Vxlan),
+                    .is_some_and(|kind| kind == NetworkType::Calico),
             ),
             ("providers.generic.disabled", providers.generic.disabled),
             (

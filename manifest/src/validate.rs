@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::decode::{MAX_DIAGNOSTICS, Source, repeated};
 use crate::inline::Location;
-use crate::types::{Manifest, NodeProfile, Volume};
+use crate::types::{Manifest, NetworkType, NodeProfile, Volume};
 use crate::yaml::{self, Limits};
 use crate::{Diagnostic, HookName, diagnostic};
 
@@ -88,6 +88,18 @@ pub(crate) fn validate(manifest: &Manifest) -> Vec<Diagnostic> {
         );
     }
     provisioning(manifest, &mut findings);
+    let network = manifest.providers.generic.network.kind;
+    if network == Some(NetworkType::Wireguard)
+        && manifest.hooks.contains_key(&HookName::NetworkInstall)
+    {
+        let message = "networkInstall replaces the network that would be encrypted".to_owned();
+        findings.add(
+            "providers.generic.network.type",
+            "conflict",
+            message,
+            "leave out the type, or the hook",
+        );
+    }
     for (hook, job) in &manifest.hooks {
         hook_job(&format!("hooks.{hook}.job"), job, &mut findings);
     }

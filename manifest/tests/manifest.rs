@@ -134,15 +134,15 @@ fn uris_are_found_and_replaced() {
 #[test]
 fn what_is_not_done_yet_is_named() {
     assert_eq!(show(&parse(FULL).unsupported()), "");
-    let text = "metadata: {name: a, resourceVersion: 1.0.0}\nproviders: {generic: {network: {type: wireguard}}}\n\
-        hooks:\n  install: {job: 'kind: Job'}\n  update: {job: 'kind: Job'}\n  networkInstall: {job: 'kind: Job'}\n";
+    let text = "metadata: {name: a, resourceVersion: 1.0.0}\nproviders: {generic: {network: {type: calico}}}\n\
+        hooks:\n  install: {job: 'kind: Job'}\n  update: {job: 'kind: Job'}\n  networkUpdate: {job: 'kind: Job'}\n";
     let found = parse(text).unsupported();
     let expected = "\
 app.yaml:2:33: error[not-supported]: `providers.generic.network.type` is not supported by this release yet
   help: remove it, or use a release that supports it
 app.yaml:5:3: error[not-supported]: `hooks.update` is not supported by this release yet
   help: remove it, or use a release that supports it
-app.yaml:6:3: error[not-supported]: `hooks.networkInstall` is not supported by this release yet
+app.yaml:6:3: error[not-supported]: `hooks.networkUpdate` is not supported by this release yet
   help: remove it, or use a release that supports it
 ";
     assert_eq!(show(&found), expected);
@@ -297,6 +297,10 @@ fn every_rule_has_its_error() {
         (
             "baseImage: gravity:1.0.0\nsystemOptions: {runtime: {version: 0.0.0+latest}}",
             "3:26: error[conflict]: baseImage and",
+        ),
+        (
+            "providers: {generic: {network: {type: wireguard}}}\nhooks: {networkInstall: {job: 'kind: Job'}}",
+            "2:39: error[conflict]: networkInstall replaces the network that would be encrypted",
         ),
         (
             "baseImage: ubuntu:1",

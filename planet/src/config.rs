@@ -269,7 +269,8 @@ pub struct Service {
     pub requires: Vec<String>,
     /// How the supervisor finds out that it is ready.
     pub readiness: Probe,
-    /// Directories that are made before the start, owned by the service.
+    /// Directories that are made before the start, the service's alone. One that
+    /// is there keeps its mode.
     #[serde(default)]
     pub directories: Vec<PathBuf>,
     /// CPU weight (cgroup v2 `cpu.weight`, 1 to 10000, 100 is the default);

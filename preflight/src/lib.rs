@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 use host::facts::{HostFacts, Interest, Place, Seen};
 use serde::{Deserialize, Serialize};
+use spec::PodNetwork;
 
 pub use checks::peer_ports::needed as ports_between;
 pub use checks::ports::{Remote, Wanted as NeededPorts, wanted as needed_ports};
@@ -46,7 +47,9 @@ pub struct Requirements {
     pub pod_cidrs: Vec<String>,
     /// Addresses of services, CIDR notation.
     pub service_cidrs: Vec<String>,
-    /// UDP port of the overlay network.
+    /// How packets of pods travel between nodes.
+    pub pod_network: PodNetwork,
+    /// UDP port of VXLAN.
     pub vxlan_port: u16,
     /// User id of the service user.
     pub service_uid: u32,

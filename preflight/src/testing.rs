@@ -108,6 +108,7 @@ pub(crate) fn requirements() -> Requirements {
         advertise_address: [192, 168, 1, 5].into(),
         pod_cidrs: vec!["10.244.0.0/16".into()],
         service_cidrs: vec!["10.100.0.0/16".into()],
+        pod_network: PodNetwork::Vxlan,
         vxlan_port: 8472,
         service_uid: 1000,
         joined: false,

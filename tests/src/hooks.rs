@@ -84,6 +84,10 @@ impl Table {
         for hook in OF_NODES {
             self.seen(*hook, "not here: `testnode join` sees it run");
         }
+        self.seen(
+            HookName::NetworkInstall,
+            "not here: `testnode network` sees it run and fail",
+        );
         let rows: Vec<_> = HookName::ALL
             .iter()
             .map(|hook| {

@@ -13,6 +13,7 @@ pub mod faults;
 pub mod hooks;
 pub mod join;
 pub mod masters;
+pub mod network;
 pub mod node;
 pub mod offline;
 pub mod page;

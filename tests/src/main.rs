@@ -10,8 +10,8 @@ use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, join, masters, offline, page, peers, profiles, quorum,
-    sample, vm,
+    care, checks, crash, faults, hooks, join, masters, network, offline, page, peers, profiles,
+    quorum, sample, vm,
 };
 use throwaway::helper;
 
@@ -137,6 +137,13 @@ enum Task {
         #[arg(default_value = "hooks")]
         name: String,
     },
+    /// Install an image with a network of pods of its own, have a node join, and
+    /// take both off again.
+    Network {
+        /// First part of the nodes' names.
+        #[arg(default_value = "network")]
+        name: String,
+    },
     /// Build the documentation's full sample and have a node refuse it; install
     /// an image that demands a license.
     Page {
@@ -254,6 +261,8 @@ enum VmScenario {
     Install,
     /// Install on one machine, join another, reboot both, take their power
     Cluster,
+    /// Read the Ethernet between two machines whose pods have WireGuard
+    Wireguard,
 }
 
 fn main() -> ExitCode {
@@ -339,6 +348,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Peers { name, scenario } => peers::run(&scenario.into(), &name, console)?,
         Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,
+        Task::Network { name } => network::run(&name, console)?,
         Task::Page { name, five_nodes } => page::run(&name, five_nodes, console)?,
         Task::PageVendor { directory } => page::vendor(&directory)?,
         Task::Faults { image, only } => {
@@ -381,6 +391,10 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 }
                 VmScenario::Install => vm::install::run(&setup, console)?,
                 VmScenario::Cluster => vm::cluster::run(&setup, console)?,
+                VmScenario::Wireguard => {
+                    let sample = "tests/wireguard".into();
+                    vm::wireguard::run(&Setup { sample, ..setup }, console)?;
+                }
             }
         }
         Task::Bench(options) => gravity_tests::bench::run(&options, console)?,

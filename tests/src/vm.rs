@@ -10,9 +10,11 @@
 pub mod checks;
 pub mod cluster;
 pub mod install;
+pub mod wireguard;
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -204,13 +206,19 @@ impl Link {
         format!("52:54:00:4c:00:{:02x}", self.number)
     }
 
-    /// QEMU's arguments. Frames go by multicast on the loopback interface, to a
-    /// port that is this program's.
+    /// Where frames go: by multicast on the loopback interface, to a port that is
+    /// this program's.
+    pub(crate) fn group() -> SocketAddrV4 {
+        let port = u16::try_from(std::process::id() % 30_000).unwrap_or(0);
+        SocketAddrV4::new(Ipv4Addr::new(239, 255, 76, 1), 20_000 + port)
+    }
+
+    /// QEMU's arguments.
     fn arguments(self) -> [String; 4] {
-        let port = 20_000 + std::process::id() % 30_000;
+        let group = Self::group();
         [
             "-netdev".into(),
-            format!("socket,id=link,mcast=239.255.76.1:{port},localaddr=127.0.0.1"),
+            format!("socket,id=link,mcast={group},localaddr=127.0.0.1"),
             "-device".into(),
             format!("virtio-net-pci,netdev=link,mac={}", self.mac()),
         ]

@@ -20,6 +20,7 @@ use installer::coordinator::Operation;
 use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
 use preflight::{Check as Known, Effort, Facts, Finding, Report, Requirements};
+use spec::PodNetwork;
 
 use super::{Session, install as command, peers, token};
 use crate::cli::Check;
@@ -55,6 +56,7 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
     let profile = install::choose_profile(&manifest, None, arguments.profile.as_deref())?;
     let mut options = Options::of_defaults(session.layout.state_dir());
     options.advertise_address = arguments.advertise_addr;
+    let network = install::pod_network(&manifest, options.vxlan_port)?;
     let mut stored = match &arguments.facts {
         Some(path) => Some(read_facts(path)?),
         None => None,
@@ -70,7 +72,7 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
             .advertise_address
             .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     };
-    let mut requirements = requirements(&options, address, profile, image.as_ref());
+    let mut requirements = requirements(&options, network, address, profile, image.as_ref());
     requirements.joined = session.layout.cluster().exists() && stored.is_none();
     let effort = effort(!arguments.quick, Duration::from_secs(arguments.timeout))?;
     let mut facts = match stored {
@@ -174,6 +176,7 @@ fn effort(thorough: bool, script_timeout: Duration) -> Result<Effort> {
 /// What image and options need of the node.
 pub(crate) fn requirements(
     options: &Options,
+    network: PodNetwork,
     advertise_address: IpAddr,
     profile: Option<&NodeProfile>,
     image: Option<&Image>,
@@ -201,7 +204,8 @@ pub(crate) fn requirements(
         advertise_address,
         pod_cidrs: vec![options.pod_cidr.clone()],
         service_cidrs: vec![options.service_cidr.clone()],
-        vxlan_port: options.vxlan_port,
+        pod_network: network,
+        vxlan_port: options.vxlan_port.unwrap_or(install::DEFAULT_VXLAN_PORT),
         service_uid: options.service_uid,
         joined: false,
         sets: BTreeSet::new(),

@@ -472,6 +472,7 @@ fn requirements(
     let address = install::choose_address(options.advertise_address, facts)?;
     Ok(check::requirements(
         options,
+        install::pod_network(manifest, options.vxlan_port)?,
         address,
         profile.as_ref(),
         Some(image),

@@ -57,13 +57,14 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     let network = install::Options {
         pod_cidr: first(&cluster.pod_cidrs),
         service_cidr: first(&cluster.service_cidrs),
-        vxlan_port: cluster.vxlan_port,
+        vxlan_port: Some(cluster.vxlan_port),
         ..install::Options::of_defaults(&options.state_dir)
     };
     let profile = join::choose_profile(&manifest, options.role.as_deref())?;
     let profile = install::with_mounts(profile, &options.mounts)?;
     let requirements = check::requirements(
         &network,
+        cluster.pod_network,
         choose_address(options.advertise_address, &facts)?,
         profile.as_ref(),
         Some(&image),

@@ -37,6 +37,7 @@ fn cluster() -> ClusterSpec {
         },
         pod_cidrs: vec!["10.244.0.0/22".into()],
         service_cidrs: vec!["10.100.0.0/16".into()],
+        pod_network: spec::PodNetwork::Vxlan,
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),

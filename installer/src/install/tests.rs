@@ -285,7 +285,7 @@ fn a_license_is_there_before_hooks_and_its_terms_are_known() {
         .map(|p| p.id.clone())
         .collect();
     let at = |id: &str| phases.iter().position(|phase| phase == id).unwrap();
-    assert!(at("/health") < at("/license") && at("/license") < at("/install"));
+    assert!(at("/start/planet") < at("/license") && at("/license") < at("/install"));
     let secret = license_secret("text");
     assert_eq!(secret["data"]["license"], "dGV4dA==");
     assert_eq!(secret["metadata"]["namespace"], "kube-system");
@@ -298,7 +298,7 @@ fn values_are_there_before_hooks_and_not_in_the_plan() {
     let plan = planned(true).unwrap().plan;
     let phases: Vec<_> = plan.leaves().iter().map(|phase| phase.id.clone()).collect();
     let at = |id: &str| phases.iter().position(|phase| phase == id).unwrap();
-    assert!(at("/health") < at("/values") && at("/values") < at("/install"));
+    assert!(at("/start/planet") < at("/values") && at("/values") < at("/install"));
     let payload = plan.phase("/values").unwrap().payload.clone();
     let PhaseSpec::Config(phase) = serde_json::from_value(payload).unwrap() else {
         panic!()
@@ -432,4 +432,110 @@ fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
         nodes.wanted,
         BTreeMap::from([("db".into(), 1), ("web".into(), 2)])
     );
+}
+
+/// What is planned with more in the manifest.
+fn planned_with(more: &str, vxlan_port: Option<u16>) -> Result<Prepared, Error> {
+    let text = format!("{MANIFEST}{more}");
+    let manifest = manifest::parse(&text, "app.yaml").unwrap();
+    let host = HostTraits {
+        can_lower_oom_score: true,
+        resolv_conf: String::new(),
+    };
+    let options = Options {
+        vxlan_port,
+        ..options()
+    };
+    let users = KnownUsers::default();
+    prepare(&options, &manifest, &image(), &facts(), &users, &host)
+}
+
+fn planet_of(prepared: &Prepared) -> PlanetConfig {
+    let phase = prepared.plan.phase("/start/planet").unwrap();
+    let PhaseSpec::Planet(planet) = serde_json::from_value(phase.payload.clone()).unwrap() else {
+        panic!()
+    };
+    let config: PlanetConfig = serde_json::from_value(planet.config).unwrap();
+    config.check().unwrap();
+    config
+}
+
+const WIREGUARD: &str = "providers: {generic: {network: {type: wireguard}}}\n";
+const NETWORK_HOOK: &str = "  networkInstall: {job: '{kind: Job}'}\n";
+
+#[test]
+fn wireguard_keeps_its_key_from_all_but_root() {
+    let backend = |prepared: &Prepared| {
+        let config = planet_of(prepared);
+        let mut files = config.files.iter();
+        let file = files.find(|file| file.path.ends_with("flannel.json"));
+        let settings: serde_json::Value = serde_json::from_str(&file.unwrap().content).unwrap();
+        let mut services = config.services.into_iter();
+        let flannel = services.find(|service| service.name == "flannel").unwrap();
+        (settings["Backend"].clone(), flannel)
+    };
+    let plain = planned_with("", Some(8473)).unwrap();
+    let (settings, flannel) = backend(&plain);
+    assert_eq!(
+        settings,
+        serde_json::json!({ "Type": "vxlan", "Port": 8473 })
+    );
+    assert!(flannel.directories.is_empty());
+    assert!(!flannel.env.contains_key("WIREGUARD_KEY_FILE"));
+
+    let encrypted = planned_with(WIREGUARD, None).unwrap();
+    assert_eq!(encrypted.cluster.pod_network, PodNetwork::Wireguard);
+    let (settings, flannel) = backend(&encrypted);
+    let expected = serde_json::json!({ "Type": "wireguard", "ListenPort": 51820 });
+    assert_eq!(settings, expected);
+    // Below /run of the planet, which is in memory.
+    assert_eq!(flannel.env["WIREGUARD_KEY_FILE"], "/run/wireguard/key");
+    assert_eq!(flannel.directories, [PathBuf::from("/run/wireguard")]);
+    assert_eq!((flannel.uid, flannel.gid), (0, 0));
+    let error = planned_with(WIREGUARD, Some(8472)).unwrap_err();
+    assert!(error.is_usage());
+    assert_eq!(
+        error.to_string(),
+        "--vxlan-port 8472: the pods of this image have no VXLAN, they have WireGuard at UDP port \
+         51820; leave it out"
+    );
+}
+
+#[test]
+fn a_network_of_the_vendor_takes_the_place_of_the_overlay() {
+    let at = |prepared: &Prepared, id: &str| {
+        let leaves = prepared.plan.leaves();
+        leaves.iter().position(|phase| phase.id == id)
+    };
+    let has_bridge = |config: &PlanetConfig| {
+        let mut files = config.files.iter();
+        files.any(|file| file.path.starts_with("/etc/cni"))
+    };
+    let names = |config: &PlanetConfig| -> BTreeSet<String> {
+        let services = config.services.iter();
+        services.map(|service| service.name.clone()).collect()
+    };
+    let built_in = planned_with("", None).unwrap();
+    assert_eq!(at(&built_in, "/overlay"), None);
+    let with_flannel = planet_of(&built_in);
+    assert!(has_bridge(&with_flannel));
+
+    let own = planned_with(NETWORK_HOOK, None).unwrap();
+    let config = planet_of(&own);
+    assert!(!has_bridge(&config));
+    let gone = &names(&with_flannel) - &names(&config);
+    assert_eq!(Vec::from_iter(gone), ["flannel"]);
+    assert!(at(&own, "/start/images") < at(&own, "/overlay"));
+    assert!(at(&own, "/overlay") < at(&own, "/health"));
+    let phase = own.plan.phase("/overlay").unwrap();
+    let PhaseSpec::Hook(hook) = serde_json::from_value(phase.payload.clone()).unwrap() else {
+        panic!()
+    };
+    assert_eq!(hook.hook, "networkInstall");
+    assert_eq!(hook.env["KUBERNETES_SERVICE_HOST"], "169.254.20.10");
+    assert_eq!(hook.env["KUBERNETES_SERVICE_PORT"], "6443");
+    assert_eq!(hook.env["GRAVITY_POD_CIDR"], DEFAULT_POD_CIDR);
+    assert_eq!(hook.env["GRAVITY_SERVICE_CIDR"], DEFAULT_SERVICE_CIDR);
+    let error = planned_with(NETWORK_HOOK, Some(8472)).unwrap_err();
+    assert!(error.to_string().contains("the vendor's own"));
 }

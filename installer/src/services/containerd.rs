@@ -1,6 +1,7 @@
 //! The container runtime.
 
 use planet::config::{Mount, Probe};
+use spec::PodNetwork;
 
 use super::{Context, Definition, config, program, secret};
 
@@ -40,15 +41,15 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     service.keep_children = true;
     let mut registry = context.file("", hosts());
     registry.path = "/etc/containerd/certs.d/_default/hosts.toml".into();
-    let mut network = context.file("", network(context));
-    network.path = "/etc/cni/net.d/10-planet.conflist".into();
+    let mut files = vec![context.file("containerd.toml", settings(context)), registry];
+    if context.cluster.pod_network != PodNetwork::Vendor {
+        let mut network = context.file("", network(context));
+        network.path = "/etc/cni/net.d/10-planet.conflist".into();
+        files.push(network);
+    }
     Definition {
         service,
-        files: vec![
-            context.file("containerd.toml", settings(context)),
-            registry,
-            network,
-        ],
+        files,
         mounts: vec![Mount {
             recursive: true,
             ..context.data("containerd", DATA)

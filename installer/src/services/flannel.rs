@@ -1,14 +1,28 @@
-//! The overlay network between nodes.
+//! The overlay network between nodes, unless the vendor has one of its own.
 
 use planet::config::Probe;
+use serde_json::json;
+use spec::PodNetwork;
 
 use super::{Context, Definition, command, config, secret};
 
-pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let settings = serde_json::json!({
+/// Where flannel keeps the node's private key for WireGuard, by an environment
+/// variable: in the memory of the planet, in a directory that root alone may
+/// enter. The key ends with the planet; others learn the next one's public half
+/// by an annotation of the node.
+const KEY_DIRECTORY: &str = "/run/wireguard";
+const KEY_FILE: (&str, &str) = ("WIREGUARD_KEY_FILE", "/run/wireguard/key");
+
+pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
+    let backend = match context.cluster.pod_network {
+        PodNetwork::Vxlan => json!({ "Type": "vxlan", "Port": context.cluster.vxlan_port }),
+        PodNetwork::Wireguard => json!({ "Type": "wireguard", "ListenPort": spec::WIREGUARD_PORT }),
+        PodNetwork::Vendor => return None,
+    };
+    let settings = json!({
         "Network": context.pod_cidr(),
         "EnableNFTables": true,
-        "Backend": { "Type": "vxlan", "Port": context.cluster.vxlan_port },
+        "Backend": backend,
     });
     let command = command(
         "flanneld",
@@ -28,10 +42,15 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     service
         .env
         .insert("NODE_NAME".into(), context.node.hostname.clone());
+    if context.cluster.pod_network == PodNetwork::Wireguard {
+        let (name, path) = KEY_FILE;
+        service.env.insert(name.into(), path.into());
+        service.directories = vec![KEY_DIRECTORY.into()];
+    }
     let files = vec![context.file("flannel.json", format!("{settings:#}\n"))];
-    Definition {
+    Some(Definition {
         service,
         files,
         mounts: Vec::new(),
-    }
+    })
 }

@@ -42,6 +42,9 @@ pub const API_PORT: u16 = 6443;
 /// Port at which the controllers of a cluster listen, on masters.
 pub const CONTROLLER_PORT: u16 = 3009;
 
+/// UDP port at which nodes take what WireGuard has encrypted.
+pub const WIREGUARD_PORT: u16 = 51820;
+
 /// Name under which a controller signs the certificate that a worker is known
 /// to controllers by.
 pub const NODE_IDENTITY: &str = "node";
@@ -65,7 +68,10 @@ pub struct ClusterSpec {
     pub pod_cidrs: Vec<String>,
     /// Addresses of services, CIDR notation.
     pub service_cidrs: Vec<String>,
-    /// UDP port of the overlay network.
+    /// How packets of pods travel between nodes.
+    #[serde(default)]
+    pub pod_network: PodNetwork,
+    /// UDP port of [`PodNetwork::Vxlan`].
     pub vxlan_port: u16,
     /// DNS domain of services.
     pub domain: String,
@@ -80,6 +86,31 @@ pub struct ClusterSpec {
     pub leaf_seconds: u64,
     /// All nodes.
     pub nodes: Vec<NodeSpec>,
+}
+
+/// How packets of pods travel between nodes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PodNetwork {
+    /// As they are, by VXLAN.
+    #[default]
+    Vxlan,
+    /// Encrypted, by WireGuard.
+    Wireguard,
+    /// By what the vendor's `networkInstall` hook installs.
+    Vendor,
+}
+
+impl PodNetwork {
+    /// UDP port at which nodes take packets of each other's pods, where VXLAN
+    /// has `vxlan`; `None` where the vendor's network knows.
+    pub fn port(self, vxlan: u16) -> Option<u16> {
+        match self {
+            Self::Vxlan => Some(vxlan),
+            Self::Wireguard => Some(WIREGUARD_PORT),
+            Self::Vendor => None,
+        }
+    }
 }
 
 /// What a license allows.

@@ -11,7 +11,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -360,7 +360,12 @@ impl Unit {
             self.group.set_cpu_weight(weight)?;
         }
         for directory in &service.directories {
-            fs::create_dir_all(directory).at("create", directory)?;
+            let mut builder = fs::DirBuilder::new();
+            builder
+                .recursive(true)
+                .mode(0o700)
+                .create(directory)
+                .at("create", directory)?;
             chown(directory, Some(service.uid), Some(service.gid))
                 .at("change the owner of", directory)?;
         }

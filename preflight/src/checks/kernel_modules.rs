@@ -1,6 +1,7 @@
 //! The kernel has, or can load, what networks of pods are made of.
 
 use host::modules::Presence;
+use spec::PodNetwork;
 
 use crate::{Check, Finding, Input, Reads};
 
@@ -8,7 +9,9 @@ pub(super) const CHECK: Check = Check {
     id: "kernel-modules",
     about: "/proc/modules, modules.builtin and modules.dep of the running kernel, its configuration",
     limit: "modules of the overlay, bridge and VXLAN, connection tracking, and the nftables \
-            expressions that kube-proxy and flannel use are loaded, built in or loadable",
+            expressions that kube-proxy and flannel use are loaded, built in or loadable; in place \
+            of VXLAN's that of WireGuard where the image has `type: wireguard`, and none where the \
+            vendor's hook installs the network",
     remedy: "install the modules of the running kernel (linux-modules-extra, kernel-modules); after \
              an update of the kernel, restart the host",
     strict: true,
@@ -19,6 +22,7 @@ pub(super) const CHECK: Check = Check {
             "bridge",
             "veth",
             "vxlan",
+            "wireguard",
             "nf_conntrack",
             "nf_tables",
             "nft_ct",
@@ -34,6 +38,7 @@ pub(super) const CHECK: Check = Check {
             "CONFIG_BRIDGE",
             "CONFIG_VETH",
             "CONFIG_VXLAN",
+            "CONFIG_WIREGUARD",
             "CONFIG_NF_CONNTRACK",
             "CONFIG_NF_TABLES",
             "CONFIG_NFT_CT",
@@ -51,9 +56,14 @@ pub(super) const CHECK: Check = Check {
 
 fn check(input: &Input<'_>) -> Vec<Finding> {
     let kernel = &input.facts.kernel;
-    let (mut missing, mut unknown) = (Vec::new(), Vec::new());
+    let network = input.requirements.pod_network;
+    let (mut missing, mut unknown, mut all) = (Vec::new(), Vec::new(), 0);
     // Each module is built by the option beside it.
     for (name, option) in CHECK.reads.modules.iter().zip(CHECK.reads.kernel_options) {
+        if of_network(name).is_some_and(|of| of != network) {
+            continue;
+        }
+        all += 1;
         let value = kernel
             .options
             .as_ref()
@@ -66,7 +76,6 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
         }
     }
     let (title, wanted) = ("kernel modules", "loaded, built in or loadable");
-    let all = CHECK.reads.modules.len();
     vec![match (missing.as_slice(), unknown.as_slice()) {
         ([], []) => CHECK.finding(title, format!("all {all}"), wanted),
         ([], unknown) => {
@@ -77,6 +86,15 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
             .finding(title, format!("without {}", missing.join(", ")), wanted)
             .fails(CHECK.remedy),
     }]
+}
+
+/// The network of pods that alone needs a module.
+fn of_network(module: &str) -> Option<PodNetwork> {
+    match module {
+        "vxlan" => Some(PodNetwork::Vxlan),
+        "wireguard" => Some(PodNetwork::Wireguard),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -110,6 +128,28 @@ mod tests {
             facts.kernel.options = None;
             facts.kernel.has_module_files = false;
         });
+    }
+
+    #[test]
+    fn only_the_module_of_the_chosen_network_is_wanted() {
+        let measured = |pod_network| {
+            let mut facts = crate::testing::facts();
+            let kernel = &mut facts.kernel;
+            for (module, option) in [("vxlan", "CONFIG_VXLAN"), ("wireguard", "CONFIG_WIREGUARD")] {
+                kernel.modules.insert(module.into(), Presence::Absent);
+                kernel.options.as_mut().unwrap().remove(option);
+            }
+            let requirements = crate::Requirements {
+                pod_network,
+                ..crate::testing::requirements()
+            };
+            let report = crate::testing::report(&requirements, &facts);
+            let mut of_check = report.findings.into_iter().filter(|one| one.id == CHECK.id);
+            of_check.next().unwrap().measured
+        };
+        assert_eq!(measured(PodNetwork::Vxlan), "without vxlan");
+        assert_eq!(measured(PodNetwork::Wireguard), "without wireguard");
+        assert_eq!(measured(PodNetwork::Vendor), "all 12");
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub(super) const CHECK: Check = Check {
 const INTERFACES: &[&str] = &[
     "cni0",
     "flannel.1",
+    "flannel-wg",
+    "flannel-wg-v6",
     "kube-ipvs0",
     "nodelocaldns",
     "vxlan.calico",

@@ -88,13 +88,14 @@ pub fn wanted(requirements: &Requirements) -> Vec<Wanted<'static>> {
         user,
         remote: *remote,
     });
-    let vxlan = Wanted {
+    let overlay = requirements.pod_network.port(requirements.vxlan_port);
+    let overlay = overlay.map(|port| Wanted {
         protocol: Protocol::Udp,
-        range: single(requirements.vxlan_port),
+        range: single(port),
         address: None,
         user: "the network between nodes",
         remote: Remote::All,
-    };
+    });
     let dns = [Protocol::Tcp, Protocol::Udp].map(|protocol| Wanted {
         protocol,
         range: single(53),
@@ -102,7 +103,7 @@ pub fn wanted(requirements: &Requirements) -> Vec<Wanted<'static>> {
         user: "cluster DNS",
         remote: Remote::Nobody,
     });
-    let mut wanted: Vec<_> = own.chain([vxlan]).chain(dns).collect();
+    let mut wanted: Vec<_> = own.chain(overlay).chain(dns).collect();
     for port in &requirements.profile.network.ports {
         let protocol = match port.protocol {
             manifest::Protocol::Tcp => Protocol::Tcp,
@@ -242,5 +243,22 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn each_network_of_pods_has_its_port() {
+        let udp = |pod_network| -> Vec<u16> {
+            let requirements = crate::Requirements {
+                pod_network,
+                ..requirements()
+            };
+            let wanted = wanted(&requirements).into_iter();
+            let remote = wanted.filter(|wanted| wanted.remote != Remote::Nobody);
+            let udp = remote.filter(|wanted| wanted.protocol == Protocol::Udp);
+            udp.map(|wanted| wanted.range.first).collect()
+        };
+        assert_eq!(udp(spec::PodNetwork::Vxlan), [8472]);
+        assert_eq!(udp(spec::PodNetwork::Wireguard), [51820]);
+        assert!(udp(spec::PodNetwork::Vendor).is_empty());
     }
 }

@@ -17,7 +17,7 @@ use crate::sample;
 use crate::scenario::{IMAGE, Setup, Timeline, check_status};
 
 /// How long all of it may take, under emulation.
-const LIMIT: Duration = Duration::from_secs(60 * 60);
+pub(super) const LIMIT: Duration = Duration::from_secs(60 * 60);
 /// How long one step may take.
 const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// What a person sees of the service.
@@ -26,16 +26,21 @@ const LOOK: &str = "systemctl status gravity --no-pager --lines=5; systemd-cgls 
                     journalctl -u gravity --no-pager --lines=8";
 
 /// File of the token that the machines know each other by.
-const TOKEN: &str = "/root/token";
+pub(super) const TOKEN: &str = "/root/token";
 
 /// One of the machines.
-struct Member {
+pub(super) struct Member {
     link: Link,
     machine: Machine,
 }
 
 impl Member {
-    fn boot(number: u8, disk: &Disk, options: &Options, console: &Console) -> Result<Self> {
+    pub(super) fn boot(
+        number: u8,
+        disk: &Disk,
+        options: &Options,
+        console: &Console,
+    ) -> Result<Self> {
         let link = Link { number };
         let options = Options {
             link: Some(link),
@@ -61,19 +66,19 @@ impl Member {
         Ok(member)
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         format!("machine-{}", self.link.number)
     }
 
-    fn address(&self) -> String {
+    pub(super) fn address(&self) -> String {
         format!("10.98.0.{}", self.link.number)
     }
 
-    fn must(&mut self, command: &str) -> Result<String> {
+    pub(super) fn must(&mut self, command: &str) -> Result<String> {
         self.machine.must(command, PATIENCE)
     }
 
-    fn run(&mut self, arguments: &str, console: &Console) -> Result<()> {
+    pub(super) fn run(&mut self, arguments: &str, console: &Console) -> Result<()> {
         let name = self.name();
         self.machine.gravity(&name, arguments, PATIENCE, console)
     }
@@ -167,7 +172,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
 }
 
 /// Does both at the same time.
-fn on_both<A: Send, B>(
+pub(super) fn on_both<A: Send, B>(
     first: impl FnOnce() -> Result<A> + Send,
     second: impl FnOnce() -> Result<B>,
 ) -> Result<(A, B)> {

@@ -10,7 +10,9 @@ use k8s_openapi::api::core::v1::{
 };
 use serde_json::Value;
 
-use super::{DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, OPERATION_LABEL, STATUS, values};
+use super::{
+    DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, NETWORK_INSTALL, OPERATION_LABEL, STATUS, values,
+};
 
 /// Longest Job that is read, in bytes: what fits into etcd.
 const MAX_JOB: usize = 1 << 20;
@@ -312,6 +314,12 @@ fn complete_pod(hook: &HookRun, spec: &mut JobSpec) -> Result<(), JobError> {
     if !tolerations.contains(&everything) {
         tolerations.push(everything);
     }
+    if hook.name == NETWORK_INSTALL {
+        // Before it has run there is no other network.
+        pod.host_network = Some(true);
+        pod.dns_policy
+            .get_or_insert_with(|| "ClusterFirstWithHostNet".into());
+    }
     add_volumes(hook, pod)?;
     let init = pod.init_containers.iter_mut().flatten();
     for container in init.chain(&mut pod.containers) {
@@ -580,6 +588,28 @@ spec:
         );
         assert_eq!(status(&own), Some(3));
         assert_eq!(job(&hook(PAGE)).unwrap().spec.unwrap().backoff_limit, None);
+    }
+
+    #[test]
+    fn the_hook_that_brings_the_network_does_without() {
+        let pod = |name: &str, text: &str| {
+            let run = HookRun {
+                name: name.into(),
+                ..hook(text)
+            };
+            let pod = job(&run).unwrap().spec.unwrap().template.spec.unwrap();
+            (pod.host_network, pod.dns_policy)
+        };
+        let with_hosts = Some("ClusterFirstWithHostNet".to_owned());
+        assert_eq!(pod(NETWORK_INSTALL, PAGE), (Some(true), with_hosts));
+        let own = PAGE.replace(
+            "      containers",
+            "      hostNetwork: false\n      dnsPolicy: Default\n      containers",
+        );
+        let default = Some("Default".to_owned());
+        assert_eq!(pod(NETWORK_INSTALL, &own), (Some(true), default.clone()));
+        assert_eq!(pod("install", &own), (Some(false), default));
+        assert_eq!(pod("install", PAGE), (None, None));
     }
 
     #[test]

@@ -44,6 +44,8 @@ fn short_hash(input: &str) -> String {
 
 /// Name of the hook that is run every minute.
 const STATUS: &str = "status";
+/// The hook that brings the network of pods.
+const NETWORK_INSTALL: &str = "networkInstall";
 
 /// Label with the identity of the operation that made an object.
 pub const OPERATION_LABEL: &str = "gravitational.io/operation";

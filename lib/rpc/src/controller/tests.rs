@@ -42,6 +42,7 @@ fn cluster() -> ClusterSpec {
         },
         pod_cidrs: Vec::new(),
         service_cidrs: Vec::new(),
+        pod_network: spec::PodNetwork::Vxlan,
         vxlan_port: 8472,
         domain: "cluster.local".into(),
         dns_zones: Vec::new(),
