@@ -6,7 +6,7 @@
 //! zero, and reading it tells so: digests are compared as ever.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::SeekFrom;
@@ -247,12 +247,14 @@ impl Partial {
         })
     }
 
-    /// Puts what has come on the disk.
+    /// Puts what has come on the disk, for all to read.
     ///
     /// # Errors
     /// When that fails.
     pub fn sync(&self) -> Result<()> {
-        let synced = self.file.sync_all();
+        let mode = std::fs::Permissions::from_mode(0o644);
+        let readable = self.file.set_permissions(mode);
+        let synced = readable.and_then(|()| self.file.sync_all());
         synced.map_err(Error::at("write", &self.path))
     }
 }
