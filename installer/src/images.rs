@@ -131,7 +131,7 @@ mod tests {
         assert!(matches!(missing, Refusal::NotNow(_)), "{missing}");
 
         let elf = directory.path().join("elf");
-        std::fs::write(&elf, b"program").unwrap();
+        host::atomic::write(&elf, b"program", 0o755).unwrap();
         let built = directory.path().join("file");
         let mut writer = Writer::create(&built, &elf).unwrap();
         let root = writer.add_blob_bytes(b"the root", "a/b").unwrap();
@@ -144,7 +144,7 @@ mod tests {
             .unwrap();
         let blob = layout.blob(&stored);
         std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
-        std::fs::write(&blob, b"a large layer").unwrap();
+        host::atomic::write(&blob, b"a large layer", 0o644).unwrap();
 
         let range = |digest: &str, offset, length| Range {
             image: image.index_digest(),

@@ -154,8 +154,9 @@ fn without_image(
     let node = setup.create(name, console)?;
     let program = file::cache()?.join("program");
     let installed = master.run(&["cat", "/var/lib/gravity/bin/gravity"])?;
-    std::fs::write(&program, installed.stdout).context("copying the program")?;
+    file::write(&program, installed.stdout)?;
     node.copy(&program, IMAGE)?;
+    node.run(&["chmod", "0755", IMAGE])?;
     let before = Snapshot::take(&node)?;
     let differences = |what: &str| {
         let left = before.differences(&Snapshot::take(&node)?, ALLOWED);

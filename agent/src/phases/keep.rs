@@ -71,7 +71,7 @@ mod tests {
     fn image(directory: &Path, layout: &Layout) -> (std::path::PathBuf, String) {
         let stored = vec![1; SIZE];
         let elf = directory.join("elf");
-        std::fs::write(&elf, b"program").unwrap();
+        host::atomic::write(&elf, b"program", 0o755).unwrap();
         let path = directory.join("file");
         let mut writer = Writer::create(&path, &elf).unwrap();
         let root = writer.add_blob_bytes(b"root", "a/b").unwrap();
@@ -80,7 +80,7 @@ mod tests {
         writer.finish(&root, "linux/amd64").unwrap();
         let blob = layout.blob(&digest);
         std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
-        std::fs::write(blob, stored).unwrap();
+        host::atomic::write(&blob, &stored, 0o644).unwrap();
         (path, digest)
     }
 

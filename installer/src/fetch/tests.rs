@@ -85,9 +85,10 @@ fn site() -> Site {
     })
     .take(9 << 20)
     .collect();
-    std::fs::write(at("elf"), b"program").unwrap();
-    std::fs::write(at("raw"), &noise).unwrap();
-    std::fs::write(at("tar"), &noise[1..]).unwrap();
+    let put = |name: &str, bytes: &[u8]| host::atomic::write(&at(name), bytes, 0o644).unwrap();
+    put("elf", b"program");
+    put("raw", &noise);
+    put("tar", &noise[1..]);
     let cache = Cache::open(at("cache")).unwrap();
     let built = at("built");
     let mut writer = Writer::create(&built, &at("elf"))
