@@ -12,6 +12,7 @@ mod health;
 mod hook;
 mod images;
 mod join_secrets;
+mod keep;
 mod kubernetes_node;
 mod lost_masters;
 mod nodes;
@@ -64,6 +65,7 @@ pub(crate) async fn execute(
         PhaseSpec::Resources(phase) => {
             blocking(node, sink, move |n, s| resources::execute(n, &phase, s)).await
         }
+        PhaseSpec::Keep(phase) => blocking(node, sink, move |n, _| keep::execute(n, &phase)).await,
         PhaseSpec::Secrets(phase) => {
             blocking(node, sink, move |n, _| secrets::execute(n, &phase)).await
         }

@@ -128,6 +128,9 @@ pub(crate) enum Command {
     /// Take nodes in and let them go: a service of masters
     #[command(hide = true)]
     Controller(Controller),
+    /// Give nodes that join the cluster image: a service of workers
+    #[command(hide = true)]
+    Images(Images),
     /// Follow who the cluster's masters are; the planet's service
     #[command(hide = true)]
     Masters(Masters),
@@ -422,6 +425,16 @@ pub(crate) struct Controller {
     /// Hooks that run when a node comes or goes
     #[arg(long, value_name = "FILE")]
     pub(crate) hooks: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Images {
+    /// Where it listens
+    #[arg(long, value_name = "IP:PORT")]
+    pub(crate) listen: SocketAddr,
+    /// Directory of authorities and certificates
+    #[arg(long, value_name = "DIR")]
+    pub(crate) secrets: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -12,6 +12,7 @@ mod controller;
 mod etcd;
 mod exec;
 mod hook;
+mod images;
 mod install;
 mod join;
 mod leave;
@@ -130,6 +131,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Etcd(arguments) => block_on(etcd::run(&session, &arguments)),
         Command::Care(arguments) => block_on(care::run(&arguments)),
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
+        Command::Images(arguments) => block_on(images::run(&arguments)),
         Command::Masters(arguments) => block_on(masters::run(&arguments)),
         Command::Stop(arguments) => block_on(power::stop(&session, &arguments)),
         Command::Start => block_on(power::start(&session)),

@@ -40,7 +40,7 @@ pub fn sha256(bytes: &[u8]) -> String {
     text(ring::digest::digest(&SHA256, bytes).as_ref())
 }
 
-fn text(hash: &[u8]) -> String {
+pub(crate) fn text(hash: &[u8]) -> String {
     let mut text = String::with_capacity(7 + 2 * hash.len());
     text.push_str("sha256:");
     for byte in hash {

@@ -97,6 +97,18 @@ pub enum Error {
         /// Its digest.
         digest: String,
     },
+    /// A blob ends before.
+    #[error("blob {digest} has {size} bytes, none of {length} from {offset} on")]
+    OutOfRange {
+        /// Its digest.
+        digest: String,
+        /// Where the range begins.
+        offset: u64,
+        /// How long it is in bytes.
+        length: u64,
+        /// How many bytes the blob has as it is stored.
+        size: u64,
+    },
     /// The text is no digest.
     #[error("`{digest}` is not a digest of the form sha256:<64 hex digits>")]
     BadDigest {

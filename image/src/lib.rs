@@ -24,4 +24,4 @@ pub mod unpack;
 
 pub use chunks::{BlobReader, Chunk, Chunks, ReadChunks};
 pub use error::{Error, Result};
-pub use file::{Blob, Damage, Encoding, Image, Part, Writer, Written};
+pub use file::{Blob, Damage, Encoding, Image, Part, Partial, Piece, Writer, Written};

@@ -21,7 +21,8 @@ use ipnet::Ipv4Net;
 use manifest::HookName;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
-use rpc::controller::{Controller, Refusal, Tokens, member_name};
+use rpc::controller::{Admission, Controller, Refusal, Tokens, member_name};
+use rpc::images::ADMITTED;
 use rpc::peer::Here;
 use spec::phase::Certificate;
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
@@ -32,6 +33,7 @@ use crate::addons;
 use crate::etcd::{self, Etcd};
 use crate::history;
 use crate::hooks::NodeHooks;
+use crate::images::Kept;
 use crate::install::{NODE_PREFIX, node_labels};
 use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
 
@@ -41,6 +43,8 @@ pub use removal::Removal;
 const DRAIN: Duration = Duration::from_secs(300);
 /// How often a change that somebody else was faster with is made again.
 const TRIES: usize = 10;
+/// How long a node that was admitted to the image may take to get it.
+const ADMISSION: Duration = Duration::from_secs(12 * 60 * 60);
 /// How often the members of etcd are compared with the masters.
 const RECONCILE: Duration = Duration::from_secs(5);
 /// Most masters: three vote in etcd, and it lets two more stand by.
@@ -123,9 +127,10 @@ pub async fn run(
         secrets: secrets.to_owned(),
         hooks: node_hooks(hooks)?,
     });
+    let kept = Arc::new(Kept::inside());
     let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
     tokio::select! {
-        served = rpc::controller::serve(listener, tls, site.clone(), here, stop) => Ok(served?),
+        served = rpc::controller::serve(listener, tls, site.clone(), here, kept, stop) => Ok(served?),
         () = site.keep_members() => Ok(()),
         () = history::keep(&site.client) => Ok(()),
     }
@@ -142,7 +147,7 @@ fn node_hooks(path: &Path) -> Result<NodeHooks, Error> {
     })
 }
 
-fn read(path: &Path) -> Result<String, Error> {
+pub(crate) fn read(path: &Path) -> Result<String, Error> {
     use std::io::Read;
     let mut text = String::new();
     std::fs::File::open(path)
@@ -371,6 +376,18 @@ impl Controller for Site {
             node,
             certificate,
             authorities,
+        })
+    }
+
+    async fn admit(&self, request: &str) -> Result<Admission, Refusal> {
+        let refused = |error: &dyn std::error::Error| Refusal::Refused(with_cause(error));
+        let leaf = Leaf::client(ADMITTED, &[], ADMISSION);
+        let authority = self.authority(RPC_AUTHORITY)?;
+        let certificate = authority.sign(request, &leaf);
+        let path = self.secrets.join(format!("{RPC_AUTHORITY}.crt"));
+        Ok(Admission {
+            certificate: certificate.map_err(|error| refused(&error))?,
+            authority: read(&path).map_err(|error| refused(&error))?,
         })
     }
 

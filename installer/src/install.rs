@@ -836,6 +836,7 @@ impl Planner<'_> {
             services: Vec::new(),
         });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
+        phases.push(self.keep()?);
         if self.token {
             let token = PhaseSpec::Config(phase::Config {
                 operation: self.operation.into(),
@@ -1034,6 +1035,16 @@ impl Planner<'_> {
                 PhaseSpec::Resources(resources),
             )?,
         ])
+    }
+
+    /// What nodes that join get of the image.
+    pub(crate) fn keep(&self) -> Result<Phase, Error> {
+        let image = self.image.path.clone();
+        self.leaf(
+            "/image",
+            "Keep the image for nodes that join",
+            PhaseSpec::Keep(phase::Keep { image }),
+        )
     }
 
     fn filesystem(&self) -> Result<&Rootfs, Error> {

@@ -261,6 +261,7 @@ fn phases(
             "Wait until the node is ready",
             PhaseSpec::Health(health),
         )?,
+        planner.keep()?,
         planner.leaf(
             "/added",
             "Tell the cluster that the node works",

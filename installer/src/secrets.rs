@@ -17,6 +17,8 @@ pub(crate) const KUBELET_CLIENT: &str = "kube-apiserver-kubelet-client";
 pub(crate) const COREDNS: &str = "system:coredns";
 /// Certificate of the controller.
 pub(crate) const CONTROLLER_CERTIFICATE: &str = "controller";
+/// Certificate of the one that gives the cluster image away on workers.
+pub(crate) const IMAGES_CERTIFICATE: &str = "images";
 /// User of flannel.
 pub(crate) const FLANNEL: &str = "system:flannel";
 
@@ -41,8 +43,22 @@ pub(crate) struct Requested {
     pub(crate) kubeconfigs: Vec<Kubeconfig>,
 }
 
-/// Certificates and kubeconfigs that every node has.
+/// Certificates and kubeconfigs of a worker.
 fn of_worker(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
+    let mut requested = of_every(cluster, node);
+    let name = &node.hostname;
+    requested.certificates.push(server(
+        IMAGES_CERTIFICATE,
+        RPC_AUTHORITY,
+        name,
+        &[name],
+        &[address(node)],
+    ));
+    requested
+}
+
+/// Certificates and kubeconfigs that every node has.
+fn of_every(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
     let address = address(node);
     let name = &node.hostname;
     let mut requested = Requested {
@@ -135,7 +151,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
 
 /// Certificates and kubeconfigs of a master.
 fn of_master(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
-    let of_every_node = of_worker(cluster, node);
+    let of_every_node = of_every(cluster, node);
     let address = address(node);
     let node = &node.hostname;
     let local: IpAddr = std::net::Ipv4Addr::LOCALHOST.into();

@@ -10,6 +10,7 @@ mod controller;
 mod coredns;
 pub(crate) mod etcd;
 mod flannel;
+mod images;
 mod kube_apiserver;
 mod kube_controller_manager;
 mod kube_proxy;
@@ -32,6 +33,9 @@ use spec::{ClusterSpec, NodeSpec, Role};
 /// Directory of the services' configuration files.
 pub(crate) const CONFIG: &str = "/etc/planet";
 
+/// Our own program inside.
+const PROGRAM: &str = "/opt/gravity/bin/gravity";
+
 /// Makes one service.
 type Define = fn(&Context<'_>) -> Definition;
 
@@ -45,6 +49,9 @@ const EVERYWHERE: &[Define] = &[
     masters::define,
     care::define,
 ];
+
+/// What workers have beside them. On masters the controller does it.
+const OF_WORKERS: &[Define] = &[images::define];
 
 /// What masters have beside them.
 const CONTROL_PLANE: &[Define] = &[
@@ -81,9 +88,12 @@ pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
             requires.retain(|name| !OF_MASTERS.contains(&name.as_str()));
         }
     }
-    if context.node.role == Role::Master {
-        all.extend(CONTROL_PLANE.iter().map(|define| define(context)));
-        all.extend(status_hook::define(context));
+    match context.node.role {
+        Role::Master => {
+            all.extend(CONTROL_PLANE.iter().map(|define| define(context)));
+            all.extend(status_hook::define(context));
+        }
+        Role::Worker => all.extend(OF_WORKERS.iter().map(|define| define(context))),
     }
     let names: Vec<_> = all.iter().map(|made| made.service.name.clone()).collect();
     for definition in &mut all {

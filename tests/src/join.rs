@@ -1,4 +1,5 @@
-//! Two nodes: the second joins, works, leaves, and joins again to be removed.
+//! Two nodes: the second joins, works, leaves, and joins again to be removed. A
+//! third that has only the program gets the image from both.
 //!
 //! In: the sample's cluster image. Out: an error at the first thing that is not
 //! as it should be; the nodes then stay to be looked at.
@@ -13,7 +14,7 @@ use serde::Deserialize;
 use crate::node::{self, Node};
 use crate::scenario::{IMAGE, Setup, check, install_with, run_visibly};
 use crate::snapshot::{ALLOWED, Snapshot};
-use crate::{process, sample};
+use crate::{file, process, sample};
 
 /// How long pods may take to be where they should.
 const PODS: Duration = Duration::from_secs(60);
@@ -21,6 +22,9 @@ const PODS: Duration = Duration::from_secs(60);
 const SERVICE: Duration = Duration::from_secs(120);
 /// Replicas of the sample's web server: enough for both nodes to get some.
 const REPLICAS: usize = 4;
+
+/// How much of the image has come when one that gives it is killed, in bytes.
+const PART: u64 = 16 << 20;
 
 /// Profile of the sample that is of workers.
 pub(crate) const WORKER: &str = "worker";
@@ -91,6 +95,14 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     sick_service(&first, &second)?;
     console.info("The master's status tells of a worker's service that hangs");
     refuse_again(&first, &second, &token.token)?;
+    without_image(
+        setup,
+        &format!("{name}-3"),
+        &first,
+        &second,
+        &token,
+        console,
+    )?;
 
     console.step("./gravity leave");
     run_visibly(&mut second.command(&[IMAGE, "leave", "--confirm"])?)?;
@@ -102,7 +114,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         left.join("\n")
     );
     ensure!(nodes(&first)? == [first.name()], "the node has not left");
-    hooks_ran(&first, &[("preNodeRemove", 1), ("postNodeRemove", 1)])?;
+    hooks_ran(&first, &[("preNodeRemove", 2), ("postNodeRemove", 2)])?;
     running_on(&first, &[first.name()])?;
     check(&first)?;
 
@@ -110,7 +122,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut join(&first, &second, OWN, WORKER)?)?;
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
-    hooks_ran(&first, &[("preNodeRemove", 2), ("postNodeRemove", 2)])?;
+    hooks_ran(&first, &[("preNodeRemove", 3), ("postNodeRemove", 3)])?;
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
     let refused = refused.context("running leave")?;
     run_visibly(&mut first.command(&[IMAGE, "token", "remove", &token.name])?)?;
@@ -126,6 +138,74 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     );
     second.delete()?;
     first.delete()
+}
+
+/// A node that has the program alone gets the image from a master and a worker,
+/// one of which dies meanwhile; runs a pod; and leaves.
+fn without_image(
+    setup: &Setup,
+    name: &str,
+    master: &Node,
+    worker: &Node,
+    token: &Token,
+    console: &Console,
+) -> Result<()> {
+    console.step("./gravity join on a node that has no image");
+    let node = setup.create(name, console)?;
+    let program = file::cache()?.join("program");
+    let installed = master.run(&["cat", "/var/lib/gravity/bin/gravity"])?;
+    file::write(&program, installed.stdout)?;
+    node.copy(&program, IMAGE)?;
+    node.run(&["chmod", "0755", IMAGE])?;
+    let before = Snapshot::take(&node)?;
+    let differences = |what: &str| {
+        let left = before.differences(&Snapshot::take(&node)?, ALLOWED);
+        ensure!(left.is_empty(), "{what} left:\n{}", left.join("\n"));
+        Ok(())
+    };
+
+    let other = "cp -p /root/gravity /root/other && echo >> /root/other";
+    node.run(&["sh", "-c", other])?;
+    let given = format!("--token={}", token.token);
+    let words = ["/root/other", "join", master.address(), &given];
+    let text = said(&mut node.command(&words)?)?;
+    ensure!(
+        text.contains("not the one of the cluster's image"),
+        "{text}"
+    );
+    node.run(&["rm", "/root/other"])?;
+    differences("a refused join")?;
+
+    let started = Instant::now();
+    let mut joining = join(master, &node, &token.token, WORKER)?.spawn()?;
+    let come = "du -k /var/lib/gravity/image/cluster 2>/dev/null | cut -f1";
+    let part = process::wait_until(PODS, || {
+        let come = node.text(&["sh", "-c", come]).unwrap_or_default();
+        come.trim().parse().unwrap_or(0) * 1024 > PART
+    });
+    worker.run(&["pkill", "-KILL", "-f", "gravity images"])?;
+    let joined = joining.wait().context("waiting for the join")?;
+    ensure!(part && joined.success(), "the join ended with {joined}");
+    console.info(&format!(
+        "Joined in {}, with the image from two nodes",
+        render::duration(started.elapsed())
+    ));
+    ensure!(
+        nodes(master)?.contains(&node.name().to_owned()),
+        "it is not ready"
+    );
+    let image = "-o=jsonpath={.spec.template.spec.containers[0].image}";
+    let image = master.text(&["kubectl", "get", "deployment", "web", image])?;
+    let image = format!("--image={}", image.trim());
+    let place = serde_json::json!({ "spec": { "nodeName": node.name() } });
+    let place = format!("--overrides={place}");
+    master.run(&["kubectl", "run", "placed", &image, &place])?;
+    let ready = ["--for=condition=Ready", "pod/placed", "--timeout=60s"];
+    master.run(&[&["kubectl", "wait"][..], &ready].concat())?;
+    master.run(&["kubectl", "delete", "pod", "placed", "--now"])?;
+    run_visibly(&mut node.command(&[IMAGE, "leave", "--confirm"])?)?;
+    differences("`leave`")?;
+    node.delete()
 }
 
 /// Freezes a service of the worker and thaws it again: the master tells.

@@ -38,6 +38,7 @@ const RESTARTED: &[&str] = &[
     "coredns",
     "registry",
     "controller",
+    "images",
     "masters",
     "status-hook",
 ];

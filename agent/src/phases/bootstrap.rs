@@ -13,6 +13,7 @@ use crate::node::{file, lasting};
 pub(super) const DIRECTORIES: &[(&str, u32)] = &[
     ("bin", 0o755),
     ("store/blobs/sha256", 0o755),
+    ("image", 0o755),
     ("planet/rootfs", 0o755),
     ("planet/overlay", 0o755),
     ("planet/run", 0o755),

@@ -15,7 +15,7 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::{Hook, PhaseSpec};
 
-use super::{blocking, bootstrap, config, own_data, recovery};
+use super::{blocking, bootstrap, config, keep, own_data, recovery};
 use crate::node::{file, lasting, session, transient};
 use crate::{Node, daemon, residue};
 
@@ -52,6 +52,7 @@ pub(crate) async fn undo(
             })
             .await
         }
+        PhaseSpec::Keep(phase) => blocking(node, sink, move |n, _| keep::undo(n, &phase)).await,
         PhaseSpec::Register(phase) => leave_cluster(node, &phase.controllers, &*sink).await,
         PhaseSpec::Secrets(_) | PhaseSpec::JoinSecrets(_) => {
             blocking(node, sink, |n, _| clear(&n.layout().planet_secrets())).await
@@ -228,7 +229,7 @@ async fn leave_cluster(
 
 /// Removes what is in a directory. What is mounted there is unmounted first:
 /// it is somebody else's data.
-fn clear(directory: &Path) -> Result<(), PhaseError> {
+pub(super) fn clear(directory: &Path) -> Result<(), PhaseError> {
     host::mounts::unmount_below(directory, true)
         .map_err(|error| file("unmount what is below", directory, &error))?;
     let entries = match std::fs::read_dir(directory) {

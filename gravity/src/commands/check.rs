@@ -128,7 +128,7 @@ fn against(session: &Session, path: Option<&Path>) -> Result<(Manifest, Option<I
     match (image, path) {
         (Some(image), _) => {
             let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
-            let (manifest, _) = command::content(session, &cluster)?;
+            let (manifest, _) = command::content(image.path().to_owned(), &cluster)?;
             Ok((manifest, Some(image)))
         }
         (None, Some(path)) => {
@@ -182,13 +182,14 @@ pub(crate) fn requirements(
     image: Option<&Image>,
 ) -> Requirements {
     // Every blob is on the node once; containers' layers a second time unpacked,
-    // about three times their compressed size.
+    // about three times their compressed size; what is compressed a second time as
+    // it is, for nodes that join.
     let blobs: u64 = image
         .into_iter()
         .flat_map(Image::blobs)
         .map(|blob| {
             if blob.length < blob.size {
-                blob.size
+                blob.size.saturating_add(blob.length)
             } else {
                 blob.size.saturating_mul(4)
             }

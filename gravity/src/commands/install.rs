@@ -53,7 +53,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let values = Values::given(&arguments.values, &arguments.set)?;
     let image = session.image()?;
     let cluster = ClusterImage::open(image.clone()).context("read the cluster image")?;
-    let (manifest, content) = content(session, &cluster)?;
+    let (manifest, content) = content(session.image_path()?, &cluster)?;
     let console = &session.console;
     console.step(&format!(
         "Installing {} {}",
@@ -192,10 +192,7 @@ fn plain_text(html: &str) -> String {
 }
 
 /// Reads what the plan needs of the image.
-pub(crate) fn content(
-    session: &Session,
-    cluster: &ClusterImage,
-) -> Result<(Manifest, ImageContent)> {
+pub(crate) fn content(path: PathBuf, cluster: &ClusterImage) -> Result<(Manifest, ImageContent)> {
     let config = &cluster.config;
     let manifest_text = cluster
         .manifest_yaml()
@@ -218,7 +215,7 @@ pub(crate) fn content(
         })
         .collect();
     let content = ImageContent {
-        path: session.image_path()?,
+        path,
         reference: ImageRef {
             name: config.name.clone(),
             version: config.image_version.clone(),
@@ -324,6 +321,8 @@ fn stranger(layout: &Layout) -> Option<PathBuf> {
         layout.operation_lock(),
         layout.host_changes(),
         layout.operations(),
+        // Of a join that was cut off while it fetched.
+        layout.image(),
     ];
     let entries = std::fs::read_dir(layout.state_dir()).ok()?;
     let mut strange: Vec<_> = entries
@@ -344,15 +343,12 @@ pub(crate) fn verify(session: &Session, image: &Image) -> Result<()> {
         .context("verify the cluster image")?;
     match damages.first() {
         None => Ok(()),
-        Some(first) => {
-            let path = session.image_path()?;
-            Err(DamagedImage {
-                path,
-                first: first.to_string(),
-                more: damages.len() - 1,
-            }
-            .into())
+        Some(first) => Err(DamagedImage {
+            path: image.path().to_owned(),
+            first: first.to_string(),
+            more: damages.len() - 1,
         }
+        .into()),
     }
 }
 

@@ -1,11 +1,14 @@
 //! `gravity join`: asks the cluster, checks the node, has it taken in, plans,
 //! and has the plan executed.
 
+mod fetch;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
+use image::Image;
 use image::cluster::ClusterImage;
 use installer::coordinator::{Action, Operation};
 use installer::install::{self, KnownUsers, choose_address};
@@ -16,6 +19,7 @@ use rpc::controller::Refusal;
 use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
 
+use self::fetch::Fetch;
 use super::install::{content, host_traits, refuse_former, verify};
 use super::{Session, check, peers, require_root, token};
 use crate::cli::Join;
@@ -30,16 +34,26 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     refuse_former(&session.layout)?;
     let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?
         .context("a token is needed: --token or --token-file")?;
-    let image = session.image()?;
-    let (manifest, content) = content(
-        session,
-        &ClusterImage::open(image.clone()).context("read the cluster image")?,
-    )?;
+    let own = own_image(session)?;
     session.console.step("Connecting to the cluster");
     let cluster = describe(arguments, &token).await?;
     session
         .console
         .step(&format!("Joining cluster {}", cluster.name));
+    let fetch = match &own {
+        Some(_) => None,
+        None => Some(Fetch::begin(session, arguments, &token, &cluster).await?),
+    };
+    let image = match (own, &fetch) {
+        (None, Some(fetch)) => fetch.documents().clone(),
+        (own, _) => own.context("open the cluster image")?,
+    };
+    let path = match &fetch {
+        Some(_) => Fetch::path(session),
+        None => session.image_path()?,
+    };
+    let read = ClusterImage::open(image.clone()).context("read the cluster image")?;
+    let (manifest, content) = content(path, &read)?;
     let options = join::Options {
         advertise_address: arguments.advertise_addr,
         role: arguments.role.clone(),
@@ -62,13 +76,15 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     };
     let profile = join::choose_profile(&manifest, options.role.as_deref())?;
     let profile = install::with_mounts(profile, &options.mounts)?;
-    let requirements = check::requirements(
+    let mut requirements = check::requirements(
         &network,
         cluster.pod_network,
         choose_address(options.advertise_address, &facts)?,
         profile.as_ref(),
         Some(&image),
     );
+    let room = fetch.as_ref().map_or(0, |fetch| fetch.room(session));
+    requirements.state_bytes = requirements.state_bytes.saturating_add(room);
     let masters = cluster.controllers();
     let mut peers = peers::measure(session, &masters, &token, &requirements, &facts).await;
     peers.retain(|peer| match &peer.seen {
@@ -87,6 +103,10 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         ignore: &arguments.ignore,
     };
     let report = check::before(console, requirements, facts.clone(), decided, peers)?;
+    let image = match fetch {
+        Some(fetch) => fetch.complete(session).await?,
+        None => image,
+    };
     verify(session, &image)?;
     let plan = |membership: &Membership| {
         let host = host_traits(&facts);
@@ -98,6 +118,19 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     let operation = begin(session, arguments, &token, &candidate, plan).await?;
     check::record(&report, &operation)?;
     super::operation::start(session, &operation, &Action::Run).await
+}
+
+/// The image of `--image` or the one that this program carries, if it does.
+fn own_image(session: &Session) -> Result<Option<Image>> {
+    let carries_none = |error: &anyhow::Error| {
+        let error = error.downcast_ref();
+        matches!(error, Some(image::Error::NotAnImage { .. }))
+    };
+    match session.image() {
+        Ok(image) => Ok(Some(image)),
+        Err(error) if session.global.image.is_none() && carries_none(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn first(cidrs: &[String]) -> String {

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
 use installer::controller::{self, Removal};
+use installer::coordinator::Operation;
 use installer::hooks::NodeHooks;
 use manifest::{HookName, Manifest};
 
@@ -29,7 +30,9 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
         );
     }
     let joined = session.layout.node_certificate().exists() || among_others(session).await;
+    let began = session.layout.cluster().exists() || Operation::last(&session.layout).is_ok();
     let question = match joined {
+        _ if !began => "What has come of a cluster's image will be removed. Go on?",
         true => "All of the cluster's data on this node will be lost. Go on?",
         false => {
             "This is the cluster's last node: leaving it ends the cluster, and all of its data \

@@ -19,13 +19,17 @@
 //!
 //! The same inputs give the same bytes.
 
+mod copy;
 pub mod format;
+mod partial;
 mod parts;
 mod read;
+mod stored;
 mod verify;
 mod write;
 
 pub use format::{Blob, Encoding, Frame, Index};
+pub use partial::{Partial, Piece};
 pub use parts::{Part, STRUCTURE};
 pub use read::Image;
 pub(crate) use read::Window;

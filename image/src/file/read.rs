@@ -94,7 +94,7 @@ impl Image {
         Self::from_file(file, &name)
     }
 
-    fn from_file(file: File, path: &Path) -> Result<Self> {
+    pub(super) fn from_file(file: File, path: &Path) -> Result<Self> {
         let meta = file.metadata().map_err(Error::at("read", path))?;
         let whole = meta.len();
         if !meta.is_file() {
@@ -374,7 +374,11 @@ fn archived(file: &File, length: u64) -> io::Result<Option<u64>> {
 
 /// Writes a file that appears at `dest` whole or not at all, also when the
 /// machine ends right after.
-fn write_new(dest: &Path, mode: u32, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+pub(super) fn write_new(
+    dest: &Path,
+    mode: u32,
+    fill: impl FnOnce(&mut File) -> Result<()>,
+) -> Result<()> {
     let parent = match dest.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

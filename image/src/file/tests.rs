@@ -633,3 +633,134 @@ fn the_parts_and_zeros_are_the_file() {
         assert!(parts.iter().any(|part| part.digest == sha256(&sample.raw)));
     }
 }
+
+/// Gives a partial image all that it misses, as `image` has it.
+fn complete(partial: &Partial, image: &Image) {
+    for piece in partial.missing(u64::MAX).unwrap() {
+        let bytes = image
+            .read_stored(&piece.digest, piece.offset, piece.length as usize)
+            .unwrap();
+        partial
+            .put(&piece.digest, piece.offset, &bytes, piece.hash.as_deref())
+            .unwrap();
+    }
+}
+
+#[test]
+fn an_image_that_came_in_pieces_is_the_same_file_and_goes_on_where_it_was_cut_off() {
+    let s = sample(3_000_001, 2_500_000);
+    let image = Image::open(&s.path).unwrap();
+    let (end, path) = (image.end().unwrap(), s.dir.path().join("partial"));
+    let partial = Partial::open(&path, &end, &s.root).unwrap();
+    let missing = partial.missing(u64::MAX).unwrap();
+    // Root, the raw one, three frames of the other; the empty one is there.
+    assert_eq!(missing.len(), 5, "{missing:?}");
+    assert_eq!(partial.missing(100).unwrap().len(), 1);
+    let frame = missing.iter().find(|piece| piece.hash.is_some()).unwrap();
+    let wrong = vec![1; frame.length as usize];
+    let refused = partial.put(&frame.digest, 0, &wrong, frame.hash.as_deref());
+    assert!(matches!(refused, Err(Error::WrongDigest { .. })));
+    let beyond = partial.put(&sha256(&s.raw), 3_000_000, b"xx", None);
+    assert!(matches!(beyond, Err(Error::OutOfRange { .. })));
+    let foreign = partial.put_elf(&s.path);
+    assert!(matches!(foreign, Err(Error::WrongDigest { .. })));
+    partial.put_elf(&s.dir.path().join("elf")).unwrap();
+
+    // Cut off: what has come is seen, to the page.
+    let bytes = image
+        .read_stored(&frame.digest, frame.offset, frame.length as usize)
+        .unwrap();
+    partial
+        .put(&frame.digest, frame.offset, &bytes, frame.hash.as_deref())
+        .unwrap();
+    partial
+        .put(&sha256(&s.raw), 0, &s.raw[..1_000_000], None)
+        .unwrap();
+    drop(partial);
+    let partial = Partial::open(&path, &end, &s.root).unwrap();
+    let missing = partial.missing(u64::MAX).unwrap();
+    assert_eq!(missing.len(), 4, "{missing:?}");
+    let raw = missing.iter().find(|piece| piece.digest == sha256(&s.raw));
+    let raw = raw.unwrap();
+    assert!((900_000..1_000_000).contains(&raw.offset), "{raw:?}");
+    assert_eq!(raw.offset + raw.length, 3_000_001);
+    complete(&partial, &image);
+    assert!(partial.is_whole(&sha256(&s.raw)).unwrap());
+    partial.sync().unwrap();
+    assert_eq!(
+        std::fs::read(&path).unwrap(),
+        std::fs::read(&s.path).unwrap()
+    );
+
+    // A wrong byte of a raw blob is seen with the whole: it comes anew.
+    partial.put(&sha256(&s.raw), 7, b"!", None).unwrap();
+    let missing = partial.missing(u64::MAX).unwrap();
+    assert_eq!((missing.len(), missing[0].offset), (1, 0));
+    drop(partial);
+    // Another image in its place begins anew.
+    let (other, root) = build(s.dir.path(), "other", b"raw", b"tar");
+    let end = Image::open(&other).unwrap().end().unwrap();
+    let refused = Partial::open(&path, &end, &sha256(&s.raw));
+    assert!(matches!(refused, Err(Error::WrongDigest { .. })));
+    let partial = Partial::open(&path, &end, &root).unwrap();
+    assert_eq!(partial.missing(u64::MAX).unwrap().len(), 3);
+}
+
+#[test]
+fn an_end_that_is_none_is_refused() {
+    let s = sample(5000, 5000);
+    let end = Image::open(&s.path).unwrap().end().unwrap();
+    let mut flipped = end.clone();
+    flipped[0] ^= 1;
+    for wrong in [&end[1..], &end[..end.len() - 1], &flipped, b"", &[0; 4096]] {
+        let refused = Partial::nameless(wrong, &s.root);
+        assert!(refused.is_err(), "{} bytes", wrong.len());
+    }
+    Partial::nameless(&end, &s.root).unwrap();
+}
+
+#[test]
+fn ranges_beyond_a_blob_are_refused() {
+    let s = sample(5000, 3_000_000);
+    let image = Image::open(&s.path).unwrap();
+    let raw = sha256(&s.raw);
+    assert_eq!(image.read_stored(&raw, 10, 20).unwrap(), s.raw[10..30]);
+    assert_eq!(image.read_stored(&raw, 5000, 0).unwrap(), b"");
+    for (offset, length) in [(0, 5001), (5000, 1), (u64::MAX, 1), (1, usize::MAX)] {
+        let refused = image.read_stored(&raw, offset, length);
+        assert!(
+            matches!(refused, Err(Error::OutOfRange { .. })),
+            "{offset} {length}"
+        );
+    }
+    let unknown = image.read_stored(&sha256(b"unknown"), 0, 1);
+    assert!(matches!(unknown, Err(Error::MissingBlob { .. })));
+    // Of a compressed blob it is the stored bytes that count.
+    let tar = image.blob(&sha256(&s.tar)).unwrap();
+    assert!(image.read_stored(&tar.digest, tar.length, 1).is_err());
+}
+
+#[test]
+fn a_copy_without_what_is_elsewhere_is_filled_again() {
+    let s = sample(3_000_001, 2_500_000);
+    let image = Image::open(&s.path).unwrap();
+    let dest = s.dir.path().join("kept");
+    let raw = sha256(&s.raw);
+    image.keep(&dest, |blob| blob.digest == raw).unwrap();
+    let kept = Image::open(&dest).unwrap();
+    assert_eq!(kept.index_digest(), image.index_digest());
+    let damage = kept.verify(&Discard).unwrap();
+    assert_eq!(damage.len(), 1, "{damage:?}");
+    assert!(damage[0].part.contains(&raw));
+    let blob = kept.blob(&raw).unwrap();
+    kept.restore(blob, &s.dir.path().join("raw")).unwrap();
+    assert_eq!(
+        std::fs::read(&dest).unwrap(),
+        std::fs::read(&s.path).unwrap()
+    );
+    kept.release(|blob| blob.digest == raw).unwrap();
+    assert_eq!(std::fs::metadata(&dest).unwrap().len(), image.length());
+    assert_eq!(kept.verify(&Discard).unwrap().len(), 1);
+    let short = kept.restore(blob, &s.dir.path().join("elf"));
+    assert!(matches!(short, Err(Error::WrongSize { .. })));
+}

@@ -17,6 +17,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
+use super::copy::copy;
 use super::format::{
     Blob, Elf, Encoding, Footer, Frame, Index, MAX_INDEX, align, head_page, index_hash,
 };
@@ -26,8 +27,6 @@ use crate::{Error, Result};
 
 /// Threads that hash: blobs are independent.
 const HASHERS: usize = 2;
-/// How much one call copies: a signal is noticed between calls.
-const STEP: usize = 64 << 20;
 
 /// A part that another thread hashes.
 struct Job {
@@ -320,52 +319,12 @@ impl Writer {
         Ok(())
     }
 
-    /// Copies all of `source` to the current position, inside the kernel.
+    /// Copies all of `source` to the current position.
     fn copy(&mut self, source: &File, name: &Path) -> Result<u64> {
-        let (mut from, mut to) = (0, self.start + self.position);
-        loop {
-            let copied = match rustix::fs::copy_file_range(
-                source,
-                Some(&mut from),
-                &self.file,
-                Some(&mut to),
-                STEP,
-            ) {
-                Ok(copied) => copied,
-                Err(
-                    rustix::io::Errno::XDEV
-                    | rustix::io::Errno::INVAL
-                    | rustix::io::Errno::NOSYS
-                    | rustix::io::Errno::OPNOTSUPP,
-                ) => self.copy_by_hand(source, name, &mut from, &mut to)?,
-                Err(error) => return Err(Error::io("copy", name, error.into())),
-            };
-            if copied == 0 {
-                break;
-            }
-        }
-        self.position = to - self.start;
-        Ok(from)
-    }
-
-    /// For filesystems between which the kernel can't copy.
-    fn copy_by_hand(
-        &self,
-        source: &File,
-        name: &Path,
-        from: &mut u64,
-        to: &mut u64,
-    ) -> Result<usize> {
-        let mut buffer = vec![0; 1 << 20];
-        let n = source
-            .read_at(&mut buffer, *from)
-            .map_err(Error::at("read", name))?;
-        self.file
-            .write_all_at(&buffer[..n], *to)
-            .map_err(Error::at("write", &self.path))?;
-        *from += n as u64;
-        *to += n as u64;
-        Ok(n)
+        let to = self.start + self.position;
+        let copied = copy(source, 0, &self.file, to, u64::MAX).map_err(Error::at("copy", name))?;
+        self.position += copied;
+        Ok(copied)
     }
 }
 

@@ -250,6 +250,7 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     let expected = [
         "coredns.kubeconfig",
         "flannel.kubeconfig",
+        "images",
         "kube-proxy.kubeconfig",
         "kubelet",
         "kubelet.kubeconfig",
@@ -263,6 +264,11 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     assert_eq!(kubelet.common_name, "system:node:two");
     assert_eq!(kubelet.organizations, ["system:nodes"]);
     assert!(kubelet.client && !kubelet.server);
+    // Nodes that join know it as a server at its own address, and no more.
+    let (authority, images) = &leaves["images"];
+    assert_eq!(authority, "rpc-ca");
+    assert!(images.server && !images.client);
+    assert_eq!(images.ip_addresses, worker.advertise_addresses);
     let (authority, identity) = &leaves["node"];
     assert_eq!(authority, "rpc-ca");
     assert_eq!(identity.common_name, member_name(worker.id));

@@ -172,8 +172,8 @@ fn a_plan_is_whole_and_runs_hooks_last() {
         .collect();
     assert_eq!(leaves.first().unwrap(), "/bootstrap");
     assert_eq!(
-        leaves[leaves.len() - 3..],
-        ["/health", "/install", "/complete"]
+        leaves[leaves.len() - 4..],
+        ["/health", "/image", "/install", "/complete"]
     );
     for phase in prepared.plan.leaves() {
         serde_json::from_value::<PhaseSpec>(phase.payload.clone()).unwrap();
@@ -423,7 +423,8 @@ fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
     assert!(phases("one").iter().all(|phase| phase.id != NODES_PHASE));
     let three = phases("three");
     let index = |id: &str| three.iter().position(|phase| phase.id == id).unwrap();
-    assert!(index("/health") < index(NODES_PHASE) && index(NODES_PHASE) < index("/install"));
+    // Those that are waited for may need the image.
+    assert!(index("/image") < index(NODES_PHASE) && index(NODES_PHASE) < index("/install"));
     // Others join with it.
     assert_eq!(index(TOKEN_PHASE) + 1, index(NODES_PHASE));
     let nodes: phase::Nodes =

@@ -186,12 +186,16 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         "containerd",
         "coredns",
         "flannel",
+        "images",
         "kube-proxy",
         "kubelet",
         "masters",
         "registry",
     ];
     assert_eq!(services, expected);
+    let mut services = config.services.iter();
+    let images = services.find(|one| one.name == "images").unwrap();
+    assert_eq!(images.uid, 1000, "it reads what all may read");
     let backends: Vec<_> = config
         .balancers
         .iter()

@@ -7,19 +7,14 @@ use spec::Role;
 use spec::care::{self, Care};
 use spec::layout::Layout;
 
-use super::{Context, Definition, config};
+use super::{Context, Definition, PROGRAM, config};
 use crate::secrets;
 
 const NAME: &str = "care";
 const FILE: &str = "care.json";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let command = [
-        "/opt/gravity/bin/gravity",
-        "care",
-        "--config",
-        &config(FILE),
-    ];
+    let command = [PROGRAM, "care", "--config", &config(FILE)];
     // It writes keys, and signs with those of the authorities.
     let service = context.privileged(NAME, command.map(String::from).into(), Probe::Started);
     let json = serde_json::json!(care(context));

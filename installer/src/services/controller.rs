@@ -5,11 +5,9 @@ use std::net::SocketAddr;
 use planet::config::Probe;
 use spec::layout::PLANET_SECRETS;
 
-use super::{Context, Definition, config};
+use super::{Context, Definition, PROGRAM, config, images};
 use crate::hooks::NodeHooks;
 
-/// Our own program inside.
-const PROGRAM: &str = "/opt/gravity/bin/gravity";
 /// The hooks that it runs.
 const HOOKS: &str = "node-hooks.json";
 
@@ -38,6 +36,6 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     Definition {
         service,
         files: vec![context.file(HOOKS, format!("{hooks:#}\n"))],
-        mounts: Vec::new(),
+        mounts: images::mounts(context).into(),
     }
 }

@@ -5,7 +5,11 @@
 //! back; an unknown kind reads as [`Event::Unknown`], so that an older reader
 //! survives a newer writer.
 
+mod progress;
+
 use serde::{Deserialize, Serialize};
+
+pub use progress::Progress;
 
 /// Unit of a [`Event::Progress`] count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

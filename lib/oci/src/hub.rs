@@ -21,11 +21,11 @@ use crate::digest::{BadDigest, Digest};
 use crate::failure::Failure;
 use crate::layout::{Layout, LayoutError, descriptor};
 use crate::part::Part;
-use crate::progress::Progress;
 use crate::push::{Arrival, Content};
 use crate::reference::{BadReference, Reference};
 use crate::registries::{Endpoint, RegistriesError};
 use crate::registry::{Client, Content as Parsed, Document};
+use event::Progress;
 
 /// Smallest blob that is looked for in other repositories, in bytes: asking
 /// costs more than sending a smaller one.

@@ -18,9 +18,9 @@ use crate::digest::Digest;
 use crate::failure::Failure;
 use crate::http::{Call, To, Tries, body};
 use crate::layout::{LayoutError, MAX_DOCUMENT};
-use crate::progress::Progress;
 use crate::registries::Endpoint;
 use crate::registry::Client;
+use event::Progress;
 
 /// Bytes of one piece, held in memory. Registries that keep blobs in object
 /// stores want at least 5 MiB.

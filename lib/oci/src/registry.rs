@@ -19,10 +19,10 @@ use crate::digest::Digest;
 use crate::failure::{Failure, PullError};
 use crate::http::{Http, Retry, Tries, body, transport};
 use crate::layout::{Layout, MAX_DOCUMENT, descriptor};
-use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registries::{Endpoint, Registries};
 use crate::source::Source;
+use event::Progress;
 
 /// Most layers of an image; the kernel mounts no more than 500.
 const MAX_LAYERS: usize = 500;

@@ -17,9 +17,9 @@ pub mod storage;
 use std::path::{Path, PathBuf};
 
 use crate::layout::{Layout, LayoutError};
-use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Pulled;
+use event::Progress;
 
 pub use archive::BadArchive;
 pub use engine::Engine;

@@ -39,6 +39,10 @@ const CALL: Duration = Duration::from_secs(360);
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 /// Wait before a wrong proof is answered and before accepting is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// What may be under way to us, on one stream and in all: parts of an image are
+/// large, and not every way is short.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 /// Who makes a proof: who connects.
 const NODE: &str = "node";
 /// Who makes a proof: who is connected to.
@@ -265,6 +269,8 @@ impl Opened {
         let transport = Endpoint::from_static("http://controller")
             .http2_keep_alive_interval(KEEP_ALIVE)
             .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .connect_with_connector(tower::service_fn(move |_| {
                 let stream = once.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let lost = || io::Error::new(io::ErrorKind::ConnectionReset, "connection lost");
@@ -335,13 +341,18 @@ pub(crate) async fn answer<T>(
         .map_err(|_| Error::Broken(format!("no answer within {} s", limit.as_secs())))?;
     match answered {
         Ok(response) => Ok(response.into_inner()),
-        Err(status) => Err(match status.code() {
-            tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated => {
-                Refusal::Refused(status.message().to_owned()).into()
-            }
-            tonic::Code::ResourceExhausted => Refusal::NotNow(status.message().to_owned()).into(),
-            _ => Error::Broken(status.message().to_owned()),
-        }),
+        Err(status) => Err(failed(status)),
+    }
+}
+
+/// What a status says: a refusal, or that the session broke.
+pub(crate) fn failed(status: Status) -> Error {
+    match status.code() {
+        tonic::Code::FailedPrecondition | tonic::Code::Unauthenticated => {
+            Refusal::Refused(status.message().to_owned()).into()
+        }
+        tonic::Code::ResourceExhausted => Refusal::NotNow(status.message().to_owned()).into(),
+        _ => Error::Broken(status.message().to_owned()),
     }
 }
 

@@ -25,6 +25,15 @@ pub const PROTOCOL: u32 = 1;
 /// Largest message in bytes.
 const MAX_MESSAGE: usize = 4 << 20;
 
+/// By what nodes that have the cluster's image give it to one that joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    /// Certificate of the one that joins, PEM.
+    pub certificate: String,
+    /// Certificate of the authority that the others are known by, PEM.
+    pub authority: String,
+}
+
 /// Prefix of the common name in a node's certificate; its id follows.
 const MEMBER: &str = "node:";
 
@@ -33,7 +42,7 @@ pub fn member_name(node: Uuid) -> String {
     format!("{MEMBER}{node}")
 }
 
-fn member(common_name: &str) -> Option<Uuid> {
+pub(crate) fn member(common_name: &str) -> Option<Uuid> {
     common_name.strip_prefix(MEMBER)?.parse().ok()
 }
 
@@ -72,6 +81,13 @@ pub trait Controller: Tokens {
     /// # Errors
     /// When it doesn't fit the cluster.
     async fn join(&self, candidate: Candidate, request: &str) -> Result<Membership, Refusal>;
+
+    /// Lets a node have the cluster's image. `request` asks for the certificate
+    /// by which it gets it.
+    ///
+    /// # Errors
+    /// When it can't be signed.
+    async fn admit(&self, request: &str) -> Result<Admission, Refusal>;
 
     /// Signs certificates of a member, by their names.
     ///

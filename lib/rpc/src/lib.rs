@@ -1,6 +1,7 @@
 //! Sessions between the coordinator of an operation and the agents of nodes,
-//! between nodes and the [`controller`] of their cluster, and between nodes that
-//! are [`peer`]s.
+//! between nodes and the [`controller`] of their cluster, between nodes that
+//! are [`peer`]s, and between those that have and those that need the cluster's
+//! [`images`].
 //!
 //! In: an [`operation::Executor`] on the agent's side, which [`serve`] offers
 //! on a local socket that root alone can open. Out: [`Connection`], which is
@@ -10,6 +11,7 @@
 mod client;
 mod connections;
 pub mod controller;
+pub mod images;
 pub mod peer;
 mod server;
 
@@ -32,6 +34,10 @@ mod proto {
 
     pub mod controller {
         tonic::include_proto!("gravity.controller.v1");
+    }
+
+    pub mod images {
+        tonic::include_proto!("gravity.images.v1");
     }
 
     pub mod peer {

@@ -39,6 +39,17 @@ impl Layout {
         self.blobs().join(digest.replacen(':', "/", 1))
     }
 
+    /// Holds [`Layout::cluster_image`].
+    pub fn image(&self) -> PathBuf {
+        self.0.join("image")
+    }
+
+    /// The cluster image as other nodes get it: the file, with holes where large
+    /// blobs are among [`Layout::blobs`].
+    pub fn cluster_image(&self) -> PathBuf {
+        self.image().join("cluster")
+    }
+
     /// Unpacked root filesystem of the planet. `digest` stands for all of it.
     pub fn rootfs(&self, digest: &str) -> PathBuf {
         self.0.join("planet/rootfs").join(hex(digest))
@@ -168,6 +179,10 @@ impl Layout {
 
 /// Where the planet sees [`Layout::planet_secrets`].
 pub const PLANET_SECRETS: &str = "/var/state";
+
+/// Where the planet sees [`Layout::image`] and [`Layout::blobs`], as below a
+/// state directory.
+pub const PLANET_STATE: &str = "/var/lib/planet/state";
 
 /// Where the planet sees all resources, and hooks their own.
 pub const PLANET_RESOURCES: &str = "/var/lib/gravity/resources";

@@ -28,6 +28,8 @@ pub enum PhaseSpec {
     Images(Images),
     /// Unpacks the cluster resources for hooks.
     Resources(Resources),
+    /// Keeps what nodes that join get of the cluster image.
+    Keep(Keep),
     /// Makes certificates, keys and kubeconfigs.
     Secrets(Secrets),
     /// Makes keys and has the cluster's controller sign their certificates.
@@ -166,6 +168,13 @@ pub struct Resources {
     pub service_uid: u32,
     /// Id that `runAsGroup: -1` becomes.
     pub service_gid: u32,
+}
+
+/// See [`PhaseSpec::Keep`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// The cluster image file on the node.
+    pub image: PathBuf,
 }
 
 /// See [`PhaseSpec::Secrets`].

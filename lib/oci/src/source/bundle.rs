@@ -20,9 +20,9 @@ use super::archive::Archive;
 use crate::digest::Digest;
 use crate::layout::{Layout, LayoutError, MAX_DOCUMENT, REF_NAME};
 use crate::part::Part;
-use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::{Content, Document, Pulled, choose, complete, read};
+use event::Progress;
 
 /// Name of an image in what containerd and Docker write.
 const CONTAINERD_NAME: &str = "io.containerd.image.name";

@@ -17,9 +17,9 @@ use crate::certificates::read;
 use crate::digest::Digest;
 use crate::http::{CONNECT_TIMEOUT, Retry, body};
 use crate::layout::{Layout, MAX_DOCUMENT};
-use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Pulled;
+use event::Progress;
 
 /// An export has headers and, for some engines, layers twice.
 const SLACK: u64 = 1 << 30;

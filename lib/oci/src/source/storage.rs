@@ -15,9 +15,9 @@ use super::bundle::{Bundle, cached};
 use super::{SourceError, blocking};
 use crate::digest::Digest;
 use crate::layout::Layout;
-use crate::progress::Progress;
 use crate::reference::Reference;
 use crate::registry::Pulled;
+use event::Progress;
 
 /// The largest images take minutes.
 const EXPORT: Duration = Duration::from_secs(3600);

@@ -9,12 +9,12 @@ use pki::JoinToken;
 use pki::tls::{Identity, Trust};
 use spec::{Candidate, ClusterSpec, Membership};
 
-use super::{Error, MAX_MESSAGE, PROTOCOL, Refusal};
+use super::{Admission, Error, MAX_MESSAGE, PROTOCOL, Refusal};
 use crate::connections::{Opened, answer, read};
 use crate::proto::controller::controller_client::ControllerClient;
 use crate::proto::controller::{
-    AddedRequest, DescribeRequest, JoinRequest, KeysRequest, LeaveRequest, Progress, Proof,
-    Refused, RegisterRequest, SignRequest, progress,
+    AddedRequest, AdmitRequest, DescribeRequest, JoinRequest, KeysRequest, LeaveRequest, Progress,
+    Proof, Refused, RegisterRequest, SignRequest, progress,
 };
 
 /// How long an answer may take.
@@ -86,6 +86,28 @@ impl Session {
         let reply = answer(ANSWER, self.client.join(request)).await?;
         self.connection.demand(token, &reply.hmac)?;
         read(&reply.membership)
+    }
+
+    /// Has the node admitted to the cluster's image.
+    ///
+    /// # Errors
+    /// When either side doesn't know the token.
+    pub async fn admit(
+        &mut self,
+        token: &JoinToken,
+        certificate_request: &str,
+    ) -> Result<Admission, Error> {
+        let request = AdmitRequest {
+            protocol: PROTOCOL,
+            proof: Some(self.proof(token)),
+            certificate_request: certificate_request.to_owned(),
+        };
+        let reply = answer(ANSWER, self.client.admit(request)).await?;
+        self.connection.demand(token, &reply.hmac)?;
+        Ok(Admission {
+            certificate: reply.certificate,
+            authority: reply.authority,
+        })
     }
 
     /// Has certificates signed; both sides of it by the certificates' names.

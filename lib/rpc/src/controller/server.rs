@@ -12,19 +12,20 @@ use uuid::Uuid;
 
 use super::{Controller, MAX_MESSAGE, PROTOCOL, Refusal, member};
 use crate::connections::{self, Caller, json, status};
+use crate::images::{self, Images};
 use crate::peer::{self, Here};
 use crate::proto::controller::controller_server::{self, ControllerServer};
 use crate::proto::controller::{
-    AddedRequest, DescribeReply, DescribeRequest, Done, JoinReply, JoinRequest, KeysReply,
-    KeysRequest, LeaveRequest, Progress, Proof, Refused, RegisterRequest, SignReply, SignRequest,
-    progress,
+    AddedRequest, AdmitReply, AdmitRequest, DescribeReply, DescribeRequest, Done, JoinReply,
+    JoinRequest, KeysReply, KeysRequest, LeaveRequest, Progress, Proof, Refused, RegisterRequest,
+    SignReply, SignRequest, progress,
 };
 
 /// Most certificates in one request; a node has about a dozen.
 const MAX_REQUESTS: usize = 64;
 
 /// Serves until `stop` comes back. Nodes can measure what lies between them and
-/// this host, too, which is `here`.
+/// this host, too, which is `here`, and get the cluster's image, of `images`.
 ///
 /// # Errors
 /// When the transport fails.
@@ -33,6 +34,7 @@ pub async fn serve(
     tls: Arc<ServerConfig>,
     controller: Arc<dyn Controller>,
     here: Here,
+    images: Arc<dyn Images>,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), crate::Error> {
     let peer = peer::service(controller.clone(), here);
@@ -42,6 +44,7 @@ pub async fn serve(
     connections::server()
         .add_service(service)
         .add_service(peer)
+        .add_service(images::service(images))
         .serve_with_incoming_shutdown(connections::incoming(listener, tls), stop)
         .await
         .map_err(crate::Error::Serve)
@@ -151,6 +154,20 @@ impl controller_server::Controller for Service {
             .map_err(status)?;
         let membership = json(&membership)?;
         Ok(Response::new(JoinReply { hmac, membership }))
+    }
+
+    async fn admit(&self, request: Request<AdmitRequest>) -> Result<Response<AdmitReply>, Status> {
+        let message = request.get_ref();
+        let hmac = self
+            .known(&request, message.protocol, message.proof.as_ref())
+            .await?;
+        let admitted = self.0.admit(&message.certificate_request).await;
+        let admitted = admitted.map_err(status)?;
+        Ok(Response::new(AdmitReply {
+            hmac,
+            certificate: admitted.certificate,
+            authority: admitted.authority,
+        }))
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {

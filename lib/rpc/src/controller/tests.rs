@@ -92,6 +92,13 @@ impl Controller for Fake {
             authorities: BTreeMap::new(),
         })
     }
+    async fn admit(&self, request: &str) -> Result<Admission, Refusal> {
+        let certificate = self.authority.sign(request, &leaf(crate::images::ADMITTED));
+        Ok(Admission {
+            certificate: certificate.unwrap(),
+            authority: self.authority.certificate_pem().into(),
+        })
+    }
     async fn sign(
         &self,
         node: Uuid,
@@ -114,6 +121,18 @@ impl Controller for Fake {
     async fn leave(&self, node: Uuid, force: bool, _: Arc<dyn Sink>) -> Result<(), Refusal> {
         self.note(format!("leave {node} {force}"));
         Ok(())
+    }
+}
+
+/// Has no image.
+struct NoImage;
+
+impl crate::images::Images for NoImage {
+    fn end(&self) -> Result<Vec<u8>, Refusal> {
+        Err(Refusal::NotNow("it is not here".into()))
+    }
+    fn read(&self, _: &crate::images::Range) -> Result<Vec<u8>, Refusal> {
+        Err(Refusal::NotNow("it is not here".into()))
     }
 }
 
@@ -147,6 +166,7 @@ async fn start() -> Served {
         tls,
         fake.clone(),
         crate::peer::Here::of(&host::facts::HostFacts::default()),
+        Arc::new(NoImage),
         std::future::pending(),
     ));
     Served {
@@ -222,6 +242,37 @@ async fn a_node_joins_by_either_kind_of_token_and_then_has_an_identity() {
         &format!("leave {ID} true"),
     ];
     assert_eq!(*served.fake.asked.lock().unwrap(), [once, once].concat());
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn who_is_admitted_is_asked_for_nothing_but_the_image() {
+    let served = start().await;
+    let token = &served.fake.tokens[0];
+    let mut session = Session::open(&[served.address], &trust(token), None)
+        .await
+        .unwrap();
+    let request = pki::request().unwrap();
+    let admitted = session.admit(token, &request.request_pem).await.unwrap();
+    let unknown = JoinToken::parse("wrong-token").unwrap();
+    session.admit(&unknown, "not looked at").await.unwrap_err();
+    let identity = Identity {
+        certificate_pem: admitted.certificate,
+        key_pem: request.key_pem,
+    };
+    let trust = Trust::Authority(admitted.authority);
+    let mut images = crate::images::Session::open(served.address, &trust, &identity)
+        .await
+        .unwrap();
+    // It got as far as that there is none.
+    let none = images.end(1).await.unwrap_err();
+    assert!(matches!(none, Error::Refused(Refusal::NotNow(_))), "{none}");
+    let mut session = Session::open(&[served.address], &trust, Some(&identity))
+        .await
+        .unwrap();
+    let refused = session.keys().await.unwrap_err();
+    assert!(refused.to_string().contains("for nodes of the cluster"));
+    assert!(served.fake.asked.lock().unwrap().is_empty());
     served.task.abort();
 }
 

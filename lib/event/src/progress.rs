@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use event::{Event, Sink, Unit};
+use crate::{Event, Sink, Unit};
 
 const INTERVAL: Duration = Duration::from_millis(100);
 

@@ -1,0 +1,282 @@
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use event::{Event, Memory};
+use image::encode::Cache;
+use image::{Encoding, Image, Writer};
+
+use super::*;
+
+/// How a fake source behaves.
+#[derive(Debug, Clone, Copy)]
+enum Manner {
+    Good,
+    /// Flips a byte of everything.
+    Wrong,
+    /// Answers so many times.
+    Dies(usize),
+    /// Has no image.
+    Empty,
+}
+
+struct Fake {
+    image: Image,
+    name: &'static str,
+    manner: Manner,
+    asked: AtomicUsize,
+    read: Mutex<Vec<Range>>,
+}
+
+#[async_trait::async_trait]
+impl Source for Fake {
+    fn name(&self) -> String {
+        self.name.into()
+    }
+
+    async fn connect(&self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    async fn end(&self) -> Result<Vec<u8>, Failure> {
+        match self.manner {
+            Manner::Empty => Err(Failure::Lost("it does not have the cluster image".into())),
+            Manner::Wrong => Ok(vec![0; 1000]),
+            _ => Ok(self.image.end().unwrap()),
+        }
+    }
+
+    async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure> {
+        tokio::task::yield_now().await;
+        let count = self.asked.fetch_add(1, Ordering::SeqCst);
+        assert_eq!(range.image, self.image.index_digest());
+        let stored = self
+            .image
+            .read_stored(&range.digest, range.offset, range.length);
+        let mut bytes = stored.map_err(|error| Failure::Refused(error.to_string()))?;
+        match self.manner {
+            Manner::Dies(after) if count >= after => return Err(Failure::Lost("gone".into())),
+            Manner::Empty => return Err(Failure::Refused("nothing here".into())),
+            Manner::Wrong => bytes[range.length / 2] ^= 1,
+            Manner::Good | Manner::Dies(_) => {}
+        }
+        self.read.lock().unwrap().push(range.clone());
+        Ok(bytes)
+    }
+}
+
+struct Site {
+    directory: tempfile::TempDir,
+    built: PathBuf,
+    image: Image,
+    sink: Arc<Memory>,
+}
+
+/// A raw blob of 9 MB and a compressed one of several frames.
+fn site() -> Site {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        (state >> 33) as u8
+    })
+    .take(9 << 20)
+    .collect();
+    let put = |name: &str, bytes: &[u8]| host::atomic::write(&at(name), bytes, 0o644).unwrap();
+    put("elf", b"program");
+    put("raw", &noise);
+    put("tar", &noise[1..]);
+    let cache = Cache::open(at("cache")).unwrap();
+    let built = at("built");
+    let mut writer = Writer::create(&built, &at("elf"))
+        .unwrap()
+        .with_cache(cache);
+    let root = writer.add_blob_bytes(b"root", "a/b").unwrap();
+    for (name, encoding) in [("raw", Encoding::Raw), ("tar", Encoding::ZstdFrames)] {
+        let digest = image::digest::sha256(&std::fs::read(at(name)).unwrap());
+        writer
+            .add_blob_file(&at(name), &digest, "a/b", encoding)
+            .unwrap();
+    }
+    writer.finish(&root, "linux/amd64").unwrap();
+    Site {
+        image: Image::open(&built).unwrap(),
+        built,
+        directory,
+        sink: Arc::default(),
+    }
+}
+
+impl Site {
+    fn source(&self, name: &'static str, manner: Manner) -> Arc<Fake> {
+        Arc::new(Fake {
+            image: self.image.clone(),
+            name,
+            manner,
+            asked: AtomicUsize::new(0),
+            read: Mutex::default(),
+        })
+    }
+
+    async fn fetch(&self, sources: &[Arc<Fake>]) -> Result<(), Error> {
+        let sources: Vec<Arc<dyn Source>> = sources
+            .iter()
+            .map(|source| source.clone() as Arc<dyn Source>)
+            .collect();
+        let path = self.directory.path().join("fetched");
+        let end = self.image.end().unwrap();
+        let partial = Arc::new(Partial::open(&path, &end, self.image.root())?);
+        partial.put_elf(&self.directory.path().join("elf"))?;
+        let pieces = partial.missing(u64::MAX)?;
+        let progress = Progress::new("image", self.sink.clone());
+        fetch(&partial, pieces, &sources, &progress, &*self.sink).await
+    }
+
+    fn assert_fetched(&self) {
+        let fetched = std::fs::read(self.directory.path().join("fetched")).unwrap();
+        assert!(fetched == std::fs::read(&self.built).unwrap());
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let warning = |event| match event {
+            Event::Warning { message } => Some(message),
+            _ => None,
+        };
+        self.sink.events().into_iter().filter_map(warning).collect()
+    }
+
+    /// What was told last of how far it is.
+    fn progress(&self) -> (u64, Option<u64>) {
+        let told = |event| match event {
+            Event::Progress { done, total, .. } => Some((done, total)),
+            _ => None,
+        };
+        self.sink
+            .events()
+            .into_iter()
+            .filter_map(told)
+            .next_back()
+            .unwrap()
+    }
+}
+
+#[tokio::test]
+async fn all_sources_give_parts_and_nothing_comes_twice() {
+    let site = site();
+    let sources = [
+        site.source("one", Manner::Good),
+        site.source("two", Manner::Good),
+    ];
+    site.fetch(&sources).await.unwrap();
+    site.assert_fetched();
+    let mut read = BTreeMap::new();
+    for source in &sources {
+        let given = source.read.lock().unwrap();
+        assert!(!given.is_empty(), "{} gave nothing", source.name);
+        for range in given.iter() {
+            *read
+                .entry((range.digest.clone(), range.offset))
+                .or_insert(0) += 1;
+        }
+    }
+    assert!(read.values().all(|times| *times == 1), "{read:?}");
+    let blobs: u64 = site.image.blobs().map(|blob| blob.length).sum();
+    assert_eq!(site.progress(), (blobs, Some(blobs)));
+    // Again there is nothing to do.
+    let idle = [site.source("idle", Manner::Good)];
+    site.fetch(&idle).await.unwrap();
+    assert_eq!(idle[0].asked.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn who_gives_wrong_bytes_is_named_and_left_out() {
+    let site = site();
+    let sources = [
+        site.source("liar", Manner::Wrong),
+        site.source("honest", Manner::Good),
+    ];
+    site.fetch(&sources).await.unwrap();
+    site.assert_fetched();
+    let warnings = site.warnings();
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(
+        warnings[0].starts_with("liar: gave wrong bytes"),
+        "{warnings:?}"
+    );
+    let (done, total) = site.progress();
+    assert_eq!(Some(done), total);
+
+    let alone = self::site();
+    let error = alone.fetch(&[alone.source("liar", Manner::Wrong)]).await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("liar: gave wrong bytes"), "{error}");
+    assert!(error.contains("copy the image's file"), "{error}");
+}
+
+#[tokio::test]
+async fn what_one_that_died_did_not_give_another_does() {
+    let site = site();
+    let sources = [
+        site.source("mortal", Manner::Dies(3)),
+        site.source("good", Manner::Good),
+        site.source("empty", Manner::Empty),
+    ];
+    site.fetch(&sources).await.unwrap();
+    site.assert_fetched();
+    assert_eq!(sources[0].read.lock().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn what_has_come_before_all_died_is_not_fetched_again() {
+    let site = site();
+    let mortal = [site.source("mortal", Manner::Dies(3))];
+    let error = site.fetch(&mortal).await.unwrap_err();
+    assert!(matches!(error, Error::Nobody(_)), "{error}");
+    let given: u64 = mortal[0]
+        .read
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|range| range.length as u64)
+        .sum();
+    assert!(given > 0);
+    let good = [site.source("good", Manner::Good)];
+    site.fetch(&good).await.unwrap();
+    site.assert_fetched();
+    let rest: u64 = good[0]
+        .read
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|range| range.length as u64)
+        .sum();
+    let all: u64 = site.image.blobs().map(|blob| blob.length).sum();
+    // Of a raw blob the last blocks come again.
+    assert!(
+        rest < all - given + (1 << 20),
+        "{rest} of {all}, {given} were there"
+    );
+}
+
+#[tokio::test]
+async fn the_end_comes_from_the_first_that_has_the_right_one() {
+    let site = site();
+    let sources: [Arc<dyn Source>; 3] = [
+        site.source("empty", Manner::Empty),
+        site.source("liar", Manner::Wrong),
+        site.source("good", Manner::Good),
+    ];
+    let root = site.image.root();
+    let found = end(&sources, root, &*site.sink).await.unwrap();
+    assert_eq!(found, site.image.end().unwrap());
+    assert!(site.warnings()[0].starts_with("liar gives another image"));
+    let other = image::digest::sha256(b"other");
+    let error = end(&sources, &other, &*site.sink).await.unwrap_err();
+    assert!(
+        error.to_string().contains("copy the image's file"),
+        "{error}"
+    );
+}

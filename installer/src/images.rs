@@ -1,0 +1,176 @@
+//! The cluster image, for nodes that join.
+//!
+//! In: what a node keeps of the image: a file, with holes where the store of
+//! blobs has what was there. Out: ranges of it, over [`rpc::images`]: by the
+//! controller on masters, by [`run`] on workers.
+
+use std::fs::File;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+
+use image::{Encoding, Image};
+use pki::tls::Identity;
+use rpc::controller::Refusal;
+use rpc::images::{Images, Range};
+use spec::layout::{Layout, PLANET_STATE};
+use tokio::net::TcpListener;
+
+use crate::controller::{Error, read};
+use crate::secrets::{IMAGES_CERTIFICATE, RPC_AUTHORITY};
+
+/// The image that a node keeps.
+#[derive(Debug)]
+pub struct Kept {
+    layout: Layout,
+    image: OnceLock<Image>,
+}
+
+impl Kept {
+    /// That of the state directory of a layout.
+    pub fn new(layout: Layout) -> Self {
+        Self {
+            layout,
+            image: OnceLock::new(),
+        }
+    }
+
+    /// That of this node, as its planet sees it.
+    pub(crate) fn inside() -> Self {
+        Self::new(Layout::new(PLANET_STATE))
+    }
+
+    /// It may come after this began.
+    fn image(&self) -> Result<&Image, Refusal> {
+        if let Some(image) = self.image.get() {
+            return Ok(image);
+        }
+        let image = Image::open(self.layout.cluster_image()).map_err(|error| {
+            tracing::info!(%error, "asked for the cluster image, which is not here");
+            Refusal::NotNow("it does not have the cluster image".into())
+        })?;
+        Ok(self.image.get_or_init(|| image))
+    }
+}
+
+impl Images for Kept {
+    fn end(&self) -> Result<Vec<u8>, Refusal> {
+        let end = self.image()?.end();
+        end.map_err(|error| Refusal::NotNow(error.to_string()))
+    }
+
+    fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
+        let image = self.image()?;
+        let refuse = |error: image::Error| Refusal::Refused(error.to_string());
+        if image.index_digest() != range.image {
+            return Err(Refusal::Refused("it has another image".into()));
+        }
+        let stored = image
+            .blob(&range.digest)
+            .filter(|blob| blob.encoding == Encoding::Raw);
+        if let Some(blob) = stored {
+            blob.check_range(range.offset, range.length as u64)
+                .map_err(refuse)?;
+            if let Ok(bytes) = read_at(&self.layout.blob(&blob.digest), range) {
+                return Ok(bytes);
+            }
+        }
+        image
+            .read_stored(&range.digest, range.offset, range.length)
+            .map_err(refuse)
+    }
+}
+
+fn read_at(path: &Path, range: &Range) -> io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut bytes = vec![0; range.length];
+    file.read_exact_at(&mut bytes, range.offset)?;
+    Ok(bytes)
+}
+
+/// Gives the image away at `listen` until `stop` comes back. `secrets` holds a
+/// certificate and the authority of nodes.
+///
+/// # Errors
+/// When it can't begin or go on.
+pub async fn run(
+    listen: SocketAddr,
+    secrets: &Path,
+    stop: impl Future<Output = ()> + Send,
+) -> Result<(), Error> {
+    let text = |name: &str| read(&secrets.join(name));
+    let identity = Identity {
+        certificate_pem: text(&format!("{IMAGES_CERTIFICATE}.crt"))?,
+        key_pem: text(&format!("{IMAGES_CERTIFICATE}.key"))?,
+    };
+    let authority = text(&format!("{RPC_AUTHORITY}.crt"))?;
+    let tls = pki::tls::server(&identity, &authority)?;
+    let listener = TcpListener::bind(listen)
+        .await
+        .map_err(|source| Error::Listen {
+            address: listen,
+            source,
+        })?;
+    Ok(rpc::images::serve(listener, tls, Arc::new(Kept::inside()), stop).await?)
+}
+
+#[cfg(test)]
+mod tests {
+    use image::Writer;
+
+    use super::*;
+
+    #[test]
+    fn ranges_come_from_the_store_or_the_file_and_others_are_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let kept = Kept::new(layout.clone());
+        let missing = kept.end().unwrap_err();
+        assert!(matches!(missing, Refusal::NotNow(_)), "{missing}");
+
+        let elf = directory.path().join("elf");
+        host::atomic::write(&elf, b"program", 0o755).unwrap();
+        let built = directory.path().join("file");
+        let mut writer = Writer::create(&built, &elf).unwrap();
+        let root = writer.add_blob_bytes(b"the root", "a/b").unwrap();
+        let stored = writer.add_blob_bytes(b"a large layer", "a/b").unwrap();
+        writer.finish(&root, "linux/amd64").unwrap();
+        std::fs::create_dir_all(layout.image()).unwrap();
+        let image = Image::open(&built).unwrap();
+        image
+            .keep(&layout.cluster_image(), |blob| blob.digest == stored)
+            .unwrap();
+        let blob = layout.blob(&stored);
+        std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        host::atomic::write(&blob, b"a large layer", 0o644).unwrap();
+
+        let range = |digest: &str, offset, length| Range {
+            image: image.index_digest(),
+            digest: digest.into(),
+            offset,
+            length,
+        };
+        assert_eq!(kept.end().unwrap(), image.end().unwrap());
+        assert_eq!(kept.read(&range(&root, 4, 4)).unwrap(), b"root");
+        assert_eq!(kept.read(&range(&stored, 2, 5)).unwrap(), b"large");
+        let unknown = image::digest::sha256(b"unknown");
+        for (digest, offset, length) in [
+            (&*root, 4, 5),
+            (&stored, 13, 1),
+            (&stored, u64::MAX, 2),
+            (&root, 0, usize::MAX),
+            (&unknown, 0, 1),
+            ("sha256:../../../etc/shadow", 0, 1),
+        ] {
+            let refused = kept.read(&range(digest, offset, length)).unwrap_err();
+            assert!(matches!(refused, Refusal::Refused(_)), "{refused}");
+        }
+        let other = Range {
+            image: unknown,
+            ..range(&root, 0, 1)
+        };
+        kept.read(&other).unwrap_err();
+    }
+}
