@@ -1,5 +1,6 @@
 //! Starts the planet and waits for some of its services.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,10 +8,11 @@ use event::Sink;
 use host::changes::Journal;
 use operation::PhaseError;
 use planet::config::PlanetConfig;
+use spec::layout::Layout;
 use spec::phase::Planet;
 
-use super::blocking;
-use crate::node::{lasting, transient};
+use super::{blocking, recovery};
+use crate::node::{file, lasting, transient};
 use crate::{Node, daemon, disk};
 
 /// From the start of the container until the API answers; seconds as a rule,
@@ -27,9 +29,22 @@ pub(crate) async fn execute(
     phase: Planet,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    let config = phase.config;
-    blocking(node, sink.clone(), move |n, s| start(n, &config, s)).await?;
-    wait_ready(node, &phase.wait_for).await?;
+    let Planet {
+        config,
+        wait_for,
+        member_of,
+    } = phase;
+    // The data of who joins are the others' too.
+    let begins = member_of.is_empty();
+    blocking(node, sink.clone(), move |n, s| {
+        if begins {
+            begin_etcd(n.layout())?;
+        }
+        start(n, &config, s)
+    })
+    .await?;
+    wait_ready(node, &wait_for).await?;
+    blocking(node, sink.clone(), |n, _| etcd_has_begun(n.layout())).await?;
     sink.info(&format!("Services are up: {}", phase.wait_for.join(", ")));
     Ok(())
 }
@@ -106,4 +121,28 @@ fn prepare_kernel(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn etcd_begins_anew_only_until_it_has_answered() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let member = layout.service("etcd").join("member");
+        std::fs::create_dir_all(layout.service("etcd")).unwrap();
+        begin_etcd(&layout).unwrap();
+        std::fs::create_dir_all(member.join("wal")).unwrap();
+        begin_etcd(&layout).unwrap();
+        assert!(!member.exists());
+        std::fs::create_dir_all(member.join("wal")).unwrap();
+        etcd_has_begun(&layout).unwrap();
+        for _ in 0..2 {
+            begin_etcd(&layout).unwrap();
+            assert!(member.join("wal").exists());
+        }
+        assert!(!etcd_begins(&layout).exists());
+    }
 }
