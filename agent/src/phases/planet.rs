@@ -45,8 +45,35 @@ pub(crate) async fn execute(
     .await?;
     wait_ready(node, &wait_for).await?;
     blocking(node, sink.clone(), |n, _| etcd_has_begun(n.layout())).await?;
-    sink.info(&format!("Services are up: {}", phase.wait_for.join(", ")));
+    sink.info(&format!("Services are up: {}", wait_for.join(", ")));
     Ok(())
+}
+
+/// Is there until the services have answered once.
+fn etcd_begins(layout: &Layout) -> PathBuf {
+    layout.service("etcd").join(".begins")
+}
+
+/// Has etcd begin without data where it has never answered: a disk that broke at
+/// its first writes leaves some that it can't go on with.
+fn begin_etcd(layout: &Layout) -> Result<(), PhaseError> {
+    let begins = etcd_begins(layout);
+    let member = layout.service("etcd").join("member");
+    if begins.exists() {
+        daemon::stop(layout)?;
+        recovery::remove(&member)
+    } else if member.exists() {
+        Ok(())
+    } else {
+        host::atomic::write(&begins, b"", 0o600).map_err(|error| lasting(&error))
+    }
+}
+
+/// From here on its data are the cluster's.
+fn etcd_has_begun(layout: &Layout) -> Result<(), PhaseError> {
+    recovery::remove_file(&etcd_begins(layout))?;
+    let directory = layout.service("etcd");
+    host::atomic::sync_directory(&directory).map_err(|error| file("sync", &directory, &error))
 }
 
 /// Starts the planet again where it doesn't run, as after a boot without
