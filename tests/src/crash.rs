@@ -9,6 +9,8 @@
 //! of an undisturbed install; one that is taken back, the node as it was. Where
 //! an install comes to its end by itself, the blow has one cell, not three.
 
+pub mod nodes;
+
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;

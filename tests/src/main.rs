@@ -199,6 +199,9 @@ enum Task {
         /// Only what contains this: "break the disk".
         #[arg(long)]
         only: Option<String>,
+        /// Hit a join, a leave and a removal over two nodes instead.
+        #[arg(long)]
+        nodes: bool,
     },
     /// What needs a kernel, a disk or systemd of its own, in virtual machines.
     Vm {
@@ -362,14 +365,23 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Task::Crash { image, shard, only } => {
+        Task::Crash {
+            image,
+            shard,
+            only,
+            nodes,
+        } => {
+            let run = match nodes {
+                true => crash::nodes::run,
+                false => crash::run,
+            };
             let setup = Setup {
                 sample: "tests/sample".into(),
                 tele: None,
                 image,
                 default_route: false,
             };
-            if !crash::run(&setup.image(console)?, shard, only.as_deref(), console)? {
+            if !run(&setup.image(console)?, shard, only.as_deref(), console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -1,0 +1,540 @@
+//! The crash matrix over two nodes: a `join`, a `leave` or a `remove` is hit at
+//! one of its steps, on the node that runs it or on the other one.
+//!
+//! In: a cluster image and a shard. Out: a line a blow, and their count. What
+//! follows a blow takes turns: it is gone on with or done again, rolled back, or
+//! the node never comes back. Always holds after that: the master's cluster is
+//! whole with itself alone, and the other node is as it was before it joined.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use crate::node::Node;
+use anyhow::{Context, Result, ensure};
+use console::{Console, render};
+
+use super::{Disk, Hit, Shard, kill_program};
+use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
+use crate::join::{WORKER, nodes};
+use crate::process;
+
+/// How long a link is cut, or a node stands still: longer than a message waits,
+/// shorter than until a node counts as lost.
+const PAUSE: Duration = Duration::from_secs(20);
+/// How long the cluster may take until it has seen what happened.
+const RECOVERY: Duration = Duration::from_secs(180);
+/// Longest time of one command, in seconds.
+const LIMIT: &str = "420";
+/// The cluster's token.
+const TOKEN: &str = "correct-horse-battery-staple";
+
+/// What happens to a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Strike {
+    Kill(Hit),
+    /// The process with which nodes of the cluster speak.
+    Controller,
+    Cut,
+    Freeze,
+}
+
+impl fmt::Display for Strike {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill(hit) => hit.fmt(f),
+            Self::Controller => f.write_str("kill the controller"),
+            Self::Cut => f.write_str("cut the link"),
+            Self::Freeze => f.write_str("freeze the node"),
+        }
+    }
+}
+
+/// Who is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Party {
+    Master,
+    Worker,
+}
+
+impl fmt::Display for Party {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Master => "on the master",
+            Self::Worker => "on the other node",
+        })
+    }
+}
+
+/// What is hit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Operation {
+    Join,
+    /// By the node that leaves.
+    Leave,
+    /// By the master.
+    Remove,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Join => "join",
+            Self::Leave => "leave",
+            Self::Remove => "remove",
+        })
+    }
+}
+
+impl Operation {
+    const ALL: [Self; 3] = [Self::Join, Self::Leave, Self::Remove];
+
+    fn strikes(self) -> Vec<(Party, Strike)> {
+        use Hit::{Agent, Both, FullDisk, Operation, Planet, Supervisor};
+        let on = |party: Party, strikes: &[Strike]| -> Vec<_> {
+            strikes.iter().map(|strike| (party, *strike)).collect()
+        };
+        let kills = |hits: &[Hit]| hits.iter().map(|hit| Strike::Kill(*hit)).collect();
+        let own: Vec<Strike> = match self {
+            Self::Join => kills(&[Operation, Agent, Both, Supervisor, Planet, FullDisk]),
+            Self::Leave => kills(&[Operation, Planet]),
+            Self::Remove => kills(&[Agent, Planet]),
+        };
+        let masters = kills(match self {
+            Self::Remove => &[Operation, Supervisor],
+            _ => &[Supervisor],
+        });
+        [
+            on(Party::Worker, &own),
+            on(Party::Worker, &[Strike::Cut, Strike::Freeze]),
+            on(Party::Master, &masters),
+            on(Party::Master, &[Strike::Controller, Strike::Freeze]),
+        ]
+        .concat()
+    }
+
+    /// What may follow.
+    fn ends(self) -> &'static [End] {
+        match self {
+            Self::Join => &[End::GoOn, End::Rollback, End::Lost],
+            Self::Leave => &[End::GoOn, End::Lost],
+            Self::Remove => &[End::GoOn],
+        }
+    }
+}
+
+/// What follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is gone on with, or done again.
+    GoOn,
+    Rollback,
+    /// The node ends, and the master removes it.
+    Lost,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::GoOn => "go on",
+            Self::Rollback => "roll back",
+            Self::Lost => "lose the node",
+        })
+    }
+}
+
+/// Steps of an operation among its lines: records of the journal of a join, and
+/// what the others tell, without what they tell of a hook's pods.
+fn is_step(operation: Operation, line: &str) -> bool {
+    let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
+    match operation {
+        Operation::Join => has(&[" in progress: ", " completed: "]),
+        Operation::Leave | Operation::Remove => {
+            !has(&["Created ", "Container \"", "Pod \"", "Job \"", " ["])
+        }
+    }
+}
+
+/// What is hit, where, by what, at which of its steps, and what follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Blow {
+    operation: Operation,
+    party: Party,
+    strike: Strike,
+    step: usize,
+    end: End,
+}
+
+impl fmt::Display for Blow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            operation,
+            party,
+            strike,
+            step,
+            end,
+        } = self;
+        write!(f, "{operation}: {strike} {party} at step {step}, {end}")
+    }
+}
+
+/// All blows to operations with so many steps.
+fn blows(steps: [usize; 3]) -> Vec<Blow> {
+    let each = Operation::ALL.into_iter().zip(steps);
+    each.flat_map(|(operation, steps)| {
+        let all = (1..=steps).flat_map(move |step| {
+            let strikes = operation.strikes().into_iter();
+            strikes.map(move |(party, strike)| (party, strike, step))
+        });
+        all.zip(operation.ends().iter().cycle())
+            .map(move |((party, strike, step), end)| Blow {
+                operation,
+                party,
+                strike,
+                step,
+                end: *end,
+            })
+    })
+    .collect()
+}
+
+/// The nodes, the master with a cluster.
+struct Pair<'a> {
+    master: Setup,
+    worker: Setup,
+    image: &'a Path,
+    console: &'a Console,
+}
+
+/// Runs the cells of a shard, or of it those whose blow contains `only`. Says
+/// whether all ended well.
+///
+/// # Errors
+/// When the nodes can't be made or undisturbed operations fail.
+pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) -> Result<bool> {
+    let mut pair = Pair::new(image, console)?;
+    let steps = pair.undisturbed().context("undisturbed operations")?;
+    let all = blows(steps);
+    let chosen = all
+        .iter()
+        .enumerate()
+        .filter(|(index, _)| shard.holds(*index))
+        .filter(|(_, blow)| only.is_none_or(|only| blow.to_string().contains(only)));
+    let (mut struck, mut bad) = (0, 0);
+    for (index, blow) in chosen {
+        struck += 1;
+        let started = Instant::now();
+        let result = pair.receive(*blow);
+        let took = render::duration(started.elapsed());
+        match result {
+            Ok(true) => console.print(&format!("ok {index} {blow}: it ended by itself ({took})")),
+            Ok(false) => console.print(&format!("ok {index} {blow} ({took})")),
+            Err(error) => {
+                bad += 1;
+                console.print(&format!("FAILED {index} {blow} ({took}): {error:#}"));
+                drop(pair);
+                pair = Pair::new(image, console).context("new nodes after a bad end")?;
+            }
+        }
+    }
+    console.print(&format!(
+        "{struck} of {} blows, {bad} ended badly",
+        all.len()
+    ));
+    Ok(bad == 0)
+}
+
+impl<'a> Pair<'a> {
+    fn new(image: &'a Path, console: &'a Console) -> Result<Self> {
+        let pair = Self {
+            master: Setup::new("crash-1", "10.99.0.52/24", image, console)?,
+            worker: worker(image, console)?,
+            image,
+            console,
+        };
+        let install = format!(
+            "install --accept-eula --skip-disk-test {FLAVOR} --token={TOKEN} --advertise-addr={}",
+            pair.master.node.address()
+        );
+        gravity(&pair.master.node, &install)?.expect(0, &["is active"])?;
+        Ok(pair)
+    }
+
+    /// How many steps the operations have.
+    fn undisturbed(&self) -> Result<[usize; 3]> {
+        let steps = |operation| -> Result<usize> {
+            let said = self.operate(operation, 0, || Ok(()))?.expect(0, &[])?;
+            let steps = said.text.lines().filter(|line| is_step(operation, line));
+            Ok(steps.count())
+        };
+        let join = steps(Operation::Join)?;
+        let leave = steps(Operation::Leave)?;
+        self.is_alone()?;
+        self.join()?;
+        let remove = steps(Operation::Remove)?;
+        self.worker.leave()?.expect(0, &[])?;
+        self.is_alone()?;
+        Ok([join, leave, remove])
+    }
+
+    /// Runs an operation, and does `then` at one of its steps, counted from 1.
+    fn operate(
+        &self,
+        operation: Operation,
+        step: usize,
+        then: impl FnOnce() -> Result<()>,
+    ) -> Result<Said> {
+        let worker = &self.worker.node;
+        let master = &self.master.node;
+        let (node, command) = match operation {
+            Operation::Join => (
+                worker,
+                format!(
+                    "join {} --token={TOKEN} --role={WORKER} --skip-disk-test",
+                    master.address()
+                ),
+            ),
+            Operation::Leave => (worker, "leave --confirm".into()),
+            Operation::Remove => (
+                master,
+                format!("remove {} --force --confirm", worker.name()),
+            ),
+        };
+        let is_step = |line: &str| is_step(operation, line);
+        gravity_until(node, &command, is_step, step, then)
+    }
+
+    fn join(&self) -> Result<()> {
+        self.operate(Operation::Join, 0, || Ok(()))?
+            .expect(0, &["is part of cluster"])
+            .map(drop)
+    }
+
+    fn strike(&self, party: Party, strike: Strike) -> Result<()> {
+        let setup = match party {
+            Party::Master => &self.master,
+            Party::Worker => &self.worker,
+        };
+        let kill = |script: &str| setup.shell(script).map(drop);
+        let pause = |change: &dyn Fn(bool) -> Result<()>| {
+            change(true)?;
+            std::thread::sleep(PAUSE);
+            change(false)
+        };
+        match strike {
+            Strike::Kill(hit) => kill(&hit.script()),
+            Strike::Controller => kill(&kill_program("/opt/gravity/bin/gravity controller")),
+            Strike::Cut => pause(&|cut| setup.node.cut(cut)),
+            Strike::Freeze => pause(&|frozen| setup.node.freeze(frozen)),
+        }
+    }
+
+    /// Does one cell. Whether the operation came to its end by itself.
+    fn receive(&mut self, blow: Blow) -> Result<bool> {
+        let disk = match blow.strike {
+            Strike::Kill(hit) => Disk::mount(&self.worker, hit)?,
+            _ => Disk::Own,
+        };
+        if blow.operation != Operation::Join {
+            self.join()?;
+        }
+        let before = self.hooks()?;
+        let said = self.operate(blow.operation, blow.step, || {
+            self.strike(blow.party, blow.strike)
+        })?;
+        let is_done = said.code == 0;
+        match blow.end {
+            End::Lost => {
+                self.lose()?;
+                return self.is_alone().map(|()| is_done);
+            }
+            End::Rollback if !is_done => {
+                gravity(&self.worker.node, "rollback --confirm")?.expect(0, &[])?;
+            }
+            End::GoOn | End::Rollback => {
+                disk.mend(&self.worker, true)?;
+                self.go_on(blow.operation, &said, &before)?;
+            }
+        }
+        disk.unmount(&self.worker)?;
+        self.is_alone().map(|()| is_done)
+    }
+
+    /// Brings an operation to its end, and has the node out of the cluster.
+    fn go_on(&self, operation: Operation, said: &Said, before: &Hooks) -> Result<()> {
+        match operation {
+            Operation::Join => {
+                ensure!(
+                    matches!(said.code, 0 | RESUMABLE),
+                    "exit code {}: {}",
+                    said.code,
+                    said.text
+                );
+                if said.code != 0 {
+                    let said = gravity(&self.worker.node, "resume")?;
+                    said.expect(0, &["is part of cluster"])?;
+                }
+                self.has(&[self.master.node.name(), self.worker.node.name()])?;
+                let mut hooks = before.clone();
+                for hook in ["preNodeAdd", "postNodeAdd"] {
+                    *hooks.entry(hook.into()).or_default() += 1;
+                }
+                let found = self.hooks()?;
+                ensure!(found == hooks, "hooks ran {found:?}, not {hooks:?}");
+            }
+            Operation::Leave => {}
+            // What was cut off is done again; who is out is out.
+            Operation::Remove if said.code != 0 => {
+                let again = self.operate(Operation::Remove, 0, || Ok(()))?;
+                let gone = nodes(&self.master.node)? == [self.master.node.name()];
+                ensure!(gone, "exit code {}: {}", again.code, again.text);
+            }
+            Operation::Remove => {}
+        }
+        let left = format!("ls -A {STATE} 2>/dev/null | grep -q .");
+        if self.worker.shell(&left)?.code == 0 {
+            self.worker.leave()?.expect(0, &[])?;
+        }
+        Ok(())
+    }
+
+    /// The node ends for ever, and a new one takes its place.
+    fn lose(&mut self) -> Result<()> {
+        let name = self.worker.node.name().to_owned();
+        self.worker.shell("kill -9 -1")?;
+        let known = "kubectl get nodes -o name";
+        let known = self.master.shell(known)?.expect(0, &[])?.text;
+        if known.contains(&name) {
+            let remove = format!("remove {name} --force --confirm");
+            gravity(&self.master.node, &remove)?.expect(0, &[])?;
+        }
+        self.worker = worker(self.image, self.console)?;
+        Ok(())
+    }
+
+    /// Waits until the cluster has these nodes and its status is good.
+    fn has(&self, names: &[&str]) -> Result<()> {
+        let mut last = Ok(Vec::new());
+        let seen = process::wait_until(RECOVERY, || {
+            last = nodes(&self.master.node);
+            last.as_ref().is_ok_and(|found| found == names)
+        });
+        ensure!(seen, "nodes are {last:?}, not {names:?}");
+        self.master.is_active()
+    }
+
+    /// The cluster is whole without the other node, which is as it was.
+    fn is_alone(&self) -> Result<()> {
+        self.has(&[self.master.node.name()])?;
+        self.worker.is_untouched()
+    }
+
+    /// How often each hook has run, and well.
+    fn hooks(&self) -> Result<Hooks> {
+        let jobs = "kubectl get jobs --all-namespaces --output='jsonpath={range .items[*]}\
+                    {.metadata.labels.gravitational\\.io/hook}={.status.succeeded}{\"\\n\"}{end}'";
+        let jobs = self.master.shell(jobs)?.expect(0, &[])?.text;
+        let mut hooks = Hooks::new();
+        for line in jobs.lines() {
+            if let Some((hook, "1")) = line.split_once('=') {
+                *hooks.entry(hook.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(hooks)
+    }
+}
+
+type Hooks = BTreeMap<String, usize>;
+
+fn worker(image: &Path, console: &Console) -> Result<Setup> {
+    Setup::new("crash-2", "10.99.0.53/24", image, console)
+}
+
+fn gravity(node: &Node, command: &str) -> Result<Said> {
+    gravity_until(node, command, |_| false, 0, || Ok(()))
+}
+
+/// Runs a command of `gravity` and does `then` at one of its steps, counted from
+/// 1.
+fn gravity_until(
+    node: &Node,
+    command: &str,
+    is_step: impl Fn(&str) -> bool,
+    at: usize,
+    then: impl FnOnce() -> Result<()>,
+) -> Result<Said> {
+    let script = format!("exec 2>&1 timeout --kill-after=5 {LIMIT} {IMAGE} {command}");
+    let mut child = node
+        .command(&["sh", "-c", &script])?
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting a command")?;
+    let output = child.stdout.take().context("no output")?;
+    let mut then = Some(then);
+    let mut text = String::new();
+    let mut steps = 0;
+    for line in BufReader::new(output).lines() {
+        let line = line.context("reading what it says")?;
+        text.push_str(&line);
+        text.push('\n');
+        if is_step(&line) {
+            steps += 1;
+            if steps == at
+                && let Some(then) = then.take()
+            {
+                then()?;
+            }
+        }
+    }
+    let code = child.wait().context("waiting for a command")?.code();
+    Ok(Said {
+        code: code.unwrap_or(-1),
+        text,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_hit_at_each_step_on_both_nodes_with_every_end() {
+        let all = blows([3, 2, 1]);
+        assert_eq!(all.len(), 3 * 11 + 2 * 7 + 8);
+        for operation in Operation::ALL {
+            let of = || all.iter().filter(|blow| blow.operation == operation);
+            for party in [Party::Master, Party::Worker] {
+                assert!(of().any(|blow| blow.party == party), "{operation} {party}");
+            }
+            for end in operation.ends() {
+                assert!(of().any(|blow| blow.end == *end), "{operation} {end}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_hooks_pod_does_is_no_step() {
+        let leave = |line| is_step(Operation::Leave, line);
+        assert!(leave(
+            "Mon Nov 23 12:51:43 UTC  Running the preNodeRemove hook"
+        ));
+        assert!(leave("removed link /usr/local/bin/helm"));
+        assert!(!leave(
+            "Mon Nov 23 12:51:44 UTC  Created Job \"x\" in namespace \"default\""
+        ));
+        assert!(!leave(
+            "Mon Nov 23 12:51:45 UTC  [x/check] nj-2 is about to go"
+        ));
+        let join = |line| is_step(Operation::Join, line);
+        assert!(join(
+            "Mon Nov 23 12:52:37 UTC  /image completed: Keep the image"
+        ));
+        assert!(!join(
+            "Mon Nov 23 12:52:37 UTC  Running the preNodeAdd hook"
+        ));
+    }
+}
