@@ -293,7 +293,7 @@ impl<'a> Pair<'a> {
             Operation::Join => (
                 worker,
                 format!(
-                    "join {} --token={TOKEN} --role={WORKER} --skip-disk-test",
+                    "join {} --token={TOKEN} --role={WORKER} --ignore=disk-latency",
                     master.address()
                 ),
             ),
@@ -405,8 +405,8 @@ impl<'a> Pair<'a> {
     fn lose(&mut self) -> Result<()> {
         let name = self.worker.node.name().to_owned();
         self.worker.shell("kill -9 -1")?;
-        let known = "kubectl get nodes -o name";
-        let known = self.master.shell(known)?.expect(0, &[])?.text;
+        // Of the cluster is who the status names.
+        let known = gravity(&self.master.node, "status")?.text;
         if known.contains(&name) {
             let remove = format!("remove {name} --force --confirm");
             gravity(&self.master.node, &remove)?.expect(0, &[])?;
