@@ -395,10 +395,16 @@ impl<'a> Pair<'a> {
             Operation::Remove => {}
         }
         let left = format!("ls -A {STATE} 2>/dev/null | grep -q .");
-        if self.worker.shell(&left)?.code == 0 {
-            self.worker.leave()?.expect(0, &[])?;
+        if self.worker.shell(&left)?.code != 0 {
+            return Ok(());
         }
-        Ok(())
+        match operation {
+            Operation::Join | Operation::Leave => self.operate(Operation::Leave, 0, || Ok(()))?,
+            // The cluster knows it no more.
+            Operation::Remove => self.worker.leave()?,
+        }
+        .expect(0, &[])
+        .map(drop)
     }
 
     /// The node ends for ever, and a new one takes its place.
