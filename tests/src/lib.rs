@@ -9,6 +9,7 @@ pub mod bench;
 pub mod care;
 pub mod checks;
 pub mod crash;
+pub mod distributions;
 pub mod faults;
 pub mod hooks;
 pub mod join;

@@ -10,8 +10,8 @@ use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, faults, hooks, join, masters, network, offline, page, peers, profiles,
-    quorum, sample, vm,
+    care, checks, crash, distributions, faults, hooks, join, masters, network, offline, page,
+    peers, profiles, quorum, sample, vm,
 };
 use throwaway::helper;
 
@@ -86,6 +86,14 @@ enum Task {
     E2e {
         /// Name of the node.
         #[arg(default_value = "e2e")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Install the sample on nodes with other releases of Debian, and remove it.
+    Distributions {
+        /// First part of the nodes' names.
+        #[arg(default_value = "distribution")]
         name: String,
         #[command(flatten)]
         scenario: Scenario,
@@ -329,6 +337,9 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Offline { scenario } => offline::run(&scenario.into(), console)?,
         Task::E2e { name, scenario } => {
             scenario::install_and_leave(&scenario.into(), &name, console)?;
+        }
+        Task::Distributions { name, scenario } => {
+            distributions::run(&scenario.into(), &name, console)?;
         }
         Task::Join { name, scenario } => join::run(&scenario.into(), &name, console)?,
         Task::Masters { name, scenario } => masters::run(&scenario.into(), &name, console)?,

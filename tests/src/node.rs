@@ -14,7 +14,7 @@ use crate::{file, rootfs};
 /// See [`rootfs::node_root`].
 pub fn usual(sink: &dyn Sink) -> Result<Options> {
     Ok(Options {
-        root: rootfs::node_root(sink)?,
+        root: rootfs::node_root(rootfs::SUITE, sink)?,
         data: file::cache()?.join("nodes"),
         ..Options::default()
     })

@@ -13,8 +13,8 @@ use crate::{file, process};
 
 /// Part of the hash: raise it when the way of making it changes.
 const FORMAT: u32 = 1;
-/// Release of Debian.
-const SUITE: &str = "bookworm";
+/// Release of Debian that machines run, and nodes that are not of another one.
+pub(crate) const SUITE: &str = "bookworm";
 /// What a plain server has beyond the minimum.
 const PACKAGES: &[&str] = &[
     "ca-certificates",
@@ -29,13 +29,16 @@ const PACKAGES: &[&str] = &[
     "util-linux",
 ];
 
-/// The root filesystem of nodes; made, which takes half a minute to two, when
-/// the cache does not have it.
+/// The root filesystem of nodes with a release of Debian; made, which takes half a
+/// minute to two, when the cache does not have it.
 ///
 /// # Errors
 /// When mmdebstrap is missing or fails.
-pub fn node_root(sink: &dyn Sink) -> Result<PathBuf> {
-    let hash = file::sha256(format!("{FORMAT} {SUITE} {PACKAGES:?}").as_bytes());
+pub fn node_root(suite: &str, sink: &dyn Sink) -> Result<PathBuf> {
+    // Debian 11 has no package for it.
+    let is_there = |package: &&str| suite != "bullseye" || *package != "usr-is-merged";
+    let packages: Vec<_> = PACKAGES.iter().copied().filter(is_there).collect();
+    let hash = file::sha256(format!("{FORMAT} {suite} {packages:?}").as_bytes());
     let directory = file::cache()?.join("node-root");
     let path = directory.join(&hash[..16]);
     if path.is_dir() {
@@ -46,17 +49,24 @@ pub fn node_root(sink: &dyn Sink) -> Result<PathBuf> {
     if path.is_dir() {
         return Ok(path);
     }
-    sink.step("Making the Debian root filesystem of test nodes, about 1m");
+    sink.step(&format!(
+        "Making the root filesystem of test nodes with Debian {suite}, about 1m"
+    ));
     let temporary = directory.join(".tmp");
     file::remove_directory(&temporary)?;
-    debootstrap(&temporary, "directory", PACKAGES)?;
+    debootstrap(suite, &temporary, "directory", &packages)?;
     std::fs::rename(&temporary, &path)
         .with_context(|| format!("renaming {}", temporary.display()))?;
     Ok(path)
 }
 
-/// Runs mmdebstrap for the release that all of these tests use.
-pub(crate) fn debootstrap(target: &Path, format: &str, packages: &[&str]) -> Result<()> {
+/// Runs mmdebstrap.
+pub(crate) fn debootstrap(
+    suite: &str,
+    target: &Path,
+    format: &str,
+    packages: &[&str],
+) -> Result<()> {
     let mut command = Command::new("mmdebstrap");
     command.args(["--variant=minbase", "--architectures=amd64", "--quiet"]);
     command
@@ -71,7 +81,7 @@ pub(crate) fn debootstrap(target: &Path, format: &str, packages: &[&str]) -> Res
         ]
         .map(|option| format!("--dpkgopt={option}")),
     );
-    command.arg(SUITE).arg(target);
+    command.arg(suite).arg(target);
     process::run(&mut command)
         .map(drop)
         .context("mmdebstrap, see tests/setup.sh")

@@ -283,15 +283,21 @@ pub fn install_and_leave(setup: &Setup, name: &str, console: &Console) -> Result
     node::require_root()?;
     let image = setup.image(console)?;
     let node = setup.create(name, console)?;
+    comes_and_goes(&node, &image, console)?;
+    node.delete()
+}
+
+/// Installs the sample on a node, checks it, removes it and compares the node.
+pub(crate) fn comes_and_goes(node: &Node, image: &Path, console: &Console) -> Result<()> {
     // Before the snapshot: the image is not the product's to remove.
-    node.copy(&image, IMAGE)?;
-    let before = Snapshot::take(&node)?;
-    let time = install(&node, &image, console)?;
+    node.copy(image, IMAGE)?;
+    let before = Snapshot::take(node)?;
+    let time = install(node, image, console)?;
     console.info(&format!("Installed in {}", render::duration(time)));
-    check(&node)?;
+    check(node)?;
     console.step("./gravity leave");
     run_visibly(&mut node.command(&[IMAGE, "leave", "--force", "--confirm"])?)?;
-    let after = Snapshot::take(&node)?;
+    let after = Snapshot::take(node)?;
     let left = before.differences(&after, ALLOWED);
     if !left.is_empty() {
         bail!(
@@ -301,7 +307,7 @@ pub fn install_and_leave(setup: &Setup, name: &str, console: &Console) -> Result
         );
     }
     console.info("After `leave` the node is as it was");
-    node.delete()
+    Ok(())
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ impl Disk {
         file::remove_directory(&temporary)?;
         file::make_directory(&temporary)?;
         let root = temporary.join("root");
-        rootfs::debootstrap(&root, "directory", PACKAGES)?;
+        rootfs::debootstrap(rootfs::SUITE, &root, "directory", PACKAGES)?;
         populate(&root)?;
         for name in ["vmlinuz", "initrd.img"] {
             // Links to the files with the version in /boot.

@@ -183,6 +183,7 @@ fn delete_leaves_nothing() {
     .unwrap();
     assert!(Node::create("harness-gone", &usual(&event::Discard).unwrap()).is_err());
     assert!(node.is_running());
+    node.freeze(true).unwrap();
     drop(node);
     assert!(Node::open("harness-gone").is_err());
     assert!(!Path::new(STATE).join("harness-gone.json").exists());

@@ -336,6 +336,8 @@ pub fn delete(name: &str) -> Result<bool> {
 fn remove(name: &str) -> Result<()> {
     let mut data = None;
     if let Ok(node) = Node::open(name) {
+        // What stands still does not end; a machine without a freezer has none.
+        let _ = cgroup::freeze(name, false);
         if let Some(init) = node.state.init {
             init.kill(KILL)?;
         }

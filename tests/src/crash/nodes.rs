@@ -205,6 +205,8 @@ fn blows(steps: [usize; 3]) -> Vec<Blow> {
 struct Pair<'a> {
     master: Setup,
     worker: Setup,
+    /// Of the worker; one that is lost is followed by the next.
+    number: u8,
     image: &'a Path,
     console: &'a Console,
 }
@@ -251,7 +253,8 @@ impl<'a> Pair<'a> {
     fn new(image: &'a Path, console: &'a Console) -> Result<Self> {
         let pair = Self {
             master: Setup::new("crash-1", "10.99.0.52/24", image, console)?,
-            worker: worker(image, console)?,
+            worker: worker(2, image, console)?,
+            number: 2,
             image,
             console,
         };
@@ -417,7 +420,9 @@ impl<'a> Pair<'a> {
             let remove = format!("remove {name} --force --confirm");
             gravity(&self.master.node, &remove)?.expect(0, &[])?;
         }
-        self.worker = worker(self.image, self.console)?;
+        // Some of them, as the former one ends after the next has begun.
+        self.number = 2 + (self.number - 1) % 8;
+        self.worker = worker(self.number, self.image, self.console)?;
         Ok(())
     }
 
@@ -455,8 +460,9 @@ impl<'a> Pair<'a> {
 
 type Hooks = BTreeMap<String, usize>;
 
-fn worker(image: &Path, console: &Console) -> Result<Setup> {
-    Setup::new("crash-2", "10.99.0.53/24", image, console)
+fn worker(number: u8, image: &Path, console: &Console) -> Result<Setup> {
+    let address = format!("10.99.0.{}/24", 51 + number);
+    Setup::new(&format!("crash-{number}"), &address, image, console)
 }
 
 fn gravity(node: &Node, command: &str) -> Result<Said> {
