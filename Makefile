@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e quorum faults crash vm fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e quorum faults crash distributions vm fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub --test builds
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 5/50
+	$(BIN)/testnode crash --nodes --shard 98/201
 	$(BIN)/testnode checks
 	$(BIN)/testnode peers
 	$(BIN)/testnode join
@@ -56,8 +57,12 @@ faults: base ## kills, full disks, bad input, on a node in a namespace; needs ro
 	$(BIN)/testnode faults
 
 SHARD ?= 1/1
-crash: base ## kills and full disks at every record of an install, SHARD=1/8 for a part; needs root
+crash: base ## kills and broken disks at every step of installs and joins, SHARD=1/8 for a part; needs root
 	$(BIN)/testnode crash --shard $(SHARD)
+	$(BIN)/testnode crash --nodes --shard $(SHARD)
+
+distributions: base ## the sample on Debian 11, 12 and 13; needs root
+	$(BIN)/testnode distributions
 
 vm: base ## what needs systemd, a kernel or disks of its own, in virtual machines; needs root
 	$(CARGO) test -p gravity-tests --test vm

@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use event::Sink;
 use host::changes::Journal;
@@ -109,7 +110,13 @@ fn masters(layout: &Layout) -> Vec<SocketAddr> {
     addresses.into_iter().map(at).collect()
 }
 
-/// Opens a session of this node, a member, with a controller of its cluster.
+/// How long a controller that was ended may take to be back.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between one try to reach one and the next.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Opens a session of this node, a member, with a controller of its cluster. Where
+/// none answers they are asked again for a while.
 ///
 /// # Errors
 /// When the node's identity can't be read or no controller answers.
@@ -124,7 +131,63 @@ pub async fn session(layout: &Layout, controllers: &[SocketAddr]) -> Result<Sess
     // The masters may be others since then.
     let mut now = masters(layout);
     now.extend(controllers);
-    Session::open(&now, &trust, Some(&identity))
+    open(&now, &trust, &identity, PATIENCE)
         .await
         .map_err(|error| transient(&error))
+}
+
+async fn open(
+    controllers: &[SocketAddr],
+    trust: &Trust,
+    identity: &Identity,
+    patience: Duration,
+) -> Result<Session, rpc::controller::Error> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match Session::open(controllers, trust, Some(identity)).await {
+            Err(rpc::controller::Error::Connect { .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(PAUSE).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_controller_that_does_not_answer_is_asked_again() {
+        let hour = Duration::from_secs(3600);
+        let authority = pki::Authority::generate("rpc", hour).unwrap();
+        let leaf = pki::Leaf::client("node", &[], hour);
+        let issued = authority.issue(&leaf).unwrap();
+        let identity = Identity {
+            certificate_pem: issued.certificate_pem,
+            key_pem: issued.key_pem,
+        };
+        let trust = Trust::Authority(authority.certificate_pem().into());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = [listener.local_addr().unwrap()];
+        let ends_all = async {
+            let mut tries = 0;
+            while listener.accept().await.is_ok() {
+                tries += 1;
+                if tries == 2 {
+                    break;
+                }
+            }
+        };
+        let opening = open(&address, &trust, &identity, 5 * PAUSE);
+        tokio::select! {
+            () = ends_all => {}
+            opened = opening => panic!("it was not asked again: {opened:?}"),
+        }
+        let once = open(&address, &trust, &identity, Duration::ZERO);
+        tokio::select! {
+            _ = async { while listener.accept().await.is_ok() {} } => {}
+            opened = once => assert!(opened.is_err()),
+        }
+    }
 }

@@ -15,6 +15,8 @@ use crate::{file, process};
 const FORMAT: u32 = 1;
 /// Release of Debian that machines run, and nodes that are not of another one.
 pub(crate) const SUITE: &str = "bookworm";
+/// Says that /bin is a part of /usr.
+const IS_MERGED: &str = "usr-is-merged";
 /// What a plain server has beyond the minimum.
 const PACKAGES: &[&str] = &[
     "ca-certificates",
@@ -25,7 +27,7 @@ const PACKAGES: &[&str] = &[
     "nftables",
     "passwd",
     "procps",
-    "usr-is-merged",
+    IS_MERGED,
     "util-linux",
 ];
 
@@ -35,8 +37,8 @@ const PACKAGES: &[&str] = &[
 /// # Errors
 /// When mmdebstrap is missing or fails.
 pub fn node_root(suite: &str, sink: &dyn Sink) -> Result<PathBuf> {
-    // Debian 11 has no package for it.
-    let is_there = |package: &&str| suite != "bullseye" || *package != "usr-is-merged";
+    // Debian 11 doesn't have it: its /bin is a directory of its own.
+    let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
     let packages: Vec<_> = PACKAGES.iter().copied().filter(is_there).collect();
     let hash = file::sha256(format!("{FORMAT} {suite} {packages:?}").as_bytes());
     let directory = file::cache()?.join("node-root");
@@ -73,7 +75,9 @@ pub(crate) fn debootstrap(
         .arg(format!("--format={format}"))
         .arg(format!("--include={}", packages.join(",")));
     // Without it usrmerge and with it all of perl would be installed.
-    command.arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr");
+    if packages.contains(&IS_MERGED) {
+        command.arg("--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr");
+    }
     command.args(
         [
             "path-exclude=/usr/share/man/*",
