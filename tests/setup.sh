@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what building and testing needs, where it is missing (Debian, Ubuntu).
+# Installs what building and testing needs, where it is missing (Debian, Ubuntu);
+# `setup.sh libvirt` also what runs Vagrant's machines.
 set -eu
 
 missing=
@@ -23,6 +24,12 @@ need zstd zstd
 need curl curl
 need jq jq
 need fio fio
+need vagrant vagrant
+dpkg -s vagrant-libvirt >/dev/null 2>&1 || missing="$missing vagrant-libvirt"
+if [ "${1:-}" = libvirt ]; then
+    need libvirtd "libvirt-daemon-system libvirt-daemon-driver-qemu"
+    need dnsmasq dnsmasq-base
+fi
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 
 for tool in cargo go; do

@@ -1,5 +1,6 @@
 //! The `vagrant/` of this repository, as a person uses it: a machine of libvirt's
-//! in which the sample is installed.
+//! in which the sample is installed. What it does to three machines is done to
+//! nodes in namespaces: three emulated machines take too long.
 //!
 //! In: Debian's vagrant, vagrant-libvirt and libvirt, the sample's image. Out: how
 //! long `vagrant up` took, and an error at the first thing that is not as it should
@@ -14,16 +15,21 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 use event::Sink;
 
 use super::{Content, Directory, Disk, ENABLED, PACKAGES};
-use crate::scenario::{Setup, check_status, run_visibly};
+use crate::node::Node;
+use crate::scenario::{IMAGE, Setup, check, check_status, run_visibly};
 use crate::{file, process, sample};
 
 /// How long the whole of it may take, under emulation.
 const LIMIT: Duration = Duration::from_secs(35 * 60);
+/// The script that provisions, in a node.
+const PROVISION: &str = "/root/provision.sh";
+/// By which nodes know each other.
+const TOKEN: &str = "GRAVITY_TOKEN=correct-horse-battery-staple";
 /// Name of the box.
 const BOX: &str = "sample-box";
 /// What Vagrant needs of the box's Debian.
@@ -88,6 +94,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
         );
     }
     let image = setup.image(console)?;
+    provision_three(setup, &image, console)?;
     let image = fs::canonicalize(&image).with_context(|| image.display().to_string())?;
     let disk = Disk::of(&content(), console)?;
     let directory = Directory::make(&disk)?;
@@ -95,7 +102,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     let host = Host::start(&directory.0, &image, started + LIMIT)?;
 
     console.step("vagrant validate");
-    host.validate(&directory.0)?;
+    validate(&directory.0)?;
 
     console.step("Making the box");
     let package = make_box(&disk, &directory.0)?;
@@ -128,6 +135,89 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
         render::duration(started.elapsed())
     ));
     Ok(())
+}
+
+/// Directory of the Vagrantfile.
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant")
+}
+
+/// Has Vagrant use the repository's Vagrantfile, and write below `directory` alone.
+fn environment(vagrant: &mut Command, directory: &Path) {
+    vagrant
+        .env("VAGRANT_CWD", project())
+        .env("VAGRANT_HOME", directory.join("home"))
+        .env("VAGRANT_DOTFILE_PATH", directory.join("state"))
+        .env("VAGRANT_CHECKPOINT_DISABLE", "1")
+        .env("VAGRANT_DEFAULT_PROVIDER", "libvirt");
+}
+
+/// Fails unless Vagrant and both of its providers know all settings of the
+/// Vagrantfile, for one node and for three, and it refuses other numbers.
+/// `directory` is for what Vagrant writes.
+///
+/// # Errors
+/// With what Vagrant says.
+pub fn validate(directory: &Path) -> Result<()> {
+    let programs = directory.join("bin");
+    file::make_directory(&programs)?;
+    let stand_in = programs.join("VBoxManage");
+    file::write(&stand_in, VBOXMANAGE)?;
+    fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755))
+        .with_context(|| stand_in.display().to_string())?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths([programs].into_iter().chain(std::env::split_paths(&path)))
+        .context("joining PATH")?;
+    let validate = |provider: &str, nodes: &str| {
+        let mut command = Command::new("vagrant");
+        command.args(["--no-tty", "validate"]);
+        environment(&mut command, directory);
+        command
+            .env("PATH", &path)
+            .env("VAGRANT_DEFAULT_PROVIDER", provider)
+            .env("NODES", nodes);
+        process::run(&mut command)
+    };
+    for provider in ["libvirt", "virtualbox"] {
+        for nodes in ["1", "3"] {
+            validate(provider, nodes).with_context(|| format!("{nodes} nodes of {provider}"))?;
+        }
+    }
+    ensure!(
+        validate("libvirt", "2").is_err(),
+        "the Vagrantfile takes two nodes"
+    );
+    Ok(())
+}
+
+/// Does to three nodes what Vagrant does to three machines, twice.
+fn provision_three(setup: &Setup, image: &Path, console: &Console) -> Result<()> {
+    let nodes = ["1", "2", "3"]
+        .into_iter()
+        .map(|number| {
+            let node = setup.create(&format!("vagrant-{number}"), console)?;
+            node.copy(image, IMAGE)?;
+            node.copy(&project().join("provision.sh"), PROVISION)?;
+            Ok((number, node))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let first = nodes[0].1.address();
+    let provision = |(number, node): &(&str, Node)| {
+        console.step(&format!("Provisioning node {number} of 3"));
+        let own = node.address();
+        let flags = ["--accept-eula --flavor=three", "--role=node"];
+        let fixed = [
+            "env", TOKEN, "bash", PROVISION, IMAGE, number, "3", own, first,
+        ];
+        run_visibly(&mut node.command(&[&fixed[..], &flags].concat())?)
+    };
+    for _ in 0..2 {
+        nodes.iter().try_for_each(provision)?;
+        for (_, node) in &nodes {
+            check(node)?;
+        }
+    }
+    nodes.into_iter().try_for_each(|(_, node)| node.delete())
 }
 
 fn content() -> Content {
@@ -249,13 +339,8 @@ impl Host {
             .args(["vagrant", "--no-tty"])
             .args(arguments)
             .stdin(Stdio::null());
-        let project = Path::new(env!("CARGO_MANIFEST_DIR")).join("../vagrant");
+        environment(&mut command, &self.directory);
         command
-            .env("VAGRANT_CWD", project)
-            .env("VAGRANT_HOME", self.directory.join("home"))
-            .env("VAGRANT_DOTFILE_PATH", self.directory.join("state"))
-            .env("VAGRANT_CHECKPOINT_DISABLE", "1")
-            .env("VAGRANT_DEFAULT_PROVIDER", "libvirt")
             .env("DRIVER", "qemu")
             .env("BOX", BOX)
             .env("IMAGE", &self.image)
@@ -264,48 +349,20 @@ impl Host {
         command
     }
 
-    /// The Vagrantfile's settings are those that both providers know, for one node
-    /// and for three, and wrong ones are found.
-    fn validate(&self, directory: &Path) -> Result<()> {
-        let programs = directory.join("bin");
-        file::make_directory(&programs)?;
-        let stand_in = programs.join("VBoxManage");
-        file::write(&stand_in, VBOXMANAGE)?;
-        fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755))
-            .with_context(|| stand_in.display().to_string())?;
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths([programs].into_iter().chain(std::env::split_paths(&path)))
-            .context("joining PATH")?;
-        let validate = |provider: &str, nodes: &str| {
-            let mut command = self.vagrant(&["validate"]);
-            command
-                .env("PATH", &path)
-                .env("VAGRANT_DEFAULT_PROVIDER", provider)
-                .env("NODES", nodes);
-            process::run(&mut command)
-        };
-        for provider in ["libvirt", "virtualbox"] {
-            for nodes in ["1", "3"] {
-                validate(provider, nodes)
-                    .with_context(|| format!("{nodes} nodes of {provider}"))?;
-            }
-        }
-        if validate("libvirt", "2").is_ok() {
-            bail!("the Vagrantfile takes two nodes");
-        }
-        Ok(())
-    }
-
-    /// Fails unless the cluster is well and its endpoint serves the page in the
-    /// machine. Returns the endpoint's URL.
+    /// Fails unless the cluster is well and its endpoint serves the page, to the
+    /// machine itself and to the host. Returns the endpoint's URL.
     fn check(&self) -> Result<String> {
         let ssh = |command: &str| process::text(&mut self.vagrant(&["ssh", "-c", command]));
         let url = check_status(&ssh("sudo gravity status --output json")?)?;
-        let page = ssh(&format!("curl -sS --fail -m 20 {url}"))?;
-        ensure!(
-            page == sample::PAGE,
-            "{url} does not serve the page: {page}"
-        );
+        let inside = ssh(&format!("curl -sS --fail -m 20 {url}"))?;
+        let fetch = ["curl", "-sS", "--fail", "-m", "20", &url];
+        let outside = process::text(self.enter().args(fetch))?;
+        for page in [inside, outside] {
+            ensure!(
+                page == sample::PAGE,
+                "{url} does not serve the page: {page}"
+            );
+        }
         Ok(url)
     }
 }

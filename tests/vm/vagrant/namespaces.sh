@@ -14,4 +14,6 @@ ip link set lo up
 virtlogd --daemon
 libvirtd --daemon
 echo ready
-exec cat >/dev/null
+# This shell stays: it reaps the processes that libvirt leaves to process 1.
+cat >/dev/null
+exit
