@@ -66,7 +66,7 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm cluster
 	$(BIN)/testnode vm wireguard
 
-vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, 20 minutes
+vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, up to 35 minutes
 	@./tests/setup.sh libvirt
 	$(BIN)/testnode vm vagrant
 
