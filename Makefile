@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e quorum faults crash distributions vm fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e quorum faults crash distributions vm vm-vagrant fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -33,7 +33,8 @@ unit: ## tests that need neither root nor a base image
 	$(CARGO) test -p gravity-tests --lib
 
 e2e: base ## tests on nodes in namespaces; needs root
-	$(CARGO) test -p gravity-tests --test node --test sources
+	@./tests/setup.sh vagrant
+	$(CARGO) test -p gravity-tests --test node --test sources --test vagrant
 	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub --test builds
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 5/50
@@ -70,6 +71,10 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm install
 	$(BIN)/testnode vm cluster
 	$(BIN)/testnode vm wireguard
+
+vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, up to 35 minutes
+	@./tests/setup.sh libvirt
+	$(BIN)/testnode vm vagrant
 
 test: setup lint unit e2e ## everything that must pass
 

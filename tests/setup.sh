@@ -1,5 +1,6 @@
 #!/bin/sh
-# Installs what building and testing needs, where it is missing (Debian, Ubuntu).
+# Installs what building and testing needs, where it is missing (Debian, Ubuntu);
+# `setup.sh vagrant` also Vagrant, `setup.sh libvirt` also what runs its machines.
 set -eu
 
 missing=
@@ -23,6 +24,15 @@ need zstd zstd
 need curl curl
 need jq jq
 need fio fio
+with=${1:-}
+if [ "$with" = vagrant ] || [ "$with" = libvirt ]; then
+    need vagrant vagrant
+    dpkg -s vagrant-libvirt >/dev/null 2>&1 || missing="$missing vagrant-libvirt"
+fi
+if [ "$with" = libvirt ]; then
+    need libvirtd "libvirt-daemon-system libvirt-daemon-driver-qemu"
+    need dnsmasq dnsmasq-base
+fi
 [ -e /usr/include/seccomp.h ] || missing="$missing libseccomp-dev"
 
 for tool in cargo go; do

@@ -10,6 +10,7 @@
 pub mod checks;
 pub mod cluster;
 pub mod install;
+pub mod vagrant;
 pub mod wireguard;
 
 use std::fs::{self, File};
@@ -107,6 +108,27 @@ pub const SLOW_DISK: &str = "/dev/disk/by-id/virtio-slow";
 /// What it does in a second: operations and bytes.
 const SLOW: &str = "throttling.iops-total=40,throttling.bps-total=4000000";
 
+/// What a disk has.
+struct Content {
+    packages: Vec<&'static str>,
+    files: Vec<(&'static str, u32, &'static str)>,
+    enabled: Vec<(&'static str, &'static str)>,
+    /// Shell commands that run in it when the rest is there.
+    setup: &'static str,
+}
+
+impl Content {
+    /// Of machines that take commands over their second serial port.
+    fn machine() -> Self {
+        Self {
+            packages: PACKAGES.to_vec(),
+            files: FILES.to_vec(),
+            enabled: ENABLED.to_vec(),
+            setup: "",
+        }
+    }
+}
+
 /// What machines boot from.
 #[derive(Debug, Clone)]
 pub struct Disk {
@@ -120,8 +142,18 @@ impl Disk {
     /// # Errors
     /// When mmdebstrap or mkfs.ext4 fails.
     pub fn make(sink: &dyn Sink) -> Result<Self> {
+        Self::of(&Content::machine(), sink)
+    }
+
+    fn of(content: &Content, sink: &dyn Sink) -> Result<Self> {
         crate::node::require_root()?;
-        let inputs = format!("{FORMAT} {PACKAGES:?} {FILES:?} {ENABLED:?} {DISK}");
+        let Content {
+            packages,
+            files,
+            enabled,
+            setup,
+        } = content;
+        let inputs = format!("{FORMAT} {packages:?} {files:?} {enabled:?} {DISK}{setup}");
         let all = file::cache()?.join("vm");
         let directory = all.join(&file::sha256(inputs.as_bytes())[..16]);
         let made = Self { directory };
@@ -138,8 +170,12 @@ impl Disk {
         file::remove_directory(&temporary)?;
         file::make_directory(&temporary)?;
         let root = temporary.join("root");
-        rootfs::debootstrap(rootfs::SUITE, &root, "directory", PACKAGES)?;
-        populate(&root)?;
+        rootfs::debootstrap(rootfs::SUITE, &root, "directory", packages)?;
+        populate(&root, files, enabled)?;
+        if !setup.is_empty() {
+            let mut command = Command::new("chroot");
+            process::run(command.arg(&root).args(["sh", "-ec", setup]))?;
+        }
         for name in ["vmlinuz", "initrd.img"] {
             // Links to the files with the version in /boot.
             fs::copy(root.join(name), temporary.join(name))
@@ -159,14 +195,14 @@ impl Disk {
     }
 }
 
-fn populate(root: &Path) -> Result<()> {
-    for (path, mode, content) in FILES {
+fn populate(root: &Path, files: &[(&str, u32, &str)], enabled: &[(&str, &str)]) -> Result<()> {
+    for (path, mode, content) in files {
         let path = root.join(path);
         file::write(&path, content)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(*mode))
             .with_context(|| path.display().to_string())?;
     }
-    for (link, target) in ENABLED {
+    for (link, target) in enabled {
         let link = root.join("etc/systemd/system").join(link);
         file::make_directory(link.parent().unwrap_or(root))?;
         if link.symlink_metadata().is_err() {
