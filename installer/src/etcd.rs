@@ -127,7 +127,7 @@ impl Etcd {
     }
 
     /// Adds a master as a learner. One that was added and has never been started
-    /// is fine; one that has lost its data is added anew.
+    /// is fine, and so is one that works; one that has lost its data is added anew.
     ///
     /// # Errors
     /// When the other masters don't do it.
@@ -136,7 +136,7 @@ impl Etcd {
         let others = others(cluster, address)?;
         let members = self.members(&others).await?;
         if let Some(member) = members.iter().find(|member| member.is_at(address)) {
-            if !member.is_started() {
+            if !member.is_started() || self.works(address, member).await {
                 return Ok(());
             }
             self.expel(&others, &members, member).await?;
@@ -256,6 +256,13 @@ impl Etcd {
             .map(drop)
     }
 
+    /// Whether a member answers for itself.
+    async fn works(&self, address: IpAddr, member: &Member) -> bool {
+        let status = ["endpoint", "status", "--write-out=json"];
+        let answer = self.call(&[address], &status).await;
+        answer.is_ok_and(|json| is_of(&json, member.id))
+    }
+
     async fn members(&self, servers: &[IpAddr]) -> Result<Vec<Member>, Error> {
         let json = self
             .call(servers, &["member", "list", "--write-out=json"])
@@ -287,6 +294,15 @@ impl Etcd {
         }
         Err(last)
     }
+}
+
+/// Whether what `etcdctl endpoint status` prints is of this member.
+fn is_of(json: &str, id: u64) -> bool {
+    let answers: Vec<serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
+    let mut members = answers
+        .iter()
+        .map(|answer| &answer["Status"]["header"]["member_id"]);
+    members.any(|member| member.as_u64() == Some(id))
 }
 
 /// Masters with their addresses.
@@ -332,6 +348,17 @@ mod tests {
 
     fn members(text: &str) -> Vec<Member> {
         serde_json::from_str::<Members>(text).unwrap().members
+    }
+
+    #[test]
+    fn a_member_answers_for_itself_alone() {
+        let status = r#"[{"Endpoint":"https://10.0.0.2:2379","Status":{"header":
+            {"cluster_id":1,"member_id":9372538179322589801,"revision":7,"raft_term":2},
+            "version":"3.6.5","isLearner":true}}]"#;
+        assert!(is_of(status, 9_372_538_179_322_589_801));
+        assert!(!is_of(status, 1));
+        assert!(!is_of("", 1));
+        assert!(!is_of("[{}]", 0));
     }
 
     #[test]
