@@ -47,6 +47,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode hooks
 	$(BIN)/testnode network
 	$(BIN)/testnode page
+	$(BIN)/testnode page --five-nodes
 	$(BIN)/testnode care
 	$(BIN)/testnode offline
 	$(BIN)/testnode vm checks
