@@ -12,6 +12,7 @@ mod disk;
 mod floor;
 mod idle;
 mod image;
+mod join;
 mod kubeadm;
 mod large;
 mod registry;
@@ -75,6 +76,8 @@ pub struct Options {
 enum Part {
     /// Install against starting the same programs by hand, and kubeadm.
     Install,
+    /// A second node against kubeadm's.
+    Join,
     /// Start of a command on a large image.
     Start,
     /// Local checks against kubeadm's.
@@ -310,6 +313,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
         let (more, times) = cluster::rows(&bench);
         rows.extend(more);
         phases = times;
+    }
+    if wanted(Part::Join) {
+        rows.push(join::row(&bench));
     }
     if wanted(Part::Registry) {
         rows.push(registry::row(&bench, &phases));

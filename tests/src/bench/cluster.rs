@@ -23,9 +23,10 @@ use serde::Serialize;
 use super::{Bench, Row, Target, floor, kubeadm, median};
 use crate::file;
 use crate::node::{self, Node, Options, Throwaway};
+use crate::scenario::IMAGE;
 
-/// The image in a node.
-const IMAGE: &str = "/root/gravity";
+/// Where an install of ours writes the administrator's credentials.
+pub(super) const ADMIN: &str = "/var/lib/gravity/secrets/planet/admin.kubeconfig";
 /// The most that any of them may take to Ready.
 const LIMIT: Duration = Duration::from_secs(90);
 /// The most that a command may take from there to its end.
@@ -126,7 +127,19 @@ pub(super) fn rows(bench: &Bench<'_>) -> (Vec<Row>, Vec<PhaseTime>) {
 }
 
 fn ours(bench: &Bench<'_>, phases: &mut Phases) -> Result<Times> {
-    let node = create("bench-install", "10.99.0.40")?;
+    let (node, install) = prepare(bench, "bench-install", &[])?;
+    let times = watch(bench, &node, &node, install, ADMIN)?;
+    phases.read(&inside(&node, "/var/lib/gravity")?)?;
+    Ok(times)
+}
+
+/// A new node with the image, and its install with more words.
+pub(super) fn prepare(
+    bench: &Bench<'_>,
+    name: &str,
+    more: &[&str],
+) -> Result<(Throwaway, Command)> {
+    let node = create(name, "10.99.0.40")?;
     node.copy(&bench.file, IMAGE)?;
     let address = format!("--advertise-addr={}", node.address());
     let flavor = bench.flavor.as_ref().map(|name| format!("--flavor={name}"));
@@ -138,11 +151,9 @@ fn ours(bench: &Bench<'_>, phases: &mut Phases) -> Result<Times> {
         "--skip-disk-test",
     ];
     words.extend(flavor.as_deref());
-    let state = inside(&node, "/var/lib/gravity")?;
-    let admin = state.join("secrets/planet/admin.kubeconfig");
-    let times = watch(bench, &node, node.command(&words)?, &admin)?;
-    phases.read(&state)?;
-    Ok(times)
+    words.extend(more);
+    let install = node.command(&words)?;
+    Ok((node, install))
 }
 
 /// A path of the node as it is seen from outside: through its process 1.
@@ -159,13 +170,16 @@ pub(super) fn create(name: &str, address: &str) -> Result<Throwaway> {
     Throwaway::create(name, &options)
 }
 
-/// Runs `command`, waits until the node is Ready and the command has ended.
+/// Runs `command`, waits until the node is Ready in the cluster of the node `first`,
+/// and the command has ended. `kubeconfig` is the administrator's, on `first`.
 pub(super) fn watch(
     bench: &Bench<'_>,
+    first: &Node,
     node: &Node,
     mut command: Command,
-    kubeconfig: &Path,
+    kubeconfig: &str,
 ) -> Result<Times> {
+    let kubeconfig = inside(first, kubeconfig)?;
     let log = bench.path(&format!("{}.log", node.name()));
     let output = File::create(&log).with_context(|| log.display().to_string())?;
     let errors = output.try_clone().context("the log")?;
@@ -185,7 +199,7 @@ pub(super) fn watch(
             end = Some(status.success().then(now));
         }
         match (&eyes, ready) {
-            (None, _) => eyes = Eyes::open(bench, node, kubeconfig)?,
+            (None, _) => eyes = Eyes::open(bench, first, node, &kubeconfig)?,
             (Some(eyes), None) if eyes.see_ready()? => ready = Some(now()),
             _ => {}
         }
@@ -227,12 +241,17 @@ struct Eyes {
 
 impl Eyes {
     /// `None` while the kubeconfig is not complete.
-    fn open(bench: &Bench<'_>, node: &Node, kubeconfig: &Path) -> Result<Option<Self>> {
+    fn open(
+        bench: &Bench<'_>,
+        first: &Node,
+        node: &Node,
+        kubeconfig: &Path,
+    ) -> Result<Option<Self>> {
         let Ok(text) = std::fs::read_to_string(kubeconfig) else {
             return Ok(None);
         };
         let mut words = vec![
-            format!("--net=/proc/{}/ns/net", node.pid()?),
+            format!("--net=/proc/{}/ns/net", first.pid()?),
             "curl".into(),
             "--silent".into(),
             "--max-time".into(),
@@ -252,7 +271,7 @@ impl Eyes {
         }
         words.push(format!(
             "https://{}:6443/api/v1/nodes/{}",
-            node.address(),
+            first.address(),
             node.name()
         ));
         Ok(Some(Self { words }))

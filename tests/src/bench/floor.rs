@@ -68,13 +68,13 @@ pub(super) fn run(bench: &Bench<'_>) -> Result<Times> {
     write_secrets(&node, &place.join("secrets"))?;
     file::write(&place.join("etc/kubelet.json"), kubelet(&node))?;
     file::write(&place.join("start.sh"), SCRIPT)?;
-    let admin = place.join("secrets/admin.kubeconfig");
+    let admin = format!("{PLACE}/secrets/admin.kubeconfig");
     let address = format!("A={}", node.address());
     let name = format!("N={}", node.name());
     let services = format!("SERVICES={SERVICES}");
     let script = format!("{PLACE}/start.sh");
     let words = ["env", &address, &name, &services, "bash", &script];
-    watch(bench, &node, node.command(&words)?, &admin)
+    watch(bench, &node, &node, node.command(&words)?, &admin)
 }
 
 /// The image's programs, unpacked once.

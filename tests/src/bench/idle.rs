@@ -12,7 +12,8 @@ use event::Sink;
 use procfs::process::{Process, all_processes};
 
 use super::{Bench, Row, Target, cluster};
-use crate::scenario::{IMAGE, check};
+use crate::process;
+use crate::scenario::check;
 
 /// The node.
 const NODE: &str = "bench-idle";
@@ -50,19 +51,8 @@ pub(super) fn rows(bench: &Bench<'_>, minutes: u16) -> Vec<Row> {
 
 fn measure(bench: &Bench<'_>, minutes: u16, rows: &mut [Row; 4]) -> Result<()> {
     bench.console.step("Installing, and waiting");
-    let node = cluster::create(NODE, "10.99.0.43")?;
-    node.copy(&bench.file, IMAGE)?;
-    let address = format!("--advertise-addr={}", node.address());
-    let flavor = bench.flavor.as_ref().map(|name| format!("--flavor={name}"));
-    let mut words = vec![
-        IMAGE,
-        "install",
-        &address,
-        "--accept-eula",
-        "--skip-disk-test",
-    ];
-    words.extend(flavor.as_deref());
-    node.run(&words)?;
+    let (node, mut install) = cluster::prepare(bench, NODE, &[])?;
+    process::run(&mut install)?;
     check(&node)?;
     thread::sleep(SETTLE);
     bench

@@ -1,7 +1,8 @@
-//! `kubeadm init` with the same programs, as images that are imported before.
+//! `kubeadm init` and `kubeadm join` with the same programs, as images that are
+//! imported before.
 //!
 //! In: the image's programs and a kubeadm of the same version. Out: how long
-//! it takes to a node that is Ready. containerd runs before, addons are left
+//! each takes to a node that is Ready. containerd runs before, addons are left
 //! out, and kubelet is started by hand as soon as kubeadm has written its
 //! configuration, as nodes of namespaces have no init system.
 
@@ -18,7 +19,7 @@ use super::cluster::{Times, create, inside, watch};
 use super::floor::{self, PLACE};
 use super::{Bench, Row, Target};
 
-use crate::node::Throwaway;
+use crate::node::{Node, Throwaway};
 use crate::registry::component;
 use crate::scenario::IMAGE;
 use crate::{file, process};
@@ -45,19 +46,24 @@ cd /var/lib/bench
 usr/local/bin/ctr --namespace k8s.io images import --local $PWD/images.tar >/dev/null
 "#;
 
-const INIT: &str = r#"
+/// `$CREDENTIALS` is what kubelet begins with; arguments are kubeadm's.
+const START: &str = r#"
 set -eu
 cd /var/lib/bench
 export PATH=$PWD/usr/local/bin:$PATH
 {
   until [ -s /var/lib/kubelet/config.yaml ] && [ -s /var/lib/kubelet/kubeadm-flags.env ] &&
-    [ -s /etc/kubernetes/kubelet.conf ]; do sleep 0.02; done
+    [ -s "/etc/kubernetes/$CREDENTIALS" ]; do sleep 0.02; done
   . /var/lib/kubelet/kubeadm-flags.env
   exec kubelet --config=/var/lib/kubelet/config.yaml --kubeconfig=/etc/kubernetes/kubelet.conf \
     --bootstrap-kubeconfig=/etc/kubernetes/bootstrap-kubelet.conf $KUBELET_KUBEADM_ARGS
 } >log/kubelet 2>&1 </dev/null &
-exec kubeadm init --config=$PWD/etc/kubeadm.yaml --skip-phases=addon --ignore-preflight-errors=all
+exec kubeadm "$@" --config=$PWD/etc/kubeadm.yaml --ignore-preflight-errors=all
 "#;
+/// By which kubeadm's nodes know each other, in namespaces that reach nothing else.
+const TOKEN: &str = "abcdef.0123456789abcdef";
+/// Where kubeadm writes the administrator's credentials.
+const ADMIN: &str = "/etc/kubernetes/admin.conf";
 
 /// kubeadm and the images that it starts.
 #[derive(Debug)]
@@ -88,19 +94,54 @@ impl Kubeadm {
     /// How long it takes in a node of its own; seconds of the import of its
     /// images, and of the rest.
     pub(super) fn run(&self, bench: &Bench<'_>) -> Result<(f64, Times)> {
-        let node = self.node(bench)?;
+        let (node, import, times) = self.init(bench)?;
+        drop(node);
+        Ok((import, times))
+    }
+
+    /// A node with a cluster of its own, and what [`Kubeadm::run`] returns.
+    pub(super) fn init(&self, bench: &Bench<'_>) -> Result<(Throwaway, f64, Times)> {
+        let node = self.first(bench)?;
         let started = Instant::now();
         node.run(&["bash", "-ec", IMPORT])?;
         let import = started.elapsed().as_secs_f64();
-        let admin = inside(&node, "/etc/kubernetes/admin.conf")?;
-        let init = node.command(&["bash", &format!("{PLACE}/init.sh")])?;
-        Ok((import, watch(bench, &node, init, &admin)?))
+        let init = start(&node, "kubelet.conf", &["init", "--skip-phases=addon"])?;
+        let times = watch(bench, &node, &node, init, ADMIN)?;
+        Ok((node, import, times))
+    }
+
+    /// How long it takes until another node is Ready in the cluster of `first`.
+    pub(super) fn join(&self, bench: &Bench<'_>, first: &Node) -> Result<Times> {
+        let node = self.node(bench, "bench-kubeadm-2", "10.99.0.43")?;
+        let settings = json!({
+            "apiVersion": "kubeadm.k8s.io/v1beta4",
+            "kind": "JoinConfiguration",
+            "discovery": { "bootstrapToken": {
+                "token": TOKEN,
+                "apiServerEndpoint": format!("{}:6443", first.address()),
+                "unsafeSkipCAVerification": true,
+            } },
+            "nodeRegistration": registration(&node),
+        });
+        settings_of(&node, &[settings])?;
+        let join = start(&node, "bootstrap-kubelet.conf", &["join"])?;
+        let times = watch(bench, first, &node, join, ADMIN)?;
+        let kubectl = format!("{PLACE}/usr/local/bin/kubectl");
+        first.run(&[
+            &kubectl,
+            "--kubeconfig",
+            ADMIN,
+            "delete",
+            "node",
+            node.name(),
+        ])?;
+        Ok(times)
     }
 
     /// Our checks against its own, in one node: those that are quick in
     /// milliseconds, all in seconds.
     fn checks(&self, bench: &Bench<'_>, quick: &mut Row, all: &mut Row) -> Result<()> {
-        let node = self.node(bench)?;
+        let node = self.first(bench)?;
         node.copy(&bench.file, IMAGE)?;
         let address = node.address();
         let every = format!("{IMAGE} check --advertise-addr={address}");
@@ -131,24 +172,16 @@ impl Kubeadm {
         Ok(())
     }
 
-    /// A node with containerd, the programs and the settings.
-    fn node(&self, bench: &Bench<'_>) -> Result<Throwaway> {
-        let node = create("bench-kubeadm", "10.99.0.42")?;
-        let place = floor::place(&node, &floor::programs(bench)?)?;
-        std::fs::copy(&self.program, place.join("usr/local/bin/kubeadm"))
-            .context("copying kubeadm")?;
-        std::fs::copy(&self.images, place.join("images.tar")).context("copying the images")?;
+    /// A node that is to have a cluster of its own.
+    fn first(&self, bench: &Bench<'_>) -> Result<Throwaway> {
+        let node = self.node(bench, "bench-kubeadm", "10.99.0.42")?;
         let settings = [
             json!({
                 "apiVersion": "kubeadm.k8s.io/v1beta4",
                 "kind": "InitConfiguration",
+                "bootstrapTokens": [{ "token": TOKEN }],
                 "localAPIEndpoint": { "advertiseAddress": node.address(), "bindPort": 6443 },
-                "nodeRegistration": {
-                    "name": node.name(),
-                    "criSocket": "unix:///run/containerd/containerd.sock",
-                    "imagePullPolicy": "Never",
-                    "taints": [],
-                },
+                "nodeRegistration": registration(&node),
             }),
             json!({
                 "apiVersion": "kubeadm.k8s.io/v1beta4",
@@ -160,16 +193,45 @@ impl Kubeadm {
             }),
             floor::kubelet_settings(),
         ];
-        // JSON is YAML.
-        let settings = settings
-            .map(|document| document.to_string())
-            .join("\n---\n");
-        file::write(&place.join("etc/kubeadm.yaml"), settings)?;
+        settings_of(&node, &settings)?;
+        Ok(node)
+    }
+
+    /// A node with containerd and the programs.
+    fn node(&self, bench: &Bench<'_>, name: &str, address: &str) -> Result<Throwaway> {
+        let node = create(name, address)?;
+        let place = floor::place(&node, &floor::programs(bench)?)?;
+        std::fs::copy(&self.program, place.join("usr/local/bin/kubeadm"))
+            .context("copying kubeadm")?;
+        std::fs::copy(&self.images, place.join("images.tar")).context("copying the images")?;
         file::write(&place.join("prepare.sh"), PREPARE)?;
-        file::write(&place.join("init.sh"), INIT)?;
+        file::write(&place.join("start.sh"), START)?;
         node.run(&["bash", &format!("{PLACE}/prepare.sh")])?;
         Ok(node)
     }
+}
+
+fn registration(node: &Node) -> serde_json::Value {
+    json!({
+        "name": node.name(),
+        "criSocket": "unix:///run/containerd/containerd.sock",
+        "imagePullPolicy": "Never",
+        "taints": [],
+    })
+}
+
+/// Writes kubeadm's settings.
+fn settings_of(node: &Node, documents: &[serde_json::Value]) -> Result<()> {
+    // JSON is YAML.
+    let documents: Vec<_> = documents.iter().map(ToString::to_string).collect();
+    let path = inside(node, PLACE)?.join("etc/kubeadm.yaml");
+    file::write(&path, documents.join("\n---\n"))
+}
+
+fn start(node: &Node, credentials: &str, words: &[&str]) -> Result<Command> {
+    let credentials = format!("CREDENTIALS={credentials}");
+    let script = format!("{PLACE}/start.sh");
+    node.command(&[&["env", &credentials, "bash", &script][..], words].concat())
 }
 
 /// The rows of local checks: those that are quick, and all of one node.
