@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use host::facts::HostFacts;
-use manifest::{HookName, Manifest, NodeProfile, ServiceRole};
+use manifest::{Manifest, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use spec::phase::{self, PhaseSpec};
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
@@ -221,19 +221,20 @@ fn phases(
         controllers: controllers.clone(),
         operation: planner.operation.to_owned(),
     };
-    let registered = planner.leaf(
-        "/start/node",
-        "Register the node",
-        PhaseSpec::Register(register),
-    )?;
-    let mut planet = planner.planet("kubelet")?;
-    // The etcd of a master begins as a member that the others know. And where there
-    // is a hook before nodes are added, no kubelet may add one meanwhile.
-    let hooks = &planner.manifest.hooks;
-    if node.role == Role::Master || hooks.contains_key(&HookName::PreNodeAdd) {
-        planet.requires.push(registered.id.clone());
-    }
-    let mut start = vec![registered, planet];
+    // Before the planet is started: the etcd of a master begins as a member that the
+    // others know, and where there is a hook before nodes are added, no kubelet may
+    // add one meanwhile.
+    let mut prepare = planner.prepare(PhaseSpec::JoinSecrets(secrets))?;
+    prepare.push(Phase {
+        // Taken back, it needs the node's keys.
+        requires: vec!["/prepare/secrets".into()],
+        ..planner.leaf(
+            "/prepare/node",
+            "Register the node",
+            PhaseSpec::Register(register),
+        )?
+    });
+    let mut start = vec![planner.planet("kubelet")?];
     start.extend(planner.contents()?);
     let health = phase::Health {
         node: node.hostname.clone(),
@@ -250,11 +251,7 @@ fn phases(
     };
     Ok(vec![
         planner.bootstrap()?,
-        group(
-            "/prepare",
-            "Put programs, files and keys in place",
-            planner.prepare(PhaseSpec::JoinSecrets(secrets))?,
-        ),
+        group("/prepare", "Put programs, files and keys in place", prepare),
         group("/start", "Start the node, fill its registry", start),
         planner.leaf(
             "/health",

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use host::facts::{HostFacts, Interest, Place, Seen};
+use host::facts::{HostFacts, Interest, Peer, Place, Seen};
 use serde::{Deserialize, Serialize};
 use spec::PodNetwork;
 
@@ -87,10 +87,16 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Looks at paths and measures. `host` is what [`host_facts`] found.
-    pub fn collect(requirements: &Requirements, host: HostFacts, effort: &Effort) -> Self {
+    /// Looks at paths and measures. `host` is what [`host_facts`] found; `peers`
+    /// speaks with other nodes, and runs beside what is measured here.
+    pub fn collect(
+        requirements: &Requirements,
+        host: HostFacts,
+        effort: &Effort,
+        peers: impl FnOnce() -> Vec<Peer> + Send,
+    ) -> Self {
         let places = Places::look(requirements);
-        let measured = Measured::collect(requirements, &host, &places, effort);
+        let measured = Measured::collect(requirements, &host, &places, effort, peers);
         Self {
             host,
             places,

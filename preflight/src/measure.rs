@@ -47,7 +47,7 @@ pub struct Measured {
     pub wildcards: Option<Result<Vec<String>, String>>,
     /// Whether packets between pods are forwarded.
     pub forwarding: Option<Result<forwarding::Forwarding, String>>,
-    /// Other nodes; whoever talks to them fills it in.
+    /// Other nodes, as far as whoever collected could speak with them.
     pub peers: Vec<Peer>,
 }
 
@@ -57,9 +57,12 @@ impl Measured {
         host: &HostFacts,
         places: &Places,
         effort: &Effort,
+        peers: impl FnOnce() -> Vec<Peer> + Send,
     ) -> Self {
         let mut measured = Self::default();
         std::thread::scope(|scope| {
+            // Waits for others most of the time, as disks do.
+            let peers = scope.spawn(peers);
             let network = effort.network.then(|| {
                 scope.spawn(|| {
                     let wildcards = dns::wildcards(host);
@@ -75,6 +78,9 @@ impl Measured {
                 measured.wildcards = Some(wildcards);
                 measured.forwarding = Some(forwarding);
             }
+            measured.peers = peers
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         });
         // Alone, as they may do anything.
         if effort.scripts {

@@ -334,7 +334,7 @@ fn this_host_can_be_checked_and_its_facts_travel() {
         script_timeout: std::time::Duration::from_secs(1),
         directory: "/".into(),
     };
-    let facts = Facts::collect(&requirements(), host_facts(), &effort);
+    let facts = Facts::collect(&requirements(), host_facts(), &effort, Vec::new);
     let stored = serde_json::to_string(&facts).unwrap();
     let facts: Facts = serde_json::from_str(&stored).unwrap();
     let report = evaluate(&requirements(), &facts);

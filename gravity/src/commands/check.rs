@@ -77,15 +77,18 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
     let effort = effort(!arguments.quick, Duration::from_secs(arguments.timeout))?;
     let mut facts = match stored {
         Some(stored) => Facts { host, ..stored },
-        None => Facts::collect(&requirements, host, &effort),
+        None => Facts::collect(&requirements, host, &effort, Vec::new),
     };
     if !arguments.peer.is_empty() {
         let token = token.context(
             "a token is needed: --token or --token-file with what `gravity check --listen` printed, \
              or a cluster's",
         )?;
+        // Whoever asks for it wants to see the best.
+        let rate = Some(u64::MAX);
+        let peers = &arguments.peer;
         facts.measured.peers =
-            peers::measure(session, &arguments.peer, &token, &requirements, &facts.host).await;
+            peers::measure(session, peers, &token, &requirements, &facts.host, rate).await;
     }
     if let Some(path) = &arguments.facts_out {
         let json = serde_json::to_vec_pretty(&facts)?;
@@ -244,7 +247,7 @@ pub(crate) struct Decided<'a> {
 }
 
 /// Checks a node before an operation, which sets some kernel parameters itself;
-/// `peers` are the other nodes that it will work with.
+/// `peers` speaks with the other nodes that it will work with.
 ///
 /// # Errors
 /// When a requirement isn't met.
@@ -253,7 +256,7 @@ pub(crate) fn before(
     mut requirements: Requirements,
     host: HostFacts,
     decided: Decided<'_>,
-    peers: Vec<Peer>,
+    peers: impl FnOnce() -> Vec<Peer> + Send,
 ) -> Result<Report> {
     // What can't be ignored is told before anything takes time.
     Report::default().ignore(decided.ignore)?;
@@ -265,8 +268,7 @@ pub(crate) fn before(
         disks: decided.disks,
         ..effort(true, SCRIPT_PATIENCE)?
     };
-    let mut facts = Facts::collect(&requirements, host, &effort);
-    facts.measured.peers = peers;
+    let facts = Facts::collect(&requirements, host, &effort, peers);
     let mut report = preflight::evaluate(&requirements, &facts);
     report.ignore(decided.ignore)?;
     show(console, &report)?;

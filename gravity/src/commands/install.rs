@@ -482,7 +482,7 @@ fn preflight(
     decided: check::Decided<'_>,
 ) -> Result<Report> {
     session.console.step("Checking the node's requirements");
-    check::before(&session.console, requirements, facts, decided, Vec::new())
+    check::before(&session.console, requirements, facts, decided, Vec::new)
 }
 
 /// The Secret that will keep a token of the user's own.

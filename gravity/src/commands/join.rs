@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
+use host::facts::Peer;
 use image::Image;
 use image::cluster::ClusterImage;
 use installer::coordinator::{Action, Operation};
@@ -18,6 +19,7 @@ use pki::{JoinToken, Request};
 use rpc::controller::Refusal;
 use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
+use tokio::runtime::Handle;
 
 use self::fetch::Fetch;
 use super::install::{content, host_traits, refuse_former, verify};
@@ -86,17 +88,14 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     let room = fetch.as_ref().map_or(0, |fetch| fetch.room(session));
     requirements.state_bytes = requirements.state_bytes.saturating_add(room);
     let masters = cluster.controllers();
-    let mut peers = peers::measure(session, &masters, &token, &requirements, &facts).await;
-    peers.retain(|peer| match &peer.seen {
-        Ok(_) => true,
-        // A master that is down is no reason not to join those that are up.
-        Err(why) => {
-            let address = peer.address;
-            let told = format!("Nothing was measured between this node and {address}: {why}");
-            session.console.warning(&told);
-            false
-        }
-    });
+    let rate = requirements.profile.network.min_transfer_rate;
+    let between = requirements.clone();
+    let runtime = Handle::current();
+    let peers = || {
+        let rate = rate.map(|rate| rate.0);
+        let measured = peers::measure(session, &masters, &token, &between, &facts, rate);
+        reachable(session, runtime.block_on(measured))
+    };
     let console = &session.console;
     let decided = check::Decided {
         disks: true,
@@ -131,6 +130,20 @@ fn own_image(session: &Session) -> Result<Option<Image>> {
         Err(error) if session.global.image.is_none() && carries_none(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Those that answered: a master that is down is no reason not to join others.
+fn reachable(session: &Session, mut peers: Vec<Peer>) -> Vec<Peer> {
+    peers.retain(|peer| match &peer.seen {
+        Ok(_) => true,
+        Err(why) => {
+            let address = peer.address;
+            let told = format!("Nothing was measured between this node and {address}: {why}");
+            session.console.warning(&told);
+            false
+        }
+    });
+    peers
 }
 
 fn first(cidrs: &[String]) -> String {

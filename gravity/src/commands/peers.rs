@@ -17,7 +17,7 @@ use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
 use preflight::Requirements;
 use rpc::controller::{Refusal, Tokens};
-use rpc::peer::{self, Here, MAX_PORTS};
+use rpc::peer::{self, Here, MAX_PORTS, Wanted};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
@@ -45,16 +45,22 @@ impl Tokens for Known {
     }
 }
 
-/// Measures the way to `peers`, one after the other, so that none disturbs another.
+/// Measures the way to `peers`, one after the other, so that none disturbs another;
+/// rates until both are `rate`, in bytes a second.
 pub(crate) async fn measure(
     session: &Session,
     peers: &[SocketAddr],
     token: &JoinToken,
     requirements: &Requirements,
     facts: &HostFacts,
+    rate: Option<u64>,
 ) -> Vec<Peer> {
     let here = Here::of(facts);
     let ports = preflight::ports_between(requirements, MAX_PORTS);
+    let wanted = Wanted {
+        ports: &ports,
+        rate,
+    };
     let from = requirements.advertise_address;
     let from = (!from.is_unspecified()).then_some(from);
     let mut found = Vec::new();
@@ -62,7 +68,7 @@ pub(crate) async fn measure(
         session
             .console
             .step(&format!("Measuring the way to {address}"));
-        let seen = peer::measure(*address, from, token, &here, &ports).await;
+        let seen = peer::measure(*address, from, token, &here, wanted).await;
         let seen = seen.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
         found.push(Peer {
             address: *address,

@@ -228,7 +228,7 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
 
 /// What a node that joins as one of so many masters has in its plan: its planet,
 /// the services that it waits for, what its planet waits for.
-fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>, Vec<String>) {
+fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>) {
     let mut cluster = cluster();
     cluster.nodes[1].role = Role::Master;
     if masters == 3 {
@@ -274,14 +274,17 @@ fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>, Vec<Str
     else {
         panic!("/health is something else")
     };
-    (config, health.services, planet.requires.clone())
+    // Its etcd must be a member before it starts, and hooks see no kubelet before.
+    let groups: Vec<_> = plan.phases.iter().map(|phase| phase.id.as_str()).collect();
+    assert_eq!(find("/prepare/node").requires, ["/prepare/secrets"]);
+    let position = |id: &str| groups.iter().position(|group| *group == id);
+    assert!(position("/prepare") < position("/start"), "{groups:?}");
+    (config, health.services)
 }
 
 #[test]
 fn a_second_master_stands_by_and_a_third_is_waited_for() {
-    let (config, waited_for, requires) = joined(2);
-    // Its etcd must be a member before it starts.
-    assert_eq!(requires, ["/start/node"]);
+    let (config, waited_for) = joined(2);
     assert!(waited_for.contains(&"kubelet".to_owned()));
     assert!(!waited_for.contains(&"kube-apiserver".to_owned()));
     let service = |name: &str| config.services.iter().find(|one| one.name == name).unwrap();
@@ -323,38 +326,6 @@ fn a_second_master_stands_by_and_a_third_is_waited_for() {
             .contains(&"--leader-elect=true".to_owned())
     );
 
-    let (_, waited_for, _) = joined(3);
+    let (_, waited_for) = joined(3);
     assert!(waited_for.is_empty());
-}
-
-#[test]
-fn a_workers_kubelet_waits_for_the_hook_before_nodes_are_added() {
-    let requires = |hooks: &str| {
-        let manifest = manifest::parse(&format!("{MANIFEST}\n{hooks}"), "app.yaml").unwrap();
-        let membership = Membership {
-            cluster: cluster(),
-            node: Uuid::from_u128(1),
-            certificate: String::new(),
-            authorities: BTreeMap::new(),
-        };
-        let host = HostTraits {
-            can_lower_oom_score: true,
-            resolv_conf: String::new(),
-        };
-        let users = KnownUsers::default();
-        let plan = plan(
-            &membership,
-            &manifest,
-            &image(),
-            &users,
-            &host,
-            &BTreeMap::new(),
-        )
-        .unwrap();
-        plan.phase("/start/planet").unwrap().requires.clone()
-    };
-    let job = "{kind: Job, spec: {template: {spec: {containers: [{name: a, image: b}]}}}}";
-    let hook = |name: &str| requires(&format!("hooks: {{{name}: {{job: '{job}'}}}}"));
-    assert_eq!(hook("preNodeAdd"), ["/start/node"]);
-    assert_eq!(hook("postNodeAdd"), Vec::<String>::new());
 }

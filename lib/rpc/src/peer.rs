@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use host::facts::{HostFacts, Introduction};
 
-pub use client::measure;
+pub use client::{Wanted, measure};
 pub use ports::{Opened, State};
 pub use server::serve;
 pub(crate) use server::service;

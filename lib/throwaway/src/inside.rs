@@ -134,10 +134,11 @@ fn bind(from: &Path, to: &Path) -> Result<()> {
 fn mount_all(state: &State, hierarchies: &[Hierarchy]) -> Result<()> {
     propagate(Path::new("/"), MsFlags::MS_PRIVATE)?;
     let (root, disk) = (state.data.join("root"), state.data.join("disk"));
-    // Without the background work on tables, which would fill the file.
+    // Without the background work on tables, which would fill the file; what is
+    // removed in the node becomes free on the machine.
     let mut command = Command::new("mount");
     command
-        .args(["-o", "loop,noinit_itable"])
+        .args(["-o", "loop,noinit_itable,discard"])
         .arg(state.data.join("disk.raw"))
         .arg(&disk);
     process::run(&mut command)?;

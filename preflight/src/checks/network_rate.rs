@@ -7,7 +7,7 @@ use crate::{Check, Finding, Input};
 pub(super) const CHECK: Check = Check {
     id: "network-rate",
     about: "how fast bytes come through one TCP connection to other nodes, both ways: the best of \
-            three times 0.4 s",
+            three times 0.4 s; a join measures only what the profile wants, until it is reached",
     limit: "minTransferRate of the profile's network, between any two nodes; one node by itself \
             has nothing to measure",
     remedy: "connect the nodes by a faster network",

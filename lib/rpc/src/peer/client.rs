@@ -19,9 +19,18 @@ const ANSWER: Duration = Duration::from_secs(60);
 /// How often the clock is asked; the shortest round trip counts.
 const ROUNDS: usize = 8;
 
+/// What is to be tried.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Ports, in both directions; more than [`MAX_PORTS`] are not tried.
+    pub ports: &'a [Port],
+    /// Rates are measured until both are so high, in bytes a second; not at all
+    /// where nothing is said.
+    pub rate: Option<u64>,
+}
+
 /// Measures what lies between this host, `here`, and the one at `address`. `from`
-/// is the address of this host that the other one reaches it by. More than
-/// [`MAX_PORTS`] ports are not tried.
+/// is the address of this host that the other one reaches it by.
 ///
 /// # Errors
 /// When the other side doesn't answer or doesn't know the token.
@@ -30,7 +39,7 @@ pub async fn measure(
     from: Option<IpAddr>,
     token: &JoinToken,
     here: &Here,
-    ports: &[Port],
+    wanted: Wanted<'_>,
 ) -> Result<Seen, Error> {
     let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
     let connection = connections::Opened::first(&[address], from, &trust, None).await?;
@@ -40,9 +49,10 @@ pub async fn measure(
     let mut session = Session { connection, client };
     let who = session.greet(token).await?;
     let clock = session.clock(here).await?;
-    let ports = &ports[..ports.len().min(MAX_PORTS)];
-    let there = session.there(here, ports).await?;
-    let back = session.back(here, ports, there.rates.is_none()).await?;
+    let ports = &wanted.ports[..wanted.ports.len().min(MAX_PORTS)];
+    let there = session.there(here, ports, wanted.rate).await?;
+    let rates = wanted.rate.is_some() && there.rates.is_none();
+    let back = session.back(here, ports, rates).await?;
     Ok(Seen {
         who,
         clock: Ok(clock),
@@ -88,7 +98,12 @@ impl Session {
     }
 
     /// Tries ports that the other side opens.
-    async fn there(&mut self, here: &Here, ports: &[Port]) -> Result<Way, Error> {
+    async fn there(
+        &mut self,
+        here: &Here,
+        ports: &[Port],
+        rate: Option<u64>,
+    ) -> Result<Way, Error> {
         let secrets = Secrets::generate()?;
         let request = OpenRequest {
             question: secrets.question.clone(),
@@ -112,7 +127,7 @@ impl Session {
             mtu: here.mtu(from),
         };
         // They stay open until `replies` is dropped.
-        Ok(probe(route, &opened, &secrets, true).await)
+        Ok(probe(route, &opened, &secrets, rate).await)
     }
 
     /// Opens ports and has the other side try them.

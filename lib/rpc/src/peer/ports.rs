@@ -31,7 +31,8 @@ const DATAGRAMS: u32 = 3;
 const AT_A_TIME: usize = 64;
 /// How long each of [`RATES`] takes.
 const RATE: Duration = Duration::from_millis(400);
-/// How often a rate is measured: the best counts, as others use the network, too.
+/// How often a rate is measured at most: the best counts, as others use the
+/// network, too.
 const RATES: usize = 3;
 /// Longest connection of a peer.
 const CONNECTION: Duration = Duration::from_secs(10);
@@ -218,8 +219,13 @@ pub(super) struct Route {
     pub(super) mtu: u32,
 }
 
-/// Tries ports that the other side has opened.
-pub(super) async fn probe(route: Route, opened: &[Opened], secrets: &Secrets, rates: bool) -> Way {
+/// Tries ports that the other side has opened; rates until they are `enough`.
+pub(super) async fn probe(
+    route: Route,
+    opened: &[Opened],
+    secrets: &Secrets,
+    enough: Option<u64>,
+) -> Way {
     let permits = Arc::new(Semaphore::new(AT_A_TIME));
     let mut probes = JoinSet::new();
     for (index, target) in opened.iter().cloned().enumerate() {
@@ -242,8 +248,8 @@ pub(super) async fn probe(route: Route, opened: &[Opened], secrets: &Secrets, ra
         Some(port) if route.mtu > 0 => packet(route, port, secrets).await.ok(),
         _ => None,
     };
-    let rates = match answers(Protocol::Tcp) {
-        Some(port) if rates => best(route, port, secrets).await.ok(),
+    let rates = match (answers(Protocol::Tcp), enough) {
+        (Some(port), Some(enough)) => best(route, port, secrets, enough).await.ok(),
         _ => None,
     };
     Way {
@@ -382,7 +388,7 @@ async fn packet(route: Route, port: Port, secrets: &Secrets) -> io::Result<Packe
     Ok(Packet { size, arrived })
 }
 
-async fn best(route: Route, port: Port, secrets: &Secrets) -> io::Result<Rates> {
+async fn best(route: Route, port: Port, secrets: &Secrets, enough: u64) -> io::Result<Rates> {
     let mut best = Rates { there: 0, back: 0 };
     for _ in 0..RATES {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
@@ -390,6 +396,9 @@ async fn best(route: Route, port: Port, secrets: &Secrets) -> io::Result<Rates> 
         best.there = best.there.max(there.map_err(late)??);
         let back = timeout(CONNECTION, rate_back(route, port, secrets)).await;
         best.back = best.back.max(back.map_err(late)??);
+        if best.there.min(best.back) >= enough {
+            break;
+        }
     }
     Ok(best)
 }
@@ -434,7 +443,7 @@ mod tests {
         let ports = [free(Protocol::Tcp), free(Protocol::Udp)];
         let open = Ports::open(HERE, &ports, &secrets, &NONE).await;
         assert!(open.opened.iter().all(|port| port.state == State::Open));
-        let way = probe(ROUTE, &open.opened, &secrets, true).await;
+        let way = probe(ROUTE, &open.opened, &secrets, Some(u64::MAX)).await;
         let reached: Vec<_> = ports.iter().map(|port| (*port, Reach::Reached)).collect();
         assert_eq!(way.ports, reached);
         let arrived = Packet {
@@ -455,7 +464,13 @@ mod tests {
             port,
             state: State::Open,
         };
-        let way = probe(ROUTE, &[opened(closed), opened(datagram)], &secrets, true).await;
+        let way = probe(
+            ROUTE,
+            &[opened(closed), opened(datagram)],
+            &secrets,
+            Some(u64::MAX),
+        )
+        .await;
         assert_eq!(
             way.ports,
             [(closed, Reach::Refused), (datagram, Reach::Refused)]
@@ -469,10 +484,10 @@ mod tests {
         let mute = port(Protocol::Udp, silent.local_addr().unwrap().port());
         let open = Ports::open(HERE, &[held, mute], &secrets, &NONE).await;
         assert!(open.opened.iter().all(|port| port.state == State::Held));
-        let way = probe(ROUTE, &open.opened, &secrets, true).await;
+        let way = probe(ROUTE, &open.opened, &secrets, Some(u64::MAX)).await;
         assert_eq!(way.ports[0].1, Reach::Reached);
         assert!(matches!(way.ports[1].1, Reach::Unknown(_)), "{way:?}");
-        let way = probe(ROUTE, &[opened(mute)], &secrets, false).await;
+        let way = probe(ROUTE, &[opened(mute)], &secrets, None).await;
         assert_eq!(way.ports[0].1, Reach::Silent);
     }
 
@@ -481,7 +496,7 @@ mod tests {
         let (ours, others) = (Secrets::generate().unwrap(), Secrets::generate().unwrap());
         let ports = [free(Protocol::Tcp), free(Protocol::Udp)];
         let open = Ports::open(HERE, &ports, &ours, &NONE).await;
-        let way = probe(ROUTE, &open.opened, &others, true).await;
+        let way = probe(ROUTE, &open.opened, &others, Some(u64::MAX)).await;
         // The way is open, whoever it is.
         assert!(matches!(way.ports[0].1, Reach::Unknown(_)), "{way:?}");
         assert_eq!(way.ports[1].1, Reach::Silent);
@@ -491,7 +506,7 @@ mod tests {
             question: ours.question.clone(),
             ..others
         };
-        let way = probe(ROUTE, &open.opened, &mixed, true).await;
+        let way = probe(ROUTE, &open.opened, &mixed, Some(u64::MAX)).await;
         assert!(way.ports.iter().all(|(_, reach)| *reach != Reach::Reached));
     }
 }

@@ -145,7 +145,8 @@ impl peer_server::Peer for Service {
             to: caller.remote.ip(),
             mtu: self.here.mtu(from),
         };
-        let way = probe(route, &opened, &secrets, message.rates).await;
+        let enough = message.rates.then_some(u64::MAX);
+        let way = probe(route, &opened, &secrets, enough).await;
         Ok(Response::new(ProbeReply { way: json(&way)? }))
     }
 }

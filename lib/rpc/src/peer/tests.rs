@@ -82,6 +82,13 @@ fn free() -> Port {
     }
 }
 
+fn all(ports: &[Port]) -> Wanted<'_> {
+    Wanted {
+        ports,
+        rate: Some(u64::MAX),
+    }
+}
+
 #[tokio::test]
 async fn both_sides_find_out_who_they_are_and_what_comes_through() {
     // The other clock is 400 ms ahead.
@@ -96,7 +103,7 @@ async fn both_sides_find_out_who_they_are_and_what_comes_through() {
         Some(LOCAL),
         &token,
         &here("one", now_us),
-        &[port, udp],
+        all(&[port, udp]),
     )
     .await;
     let seen = seen.unwrap();
@@ -129,13 +136,13 @@ async fn who_does_not_know_the_token_measures_nothing() {
         secret: "another".into(),
         ..token.clone()
     };
-    let refused = measure(address, None, &wrong, &here("one", now_us), &[]).await;
+    let refused = measure(address, None, &wrong, &here("one", now_us), all(&[])).await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     let other = JoinToken {
         fingerprint: Some([0; 32]),
         ..token.clone()
     };
-    let refused = measure(address, None, &other, &here("one", now_us), &[]).await;
+    let refused = measure(address, None, &other, &here("one", now_us), all(&[])).await;
     assert!(
         matches!(refused, Err(Error::WrongCluster { .. })),
         "{refused:?}"
@@ -160,7 +167,7 @@ async fn who_does_not_know_the_token_measures_nothing() {
 async fn no_more_ports_are_opened_than_it_says() {
     let (address, token) = start(here("two", now_us)).await;
     let ports = vec![free(); MAX_PORTS + 1];
-    let seen = measure(address, None, &token, &here("one", now_us), &ports).await;
+    let seen = measure(address, None, &token, &here("one", now_us), all(&ports)).await;
     assert_eq!(seen.unwrap().there.ports.len(), MAX_PORTS);
 }
 
@@ -171,8 +178,20 @@ async fn ports_of_services_are_not_tried_in_a_cluster() {
         protocol: Protocol::Udp,
         number: 30_080,
     };
-    let seen = measure(address, Some(LOCAL), &token, &here("one", now_us), &[port]).await;
+    let without_rates = Wanted {
+        ports: &[port],
+        rate: None,
+    };
+    let seen = measure(
+        address,
+        Some(LOCAL),
+        &token,
+        &here("one", now_us),
+        without_rates,
+    )
+    .await;
     let seen = seen.unwrap();
+    assert_eq!((seen.there.rates, seen.back.rates), (None, None));
     assert!(
         matches!(seen.there.ports[0].1, Reach::Unknown(_)),
         "{seen:?}"
