@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e quorum faults crash distributions vm vm-vagrant fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e quorum faults crash power distributions vm vm-vagrant fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,6 +39,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 5/50
 	$(BIN)/testnode crash --nodes --shard 98/201
+	$(BIN)/testnode crash --power --cuts 1
 	$(BIN)/testnode checks
 	$(BIN)/testnode peers
 	$(BIN)/testnode join
@@ -62,6 +63,10 @@ SHARD ?= 1/1
 crash: base ## kills and broken disks at every step of installs and joins, SHARD=1/8 for a part; needs root
 	$(BIN)/testnode crash --shard $(SHARD)
 	$(BIN)/testnode crash --nodes --shard $(SHARD)
+
+CUTS ?= 20
+power: base ## power cuts at random moments of installs, of a running cluster, of joins, CUTS=5 for less; needs root
+	$(BIN)/testnode crash --power --cuts $(CUTS)
 
 distributions: base ## the sample on Debian 11, 12 and 13; needs root
 	$(BIN)/testnode distributions

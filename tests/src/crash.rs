@@ -10,6 +10,7 @@
 //! an install comes to its end by itself, the blow has one cell, not three.
 
 pub mod nodes;
+pub mod power;
 
 use std::fmt;
 use std::path::Path;

@@ -210,6 +210,8 @@ enum Task {
         /// Hit a join, a leave and a removal over two nodes instead.
         #[arg(long)]
         nodes: bool,
+        #[command(flatten)]
+        cuts: crash::power::Cuts,
     },
     /// What needs a kernel, a disk or systemd of its own, in virtual machines.
     Vm {
@@ -383,18 +385,23 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             shard,
             only,
             nodes,
+            cuts,
         } => {
-            let run = match nodes {
-                true => crash::nodes::run,
-                false => crash::run,
-            };
             let setup = Setup {
                 sample: "tests/sample".into(),
                 tele: None,
                 image,
                 default_route: false,
             };
-            if !run(&setup.image(console)?, shard, only.as_deref(), console)? {
+            let (image, only) = (setup.image(console)?, only.as_deref());
+            let well = if cuts.wanted() {
+                crash::power::run(&image, cuts, only, console)?
+            } else if nodes {
+                crash::nodes::run(&image, shard, only, console)?
+            } else {
+                crash::run(&image, shard, only, console)?
+            };
+            if !well {
                 return Ok(ExitCode::FAILURE);
             }
         }

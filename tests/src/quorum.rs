@@ -107,7 +107,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
          began, {:.0} s after the loss",
         writes::now() - dead
     ));
-    writes.all_there()?;
+    writes::all_there(&three)?;
     wait_members(&three, &[(three.name(), false)])?;
     wait_active(&three)?;
     let seen = three.text(&["kubectl", "get", "nodes", "--output=name"])?;
@@ -172,6 +172,6 @@ fn disturbed(
     writes.wait_answer(from, SETTLE)?;
     let pause = writes.longest_pause(from, writes::now())?;
     ensure!(pause < PAUSE, "writes paused for {pause:.1} s");
-    writes.all_there()?;
+    writes::all_there(witness)?;
     Ok(pause)
 }

@@ -35,7 +35,7 @@ impl<'a> Writes<'a> {
     /// Begins to write on a node.
     pub(crate) fn begin(node: &'a Node) -> Result<Self> {
         let script = format!(
-            "touch {WRITING}; n=0; while [ -e {WRITING} ]; do n=$((n+1)); \
+            "touch {WRITING} {ANSWERED}; n=$(wc -l < {ANSWERED}); while [ -e {WRITING} ]; do n=$((n+1)); \
              kubectl create configmap write-$n --request-timeout=5s >/dev/null 2>&1 && \
              echo $(date +%s.%N) $n >> {ANSWERED}; done"
         );
@@ -47,23 +47,13 @@ impl<'a> Writes<'a> {
         Ok(Self { node, load })
     }
 
-    /// When each write was answered, and its number.
-    fn answered(&self) -> Result<Vec<(f64, String)>> {
-        let answered = self.node.text(&["cat", ANSWERED])?;
-        let answer = |line: &str| {
-            let (time, number) = line.split_once(' ')?;
-            Some((time.parse().ok()?, number.to_owned()))
-        };
-        Ok(answered.lines().filter_map(answer).collect())
-    }
-
     /// Waits for the answer to a write that is made from now on. Returns how long
     /// after `since` that was, in seconds.
     pub(crate) fn wait_answer(&self, since: f64, patience: Duration) -> Result<f64> {
         let from = now();
         let mut at = None;
         let answered = process::wait_until(patience, || {
-            let answered = self.answered().unwrap_or_default();
+            let answered = answered(self.node).unwrap_or_default();
             at = answered.iter().map(|one| one.0).find(|time| *time > from);
             at.is_some()
         });
@@ -73,9 +63,9 @@ impl<'a> Writes<'a> {
 
     /// Fails when a write is answered within a time.
     pub(crate) fn none_for(&self, time: Duration) -> Result<()> {
-        let before = self.answered()?.len();
+        let before = answered(self.node)?.len();
         std::thread::sleep(time);
-        let after = self.answered()?.len();
+        let after = answered(self.node)?.len();
         ensure!(
             before == after,
             "{} writes were answered that should not be",
@@ -87,41 +77,54 @@ impl<'a> Writes<'a> {
     /// The longest time between two answers, or an answer and the end of the
     /// span, in seconds.
     pub(crate) fn longest_pause(&self, from: f64, to: f64) -> Result<f64> {
-        let times = self.answered()?.into_iter().map(|one| one.0);
+        let times = answered(self.node)?.into_iter().map(|one| one.0);
         Ok(longest_pause(times, from, to))
     }
 
     /// Ends the writes. Fails when one that was answered is lost. Returns how many
     /// were.
-    pub(crate) fn end(mut self) -> Result<usize> {
+    pub(crate) fn end(self) -> Result<usize> {
         self.node.run(&["rm", WRITING])?;
-        self.load.wait().context("waiting for the writes")?;
-        let answered = self.answered()?;
-        ensure!(answered.len() > 1, "nothing was written");
-        self.all_there()?;
-        Ok(answered.len())
+        let node = self.node;
+        self.ended()?;
+        all_there(node)
     }
 
-    /// Fails when a write that was answered is lost.
-    pub(crate) fn all_there(&self) -> Result<()> {
-        let answered = self.answered()?;
-        let there = self
-            .node
-            .text(&["kubectl", "get", "configmaps", "--output=name"])?;
-        let there: BTreeSet<_> = there
-            .lines()
-            .filter_map(|line| line.strip_prefix("configmap/write-"))
-            .collect();
-        let lost: Vec<_> = answered
-            .iter()
-            .filter(|(_, number)| !there.contains(number.as_str()))
-            .collect();
-        ensure!(
-            lost.is_empty(),
-            "writes that were answered are lost: {lost:?}"
-        );
-        Ok(())
+    /// Waits until they have ended, as they do with their node.
+    pub(crate) fn ended(mut self) -> Result<()> {
+        self.load.wait().map(drop).context("waiting for the writes")
     }
+}
+
+/// When each write was answered on a node, and its number.
+fn answered(node: &Node) -> Result<Vec<(f64, String)>> {
+    let answered = node.text(&["cat", ANSWERED])?;
+    let answer = |line: &str| {
+        let (time, number) = line.split_once(' ')?;
+        Some((time.parse().ok()?, number.to_owned()))
+    };
+    Ok(answered.lines().filter_map(answer).collect())
+}
+
+/// Fails when a write that was answered on a node is lost, or none was. Returns
+/// how many were.
+pub(crate) fn all_there(node: &Node) -> Result<usize> {
+    let answered = answered(node)?;
+    ensure!(answered.len() > 1, "nothing was written");
+    let there = node.text(&["kubectl", "get", "configmaps", "--output=name"])?;
+    let there: BTreeSet<_> = there
+        .lines()
+        .filter_map(|line| line.strip_prefix("configmap/write-"))
+        .collect();
+    let lost: Vec<_> = answered
+        .iter()
+        .filter(|(_, number)| !there.contains(number.as_str()))
+        .collect();
+    ensure!(
+        lost.is_empty(),
+        "writes that were answered are lost: {lost:?}"
+    );
+    Ok(answered.len())
 }
 
 fn longest_pause(times: impl Iterator<Item = f64>, from: f64, to: f64) -> f64 {

@@ -1,0 +1,290 @@
+//! Power that is cut at random moments: of an install, of a cluster that writes, of
+//! a node that joins.
+//!
+//! In: a cluster image, how often, a seed. Out: a line a cut, and their count. A cut
+//! is what a machine sees of it: its disk takes no more writes, all its processes
+//! end, and what was not on the disk is lost. Then the disk is checked, and the user
+//! goes on by `gravity resume` or `gravity start`. Always holds after that: the
+//! cluster is as one that was not disturbed, and no write that was answered is lost.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use console::{Console, render};
+
+use super::{DISK_FILE, Disk, Hit, Reference, cluster, undisturbed};
+use crate::faults::{FLAVOR, IMAGE, Said, Setup};
+use crate::join::{WORKER, nodes};
+use crate::process;
+use crate::writes::{self, Writes};
+
+/// The cluster's token.
+const TOKEN: &str = "correct-horse-battery-staple";
+/// How long a cluster runs before its power is cut, at most.
+const RUN: Duration = Duration::from_secs(8);
+/// How long the other node may take to be seen as it is.
+const SEEN: Duration = Duration::from_secs(180);
+
+/// How often, and when.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Cuts {
+    /// Cut the power of nodes at random moments instead
+    #[arg(long, conflicts_with_all = ["nodes", "shard"])]
+    power: bool,
+    /// How often in an install, in a cluster that runs, and in a join
+    #[arg(long, value_name = "N", default_value_t = 20, requires = "power")]
+    cuts: u32,
+    /// What the moments follow from; another one each time otherwise
+    #[arg(long, value_name = "N", requires = "power")]
+    seed: Option<u64>,
+}
+
+impl Cuts {
+    /// Whether it is the power that is cut.
+    #[must_use]
+    pub fn wanted(self) -> bool {
+        self.power
+    }
+}
+
+/// Cuts the power of installs, of a cluster that runs and of joins, or of those
+/// whose name contains `only`. Says whether all ended well.
+///
+/// # Errors
+/// When the nodes can't be made or undisturbed operations fail.
+pub fn run(image: &Path, cuts: Cuts, only: Option<&str>, console: &Console) -> Result<bool> {
+    let seed = cuts.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    console.print(&format!("The seed is {seed}"));
+    let mut power = Power {
+        image,
+        console,
+        cuts: cuts.cuts,
+        random: fastrand::Rng::with_seed(seed),
+        bad: 0,
+    };
+    let kinds: [(&str, Kind); 3] = [
+        ("install", |power| power.installs()),
+        ("running", |power| power.running()),
+        ("join", |power| power.joins()),
+    ];
+    let mut struck = 0;
+    for (name, kind) in kinds {
+        if only.is_none_or(|only| name.contains(only)) {
+            kind(&mut power).with_context(|| format!("power cuts: {name}"))?;
+            struck += cuts.cuts;
+        }
+    }
+    console.print(&format!("{struck} power cuts, {} ended badly", power.bad));
+    Ok(power.bad == 0)
+}
+
+type Kind = fn(&mut Power<'_>) -> Result<()>;
+
+struct Power<'a> {
+    image: &'a Path,
+    console: &'a Console,
+    cuts: u32,
+    random: fastrand::Rng,
+    bad: u32,
+}
+
+impl Power<'_> {
+    fn node(&self, number: u8) -> Result<Setup> {
+        let address = format!("10.99.0.{}/24", 60 + number);
+        Setup::new(
+            &format!("power-{number}"),
+            &address,
+            self.image,
+            self.console,
+        )
+    }
+
+    /// A moment before `end`, counted from a beginning.
+    fn moment(&mut self, end: Duration) -> Duration {
+        end.mul_f64(self.random.f64())
+    }
+
+    /// Tells how a cut ended. Whether it ended well.
+    fn tell(&mut self, what: &str, after: Duration, begin: Instant, ended: Result<String>) -> bool {
+        let after = render::duration(after);
+        let took = render::duration(begin.elapsed());
+        let well = ended.is_ok();
+        self.console.print(&match ended {
+            Ok(how) => format!("ok {what}: power cut after {after}, {how} ({took})"),
+            Err(error) => {
+                self.bad += 1;
+                format!("FAILED {what}: power cut after {after} ({took}): {error:#}")
+            }
+        });
+        well
+    }
+
+    fn installs(&mut self) -> Result<()> {
+        let mut setup = self.node(1)?;
+        let begin = Instant::now();
+        let reference = undisturbed(&setup)?;
+        // With the `leave`: some find the install done.
+        let end = begin.elapsed();
+        for _ in 0..self.cuts {
+            let (after, begin) = (self.moment(end), Instant::now());
+            let ended = cut_install(&setup, &reference, after);
+            if !self.tell("install", after, begin, ended) {
+                Disk::let_go(&setup);
+                drop(setup);
+                setup = self.node(1)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn running(&mut self) -> Result<()> {
+        let setup = self.node(1)?;
+        let disk = Disk::mount(&setup, Hit::BrokenDisk)?;
+        setup.shell(&install(&setup))?.expect(0, &["is active"])?;
+        for _ in 0..self.cuts {
+            let (after, begin) = (self.moment(RUN), Instant::now());
+            let ended = cut_running(&setup, disk, after);
+            if !self.tell("running", after, begin, ended) {
+                // What is lost once is lost for those that follow.
+                Disk::let_go(&setup);
+                return Ok(());
+            }
+        }
+        setup.leave()?.expect(0, &[])?;
+        disk.unmount(&setup)
+    }
+
+    fn joins(&mut self) -> Result<()> {
+        let master = self.node(1)?;
+        master.shell(&install(&master))?.expect(0, &["is active"])?;
+        let mut worker = self.node(2)?;
+        let begin = Instant::now();
+        worker.shell(&join(&master))?.expect(0, &[])?;
+        let end = begin.elapsed();
+        leave(&master, &worker)?;
+        for _ in 0..self.cuts {
+            let (after, begin) = (self.moment(end), Instant::now());
+            let ended = cut_join(&master, &worker, after);
+            if !self.tell("join", after, begin, ended) {
+                Disk::let_go(&worker);
+                let forget = ["remove", worker.node.name(), "--force", "--confirm"];
+                drop(master.said(&[&[IMAGE], forget.as_slice()].concat()));
+                drop(worker);
+                worker = self.node(2)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn install(setup: &Setup) -> String {
+    let address = setup.node.address();
+    format!(
+        "{IMAGE} install --accept-eula --skip-disk-test {FLAVOR} --token={TOKEN} \
+         --advertise-addr={address}"
+    )
+}
+
+fn join(master: &Setup) -> String {
+    let address = master.node.address();
+    format!("{IMAGE} join {address} --token={TOKEN} --role={WORKER} --ignore=disk-latency")
+}
+
+/// Cuts the power: the disk ends before the processes.
+fn cut(setup: &Setup) -> Result<()> {
+    let script = format!("chattr +i {DISK_FILE}; kill -9 -1");
+    setup.shell(&script).map(drop)
+}
+
+/// Begins a command, cuts the power a while later, and switches the node on again.
+fn cut_off(setup: &Setup, disk: Disk, command: &str, after: Duration) -> Result<()> {
+    let mut begun = setup
+        .node
+        .command(&["sh", "-c", command])?
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("beginning a command")?;
+    std::thread::sleep(after);
+    cut(setup)?;
+    begun.wait().context("waiting for a command")?;
+    disk.mend(setup, false)
+}
+
+/// Does what a user does when the node is on again. Says what that was.
+fn go_on(setup: &Setup, command: &str) -> Result<&'static str> {
+    let resumed = setup.said(&[IMAGE, "resume"])?;
+    if resumed.text.contains("no operation was found") {
+        setup.shell(command)?.expect(0, &[])?;
+        return Ok("begun anew");
+    }
+    let Said { text, .. } = resumed.expect(0, &[])?;
+    if !text.contains("operation is complete") {
+        return Ok("resumed");
+    }
+    setup.said(&[IMAGE, "start"])?.expect(0, &[])?;
+    Ok("started")
+}
+
+fn cut_install(setup: &Setup, reference: &Reference, after: Duration) -> Result<String> {
+    let disk = Disk::mount(setup, Hit::BrokenDisk)?;
+    cut_off(setup, disk, &install(setup), after)?;
+    let how = go_on(setup, &install(setup))?;
+    setup.is_active()?;
+    let found = cluster(setup)?;
+    let expected = &reference.cluster;
+    ensure!(
+        found == *expected,
+        "{how}; the cluster differs: {found} instead of {expected}"
+    );
+    setup.leave()?.expect(0, &[])?;
+    disk.unmount(setup)?;
+    setup.is_untouched()?;
+    Ok(how.to_owned())
+}
+
+fn cut_running(setup: &Setup, disk: Disk, after: Duration) -> Result<String> {
+    let writes = Writes::begin(&setup.node)?;
+    std::thread::sleep(after);
+    cut(setup)?;
+    writes.ended()?;
+    disk.mend(setup, false)?;
+    let how = go_on(setup, "false")?;
+    setup.is_active()?;
+    let there = writes::all_there(&setup.node)?;
+    Ok(format!("{how}, all {there} answered writes are there"))
+}
+
+fn cut_join(master: &Setup, worker: &Setup, after: Duration) -> Result<String> {
+    let disk = Disk::mount(worker, Hit::BrokenDisk)?;
+    cut_off(worker, disk, &join(master), after)?;
+    let how = go_on(worker, &join(master))?;
+    has(master, &[master, worker])?;
+    leave(master, worker)?;
+    disk.unmount(worker)?;
+    worker.is_untouched()?;
+    Ok(how.to_owned())
+}
+
+/// Has the other node leave.
+fn leave(master: &Setup, worker: &Setup) -> Result<()> {
+    worker
+        .said(&[IMAGE, "leave", "--confirm"])?
+        .expect(0, &[])?;
+    has(master, &[master])
+}
+
+/// Waits until the cluster has these nodes and is well.
+fn has(master: &Setup, wanted: &[&Setup]) -> Result<()> {
+    let wanted: Vec<_> = wanted.iter().map(|setup| setup.node.name()).collect();
+    let mut last = Ok(Vec::new());
+    let seen = process::wait_until(SEEN, || {
+        last = nodes(&master.node);
+        last.as_ref().is_ok_and(|found| *found == wanted)
+    });
+    ensure!(seen, "nodes are {last:?}, not {wanted:?}");
+    master.is_active()
+}
