@@ -61,6 +61,30 @@ impl Shard {
     }
 }
 
+/// Which blows of all.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Choice {
+    /// Only one part of what is tried
+    #[arg(long, value_name = "N/OF", default_value = "1/1")]
+    shard: Shard,
+    /// Only what contains this: "break the disk"
+    #[arg(long)]
+    only: Option<String>,
+    /// Go on with the blow of this number, which is the first one of its line
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    from: usize,
+}
+
+impl Choice {
+    fn holds(&self, index: usize, blow: &impl fmt::Display) -> bool {
+        self.shard.holds(index) && index >= self.from && self.names(&blow.to_string())
+    }
+
+    fn names(&self, what: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| what.contains(only))
+    }
+}
+
 /// What is hit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hit {
@@ -195,12 +219,11 @@ struct Reference {
     cluster: String,
 }
 
-/// Runs the cells of a shard, or of it those whose blow contains `only`. Says
-/// whether all ended well.
+/// Runs the cells of chosen blows. Says whether all ended well.
 ///
 /// # Errors
 /// When the node can't be made or an undisturbed install fails.
-pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) -> Result<bool> {
+pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
     let new = || Setup::new("crash", "10.99.0.51/24", image, console);
     let mut setup = new()?;
     let reference = undisturbed(&setup).context("an undisturbed install")?;
@@ -208,8 +231,7 @@ pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) ->
     let chosen = all
         .iter()
         .enumerate()
-        .filter(|(index, _)| shard.holds(*index))
-        .filter(|(_, blow)| only.is_none_or(|only| blow.to_string().contains(only)));
+        .filter(|(index, blow)| choice.holds(*index, *blow));
     let (mut struck, mut cells, mut bad) = (0, 0, 0);
     for (index, blow) in chosen {
         struck += 1;

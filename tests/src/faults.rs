@@ -79,6 +79,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("leave-half-way", leave_half_way),
     ("leave-running", leave_running),
     ("full-disk", full_disk),
+    ("disk-pressure", disk_pressure),
 ];
 
 /// What the scenarios share.
@@ -834,6 +835,23 @@ fn full_disk(setup: &Setup) -> Result<()> {
         entries.text
     );
     Ok(())
+}
+
+/// Room is made when the node turns pods away already. Those of a hook's Job go to it
+/// all the same, and must outlast that.
+fn disk_pressure(setup: &Setup) -> Result<()> {
+    let condition = r#"{.items[0].status.conditions[?(@.type=="DiskPressure")].status}"#;
+    let fill = format!(
+        "both=\"$(cat {STATE}/operation.lock {STATE}/agent.lock)\"; kill -STOP $both; \
+         free=$(df -B1 --output=avail {STATE} | tail -n 1); \
+         fallocate -l $((free - 536870912)) {STATE}/filler; n=0; \
+         until kubectl get nodes --output='jsonpath={condition}' | grep -q True || [ $n = 60 ]; \
+         do n=$((n+1)); sleep 1; done; rm {STATE}/filler; kill -CONT $both"
+    );
+    let (reached, said) = setup.until("install", "/image", &fill)?;
+    ensure!(reached, "it was not reached: {}", said.text);
+    said.expect(0, &["Evicted: ", "DiskPressure", "is active"])?;
+    setup.is_active()
 }
 
 fn fill(setup: &Setup) -> Result<()> {

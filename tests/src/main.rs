@@ -201,12 +201,8 @@ enum Task {
         /// Use this cluster image instead of building one.
         #[arg(long, value_name = "FILE")]
         image: Option<PathBuf>,
-        /// Only one part of what is tried.
-        #[arg(long, value_name = "N/OF", default_value = "1/1")]
-        shard: gravity_tests::crash::Shard,
-        /// Only what contains this: "break the disk".
-        #[arg(long)]
-        only: Option<String>,
+        #[command(flatten)]
+        choice: crash::Choice,
         /// Hit a join, a leave and a removal over two nodes instead.
         #[arg(long)]
         nodes: bool,
@@ -382,8 +378,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         }
         Task::Crash {
             image,
-            shard,
-            only,
+            choice,
             nodes,
             cuts,
         } => {
@@ -393,13 +388,13 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            let (image, only) = (setup.image(console)?, only.as_deref());
+            let image = setup.image(console)?;
             let well = if cuts.wanted() {
-                crash::power::run(&image, cuts, only, console)?
+                crash::power::run(&image, cuts, &choice, console)?
             } else if nodes {
-                crash::nodes::run(&image, shard, only, console)?
+                crash::nodes::run(&image, &choice, console)?
             } else {
-                crash::run(&image, shard, only, console)?
+                crash::run(&image, &choice, console)?
             };
             if !well {
                 return Ok(ExitCode::FAILURE);

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use crc32c::crc32c_append;
 use operation::PhaseError;
 
 use crate::node::file;
@@ -30,9 +31,6 @@ const ENTRY: u64 = 2;
 const STATE: u64 = 3;
 const CRC: u64 = 4;
 const SNAPSHOT: u64 = 5;
-/// Polynomial of CRC-32C, reflected.
-const CASTAGNOLI: u32 = 0x82f6_3b78;
-const TABLE: [u32; 256] = table();
 
 /// A log whose records can't be read.
 #[derive(Debug, PartialEq, Eq)]
@@ -224,7 +222,7 @@ fn is_torn(data: &[u8], offset: usize) -> bool {
 fn frame(kind: u64, data: &[u8], before: u32) -> (Vec<u8>, u32) {
     let crc = match kind {
         CRC => before,
-        _ => crc32c(before, data),
+        _ => crc32c_append(before, data),
     };
     let mut record = Vec::new();
     put(&mut record, 1, kind);
@@ -280,7 +278,7 @@ impl<'a> Record<'a> {
     fn follows(&self, before: u32) -> bool {
         match self.kind {
             CRC => before == 0 || self.crc == before,
-            _ => self.crc == crc32c(before, self.data),
+            _ => self.crc == crc32c_append(before, self.data),
         }
     }
 }
@@ -339,32 +337,6 @@ fn varint(bytes: &mut Vec<u8>, mut number: u64) {
         number >>= 7;
     }
     bytes.push(number.to_le_bytes()[0]);
-}
-
-fn crc32c(before: u32, data: &[u8]) -> u32 {
-    !data.iter().fold(!before, |crc, byte| {
-        let [low, ..] = crc.to_le_bytes();
-        TABLE[usize::from(low ^ byte)] ^ (crc >> 8)
-    })
-}
-
-const fn table() -> [u32; 256] {
-    let mut table = [0; 256];
-    let mut row = 0_u32;
-    while row < 256 {
-        let (mut crc, mut bit) = (row, 0);
-        while bit < 8 {
-            crc = if crc & 1 == 1 {
-                crc >> 1 ^ CASTAGNOLI
-            } else {
-                crc >> 1
-            };
-            bit += 1;
-        }
-        table[row as usize] = crc;
-        row += 1;
-    }
-    table
 }
 
 #[cfg(test)]
@@ -428,8 +400,11 @@ mod tests {
 
     #[test]
     fn the_crc_is_castagnoli_s() {
-        assert_eq!(crc32c(0, b"123456789"), 0xe306_9283);
-        assert_eq!(crc32c(crc32c(0, b"1234"), b"56789"), 0xe306_9283);
+        assert_eq!(crc32c_append(0, b"123456789"), 0xe306_9283);
+        assert_eq!(
+            crc32c_append(crc32c_append(0, b"1234"), b"56789"),
+            0xe306_9283
+        );
     }
 
     #[test]
@@ -491,7 +466,7 @@ mod tests {
     fn anything_is_read_to_an_end() {
         for seed in 0..200_u8 {
             let noise: Vec<_> = (0..600_u32)
-                .map(|n| crc32c(n, &[seed]).to_le_bytes()[0])
+                .map(|n| crc32c_append(n, &[seed]).to_le_bytes()[0])
                 .collect();
             let _ = read(&noise, 0);
             let mut framed = 90_u64.to_le_bytes().to_vec();

@@ -74,6 +74,9 @@ fn settings(context: &Context<'_>) -> String {
             "imagefs.available": "1Gi",
             "nodefs.inodesFree": "1%",
         },
+        // Of 5 minutes, after room was made on a disk, the pods of a hook's Job, which
+        // go to such a node all the same, would not leave one of their tries.
+        "evictionPressureTransitionPeriod": "1m",
         "oomScoreAdj": oom_score,
         "containerLogMaxSize": "20Mi",
         "containerLogMaxFiles": 3,

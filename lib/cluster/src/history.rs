@@ -7,14 +7,14 @@ use std::collections::BTreeMap;
 
 use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{ConfigMap, Node};
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::ObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 
-use crate::client::{Client, DEADLINE, Error, is_conflict, retry};
+use crate::client::{Client, DEADLINE, Error, retry};
+use crate::membership::NAMESPACE;
 use crate::status::{NodeStatus, node_status};
 
-const NAMESPACE: &str = "kube-system";
 /// ConfigMap with the history.
 const NAME: &str = "gravity-history";
 /// Key in it.
@@ -29,16 +29,12 @@ pub struct Kept {
 }
 
 impl Client {
-    fn histories(&self) -> Api<ConfigMap> {
-        Api::namespaced(self.0.clone(), NAMESPACE)
-    }
-
     /// What has happened to the cluster.
     ///
     /// # Errors
     /// When the API doesn't answer or refuses us.
     pub async fn history(&self) -> Result<Kept, Error> {
-        let api = self.histories();
+        let api = self.maps();
         let what = "reading the cluster's history";
         let map = retry(what, DEADLINE, || api.get_opt(NAME)).await?;
         let map = map.unwrap_or_else(|| ConfigMap {
@@ -58,23 +54,9 @@ impl Client {
     /// # Errors
     /// When the API doesn't answer or refuses us.
     pub async fn replace_history(&self, read: Kept, text: String) -> Result<bool, Error> {
-        let api = self.histories();
         let mut map = read.map;
-        let is_new = map.metadata.resource_version.is_none();
         map.data.get_or_insert_default().insert(KEY.into(), text);
-        let params = PostParams::default();
-        retry("keeping the cluster's history", DEADLINE, || async {
-            let kept = match is_new {
-                true => api.create(&params, &map).await,
-                false => api.replace(NAME, &params, &map).await,
-            };
-            match kept {
-                Ok(_) => Ok(true),
-                Err(error) if is_conflict(&error) => Ok(false),
-                Err(error) => Err(error),
-            }
-        })
-        .await
+        self.keep("keeping the cluster's history", &map).await
     }
 
     /// All nodes, now and after each change of one. It goes on for ever, also

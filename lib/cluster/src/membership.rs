@@ -15,8 +15,8 @@ use kube::{Api, ResourceExt};
 
 use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, retry};
 
-/// Namespace of all of this.
-const NAMESPACE: &str = "kube-system";
+/// Namespace of all that nodes share.
+pub(crate) const NAMESPACE: &str = "kube-system";
 /// ConfigMap with the description.
 pub const DESCRIPTION: &str = "gravity-cluster";
 /// Key in it.
@@ -78,7 +78,7 @@ impl StoredToken {
 }
 
 impl Client {
-    fn maps(&self) -> Api<ConfigMap> {
+    pub(crate) fn maps(&self) -> Api<ConfigMap> {
         Api::namespaced(self.0.clone(), NAMESPACE)
     }
 
@@ -125,15 +125,24 @@ impl Client {
         read: Description,
         text: String,
     ) -> Result<bool, Error> {
-        let api = self.maps();
         let mut map = read.map;
         map.data
             .get_or_insert_default()
             .insert(DESCRIPTION_KEY.into(), text);
-        let what = "changing the cluster's description";
+        self.keep("changing the cluster's description", &map).await
+    }
+
+    /// Keeps a ConfigMap as it is after a change of what was read, or of nothing;
+    /// `false` where somebody else was faster.
+    pub(crate) async fn keep(&self, what: &str, map: &ConfigMap) -> Result<bool, Error> {
+        let api = self.maps();
         let params = PostParams::default();
         retry(what, DEADLINE, || async {
-            match api.replace(DESCRIPTION, &params, &map).await {
+            let kept = match map.metadata.resource_version {
+                None => api.create(&params, map).await,
+                Some(_) => api.replace(&map.name_any(), &params, map).await,
+            };
+            match kept {
                 Ok(_) => Ok(true),
                 Err(error) if is_conflict(&error) => Ok(false),
                 Err(error) => Err(error),

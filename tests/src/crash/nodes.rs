@@ -17,7 +17,7 @@ use crate::node::Node;
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use super::{Disk, Hit, Shard, kill_program};
+use super::{Choice, Disk, Hit, kill_program};
 use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
 use crate::join::{WORKER, nodes};
 use crate::process;
@@ -211,20 +211,18 @@ struct Pair<'a> {
     console: &'a Console,
 }
 
-/// Runs the cells of a shard, or of it those whose blow contains `only`. Says
-/// whether all ended well.
+/// Runs the cells of chosen blows. Says whether all ended well.
 ///
 /// # Errors
 /// When the nodes can't be made or undisturbed operations fail.
-pub fn run(image: &Path, shard: Shard, only: Option<&str>, console: &Console) -> Result<bool> {
+pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
     let mut pair = Pair::new(image, console)?;
     let steps = pair.undisturbed().context("undisturbed operations")?;
     let all = blows(steps);
     let chosen = all
         .iter()
         .enumerate()
-        .filter(|(index, _)| shard.holds(*index))
-        .filter(|(_, blow)| only.is_none_or(|only| blow.to_string().contains(only)));
+        .filter(|(index, blow)| choice.holds(*index, *blow));
     let (mut struck, mut bad) = (0, 0);
     for (index, blow) in chosen {
         struck += 1;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use super::{DISK_FILE, Disk, Hit, Reference, cluster, undisturbed};
+use super::{Choice, DISK_FILE, Disk, Hit, Reference, cluster, undisturbed};
 use crate::faults::{FLAVOR, IMAGE, Said, Setup};
 use crate::join::{WORKER, nodes};
 use crate::process;
@@ -31,7 +31,7 @@ const SEEN: Duration = Duration::from_secs(180);
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Cuts {
     /// Cut the power of nodes at random moments instead
-    #[arg(long, conflicts_with_all = ["nodes", "shard"])]
+    #[arg(long, conflicts_with_all = ["nodes", "shard", "from"])]
     power: bool,
     /// How often in an install, in a cluster that runs, and in a join
     #[arg(long, value_name = "N", default_value_t = 20, requires = "power")]
@@ -49,12 +49,12 @@ impl Cuts {
     }
 }
 
-/// Cuts the power of installs, of a cluster that runs and of joins, or of those
-/// whose name contains `only`. Says whether all ended well.
+/// Cuts the power of installs, of a cluster that runs and of joins, as chosen. Says
+/// whether all ended well.
 ///
 /// # Errors
 /// When the nodes can't be made or undisturbed operations fail.
-pub fn run(image: &Path, cuts: Cuts, only: Option<&str>, console: &Console) -> Result<bool> {
+pub fn run(image: &Path, cuts: Cuts, choice: &Choice, console: &Console) -> Result<bool> {
     let seed = cuts.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     console.print(&format!("The seed is {seed}"));
     let mut power = Power {
@@ -71,7 +71,7 @@ pub fn run(image: &Path, cuts: Cuts, only: Option<&str>, console: &Console) -> R
     ];
     let mut struck = 0;
     for (name, kind) in kinds {
-        if only.is_none_or(|only| name.contains(only)) {
+        if choice.names(name) {
             kind(&mut power).with_context(|| format!("power cuts: {name}"))?;
             struck += cuts.cuts;
         }

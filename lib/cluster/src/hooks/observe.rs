@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use event::Event;
-use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod};
+use k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, Pod, PodStatus};
 
 /// One run of a container: what it is called, and how often it ran before.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -45,17 +45,21 @@ impl Observer {
         let phase = status
             .and_then(|s| s.phase.clone())
             .unwrap_or_else(|| "Pending".into());
+        let refused = status.filter(|_| phase == "Failed").and_then(refusal);
+        if let Some(refused) = &refused {
+            self.failures.insert(name.clone(), refused.clone());
+        }
         match self.phases.insert(uid.clone(), phase.clone()) {
             None => {
                 lines.push(info(format!(
                     "Created Pod \"{name}\" in namespace \"{namespace}\""
                 )));
                 if phase != "Pending" {
-                    lines.push(changed(&name, &namespace, "Pending", &phase));
+                    lines.push(changed(&name, &namespace, ("Pending", &phase), refused));
                 }
             }
             Some(former) if former != phase => {
-                lines.push(changed(&name, &namespace, &former, &phase));
+                lines.push(changed(&name, &namespace, (&former, &phase), refused));
             }
             Some(_) => {}
         }
@@ -140,7 +144,8 @@ impl Observer {
         lines
     }
 
-    /// What is known of containers that failed, by `pod/container`.
+    /// What is known of containers that failed, by `pod/container`, and of pods
+    /// that failed as a whole.
     pub(super) fn failures(&self) -> &BTreeMap<String, String> {
         &self.failures
     }
@@ -150,10 +155,31 @@ fn info(message: String) -> Event {
     Event::Info { message }
 }
 
-fn changed(name: &str, namespace: &str, from: &str, to: &str) -> Event {
-    info(format!(
+/// Why a pod failed as a whole: its node took it not, or not any more.
+fn refusal(status: &PodStatus) -> Option<String> {
+    let reason = status.reason.as_deref()?;
+    let message = status.message.as_deref().map(str::trim);
+    Some(match message.filter(|message| !message.is_empty()) {
+        Some(message) => format!("{reason}: {message}"),
+        None => reason.to_owned(),
+    })
+}
+
+fn changed(
+    name: &str,
+    namespace: &str,
+    (from, to): (&str, &str),
+    refused: Option<String>,
+) -> Event {
+    let message = format!(
         "Pod \"{name}\" in namespace \"{namespace}\" has changed state from \"{from}\" to \"{to}\""
-    ))
+    );
+    match refused {
+        Some(why) => Event::Warning {
+            message: format!("{message}: {why}"),
+        },
+        None => info(message),
+    }
 }
 
 fn describe(state: Option<&ContainerState>) -> String {
@@ -262,6 +288,27 @@ mod tests {
         let (lines, _) = observer.pod(&pod("Pending", 0, state, json!({})));
         assert!(matches!(lines[1], Event::Warning { .. }));
         assert_eq!(observer.failures()["p/c"], "ErrImagePull: not found");
+    }
+
+    #[test]
+    fn why_a_node_refuses_a_pod_is_told() {
+        let mut observer = Observer::default();
+        let pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "ns", "uid": "1"},
+            "status": {
+                "phase": "Failed",
+                "reason": "Evicted",
+                "message": "Pod was rejected: The node had condition: [DiskPressure]. ",
+            },
+        }));
+        let (lines, _) = observer.pod(&pod.unwrap());
+        let why = "Evicted: Pod was rejected: The node had condition: [DiskPressure].";
+        assert!(
+            matches!(&lines[1], Event::Warning { message } if message.ends_with(why)),
+            "{:?}",
+            texts(&lines)
+        );
+        assert_eq!(observer.failures()["p"], why);
     }
 
     #[test]
