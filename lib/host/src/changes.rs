@@ -116,6 +116,8 @@ pub enum Change {
         /// Name of the unit.
         name: String,
     },
+    /// NetworkManager gets a file of configuration, which is a change of its own.
+    NetworkManager,
     /// Something is mounted.
     Mount {
         /// Where.
@@ -573,6 +575,30 @@ impl Journal {
         self.record(Change::Unit { name: name.clone() })?;
         self.write_file(path, bytes, 0o644)?;
         self.record(Change::UnitEnabled { name })
+    }
+
+    /// Writes a file of NetworkManager's configuration. The caller may then have
+    /// it read ([`Journal::reload_network_manager`]): in the end that is done
+    /// when the file is gone.
+    ///
+    /// # Errors
+    /// When it can't be recorded or written.
+    pub fn write_network_manager_file(
+        &mut self,
+        path: &Path,
+        bytes: &[u8],
+    ) -> Result<(), ChangeError> {
+        // In reverse: remove the file, have the rest read.
+        self.record(Change::NetworkManager)?;
+        self.write_file(path, bytes, 0o644)
+    }
+
+    /// Has NetworkManager read its configuration again, where it runs.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn reload_network_manager(&self) -> Result<(), CommandError> {
+        self.system.reload_network_manager()
     }
 
     /// Records a change whose previous value was just read, unless the last

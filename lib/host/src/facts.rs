@@ -262,6 +262,21 @@ pub fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
 
+/// Whether a process of that name runs, as root.
+pub fn runs(name: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| {
+            let path = entry.path();
+            let own = bounded::text(&path.join("comm"));
+            own.is_ok_and(|own| own.trim_end() == name)
+                && path.metadata().is_ok_and(|process| process.uid() == 0)
+        })
+}
+
 fn os() -> Os {
     ["/etc/os-release", "/usr/lib/os-release"]
         .iter()

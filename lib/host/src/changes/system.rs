@@ -5,6 +5,7 @@
 
 use std::fmt::Debug;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::command::{Cmd, CommandError, installed};
 use crate::sysctl::{self, SysctlError};
@@ -25,6 +26,8 @@ pub(super) trait System: Debug + Send {
     fn delete_group(&self, name: &str) -> Result<(), UserError>;
     /// Runs `systemctl`; does nothing where there is no systemd.
     fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError>;
+    /// Has NetworkManager read its configuration; does nothing where none runs.
+    fn reload_network_manager(&self) -> Result<(), CommandError>;
     /// Removes an interface. Whether there was one.
     fn delete_interface(&self, name: &str) -> Result<bool, CommandError>;
     /// Removes an address in CIDR notation. Whether there was one.
@@ -34,6 +37,9 @@ pub(super) trait System: Debug + Send {
     /// Unmounts what is below a path; with `keep` not what is at the path.
     fn unmount(&self, path: &Path, keep: bool) -> std::io::Result<()>;
 }
+
+/// How long NetworkManager may take to read its configuration.
+const NETWORK_MANAGER: Duration = Duration::from_secs(20);
 
 /// The machine that this process runs on.
 #[derive(Debug)]
@@ -81,6 +87,19 @@ impl System for Machine {
             true => Cmd::new("systemctl").args(arguments).run().map(drop),
             false => Ok(()),
         }
+    }
+
+    fn reload_network_manager(&self) -> Result<(), CommandError> {
+        if !facts::runs("NetworkManager") {
+            return Ok(());
+        }
+        // It comes in the package of the daemon. A signal would end one that just starts.
+        Cmd::new("nmcli")
+            .args(["general", "reload", "conf"])
+            .describe("have NetworkManager read its configuration")
+            .timeout(NETWORK_MANAGER)
+            .run()
+            .map(drop)
     }
 
     fn delete_interface(&self, name: &str) -> Result<bool, CommandError> {

@@ -15,6 +15,9 @@ struct State {
     users: BTreeMap<String, u32>,
     groups: BTreeMap<String, u32>,
     systemctl: Vec<String>,
+    /// Whether NetworkManager's file was there, each time that it read it.
+    network_manager: Vec<bool>,
+    network_manager_file: PathBuf,
     mounts: Vec<Mount>,
 }
 
@@ -74,6 +77,13 @@ impl System for Fake {
 
     fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError> {
         self.0.lock().unwrap().systemctl.push(arguments.join(" "));
+        Ok(())
+    }
+
+    fn reload_network_manager(&self) -> Result<(), CommandError> {
+        let mut state = self.0.lock().unwrap();
+        let there = state.network_manager_file.exists();
+        state.network_manager.push(there);
         Ok(())
     }
 
@@ -379,4 +389,23 @@ fn one_scope_is_taken_back_without_the_others() {
     assert!(bench.path("full/data").exists() && bench.path("two").exists());
     assert_eq!(journal.changes().count(), 2);
     assert!(journal.undo_scope("op/one").removed.is_empty());
+}
+
+#[test]
+fn network_manager_reads_its_configuration_when_ours_is_gone() {
+    let bench = Bench::new();
+    let file = bench.path("gravity.conf");
+    bench.fake.0.lock().unwrap().network_manager_file = file.clone();
+    let mut journal = bench.journal();
+    for _ in 0..2 {
+        journal
+            .write_network_manager_file(&file, b"[keyfile]\n")
+            .unwrap();
+        journal.reload_network_manager().unwrap();
+    }
+    assert_eq!(journal.changes().count(), 2);
+    let report = journal.undo(false).unwrap();
+    assert_eq!(report.left, [], "{report}");
+    let state = bench.fake.0.lock().unwrap();
+    assert_eq!(state.network_manager, [true, true, false]);
 }

@@ -198,6 +198,11 @@ impl Journal {
                 .systemctl(&["disable", "--now", name])
                 .map(|()| Outcome::Nothing)
                 .map_err(chain),
+            Change::NetworkManager => self
+                .system
+                .reload_network_manager()
+                .map(|()| Outcome::Nothing)
+                .map_err(chain),
             Change::Mount { target } => {
                 let mounts = self.system.mounts().map_err(chain)?;
                 let there = !mounts::below(&mounts, target).is_empty();
@@ -320,6 +325,7 @@ impl fmt::Display for Change {
             Self::Sysctl { name, .. } => write!(f, "kernel parameter {name}"),
             Self::Module { name } => write!(f, "kernel module {name}"),
             Self::Unit { name } | Self::UnitEnabled { name } => write!(f, "systemd unit {name}"),
+            Self::NetworkManager => f.write_str("NetworkManager with its former configuration"),
             Self::Mount { target } => write!(f, "mount {}", target.display()),
             Self::Interface { name } => write!(f, "network interface {name}"),
             Self::Address { interface, address } => write!(f, "address {address} on {interface}"),
