@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use event::Sink;
-use host::changes::Journal;
+use host::changes::{Daemon, Journal};
 use operation::PhaseError;
 
 use crate::node::lasting;
@@ -40,7 +40,7 @@ fn file_in(directory: &Path) -> Option<PathBuf> {
 pub(crate) fn leave_us_alone(changes: &mut Journal, sink: &dyn Sink) -> Result<(), PhaseError> {
     let Some(file) = file() else { return Ok(()) };
     write(changes, &file)?;
-    if let Err(error) = changes.reload_network_manager() {
+    if let Err(error) = changes.reload(Daemon::NetworkManager) {
         sink.warning(&crate::text(&error));
     }
     Ok(())
@@ -53,7 +53,7 @@ fn write(changes: &mut Journal, file: &Path) -> Result<(), PhaseError> {
             .map_err(|error| lasting(&error))?;
     }
     changes
-        .write_network_manager_file(file, TEXT.as_bytes())
+        .write_configuration(Daemon::NetworkManager, file, TEXT.as_bytes())
         .map_err(|error| lasting(&error))
 }
 

@@ -19,7 +19,7 @@ use image::cluster::ClusterImage;
 use installer::coordinator::Operation;
 use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
-use preflight::{Check as Known, Effort, Facts, Finding, Report, Requirements};
+use preflight::{Check as Known, Effort, Facts, Finding, Fix, Report, Requirements};
 use spec::PodNetwork;
 
 use super::{Session, install as command, peers, token};
@@ -79,13 +79,19 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
         Some(stored) => Facts { host, ..stored },
         None => Facts::collect(&requirements, host, &effort),
     };
-    if !arguments.peer.is_empty() {
-        let token = token.context(
+    let peers = async |host: &HostFacts| {
+        if arguments.peer.is_empty() {
+            return Ok(None);
+        }
+        let token = token.as_ref().context(
             "a token is needed: --token or --token-file with what `gravity check --listen` printed, \
              or a cluster's",
         )?;
-        facts.measured.peers =
-            peers::measure(session, &arguments.peer, &token, &requirements, &facts.host).await;
+        let measured = peers::measure(session, &arguments.peer, token, &requirements, host);
+        anyhow::Ok(Some(measured.await))
+    };
+    if let Some(measured) = peers(&facts.host).await? {
+        facts.measured.peers = measured;
     }
     if let Some(path) = &arguments.facts_out {
         let json = serde_json::to_vec_pretty(&facts)?;
@@ -94,10 +100,15 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
     let mut report = preflight::evaluate(&requirements, &facts);
     if arguments.autofix && !report.fixes().is_empty() {
         mend(session, &report)?;
-        // Only the kernel was changed: nothing has to be measured again.
-        let facts = Facts {
-            host: preflight::host_facts(),
-            ..facts
+        let host = preflight::host_facts();
+        let facts = match report.fixes().iter().any(Fix::changes_network) {
+            true => {
+                let mut facts = Facts::collect(&requirements, host, &effort);
+                facts.measured.peers = peers(&facts.host).await?.unwrap_or_default();
+                facts
+            }
+            // Only the kernel was changed: nothing has to be measured again.
+            false => Facts { host, ..facts },
         };
         report = preflight::evaluate(&requirements, &facts);
     }

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::mounts::{self, Mount};
 use crate::{bounded, users};
 pub use kernel::{Clock, Kernel};
-pub use network::{Interface, Network, ResolvConf, parse_resolv_conf};
+pub use network::{Firewalld, Interface, Network, ResolvConf, parse_resolv_conf};
 pub use peer::{Introduction, Offset, Packet, Peer, Port, Rates, Reach, Seen, Way};
 pub use place::{Kind, Place, matches};
 

@@ -5,8 +5,8 @@
 
 use std::fmt::Debug;
 use std::path::Path;
-use std::time::Duration;
 
+use super::Daemon;
 use crate::command::{Cmd, CommandError, installed};
 use crate::sysctl::{self, SysctlError};
 use crate::users::{self, Missing, UserError};
@@ -26,8 +26,8 @@ pub(super) trait System: Debug + Send {
     fn delete_group(&self, name: &str) -> Result<(), UserError>;
     /// Runs `systemctl`; does nothing where there is no systemd.
     fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError>;
-    /// Has NetworkManager read its configuration; does nothing where none runs.
-    fn reload_network_manager(&self) -> Result<(), CommandError>;
+    /// Has a daemon read its configuration; does nothing where it doesn't run.
+    fn reload(&self, daemon: Daemon) -> Result<(), CommandError>;
     /// Removes an interface. Whether there was one.
     fn delete_interface(&self, name: &str) -> Result<bool, CommandError>;
     /// Removes an address in CIDR notation. Whether there was one.
@@ -37,9 +37,6 @@ pub(super) trait System: Debug + Send {
     /// Unmounts what is below a path; with `keep` not what is at the path.
     fn unmount(&self, path: &Path, keep: bool) -> std::io::Result<()>;
 }
-
-/// How long NetworkManager may take to read its configuration.
-const NETWORK_MANAGER: Duration = Duration::from_secs(20);
 
 /// The machine that this process runs on.
 #[derive(Debug)]
@@ -89,15 +86,19 @@ impl System for Machine {
         }
     }
 
-    fn reload_network_manager(&self) -> Result<(), CommandError> {
-        if !facts::runs("NetworkManager") {
+    fn reload(&self, daemon: Daemon) -> Result<(), CommandError> {
+        // Their clients come in their own packages. A signal would end one that
+        // just starts.
+        let (process, client, arguments): (_, _, &[&str]) = match daemon {
+            Daemon::NetworkManager => ("NetworkManager", "nmcli", &["general", "reload", "conf"]),
+            Daemon::Firewalld => ("firewalld", "firewall-cmd", &["--reload"]),
+        };
+        if !facts::runs(process) {
             return Ok(());
         }
-        // It comes in the package of the daemon. A signal would end one that just starts.
-        Cmd::new("nmcli")
-            .args(["general", "reload", "conf"])
-            .describe("have NetworkManager read its configuration")
-            .timeout(NETWORK_MANAGER)
+        Cmd::new(client)
+            .args(arguments)
+            .describe(format!("have {process} read its configuration"))
             .run()
             .map(drop)
     }

@@ -15,9 +15,9 @@ struct State {
     users: BTreeMap<String, u32>,
     groups: BTreeMap<String, u32>,
     systemctl: Vec<String>,
-    /// Whether NetworkManager's file was there, each time that it read it.
-    network_manager: Vec<bool>,
-    network_manager_file: PathBuf,
+    /// Whether the file of configuration was there, each time that it was read.
+    reloads: Vec<bool>,
+    configuration: PathBuf,
     mounts: Vec<Mount>,
 }
 
@@ -80,10 +80,10 @@ impl System for Fake {
         Ok(())
     }
 
-    fn reload_network_manager(&self) -> Result<(), CommandError> {
+    fn reload(&self, _: Daemon) -> Result<(), CommandError> {
         let mut state = self.0.lock().unwrap();
-        let there = state.network_manager_file.exists();
-        state.network_manager.push(there);
+        let there = state.configuration.exists();
+        state.reloads.push(there);
         Ok(())
     }
 
@@ -392,20 +392,21 @@ fn one_scope_is_taken_back_without_the_others() {
 }
 
 #[test]
-fn network_manager_reads_its_configuration_when_ours_is_gone() {
+fn a_daemon_reads_its_configuration_when_ours_is_gone() {
     let bench = Bench::new();
-    let file = bench.path("gravity.conf");
-    bench.fake.0.lock().unwrap().network_manager_file = file.clone();
+    let (file, other) = (bench.path("gravity.conf"), bench.path("other.conf"));
+    bench.fake.0.lock().unwrap().configuration = file.clone();
     let mut journal = bench.journal();
     for _ in 0..2 {
-        journal
-            .write_network_manager_file(&file, b"[keyfile]\n")
-            .unwrap();
-        journal.reload_network_manager().unwrap();
+        for path in [&file, &other] {
+            let written = journal.write_configuration(Daemon::Firewalld, path, b"ours");
+            written.unwrap();
+        }
+        journal.reload(Daemon::Firewalld).unwrap();
     }
-    assert_eq!(journal.changes().count(), 2);
+    assert_eq!(journal.changes().count(), 3);
     let report = journal.undo(false).unwrap();
     assert_eq!(report.left, [], "{report}");
-    let state = bench.fake.0.lock().unwrap();
-    assert_eq!(state.network_manager, [true, true, false]);
+    assert_eq!(report.removed.len(), 2, "{report}");
+    assert_eq!(bench.fake.0.lock().unwrap().reloads, [true, true, false]);
 }
