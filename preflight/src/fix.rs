@@ -103,17 +103,34 @@ fn apply(fix: &Fix, journal: &mut Journal) -> Result<(), ChangeError> {
         Fix::Module { name } => journal.load_module(name),
         Fix::Sysctl { name, value } => journal.set_sysctl(name, value),
         Fix::Firewalld { networks, ports } => {
-            let Firewalld { zone, policy } = firewalld(networks, ports);
-            for (path, text) in [(Firewalld::ZONE, zone), (Firewalld::POLICY, policy)] {
-                let path = Path::new(path);
-                if let Some(directory) = path.parent() {
-                    journal.create_dir(directory, 0o755)?;
-                }
-                journal.write_configuration(Daemon::Firewalld, path, text.as_bytes())?;
+            journal.within(Some(SCOPE));
+            let done = configure(&firewalld(networks, ports), journal);
+            if done.is_err() {
+                // With files that it refuses it would not start at the next boot.
+                journal.undo_scope(SCOPE);
             }
-            journal.reload(Daemon::Firewalld)
+            journal.within(None);
+            done
         }
     }
+}
+
+/// Whose changes are taken back where firewalld refuses its files.
+const SCOPE: &str = "firewalld";
+
+fn configure(files: &Firewalld, journal: &mut Journal) -> Result<(), ChangeError> {
+    let files = [
+        (Firewalld::ZONE, &files.zone),
+        (Firewalld::POLICY, &files.policy),
+    ];
+    for (path, text) in files {
+        let path = Path::new(path);
+        if let Some(directory) = path.parent() {
+            journal.create_dir(directory, 0o755)?;
+        }
+        journal.write_configuration(Daemon::Firewalld, path, text.as_bytes())?;
+    }
+    journal.reload(Daemon::Firewalld)
 }
 
 /// What firewalld is to have of ours: a zone for packets that come from pods, and a

@@ -17,18 +17,12 @@ use crate::node::{self, Node, Options};
 use crate::peers::Listener;
 use crate::scenario::{IMAGE, Setup, Timeline, check, run_visibly};
 use crate::snapshot::{ALLOWED, Allowed, Snapshot};
-use crate::{file, process, rootfs, sample};
+use crate::{process, rootfs, sample};
 
 /// What the host has beyond other nodes.
 const PACKAGES: &[&str] = &["dbus", "firewalld", "network-manager"];
 /// What firewalld, as it comes, is found by.
 pub(crate) const FOUND: &[&str] = &["firewall", "forwarding", "peer-ports"];
-/// The manifest of checks.
-const TEXT: &str = "\
-metadata: {name: a, resourceVersion: 1.0.0}
-nodeProfiles:
-- name: node
-";
 
 /// firewalld with its defaults: all but SSH and DHCP is rejected.
 const FIREWALLD: &str = "
@@ -73,8 +67,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
     let image = setup.image(console)?;
     let gravity = setup.tele()?.with_file_name("gravity");
-    let manifest = file::cache()?.join("hosts.yaml");
-    file::write(&manifest, TEXT)?;
+    // With it firewalld is told of the application's ports.
+    let manifest = setup.sample.join("app.yaml");
     let first = format!("{name}-1");
     node::delete(&first)?;
     let options = Options {
@@ -150,7 +144,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     );
     let zones = first.text(&["firewall-cmd", "--get-zones"])?;
     ensure!(
-        !zones.contains("gravity"),
+        zones.contains("public") && !zones.contains("gravity"),
         "firewalld still has its zone: {zones}"
     );
     timeline.tell("the node is as it was");

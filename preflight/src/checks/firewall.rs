@@ -86,7 +86,9 @@ fn firewalld(input: &Input<'_>) -> Finding {
         CHECK.finding("firewalld", measured, wanted)
     };
     if *own == Some(fix::firewalld(&networks, &ports)) {
-        return finding("on; its zone and its policy gravity let pods and ports through");
+        return finding(
+            "on; its zone gravity-pods and its policy gravity-ports let the cluster through",
+        );
     }
     let commands = commands(&networks, &ports);
     let finding = finding("on");

@@ -48,9 +48,9 @@ pub struct Firewalld {
 
 impl Firewalld {
     /// File of the zone.
-    pub const ZONE: &str = "/etc/firewalld/zones/gravity.xml";
-    /// File of the policy.
-    pub const POLICY: &str = "/etc/firewalld/policies/gravity.xml";
+    pub const ZONE: &str = "/etc/firewalld/zones/gravity-pods.xml";
+    /// File of the policy. firewalld refuses one that has the name of a zone.
+    pub const POLICY: &str = "/etc/firewalld/policies/gravity-ports.xml";
 }
 
 /// A network interface.
