@@ -31,10 +31,17 @@ const FIREWALLD: &str = "
     firewalld > /dev/null 2>&1
     until firewall-cmd --state > /dev/null 2>&1; do sleep 0.2; done";
 
-/// Where /sys can be written, NetworkManager would wait for udev; `lan9` is an
-/// interface that is nobody's.
+/// Where /sys can be written, NetworkManager would wait for udev, which is not here.
+/// A rule of udev has it leave all of veth alone; here only those of `gravity check`,
+/// so that those of pods show what the file of the install does.
 const NETWORK_MANAGER: &str = "
+    printf '[keyfile]\\nunmanaged-devices=interface-name:gravity-check*\\n' \
+        > /etc/NetworkManager/conf.d/10-check.conf
     unshare -m sh -c 'mount -o remount,bind,ro /sys; exec NetworkManager' > /dev/null 2>&1
+    until nmcli general status > /dev/null 2>&1; do sleep 0.2; done";
+
+/// An interface that is nobody's, and NetworkManager's therefore.
+const LAN: &str = "
     ip link add lan9 type veth peer name lan9p
     ip link set lan9 up; ip link set lan9p up
     until nmcli -t -f DEVICE,STATE device | grep -q '^lan9:con'; do sleep 0.2; done";
@@ -56,6 +63,11 @@ const WRITTEN: &[Allowed] = &[
         section: "files",
         key: "/run/NetworkManager/*",
         reason: "see /var/lib/NetworkManager",
+    },
+    Allowed {
+        section: "processes",
+        key: "/usr/lib/NetworkManager/nm-dispatcher*",
+        reason: "NetworkManager starts it for a while",
     },
 ];
 
@@ -122,7 +134,9 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         "{url} serves the other node no page: {page}"
     );
     timeline.tell("the cluster is there, seen from both");
+    first.run(&["sh", "-ec", LAN])?;
     let devices = devices(&first)?;
+    first.run(&["ip", "link", "delete", "lan9"])?;
     console.info(&format!("NetworkManager says {devices}"));
     leaves_alone(&devices)?;
 
