@@ -41,6 +41,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode crash --nodes --shard 98/201
 	$(BIN)/testnode crash --power --cuts 1
 	$(BIN)/testnode checks
+	$(BIN)/testnode hosts
 	$(BIN)/testnode peers
 	$(BIN)/testnode join
 	$(BIN)/testnode masters

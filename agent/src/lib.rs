@@ -10,6 +10,7 @@ mod daemon;
 mod disk;
 pub mod etcd;
 pub mod leave;
+mod network_manager;
 mod node;
 mod phases;
 pub mod power;

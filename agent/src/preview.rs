@@ -12,7 +12,7 @@ use spec::phase::{PhaseSpec, Volume};
 
 use crate::phases::planet::{MODULES_AT_BOOT, missing_module};
 use crate::phases::program::LINKS;
-use crate::{daemon, read};
+use crate::{daemon, network_manager, read};
 
 /// Changes to come. Of what is there already nothing is said.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -81,6 +81,9 @@ pub fn preview(plan: &Plan) -> Result<Preview, PhaseError> {
                 let planet = serde_json::from_value(phase.config)
                     .map_err(|error| crate::node::lasting(&error))?;
                 kernel(&planet, &mut preview);
+                preview
+                    .files
+                    .extend(network_manager::file().filter(|file| !file.exists()));
             }
             _ => {}
         }

@@ -456,8 +456,8 @@ pub(crate) struct Check {
     /// Address by which this node would be known
     #[arg(long, value_name = "IP")]
     pub(crate) advertise_addr: Option<IpAddr>,
-    /// Mend what can be mended: kernel modules and parameters, now and at
-    /// every boot; `gravity leave` reverts it
+    /// Mend what can be mended, now and at every boot: kernel modules and
+    /// parameters, what firewalld lets through; `gravity leave` reverts it
     #[arg(long)]
     pub(crate) autofix: bool,
     /// Let failures of this check not count; may be given several times

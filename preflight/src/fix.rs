@@ -1,5 +1,5 @@
-//! What `--autofix` mends: modules and parameters of the kernel, now and at
-//! every boot.
+//! What `--autofix` mends: modules and parameters of the kernel, and firewalld, now
+//! and at every boot.
 //!
 //! In: fixes that a report names, and the journal of host changes, so that
 //! `leave` reverts them. Out: what was done.
@@ -7,7 +7,8 @@
 use std::fmt;
 use std::path::Path;
 
-use host::changes::{ChangeError, Journal};
+use host::changes::{ChangeError, Daemon, Journal};
+use host::facts::Firewalld;
 use serde::{Deserialize, Serialize};
 
 /// Modules that are loaded at boot. The installer has a list of its own.
@@ -31,6 +32,20 @@ pub enum Fix {
         /// The value.
         value: String,
     },
+    /// Have firewalld let pods and ports through.
+    Firewalld {
+        /// Networks of pods, CIDR notation.
+        networks: Vec<String>,
+        /// Ports as firewalld writes them: `6443/tcp`, `100-200/udp`.
+        ports: Vec<String>,
+    },
+}
+
+impl Fix {
+    /// Whether what was measured of the network may be another after it.
+    pub fn changes_network(&self) -> bool {
+        matches!(self, Self::Firewalld { .. })
+    }
 }
 
 impl fmt::Display for Fix {
@@ -38,6 +53,12 @@ impl fmt::Display for Fix {
         match self {
             Self::Module { name } => write!(f, "load kernel module {name}"),
             Self::Sysctl { name, value } => write!(f, "set kernel parameter {name} to {value}"),
+            Self::Firewalld { networks, ports } => write!(
+                f,
+                "have firewalld let pods ({}) and ports ({}) through",
+                networks.join(", "),
+                ports.join(", ")
+            ),
         }
     }
 }
@@ -56,6 +77,9 @@ pub fn mend(fixes: &[Fix], journal: &mut Journal) -> Result<Vec<Mended>, ChangeE
         done.push((fix.clone(), apply(fix, journal)));
     }
     for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Sysctl { .. })) {
+        done.push((fix.clone(), apply(fix, journal)));
+    }
+    for fix in fixes.iter().filter(|fix| fix.changes_network()) {
         done.push((fix.clone(), apply(fix, journal)));
     }
     let good: Vec<_> = done.iter().filter(|(_, result)| result.is_ok()).collect();
@@ -78,19 +102,76 @@ fn apply(fix: &Fix, journal: &mut Journal) -> Result<(), ChangeError> {
     match fix {
         Fix::Module { name } => journal.load_module(name),
         Fix::Sysctl { name, value } => journal.set_sysctl(name, value),
+        Fix::Firewalld { networks, ports } => {
+            journal.within(Some(SCOPE));
+            let done = configure(&firewalld(networks, ports), journal);
+            if done.is_err() {
+                // With files that it refuses it would not start at the next boot.
+                journal.undo_scope(SCOPE);
+            }
+            journal.within(None);
+            done
+        }
+    }
+}
+
+/// Whose changes are taken back where firewalld refuses its files.
+const SCOPE: &str = "firewalld";
+
+fn configure(files: &Firewalld, journal: &mut Journal) -> Result<(), ChangeError> {
+    let files = [
+        (Firewalld::ZONE, &files.zone),
+        (Firewalld::POLICY, &files.policy),
+    ];
+    for (path, text) in files {
+        let path = Path::new(path);
+        if let Some(directory) = path.parent() {
+            journal.create_dir(directory, 0o755)?;
+        }
+        journal.write_configuration(Daemon::Firewalld, path, text.as_bytes())?;
+    }
+    journal.reload(Daemon::Firewalld)
+}
+
+/// What firewalld is to have of ours: a zone for packets that come from pods, and a
+/// policy that opens ports whatever zone a packet came in by.
+pub(crate) fn firewalld(networks: &[String], ports: &[String]) -> Firewalld {
+    let head = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n";
+    let lines = |names: &[String], line: fn(&str) -> String| -> String {
+        names.iter().map(|name| line(name)).collect()
+    };
+    let sources = lines(networks, |network| {
+        format!("  <source address=\"{network}\"/>\n")
+    });
+    let opened = lines(ports, |port| {
+        let (number, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        format!("  <port port=\"{number}\" protocol=\"{protocol}\"/>\n")
+    });
+    Firewalld {
+        zone: format!(
+            "{head}<zone target=\"ACCEPT\">\n  <short>Gravity</short>\n  \
+             <description>Pods of Kubernetes; gravity leave removes it.</description>\n\
+             {sources}  <forward/>\n</zone>\n"
+        ),
+        policy: format!(
+            "{head}<policy target=\"CONTINUE\">\n  <short>Gravity</short>\n  \
+             <description>Ports of Kubernetes; gravity leave removes it.</description>\n  \
+             <ingress-zone name=\"ANY\"/>\n  <egress-zone name=\"HOST\"/>\n\
+             {opened}</policy>\n"
+        ),
     }
 }
 
 fn module_line(fix: &Fix) -> Option<String> {
     match fix {
         Fix::Module { name } => Some(name.clone()),
-        Fix::Sysctl { .. } => None,
+        Fix::Sysctl { .. } | Fix::Firewalld { .. } => None,
     }
 }
 
 fn sysctl_line(fix: &Fix) -> Option<String> {
     match fix {
-        Fix::Module { .. } => None,
+        Fix::Module { .. } | Fix::Firewalld { .. } => None,
         Fix::Sysctl { name, value } => Some(format!("{name} = {value}")),
     }
 }

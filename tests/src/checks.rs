@@ -30,7 +30,7 @@ nodeProfiles:
 const OF_DISKS: &[&str] = &["disk-rate", "disk-latency"];
 
 /// Makes a node of namespaces one without troubles that can be had here.
-const GOOD: &str = "
+pub(crate) const GOOD: &str = "
     echo 'nameserver 10.99.0.254' > /etc/resolv.conf
     sysctl -qw net.ipv4.ip_forward=1
     mkdir -p /var/lib/test/state /var/lib/test/real /var/lib/test/mounted /var/lib/test/small";
@@ -425,19 +425,20 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::{peers, vm};
+    use crate::{hosts, peers, vm};
 
     /// Where troubles that a check finds are made, by its id.
     fn made() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
         let here = TROUBLES.iter().flat_map(|trouble| trouble.found);
         let peers = peers::TROUBLES.iter().map(|(_, _, _, found)| found);
         let vm = vm::checks::TROUBLES.iter().flat_map(|trouble| trouble.4);
+        let hosts = hosts::FOUND.iter().map(|id| (*id, "`hosts`"));
         let here = here.map(|id| (*id, "`checks`"));
         let both = &[peers::SAME, peers::NOBODY];
         let peers = peers.chain(both).map(|id| (*id, "`peers`"));
         let vm = vm.map(|id| (*id, "`vm checks`"));
         let mut made = BTreeMap::<_, BTreeSet<_>>::new();
-        for (id, scenario) in here.chain(peers).chain(vm) {
+        for (id, scenario) in here.chain(hosts).chain(peers).chain(vm) {
             made.entry(id).or_default().insert(scenario);
         }
         made

@@ -12,6 +12,7 @@ pub mod crash;
 pub mod distributions;
 pub mod faults;
 pub mod hooks;
+pub mod hosts;
 pub mod join;
 pub mod masters;
 pub mod network;

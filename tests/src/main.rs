@@ -10,8 +10,8 @@ use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, distributions, faults, hooks, join, masters, network, offline, page,
-    peers, profiles, quorum, sample, vm,
+    care, checks, crash, distributions, faults, hooks, hosts, join, masters, network, offline,
+    page, peers, profiles, quorum, sample, vm,
 };
 use throwaway::helper;
 
@@ -166,6 +166,15 @@ enum Task {
     Checks {
         /// Name of the node.
         #[arg(default_value = "checks")]
+        name: String,
+        #[command(flatten)]
+        scenario: Scenario,
+    },
+    /// Install the sample beside firewalld and NetworkManager, without IPv6 and on
+    /// more that hosts have, and remove it.
+    Hosts {
+        /// First part of the nodes' names.
+        #[arg(default_value = "hosts")]
         name: String,
         #[command(flatten)]
         scenario: Scenario,
@@ -359,6 +368,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             profiles::run(&setup, &name, console)?;
         }
         Task::Checks { name, scenario } => checks::run(&scenario.into(), &name, console)?,
+        Task::Hosts { name, scenario } => hosts::run(&scenario.into(), &name, console)?,
         Task::Peers { name, scenario } => peers::run(&scenario.into(), &name, console)?,
         Task::Care { name, scenario } => care::run(&scenario.into(), &name, console)?,
         Task::Hooks { name } => hooks::run(&name, console)?,

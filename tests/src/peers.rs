@@ -178,13 +178,13 @@ impl Test<'_> {
 }
 
 /// `gravity check --listen` on a node; it ends with this.
-struct Listener {
+pub(crate) struct Listener {
     child: Child,
-    token: String,
+    pub(crate) token: String,
 }
 
 impl Listener {
-    fn start(node: &Node) -> Result<Self> {
+    pub(crate) fn start(node: &Node) -> Result<Self> {
         let mut command = node.command(&[GRAVITY, "check", "--listen", "--output=json"])?;
         let mut child = command
             .stdout(Stdio::piped())
@@ -203,7 +203,7 @@ impl Listener {
     }
 
     /// Ends it as a user does.
-    fn end(&mut self, node: &Node) -> Result<()> {
+    pub(crate) fn end(&mut self, node: &Node) -> Result<()> {
         node.run(&["pkill", "-INT", "-f", "^/root/gravity check --listen"])?;
         let status = self.child.wait().context("waiting for it")?;
         ensure!(

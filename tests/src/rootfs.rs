@@ -37,9 +37,22 @@ const PACKAGES: &[&str] = &[
 /// # Errors
 /// When mmdebstrap is missing or fails.
 pub fn node_root(suite: &str, sink: &dyn Sink) -> Result<PathBuf> {
+    node_root_with(suite, &[], sink)
+}
+
+/// The same with more packages.
+///
+/// # Errors
+/// See [`node_root`].
+pub(crate) fn node_root_with(
+    suite: &str,
+    more: &[&'static str],
+    sink: &dyn Sink,
+) -> Result<PathBuf> {
     // Debian 11 doesn't have it: its /bin is a directory of its own.
     let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
-    let packages: Vec<_> = PACKAGES.iter().copied().filter(is_there).collect();
+    let packages = PACKAGES.iter().copied().filter(is_there);
+    let packages: Vec<_> = packages.chain(more.iter().copied()).collect();
     let hash = file::sha256(format!("{FORMAT} {suite} {packages:?}").as_bytes());
     let directory = file::cache()?.join("node-root");
     let path = directory.join(&hash[..16]);

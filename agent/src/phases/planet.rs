@@ -13,7 +13,7 @@ use spec::phase::Planet;
 
 use super::{blocking, recovery};
 use crate::node::{file, lasting, transient};
-use crate::{Node, daemon, disk};
+use crate::{Node, daemon, disk, network_manager};
 
 /// From the start of the container until the API answers; seconds as a rule,
 /// minutes under emulation.
@@ -106,6 +106,7 @@ fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(),
     let planet: PlanetConfig =
         serde_json::from_value(config.clone()).map_err(|error| lasting(&error))?;
     prepare_kernel(&mut node.changes(), &planet, sink)?;
+    network_manager::leave_us_alone(&mut node.changes(), sink)?;
     let json = serde_json::to_vec_pretty(&planet).map_err(|error| lasting(&error))?;
     host::atomic::write(&node.layout().planet_config(), &json, 0o644)
         .map_err(|error| lasting(&error))?;

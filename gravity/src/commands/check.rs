@@ -19,7 +19,7 @@ use image::cluster::ClusterImage;
 use installer::coordinator::Operation;
 use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
-use preflight::{Check as Known, Effort, Facts, Finding, Report, Requirements};
+use preflight::{Check as Known, Effort, Facts, Finding, Fix, Report, Requirements};
 use spec::PodNetwork;
 
 use super::{Session, install as command, peers, token};
@@ -79,16 +79,22 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
         Some(stored) => Facts { host, ..stored },
         None => Facts::collect(&requirements, host, &effort, Vec::new),
     };
-    if !arguments.peer.is_empty() {
-        let token = token.context(
+    let peers = async |host: &HostFacts| {
+        if arguments.peer.is_empty() {
+            return Ok(None);
+        }
+        let token = token.as_ref().context(
             "a token is needed: --token or --token-file with what `gravity check --listen` printed, \
              or a cluster's",
         )?;
         // Whoever asks for it wants to see the best.
         let rate = Some(u64::MAX);
         let peers = &arguments.peer;
-        facts.measured.peers =
-            peers::measure(session, peers, &token, &requirements, &facts.host, rate).await;
+        let measured = peers::measure(session, peers, token, &requirements, host, rate);
+        anyhow::Ok(Some(measured.await))
+    };
+    if let Some(measured) = peers(&facts.host).await? {
+        facts.measured.peers = measured;
     }
     if let Some(path) = &arguments.facts_out {
         let json = serde_json::to_vec_pretty(&facts)?;
@@ -97,10 +103,15 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
     let mut report = preflight::evaluate(&requirements, &facts);
     if arguments.autofix && !report.fixes().is_empty() {
         mend(session, &report)?;
-        // Only the kernel was changed: nothing has to be measured again.
-        let facts = Facts {
-            host: preflight::host_facts(),
-            ..facts
+        let host = preflight::host_facts();
+        let facts = match report.fixes().iter().any(Fix::changes_network) {
+            true => {
+                let mut facts = Facts::collect(&requirements, host, &effort, Vec::new);
+                facts.measured.peers = peers(&facts.host).await?.unwrap_or_default();
+                facts
+            }
+            // Only the kernel was changed: nothing has to be measured again.
+            false => Facts { host, ..facts },
         };
         report = preflight::evaluate(&requirements, &facts);
     }

@@ -116,6 +116,12 @@ pub enum Change {
         /// Name of the unit.
         name: String,
     },
+    /// A daemon of the host gets files of configuration, which are changes of
+    /// their own.
+    Configuration {
+        /// Whose.
+        daemon: Daemon,
+    },
     /// Something is mounted.
     Mount {
         /// Where.
@@ -138,6 +144,16 @@ pub enum Change {
         /// Its directory.
         path: PathBuf,
     },
+}
+
+/// A daemon of the host that we leave files of configuration to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Daemon {
+    /// NetworkManager.
+    NetworkManager,
+    /// firewalld. It forgets rules that were made for the moment only.
+    Firewalld,
 }
 
 /// Owner and mode of a file or directory.
@@ -573,6 +589,30 @@ impl Journal {
         self.record(Change::Unit { name: name.clone() })?;
         self.write_file(path, bytes, 0o644)?;
         self.record(Change::UnitEnabled { name })
+    }
+
+    /// Writes a file of a daemon's configuration. The caller may then have it read
+    /// ([`Journal::reload`]): in the end that is done when the file is gone.
+    ///
+    /// # Errors
+    /// When it can't be recorded or written.
+    pub fn write_configuration(
+        &mut self,
+        daemon: Daemon,
+        path: &Path,
+        bytes: &[u8],
+    ) -> Result<(), ChangeError> {
+        // In reverse: remove the files, have the rest read.
+        self.record(Change::Configuration { daemon })?;
+        self.write_file(path, bytes, 0o644)
+    }
+
+    /// Has a daemon read its configuration again, where it runs.
+    ///
+    /// # Errors
+    /// When it doesn't.
+    pub fn reload(&self, daemon: Daemon) -> Result<(), ChangeError> {
+        Ok(self.system.reload(daemon)?)
     }
 
     /// Records a change whose previous value was just read, unless the last

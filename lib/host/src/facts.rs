@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::mounts::{self, Mount};
 use crate::{bounded, users};
 pub use kernel::{Clock, Kernel};
-pub use network::{Interface, Network, ResolvConf, parse_resolv_conf};
+pub use network::{Firewalld, Interface, Network, ResolvConf, parse_resolv_conf};
 pub use peer::{Introduction, Offset, Packet, Peer, Port, Rates, Reach, Seen, Way};
 pub use place::{Kind, Place, matches};
 
@@ -260,6 +260,21 @@ impl Route {
 /// Whether systemd is the init of the host (as `sd_booted(3)` finds out).
 pub fn has_systemd() -> bool {
     Path::new("/run/systemd/system").is_dir()
+}
+
+/// Whether a process of that name runs, as root.
+pub fn runs(name: &str) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .any(|entry| {
+            let path = entry.path();
+            let own = bounded::text(&path.join("comm"));
+            own.is_ok_and(|own| own.trim_end() == name)
+                && path.metadata().is_ok_and(|process| process.uid() == 0)
+        })
 }
 
 fn os() -> Os {

@@ -5,11 +5,12 @@ use crate::{Check, Finding, Input, Severity};
 pub(super) const CHECK: Check = Check {
     id: "security-modules",
     about: "SELinux, AppArmor, fapolicyd",
-    limit: "SELinux not enforcing, no fapolicyd: no policy for the planet is shipped",
-    remedy: "set SELinux to permissive (`setenforce 0` and SELINUX=permissive in \
-             /etc/selinux/config)",
+    limit: "SELinux not enforcing (a failure): there is no policy for the planet yet; no fapolicyd (a \
+            warning); AppArmor may be on",
+    remedy: "set SELinux to permissive (`setenforce 0`, and SELINUX=permissive in /etc/selinux/config); \
+             `--ignore security-modules` where a policy of your own lets it run",
     run: check,
-    severities: &[Severity::Warning],
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 
@@ -19,7 +20,7 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
     let wanted = "none that denies programs of the cluster";
     if facts.kernel.selinux.as_deref() == Some("enforcing") {
         let finding = CHECK.finding(title, "SELinux is enforcing", wanted);
-        return vec![finding.warns(CHECK.remedy)];
+        return vec![finding.fails(CHECK.remedy)];
     }
     if facts.processes.contains_key("fapolicyd") {
         let finding = CHECK.finding(title, "fapolicyd runs", wanted);
@@ -47,14 +48,34 @@ mod tests {
     use crate::testing::{only, spoiled, troubles};
 
     #[test]
-    fn enforcing_modules_warn() {
-        only(Severity::Warning, "security-modules", |facts| {
+    fn enforcing_selinux_fails_and_can_be_ignored() {
+        let found = only(Severity::Failure, "security-modules", |facts| {
             facts.kernel.selinux = Some("enforcing".into());
         });
+        assert!(found.remedy.contains("setenforce 0"), "{}", found.remedy);
+        let mut report = spoiled(|facts| facts.kernel.selinux = Some("enforcing".into()));
+        report.ignore(&["security-modules".to_owned()]).unwrap();
+        assert_eq!(report.failures().count(), 0);
+        let report = spoiled(|facts| facts.kernel.selinux = Some("permissive".into()));
+        assert_eq!(troubles(&report), []);
+    }
+
+    #[test]
+    fn fapolicyd_warns() {
         only(Severity::Warning, "security-modules", |facts| {
             facts.processes.insert("fapolicyd".into(), 3);
         });
-        let report = spoiled(|facts| facts.kernel.selinux = Some("permissive".into()));
-        assert_eq!(troubles(&report), []);
+    }
+
+    #[test]
+    fn apparmor_is_named_and_no_trouble() {
+        for apparmor in [true, false] {
+            let report = spoiled(|facts| facts.kernel.apparmor = apparmor);
+            assert_eq!(troubles(&report), []);
+            let mut findings = report.findings.iter();
+            let found = findings.find(|finding| finding.id == "security-modules");
+            let expected = if apparmor { "AppArmor" } else { "none" };
+            assert_eq!(found.unwrap().measured, expected);
+        }
     }
 }

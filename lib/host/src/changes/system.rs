@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::path::Path;
 
+use super::Daemon;
 use crate::command::{Cmd, CommandError, installed};
 use crate::sysctl::{self, SysctlError};
 use crate::users::{self, Missing, UserError};
@@ -25,6 +26,8 @@ pub(super) trait System: Debug + Send {
     fn delete_group(&self, name: &str) -> Result<(), UserError>;
     /// Runs `systemctl`; does nothing where there is no systemd.
     fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError>;
+    /// Has a daemon read its configuration; does nothing where it doesn't run.
+    fn reload(&self, daemon: Daemon) -> Result<(), CommandError>;
     /// Removes an interface. Whether there was one.
     fn delete_interface(&self, name: &str) -> Result<bool, CommandError>;
     /// Removes an address in CIDR notation. Whether there was one.
@@ -81,6 +84,23 @@ impl System for Machine {
             true => Cmd::new("systemctl").args(arguments).run().map(drop),
             false => Ok(()),
         }
+    }
+
+    fn reload(&self, daemon: Daemon) -> Result<(), CommandError> {
+        // Their clients come in their own packages. A signal would end one that
+        // just starts.
+        let (process, client, arguments): (_, _, &[&str]) = match daemon {
+            Daemon::NetworkManager => ("NetworkManager", "nmcli", &["general", "reload", "conf"]),
+            Daemon::Firewalld => ("firewalld", "firewall-cmd", &["--reload"]),
+        };
+        if !facts::runs(process) {
+            return Ok(());
+        }
+        Cmd::new(client)
+            .args(arguments)
+            .describe(format!("have {process} read its configuration"))
+            .run()
+            .map(drop)
     }
 
     fn delete_interface(&self, name: &str) -> Result<bool, CommandError> {

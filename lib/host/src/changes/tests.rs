@@ -15,6 +15,9 @@ struct State {
     users: BTreeMap<String, u32>,
     groups: BTreeMap<String, u32>,
     systemctl: Vec<String>,
+    /// Whether the file of configuration was there, each time that it was read.
+    reloads: Vec<bool>,
+    configuration: PathBuf,
     mounts: Vec<Mount>,
 }
 
@@ -74,6 +77,13 @@ impl System for Fake {
 
     fn systemctl(&self, arguments: &[&str]) -> Result<(), CommandError> {
         self.0.lock().unwrap().systemctl.push(arguments.join(" "));
+        Ok(())
+    }
+
+    fn reload(&self, _: Daemon) -> Result<(), CommandError> {
+        let mut state = self.0.lock().unwrap();
+        let there = state.configuration.exists();
+        state.reloads.push(there);
         Ok(())
     }
 
@@ -379,4 +389,24 @@ fn one_scope_is_taken_back_without_the_others() {
     assert!(bench.path("full/data").exists() && bench.path("two").exists());
     assert_eq!(journal.changes().count(), 2);
     assert!(journal.undo_scope("op/one").removed.is_empty());
+}
+
+#[test]
+fn a_daemon_reads_its_configuration_when_ours_is_gone() {
+    let bench = Bench::new();
+    let (file, other) = (bench.path("gravity.conf"), bench.path("other.conf"));
+    bench.fake.0.lock().unwrap().configuration = file.clone();
+    let mut journal = bench.journal();
+    for _ in 0..2 {
+        for path in [&file, &other] {
+            let written = journal.write_configuration(Daemon::Firewalld, path, b"ours");
+            written.unwrap();
+        }
+        journal.reload(Daemon::Firewalld).unwrap();
+    }
+    assert_eq!(journal.changes().count(), 3);
+    let report = journal.undo(false).unwrap();
+    assert_eq!(report.left, [], "{report}");
+    assert_eq!(report.removed.len(), 2, "{report}");
+    assert_eq!(bench.fake.0.lock().unwrap().reloads, [true, true, false]);
 }

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attributes, Change, ChangeError, Journal, Live, MAX_PREVIOUS, Previous, Record, replace_link,
-    sha256,
+    Attributes, Change, ChangeError, Daemon, Journal, Live, MAX_PREVIOUS, Previous, Record,
+    replace_link, sha256,
 };
 use crate::mounts::{self, Mount};
 use crate::{atomic, bounded, sysctl};
@@ -198,6 +198,11 @@ impl Journal {
                 .systemctl(&["disable", "--now", name])
                 .map(|()| Outcome::Nothing)
                 .map_err(chain),
+            Change::Configuration { daemon } => self
+                .system
+                .reload(*daemon)
+                .map(|()| Outcome::Nothing)
+                .map_err(chain),
             Change::Mount { target } => {
                 let mounts = self.system.mounts().map_err(chain)?;
                 let there = !mounts::below(&mounts, target).is_empty();
@@ -320,6 +325,10 @@ impl fmt::Display for Change {
             Self::Sysctl { name, .. } => write!(f, "kernel parameter {name}"),
             Self::Module { name } => write!(f, "kernel module {name}"),
             Self::Unit { name } | Self::UnitEnabled { name } => write!(f, "systemd unit {name}"),
+            Self::Configuration { daemon } => f.write_str(match daemon {
+                Daemon::NetworkManager => "configuration of NetworkManager",
+                Daemon::Firewalld => "configuration of firewalld",
+            }),
             Self::Mount { target } => write!(f, "mount {}", target.display()),
             Self::Interface { name } => write!(f, "network interface {name}"),
             Self::Address { interface, address } => write!(f, "address {address} on {interface}"),

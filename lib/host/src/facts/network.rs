@@ -32,6 +32,25 @@ pub struct Network {
     /// Tables of nftables (`ip kube-proxy`) and chains of iptables
     /// (`KUBE-SERVICES`); `None` where no program lists them.
     pub filters: Option<BTreeSet<String>>,
+    /// What firewalld has of ours; `None` where it is not installed, or has no
+    /// policies (before 0.9).
+    pub firewalld: Option<Firewalld>,
+}
+
+/// Our files of firewalld's configuration; empty where they are not there.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Firewalld {
+    /// Text of the zone of pods.
+    pub zone: String,
+    /// Text of the policy that opens ports.
+    pub policy: String,
+}
+
+impl Firewalld {
+    /// File of the zone.
+    pub const ZONE: &str = "/etc/firewalld/zones/gravity-pods.xml";
+    /// File of the policy. firewalld refuses one that has the name of a zone.
+    pub const POLICY: &str = "/etc/firewalld/policies/gravity-ports.xml";
 }
 
 /// A network interface.
@@ -63,8 +82,20 @@ impl Network {
             localhost: read("/etc/hosts").map(|text| parse_localhost(&text)),
             proxies: proxies(std::env::vars()),
             filters: filters(),
+            firewalld: firewalld(),
         }
     }
+}
+
+/// Our files of firewalld's configuration, where it has zones and policies.
+fn firewalld() -> Option<Firewalld> {
+    let policies = ["/etc/firewalld/policies", "/usr/lib/firewalld/policies"];
+    let has_policies = policies.iter().any(|path| Path::new(path).is_dir());
+    let read = |path: &str| bounded::text(Path::new(path)).unwrap_or_default();
+    (has_policies && Path::new("/etc/firewalld").is_dir()).then(|| Firewalld {
+        zone: read(Firewalld::ZONE),
+        policy: read(Firewalld::POLICY),
+    })
 }
 
 fn interfaces() -> Vec<Interface> {
