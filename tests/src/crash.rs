@@ -15,12 +15,14 @@ pub mod power;
 use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
 use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
+use crate::join::{WORKER, nodes as ready_nodes};
+use crate::process;
 
 /// Events of an operation that follow a record in its journal, as a pattern of
 /// the shell.
@@ -30,6 +32,11 @@ const DISK: u32 = 3400;
 /// File of the disk that breaks: what a file that may not be changed is the
 /// disk of takes no writes, and says EIO.
 const DISK_FILE: &str = "/var/lib/disk.raw";
+
+/// Token of clusters of several nodes.
+const TOKEN: &str = "correct-horse-battery-staple";
+/// How long such a cluster may take until it has seen what happened.
+const SEEN: Duration = Duration::from_secs(180);
 
 /// One part of several: `2/8`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -271,6 +278,31 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
         all.len()
     ));
     Ok(bad == 0)
+}
+
+/// Arguments by which a node becomes one that others can join.
+fn install_arguments(setup: &Setup) -> String {
+    let address = setup.node.address();
+    format!(
+        "install --accept-eula --skip-disk-test {FLAVOR} --token={TOKEN} --advertise-addr={address}"
+    )
+}
+
+/// Arguments by which another node joins it.
+fn join_arguments(master: &Setup) -> String {
+    let address = master.node.address();
+    format!("join {address} --token={TOKEN} --role={WORKER} --ignore=disk-latency")
+}
+
+/// Waits until a cluster has these nodes and its status is good.
+fn has(master: &Setup, names: &[&str]) -> Result<()> {
+    let mut last = Ok(Vec::new());
+    let seen = process::wait_until(SEEN, || {
+        last = ready_nodes(&master.node);
+        last.as_ref().is_ok_and(|found| found == names)
+    });
+    ensure!(seen, "nodes are {last:?}, not {names:?}");
+    master.is_active()
 }
 
 fn install(setup: &Setup, at: usize, then: &str) -> Result<(bool, Said)> {

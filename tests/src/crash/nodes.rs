@@ -17,20 +17,15 @@ use crate::node::Node;
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use super::{Choice, Disk, Hit, kill_program};
-use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
-use crate::join::{WORKER, nodes};
-use crate::process;
+use super::{Choice, Disk, Hit, has, install_arguments, join_arguments, kill_program};
+use crate::faults::{IMAGE, RESUMABLE, STATE, Said, Setup};
+use crate::join::nodes;
 
 /// How long a link is cut, or a node stands still: longer than a message waits,
 /// shorter than until a node counts as lost.
 const PAUSE: Duration = Duration::from_secs(20);
-/// How long the cluster may take until it has seen what happened.
-const RECOVERY: Duration = Duration::from_secs(180);
 /// Longest time of one command, in seconds.
 const LIMIT: &str = "420";
-/// The cluster's token.
-const TOKEN: &str = "correct-horse-battery-staple";
 
 /// What happens to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -256,10 +251,7 @@ impl<'a> Pair<'a> {
             image,
             console,
         };
-        let install = format!(
-            "install --accept-eula --skip-disk-test {FLAVOR} --token={TOKEN} --advertise-addr={}",
-            pair.master.node.address()
-        );
+        let install = install_arguments(&pair.master);
         gravity(&pair.master.node, &install)?.expect(0, &["is active"])?;
         Ok(pair)
     }
@@ -291,13 +283,7 @@ impl<'a> Pair<'a> {
         let worker = &self.worker.node;
         let master = &self.master.node;
         let (node, command) = match operation {
-            Operation::Join => (
-                worker,
-                format!(
-                    "join {} --token={TOKEN} --role={WORKER} --ignore=disk-latency",
-                    master.address()
-                ),
-            ),
+            Operation::Join => (worker, join_arguments(&self.master)),
             Operation::Leave => (worker, "leave --confirm".into()),
             Operation::Remove => (
                 master,
@@ -378,7 +364,8 @@ impl<'a> Pair<'a> {
                     let said = gravity(&self.worker.node, "resume")?;
                     said.expect(0, &["is part of cluster"])?;
                 }
-                self.has(&[self.master.node.name(), self.worker.node.name()])?;
+                let both = [self.master.node.name(), self.worker.node.name()];
+                has(&self.master, &both)?;
                 let mut hooks = before.clone();
                 for hook in ["preNodeAdd", "postNodeAdd"] {
                     *hooks.entry(hook.into()).or_default() += 1;
@@ -424,20 +411,9 @@ impl<'a> Pair<'a> {
         Ok(())
     }
 
-    /// Waits until the cluster has these nodes and its status is good.
-    fn has(&self, names: &[&str]) -> Result<()> {
-        let mut last = Ok(Vec::new());
-        let seen = process::wait_until(RECOVERY, || {
-            last = nodes(&self.master.node);
-            last.as_ref().is_ok_and(|found| found == names)
-        });
-        ensure!(seen, "nodes are {last:?}, not {names:?}");
-        self.master.is_active()
-    }
-
     /// The cluster is whole without the other node, which is as it was.
     fn is_alone(&self) -> Result<()> {
-        self.has(&[self.master.node.name()])?;
+        has(&self.master, &[self.master.node.name()])?;
         self.worker.is_untouched()
     }
 

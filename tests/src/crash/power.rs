@@ -14,18 +14,15 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use super::{Choice, DISK_FILE, Disk, Hit, Reference, cluster, undisturbed};
-use crate::faults::{FLAVOR, IMAGE, Said, Setup};
-use crate::join::{WORKER, nodes};
-use crate::process;
+use super::{
+    Choice, DISK_FILE, Disk, Hit, Reference, cluster, has, install_arguments, join_arguments,
+    undisturbed,
+};
+use crate::faults::{IMAGE, Said, Setup};
 use crate::writes::{self, Writes};
 
-/// The cluster's token.
-const TOKEN: &str = "correct-horse-battery-staple";
 /// How long a cluster runs before its power is cut, at most.
 const RUN: Duration = Duration::from_secs(8);
-/// How long the other node may take to be seen as it is.
-const SEEN: Duration = Duration::from_secs(180);
 
 /// How often, and when.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -180,16 +177,11 @@ impl Power<'_> {
 }
 
 fn install(setup: &Setup) -> String {
-    let address = setup.node.address();
-    format!(
-        "{IMAGE} install --accept-eula --skip-disk-test {FLAVOR} --token={TOKEN} \
-         --advertise-addr={address}"
-    )
+    format!("{IMAGE} {}", install_arguments(setup))
 }
 
 fn join(master: &Setup) -> String {
-    let address = master.node.address();
-    format!("{IMAGE} join {address} --token={TOKEN} --role={WORKER} --ignore=disk-latency")
+    format!("{IMAGE} {}", join_arguments(master))
 }
 
 /// Cuts the power: the disk ends before the processes.
@@ -262,7 +254,7 @@ fn cut_join(master: &Setup, worker: &Setup, after: Duration) -> Result<String> {
     let disk = Disk::mount(worker, Hit::BrokenDisk)?;
     cut_off(worker, disk, &join(master), after)?;
     let how = go_on(worker, &join(master))?;
-    has(master, &[master, worker])?;
+    has(master, &[master.node.name(), worker.node.name()])?;
     leave(master, worker)?;
     disk.unmount(worker)?;
     worker.is_untouched()?;
@@ -274,17 +266,5 @@ fn leave(master: &Setup, worker: &Setup) -> Result<()> {
     worker
         .said(&[IMAGE, "leave", "--confirm"])?
         .expect(0, &[])?;
-    has(master, &[master])
-}
-
-/// Waits until the cluster has these nodes and is well.
-fn has(master: &Setup, wanted: &[&Setup]) -> Result<()> {
-    let wanted: Vec<_> = wanted.iter().map(|setup| setup.node.name()).collect();
-    let mut last = Ok(Vec::new());
-    let seen = process::wait_until(SEEN, || {
-        last = nodes(&master.node);
-        last.as_ref().is_ok_and(|found| *found == wanted)
-    });
-    ensure!(seen, "nodes are {last:?}, not {wanted:?}");
-    master.is_active()
+    has(master, &[master.node.name()])
 }
