@@ -192,13 +192,16 @@ fn observe(
     let told_of = |service: &ServiceStatus| masters != 2 || !OF_MASTERS.contains(&&*service.name);
     let mut now = BTreeMap::new();
     for node in nodes {
-        let state = match node.ready {
-            true => READY,
-            false => "not ready",
+        let short = node.pressure.first();
+        let state = match (node.ready, short) {
+            (true, None) => READY,
+            (true, Some(_)) => "short of resources",
+            (false, _) => "not ready",
         };
+        let reason = node.reason.as_ref().or(short);
         now.insert(
             format!("node {}", node.name),
-            told(state, node.reason.as_deref()),
+            told(state, reason.map(String::as_str)),
         );
         // One of another version tells nothing that is understood.
         let services = node.services.as_deref();
@@ -244,6 +247,7 @@ mod tests {
             version: None,
             ready,
             reason: (!ready).then(|| "Kubelet stopped posting node status.".into()),
+            pressure: Vec::new(),
             services: service.map(|state| {
                 serde_json::json!([{
                     "name": "etcd", "state": state, "pid": 1, "restarts": 0, "since": 0,
@@ -285,6 +289,10 @@ mod tests {
             node("a", true, Some("ready")),
             node("b", true, None)
         ]));
+        assert!(take(&[NodeStatus {
+            pressure: vec!["too little memory".into()],
+            ..node("a", true, Some("ready"))
+        }]));
         assert!(take(&[node("a", false, Some("ready"))]));
         assert_eq!(
             lines(&history),
@@ -294,8 +302,9 @@ mod tests {
                 "node b: not ready Kubelet stopped posting node status.",
                 "etcd on a: ready ",
                 "node b: ready ",
-                "node a: not ready Kubelet stopped posting node status.",
+                "node a: short of resources too little memory",
                 "node b: gone ",
+                "node a: not ready Kubelet stopped posting node status.",
             ]
         );
         let text = serde_json::to_string(&history).unwrap();

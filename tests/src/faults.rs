@@ -52,6 +52,7 @@ const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const PREFLIGHT: i32 = 3;
 const DAMAGED: i32 = 5;
+const DEGRADED: i32 = 6;
 pub(crate) const RESUMABLE: i32 = 7;
 
 /// Seconds that a command may take: an image that could not be pulled at once is
@@ -80,6 +81,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("leave-running", leave_running),
     ("full-disk", full_disk),
     ("disk-pressure", disk_pressure),
+    ("filled-while-running", filled_while_running),
 ];
 
 /// What the scenarios share.
@@ -852,6 +854,34 @@ fn disk_pressure(setup: &Setup) -> Result<()> {
     ensure!(reached, "it was not reached: {}", said.text);
     said.expect(0, &["Evicted: ", "DiskPressure", "is active"])?;
     setup.is_active()
+}
+
+/// The disk of a cluster that works fills up: the status says so, and all is well
+/// again once there is room, with the pods that had to go.
+fn filled_while_running(setup: &Setup) -> Result<()> {
+    setup.install(&[])?.expect(0, &["is active"])?;
+    let fill = format!(
+        "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
+         fallocate -l $((free - 4194304)) {STATE}/filler; \
+         dd if=/dev/zero of={STATE}/filler2 bs=64K 2>/dev/null; true"
+    );
+    setup.shell(&fill)?.expect(0, &[])?;
+    let mut status = setup.said(&[IMAGE, "status"])?;
+    process::wait_until(RECOVERY, || {
+        status = match setup.said(&[IMAGE, "status"]) {
+            Ok(status) => status,
+            Err(_) => return false,
+        };
+        status.text.contains("DiskPressure")
+    });
+    status.expect(DEGRADED, &["too little room on its disk (DiskPressure)"])?;
+    let free = format!("rm {STATE}/filler {STATE}/filler2");
+    setup.shell(&free)?.expect(0, &[])?;
+    // The kubelet believes in the room after a minute.
+    std::thread::sleep(RECOVERY);
+    setup.is_active()?;
+    let wait = "kubectl wait --for=condition=Available deployment/web --timeout=120s";
+    setup.shell(wait)?.expect(0, &[]).map(drop)
 }
 
 fn fill(setup: &Setup) -> Result<()> {

@@ -33,10 +33,13 @@ pub(crate) async fn wait_healthy(
             .await
             .map_err(|error| transient(&error))
     };
-    tokio::select! {
+    let short = tokio::select! {
         ready = ready => ready?,
         full = disk::unusable(node.layout().state_dir()) => return Err(full),
-    }
+    };
     sink.info(&format!("Node {name} is ready"));
+    for short in short {
+        sink.warning(&format!("Node {name} has {short}"));
+    }
     Ok(())
 }

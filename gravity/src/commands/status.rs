@@ -273,6 +273,8 @@ async fn report(session: &Session) -> Result<Report> {
                 node.hostname
             ));
         }
+        let short = known.into_iter().flat_map(|known| &known.pressure);
+        reasons.extend(short.map(|short| format!("node {} has {short}", node.hostname)));
         let other = others.get(&node.hostname);
         Node {
             services: match node.hostname == here {
@@ -551,7 +553,10 @@ async fn own_node(session: &Session, name: &str, reasons: &mut Vec<String>) -> &
         client.wait_node_ready(name, PATIENCE).await
     };
     match ready.await {
-        Ok(()) => "ready",
+        Ok(short) => {
+            reasons.extend(short.iter().map(|short| format!("this node has {short}")));
+            "ready"
+        }
         Err(error) => {
             reasons.push(error.to_string());
             "not ready"

@@ -9,7 +9,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeSpec, Taint};
 use kube::Api;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
@@ -88,12 +88,17 @@ impl Client {
         told.map(drop).map_err(|error| request(&what, error))
     }
 
-    /// Waits until the node's Ready condition is true.
+    /// Waits until the node's Ready condition is true. Returns what it is short of
+    /// all the same.
     ///
     /// # Errors
     /// When it isn't within `deadline`, with what the condition says; or when
     /// the API refuses us.
-    pub async fn wait_node_ready(&self, name: &str, deadline: Duration) -> Result<(), Error> {
+    pub async fn wait_node_ready(
+        &self,
+        name: &str,
+        deadline: Duration,
+    ) -> Result<Vec<String>, Error> {
         let api: Api<Node> = Api::all(self.0.clone());
         let mut state = "there is no such node".to_owned();
         let waiting = async {
@@ -101,7 +106,7 @@ impl Client {
             while let Some(change) = changes.next().await {
                 match change {
                     Ok(Some(node)) => match readiness(&node) {
-                        Ok(()) => return Ok(()),
+                        Ok(()) => return Ok(pressure(&node)),
                         Err(reason) => state = reason,
                     },
                     Ok(None) => state = "there is no such node".into(),
@@ -113,7 +118,7 @@ impl Client {
                     }
                 }
             }
-            Ok(())
+            Ok(Vec::new())
         };
         match timeout(deadline, waiting).await {
             Ok(result) => result,
@@ -217,16 +222,34 @@ fn difference(
         .then_some(patch))
 }
 
+fn conditions(node: &Node) -> &[NodeCondition] {
+    let status = node.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref());
+    conditions.unwrap_or_default()
+}
+
+/// What the node is short of, so that it takes no pods and evicts others; with what
+/// to do.
+pub(crate) fn pressure(node: &Node) -> Vec<String> {
+    let short = conditions(node).iter().filter(|c| c.status == "True");
+    let told = short.filter_map(|condition| {
+        let (what, remedy) = match condition.type_.as_str() {
+            "DiskPressure" => ("room on its disk", "make some below the state directory"),
+            "MemoryPressure" => ("memory", "move work to other nodes, or add some"),
+            "PIDPressure" => ("process ids", "end what starts so many processes"),
+            _ => return None,
+        };
+        Some(format!(
+            "too little {what} ({}), so that it evicts pods and takes no new ones; {remedy}",
+            condition.type_
+        ))
+    });
+    told.collect()
+}
+
 /// Whether the node is ready, and why not.
 pub(crate) fn readiness(node: &Node) -> Result<(), String> {
-    let conditions = node
-        .status
-        .as_ref()
-        .and_then(|status| status.conditions.as_deref());
-    let ready = conditions
-        .unwrap_or_default()
-        .iter()
-        .find(|c| c.type_ == "Ready");
+    let ready = conditions(node).iter().find(|c| c.type_ == "Ready");
     match ready {
         Some(condition) if condition.status == "True" => Ok(()),
         Some(condition) => {
@@ -328,5 +351,22 @@ mod tests {
             readiness(&Node::default()),
             Err("the kubelet has not registered".into())
         );
+    }
+
+    #[test]
+    fn nodes_tell_what_they_are_short_of() {
+        let node = |conditions: Value| -> Node {
+            serde_json::from_value(json!({ "status": { "conditions": conditions } })).unwrap()
+        };
+        let short = node(json!([
+            {"type": "MemoryPressure", "status": "False"},
+            {"type": "DiskPressure", "status": "True"},
+            {"type": "NetworkUnavailable", "status": "True"},
+            {"type": "Ready", "status": "True"},
+        ]));
+        let told = pressure(&short);
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].starts_with("too little room on its disk (DiskPressure)"));
+        assert_eq!(pressure(&Node::default()), Vec::<String>::new());
     }
 }

@@ -8,7 +8,7 @@ use kube::{Api, ResourceExt};
 use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Error};
-use crate::node::{SERVICES, readiness};
+use crate::node::{SERVICES, pressure, readiness};
 
 /// Nodes, and pods that don't do their work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct NodeStatus {
     pub ready: bool,
     /// Why it isn't.
     pub reason: Option<String>,
+    /// What it is short of, ready or not.
+    pub pressure: Vec<String>,
     /// What it has announced of its own services.
     pub services: Option<String>,
 }
@@ -89,6 +91,7 @@ pub(crate) fn node_status(node: &Node) -> NodeStatus {
         version: info.map(|info| info.kubelet_version.clone()),
         ready: reason.is_none(),
         reason,
+        pressure: pressure(node),
         services: node.annotations().get(SERVICES).cloned(),
     }
 }

@@ -431,7 +431,10 @@ async fn nodes_are_made_and_awaited(client: &Client, api: &kube::Client, kubelet
         cidrs
     );
     let ready = json!({ "status": {
-        "conditions": [{"type": "Ready", "status": "True"}],
+        "conditions": [
+            {"type": "Ready", "status": "True"},
+            {"type": "DiskPressure", "status": "True"},
+        ],
         "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
         "daemonEndpoints": {"kubeletEndpoint": {"Port": kubelet}},
     }});
@@ -447,10 +450,11 @@ async fn nodes_are_made_and_awaited(client: &Client, api: &kube::Client, kubelet
         client.wait_node_ready("node-1", Duration::from_secs(30)),
         later
     );
-    waited.unwrap();
+    let short = waited.unwrap();
+    assert_eq!(short.len(), 1, "{short:?}");
     let status = client.status().await.unwrap();
     assert!(
-        status.nodes.len() == 1 && status.nodes[0].ready,
+        status.nodes.len() == 1 && status.nodes[0].ready && status.nodes[0].pressure == short,
         "{status:?}"
     );
 }
