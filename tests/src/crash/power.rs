@@ -21,7 +21,9 @@ use super::{
 use crate::faults::{IMAGE, Said, Setup};
 use crate::writes::{self, Writes};
 
-/// How long a cluster runs before its power is cut, at most.
+/// How long the first answer to a write may take.
+const ANSWER: Duration = Duration::from_secs(30);
+/// How long a cluster that writes runs before its power is cut, at most.
 const RUN: Duration = Duration::from_secs(8);
 
 /// How often, and when.
@@ -59,6 +61,7 @@ pub fn run(image: &Path, cuts: Cuts, choice: &Choice, console: &Console) -> Resu
         console,
         cuts: cuts.cuts,
         random: fastrand::Rng::with_seed(seed),
+        struck: 0,
         bad: 0,
     };
     let kinds: [(&str, Kind); 3] = [
@@ -66,15 +69,14 @@ pub fn run(image: &Path, cuts: Cuts, choice: &Choice, console: &Console) -> Resu
         ("running", |power| power.running()),
         ("join", |power| power.joins()),
     ];
-    let mut struck = 0;
     for (name, kind) in kinds {
         if choice.names(name) {
             kind(&mut power).with_context(|| format!("power cuts: {name}"))?;
-            struck += cuts.cuts;
         }
     }
-    console.print(&format!("{struck} power cuts, {} ended badly", power.bad));
-    Ok(power.bad == 0)
+    let Power { struck, bad, .. } = power;
+    console.print(&format!("{struck} power cuts, {bad} ended badly"));
+    Ok(bad == 0)
 }
 
 type Kind = fn(&mut Power<'_>) -> Result<()>;
@@ -84,6 +86,7 @@ struct Power<'a> {
     console: &'a Console,
     cuts: u32,
     random: fastrand::Rng,
+    struck: u32,
     bad: u32,
 }
 
@@ -105,6 +108,7 @@ impl Power<'_> {
 
     /// Tells how a cut ended. Whether it ended well.
     fn tell(&mut self, what: &str, after: Duration, begin: Instant, ended: Result<String>) -> bool {
+        self.struck += 1;
         let after = render::duration(after);
         let took = render::duration(begin.elapsed());
         let well = ended.is_ok();
@@ -240,6 +244,7 @@ fn cut_install(setup: &Setup, reference: &Reference, after: Duration) -> Result<
 
 fn cut_running(setup: &Setup, disk: Disk, after: Duration) -> Result<String> {
     let writes = Writes::begin(&setup.node)?;
+    writes.wait_answer(writes::now(), ANSWER)?;
     std::thread::sleep(after);
     cut(setup)?;
     writes.ended()?;
