@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup};
+use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk};
 use crate::join::{WORKER, nodes as ready_nodes};
 use crate::process;
 
@@ -138,11 +138,7 @@ impl Hit {
             // Process 1 of the planet has the supervisor's command in its arguments.
             Self::Supervisor => kill_program("/opt/gravity/bin/gravity planet supervise"),
             Self::Planet => kill_program("/usr/local/bin/planet-init"),
-            Self::FullDisk => format!(
-                "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
-                 fallocate -l $((free - 4194304)) {STATE}/filler; \
-                 dd if=/dev/zero of={STATE}/filler2 bs=64K 2>/dev/null"
-            ),
+            Self::FullDisk => fill_disk(),
             Self::BrokenDisk => format!("chattr +i {DISK_FILE}"),
         }
     }

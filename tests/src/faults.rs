@@ -860,12 +860,9 @@ fn disk_pressure(setup: &Setup) -> Result<()> {
 /// again once there is room, with the pods that had to go.
 fn filled_while_running(setup: &Setup) -> Result<()> {
     setup.install(&[])?.expect(0, &["is active"])?;
-    let fill = format!(
-        "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
-         fallocate -l $((free - 4194304)) {STATE}/filler; \
-         dd if=/dev/zero of={STATE}/filler2 bs=64K 2>/dev/null; true"
-    );
-    setup.shell(&fill)?.expect(0, &[])?;
+    setup
+        .shell(&format!("{}; true", fill_disk()))?
+        .expect(0, &[])?;
     let mut status = setup.said(&[IMAGE, "status"])?;
     process::wait_until(RECOVERY, || {
         status = match setup.said(&[IMAGE, "status"]) {
@@ -884,13 +881,17 @@ fn filled_while_running(setup: &Setup) -> Result<()> {
     setup.shell(wait)?.expect(0, &[]).map(drop)
 }
 
-fn fill(setup: &Setup) -> Result<()> {
-    let fill = format!(
+/// Takes the last byte of the state directory's disk, in words of the shell.
+pub(crate) fn fill_disk() -> String {
+    format!(
         "free=$(df -B1 --output=avail {STATE} | tail -n 1); \
          fallocate -l $((free - 4194304)) {STATE}/filler; \
          dd if=/dev/zero of={STATE}/filler2 bs=64K 2>/dev/null"
-    );
-    let (reached, said) = setup.until("install", "/prepare/rootfs", &fill)?;
+    )
+}
+
+fn fill(setup: &Setup) -> Result<()> {
+    let (reached, said) = setup.until("install", "/prepare/rootfs", &fill_disk())?;
     ensure!(reached, "the phase did not begin: {}", said.text);
     said.expect(RESUMABLE, &["No space left on device", "gravity resume"])?;
     // Still full.
