@@ -172,6 +172,16 @@ impl Decoder {
     }
 }
 
+/// Compares the hash of a frame's stored bytes. An error is what is wrong, as a
+/// fragment of a sentence.
+pub(crate) fn check_hash(stored: &[u8], hash: &str) -> std::result::Result<(), String> {
+    let actual = sha256(stored);
+    match actual == hash {
+        true => Ok(()),
+        false => Err(format!("has hash {actual}, expected {hash}")),
+    }
+}
+
 /// Compares the hash of the stored bytes, then decompresses them into `out`.
 /// An error is what is wrong, as a fragment of a sentence.
 pub(crate) fn decode_frame(
@@ -181,10 +191,7 @@ pub(crate) fn decode_frame(
     hash: &str,
     out: &mut Vec<u8>,
 ) -> std::result::Result<(), String> {
-    let actual = sha256(stored);
-    if actual != hash {
-        return Err(format!("has hash {actual}, expected {hash}"));
-    }
+    check_hash(stored, hash)?;
     let zstd = match zstd {
         Some(zstd) => zstd,
         None => zstd.insert(zstd::bulk::Decompressor::new().map_err(|e| e.to_string())?),

@@ -11,8 +11,8 @@ mod removal;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use cluster::Client;
 use event::Sink;
@@ -45,6 +45,10 @@ const DRAIN: Duration = Duration::from_secs(300);
 const TRIES: usize = 10;
 /// How long a node that was admitted to the image may take to get it.
 const ADMISSION: Duration = Duration::from_secs(12 * 60 * 60);
+/// How long a node counts as one that gets the image: it asks again sooner.
+const FETCHES: Duration = Duration::from_secs(10);
+/// Most nodes of which others are told.
+const MAX_FETCHING: usize = 1000;
 /// How often the members of etcd are compared with the masters.
 const RECONCILE: Duration = Duration::from_secs(5);
 /// Most masters: three vote in etcd, and it lets two more stand by.
@@ -126,6 +130,7 @@ pub async fn run(
         etcd: Etcd::inside(),
         secrets: secrets.to_owned(),
         hooks: node_hooks(hooks)?,
+        fetching: Mutex::default(),
     });
     let kept = Arc::new(Kept::inside());
     let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
@@ -260,6 +265,8 @@ struct Site {
     etcd: Etcd,
     secrets: PathBuf,
     hooks: NodeHooks,
+    /// When each node that gets the image has last asked for others.
+    fetching: Mutex<BTreeMap<IpAddr, Instant>>,
 }
 
 impl Site {
@@ -379,9 +386,13 @@ impl Controller for Site {
         })
     }
 
-    async fn admit(&self, request: &str) -> Result<Admission, Refusal> {
+    async fn admit(&self, request: &str, address: IpAddr) -> Result<Admission, Refusal> {
         let refused = |error: &dyn std::error::Error| Refusal::Refused(with_cause(error));
-        let leaf = Leaf::client(ADMITTED, &[], ADMISSION);
+        let leaf = Leaf {
+            server: true,
+            ip_addresses: vec![address],
+            ..Leaf::client(ADMITTED, &[], ADMISSION)
+        };
         let authority = self.authority(RPC_AUTHORITY)?;
         let certificate = authority.sign(request, &leaf);
         let path = self.secrets.join(format!("{RPC_AUTHORITY}.crt"));
@@ -389,6 +400,12 @@ impl Controller for Site {
             certificate: certificate.map_err(|error| refused(&error))?,
             authority: read(&path).map_err(|error| refused(&error))?,
         })
+    }
+
+    fn fetching(&self, address: IpAddr) -> Vec<IpAddr> {
+        let fetching = self.fetching.lock();
+        let mut fetching = fetching.unwrap_or_else(PoisonError::into_inner);
+        others(&mut fetching, address, Instant::now())
     }
 
     async fn sign(
@@ -489,6 +506,16 @@ impl Controller for Site {
             None => Ok(()),
         }
     }
+}
+
+/// The others of those that get the image, once `address` counts as one.
+fn others(fetching: &mut BTreeMap<IpAddr, Instant>, address: IpAddr, now: Instant) -> Vec<IpAddr> {
+    fetching.retain(|_, asked| now.duration_since(*asked) < FETCHES);
+    if fetching.len() < MAX_FETCHING {
+        fetching.insert(address, now);
+    }
+    let others = fetching.keys().filter(|other| **other != address);
+    others.copied().collect()
 }
 
 fn shares_address(node: &NodeSpec, candidate: &Candidate) -> bool {

@@ -1,22 +1,29 @@
-//! Gets the cluster image from the nodes that have it.
+//! Gets the cluster image from the nodes that have it, or get it, too.
 //!
-//! In: [`Source`]s, and what the image must be. Out: a [`Partial`] to which all
-//! has come. Every source gives several pieces at a time, and a piece that one
-//! did not give another does. Every piece is compared with its digest before it
-//! counts; who gives wrong bytes is named and asked no more.
+//! In: [`Source`]s, also some that appear meanwhile, and what the image must be.
+//! Out: a [`Partial`] to which all has come. Every source gives several pieces at
+//! a time, first those that fewest others have, so that nodes which get it
+//! together soon have different ones to give. A piece that one source did not
+//! give another does. Every piece is compared with its digest before it counts
+//! and before it is passed on; who gives wrong bytes is named and asked no more.
 
-use std::collections::{BTreeSet, VecDeque};
+mod neighbours;
+
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event::{Progress, Sink};
+use futures::StreamExt;
 use futures::future::join_all;
+use futures::stream::FuturesUnordered;
 use image::file::format::{FOOTER, MAX_INDEX};
 use image::{Partial, Piece};
 use pki::tls::{Identity, Trust};
-use rpc::images::{MAX_RANGE, Range, Session};
-use tokio::sync::Notify;
+use rpc::images::{Have, Range, Session};
+use tokio::sync::{Notify, mpsc};
+
+pub use neighbours::Neighbours;
 
 /// Pieces that one source gives at a time.
 const AT_A_TIME: usize = 3;
@@ -24,8 +31,10 @@ const AT_A_TIME: usize = 3;
 const FAILURES: u32 = 3;
 /// Wait after a failure.
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often a blob that several sources gave together may be wrong.
-const TRIES: u32 = 10;
+/// How often one that gets the image, too, is asked what it has.
+const POLL: Duration = Duration::from_millis(500);
+/// How long nothing may come where nobody has the whole image any more.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Why a source did not give what it was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -56,6 +65,12 @@ pub trait Source: Send + Sync {
     /// When it is not to be had.
     async fn end(&self) -> Result<Vec<u8>, Failure>;
 
+    /// What it has of the image whose index has this digest.
+    ///
+    /// # Errors
+    /// When it is not to be told.
+    async fn have(&self, image: &str) -> Result<Have, Failure>;
+
     /// Exactly the bytes of a range, or any others: they are compared.
     ///
     /// # Errors
@@ -79,9 +94,6 @@ pub enum Error {
     /// A thread that writes ended early.
     #[error("write the cluster image")]
     Ended(#[source] tokio::task::JoinError),
-    /// Whoever gives it, it is wrong.
-    #[error("blob {0} of the cluster image is wrong again and again")]
-    Wrong(String),
 }
 
 /// A node that has the image.
@@ -152,6 +164,12 @@ impl Source for Remote {
         self.ended(end).await
     }
 
+    async fn have(&self, image: &str) -> Result<Have, Failure> {
+        let mut session = self.session().await?;
+        let have = session.have(image).await;
+        self.ended(have).await
+    }
+
     async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure> {
         let mut session = self.session().await?;
         let read = session.read(range).await;
@@ -186,7 +204,8 @@ pub async fn end(
     Err(Error::Nobody(reasons))
 }
 
-/// Gets all `pieces`.
+/// Gets all `pieces`, from `sources`, which have the image, and from `more`, which
+/// get it, too, and come and go. Returns how many bytes each has given, by name.
 ///
 /// # Errors
 /// When nobody gives one of them, or it can't be written.
@@ -194,89 +213,122 @@ pub async fn fetch(
     partial: &Arc<Partial>,
     mut pieces: Vec<Piece>,
     sources: &[Arc<dyn Source>],
+    mut more: mpsc::Receiver<Arc<dyn Source>>,
     progress: &Progress,
     sink: &dyn Sink,
-) -> Result<(), Error> {
+) -> Result<Vec<(String, u64)>, Error> {
     progress.expect(pieces.iter().map(|piece| piece.length).sum());
-    // What one source gives as a whole begins first.
-    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.length));
+    // Of two that are as rare every node begins with another.
+    fastrand::shuffle(&mut pieces);
     let state = State {
-        waiting: pieces.into_iter().map(Job::new).collect(),
+        waiting: pieces,
         running: 0,
-        out: vec![None; sources.len()],
+        sources: Vec::new(),
+        last: Instant::now(),
         failed: None,
     };
     let fetch = Fetch {
         partial,
         image: partial.image().index_digest(),
-        sources,
         progress,
         sink,
         state: Mutex::new(state),
         changed: Notify::new(),
     };
-    let all = join_all((0..sources.len()).map(|source| fetch.serve(source)));
-    tokio::select! {
-        _ = all => {}
-        // Whoever doesn't answer isn't waited for.
-        () = fetch.done() => {}
+    let mut serving = FuturesUnordered::new();
+    for source in sources {
+        serving.push(fetch.serve(fetch.meet(source, false)));
     }
+    let mut more_may_come = true;
+    while !serving.is_empty() {
+        tokio::select! {
+            _ = serving.next() => {}
+            // Whoever doesn't answer isn't waited for.
+            () = fetch.done() => break,
+            source = more.recv(), if more_may_come => match source {
+                Some(source) => serving.push(fetch.serve(fetch.meet(&source, true))),
+                None => more_may_come = false,
+            },
+        }
+    }
+    drop(serving);
     progress.finish();
     let state = fetch.state.into_inner();
     let state = state.unwrap_or_else(PoisonError::into_inner);
     if let Some(error) = state.failed {
         return Err(error);
     }
+    let known = state.sources.into_iter();
     match state.waiting.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Nobody(state.out.into_iter().flatten().collect())),
+        true => Ok(known.map(|known| (known.name, known.given)).collect()),
+        false => Err(Error::Nobody(known.filter_map(|known| known.out).collect())),
     }
 }
 
-/// A piece, and who has given what of it.
-#[derive(Debug)]
-struct Job {
-    piece: Piece,
-    /// Where it began.
-    from: u64,
-    givers: BTreeSet<usize>,
-    tries: u32,
-}
-
-impl Job {
-    fn new(piece: Piece) -> Self {
-        Self {
-            from: piece.offset,
-            piece,
-            givers: BTreeSet::new(),
-            tries: 0,
-        }
-    }
+/// What is known of a source.
+struct Known {
+    source: Arc<dyn Source>,
+    name: String,
+    have: Have,
+    /// Whether it gets the image itself: it may go at any time.
+    passing: bool,
+    /// Bytes.
+    given: u64,
+    /// Why it is asked no more.
+    out: Option<String>,
 }
 
 struct State {
-    waiting: VecDeque<Job>,
+    waiting: Vec<Piece>,
     running: usize,
-    /// Why a source is asked no more.
-    out: Vec<Option<String>>,
+    sources: Vec<Known>,
+    /// When a piece came last.
+    last: Instant,
     /// What ends all.
     failed: Option<Error>,
 }
 
 impl State {
     fn is_done(&self) -> bool {
-        self.waiting.is_empty() && self.running == 0
+        self.failed.is_some() || self.waiting.is_empty() && self.running == 0
+    }
+
+    fn is_out(&self, source: usize) -> bool {
+        self.sources
+            .get(source)
+            .is_none_or(|known| known.out.is_some())
+    }
+
+    /// Whether nobody has the whole image, and nothing has come for long.
+    fn is_hopeless(&self, now: Instant) -> bool {
+        let whole = |known: &Known| known.out.is_none() && !known.passing;
+        !self.sources.iter().any(whole) && now.duration_since(self.last) > PATIENCE
+    }
+
+    /// Takes the piece that fewest others have, of those that the source has.
+    fn take(&mut self, source: usize) -> Option<Piece> {
+        let have = &self.sources.get(source)?.have;
+        let others = self.sources.iter().enumerate().filter(|(number, known)| {
+            *number != source && known.out.is_none() && known.have != Have::All
+        });
+        let others: Vec<_> = others.map(|(_, known)| &known.have).collect();
+        let copies = |piece: &Piece| others.iter().filter(|have| have.has(piece.number)).count();
+        let waiting = self.waiting.iter().enumerate();
+        let rarest = waiting
+            .filter(|(_, piece)| have.has(piece.number))
+            .min_by_key(|(_, piece)| copies(piece));
+        let place = rarest?.0;
+        self.running += 1;
+        Some(self.waiting.swap_remove(place))
     }
 }
 
-/// How a job ended that isn't done.
+/// How a piece ended that has not come.
 enum Undone {
     /// The source gave bytes that are wrong.
     Wrong(String),
     /// It gave none.
     Failed(Failure),
-    /// It is wrong, by the fault of one of several. It begins anew.
-    Mixed,
     /// No source is to blame.
     Ours(Error),
 }
@@ -284,7 +336,6 @@ enum Undone {
 struct Fetch<'a> {
     partial: &'a Arc<Partial>,
     image: String,
-    sources: &'a [Arc<dyn Source>],
     progress: &'a Progress,
     sink: &'a dyn Sink,
     state: Mutex<State>,
@@ -296,7 +347,21 @@ impl Fetch<'_> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Comes back when all is there.
+    /// Writes a source down, which has nothing until it tells.
+    fn meet(&self, source: &Arc<dyn Source>, passing: bool) -> usize {
+        let mut state = self.state();
+        state.sources.push(Known {
+            source: source.clone(),
+            name: source.name(),
+            have: Have::Pieces(Vec::new()),
+            passing,
+            given: 0,
+            out: None,
+        });
+        state.sources.len() - 1
+    }
+
+    /// Comes back when all is there, or nothing more can come.
     async fn done(&self) {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
@@ -309,172 +374,156 @@ impl Fetch<'_> {
     }
 
     /// Has one source give several pieces at a time, once it answers.
-    async fn serve(&self, source: usize) {
-        let Some(from) = self.sources.get(source) else {
+    async fn serve(&self, number: usize) {
+        let source = self
+            .state()
+            .sources
+            .get(number)
+            .map(|known| known.source.clone());
+        let Some(source) = source else {
             return;
         };
         for failures in 1.. {
-            match from.connect().await {
+            match source.connect().await {
                 Ok(()) => break,
                 Err(failure) if failures == FAILURES || matches!(failure, Failure::Refused(_)) => {
-                    self.leave_out(&mut self.state(), source, &failure.to_string());
+                    self.leave_out(&mut self.state(), number, failure);
                     return;
                 }
                 Err(_) => tokio::time::sleep(PAUSE).await,
             }
         }
-        join_all([source; AT_A_TIME].map(|source| self.work(source))).await;
+        let working = join_all([&source; AT_A_TIME].map(|source| self.work(number, &**source)));
+        tokio::select! {
+            _ = working => {}
+            () = self.learn(number, &*source) => {}
+        }
     }
 
-    fn leave_out(&self, state: &mut State, source: usize, why: &str) {
-        if let Some(slot @ None) = state.out.get_mut(source) {
-            let name = self.sources.get(source).map(|source| source.name());
-            let told = format!("{}: {why}", name.unwrap_or_default());
-            self.sink.warning(&format!("{told}; it is asked no more"));
-            *slot = Some(told);
+    /// Learns what a source has, until it has all or is asked no more; never comes
+    /// back, as pieces may be under way.
+    async fn learn(&self, number: usize, source: &dyn Source) {
+        let mut failures = 0;
+        loop {
+            let told = source.have(&self.image).await;
+            {
+                let mut state = self.state();
+                match told {
+                    Ok(have) => {
+                        failures = 0;
+                        let is_all = have == Have::All;
+                        if let Some(known) = state.sources.get_mut(number) {
+                            known.have = have;
+                        }
+                        self.changed.notify_waiters();
+                        if is_all {
+                            break;
+                        }
+                        if state.is_hopeless(Instant::now()) {
+                            let why = "it has not got what is missing, and nobody else has";
+                            self.leave_out(&mut state, number, Failure::Lost(why.into()));
+                        }
+                    }
+                    Err(failure) => {
+                        failures += 1;
+                        if failures == FAILURES || matches!(failure, Failure::Refused(_)) {
+                            self.leave_out(&mut state, number, failure);
+                        }
+                    }
+                }
+                if state.is_out(number) {
+                    self.changed.notify_waiters();
+                    break;
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        std::future::pending().await
+    }
+
+    fn leave_out(&self, state: &mut State, number: usize, why: Failure) {
+        if let Some(known @ Known { out: None, .. }) = state.sources.get_mut(number) {
+            let told = format!("{}: {why}", known.name);
+            // One that has got all goes on to other things.
+            if !known.passing || matches!(why, Failure::Refused(_)) {
+                self.sink.warning(&format!("{told}; it is asked no more"));
+            }
+            known.out = Some(told);
         }
     }
 
     /// Has one source give pieces until all are there.
-    async fn work(&self, source: usize) {
+    async fn work(&self, number: usize, source: &dyn Source) {
         let mut failures = 0;
-        while let Some(mut job) = self.next(source).await {
-            match self.get(source, &mut job).await {
-                Ok(()) => {
-                    failures = 0;
-                    self.state().running -= 1;
-                    self.changed.notify_waiters();
+        while let Some(piece) = self.next(number).await {
+            let got = self.get(source, &piece).await;
+            let mut state = self.state();
+            state.running -= 1;
+            let Err(undone) = got else {
+                failures = 0;
+                state.last = Instant::now();
+                if let Some(known) = state.sources.get_mut(number) {
+                    known.given += piece.length;
                 }
-                Err(undone) => {
-                    let lost = matches!(undone, Undone::Failed(Failure::Lost(_)));
-                    failures += u32::from(lost);
-                    self.put_back(source, job, undone, failures);
-                    if lost && failures < FAILURES {
-                        tokio::time::sleep(PAUSE).await;
+                drop(state);
+                self.changed.notify_waiters();
+                continue;
+            };
+            let mut pause = false;
+            match undone {
+                Undone::Wrong(why) => self.leave_out(&mut state, number, Failure::Refused(why)),
+                Undone::Failed(failure) => {
+                    failures += 1;
+                    pause = failures < FAILURES && matches!(failure, Failure::Lost(_));
+                    if !pause {
+                        self.leave_out(&mut state, number, failure);
                     }
                 }
+                Undone::Ours(error) => state.failed = Some(error),
+            }
+            state.waiting.push(piece);
+            drop(state);
+            self.changed.notify_waiters();
+            if pause {
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
 
-    /// Leaves a job to others, or ends all. `failures` in a row the source has.
-    fn put_back(&self, source: usize, job: Job, undone: Undone, failures: u32) {
-        let mut state = self.state();
-        state.running -= 1;
-        match undone {
-            Undone::Wrong(why) | Undone::Failed(Failure::Refused(why)) => {
-                self.leave_out(&mut state, source, &why);
-            }
-            Undone::Failed(Failure::Lost(why)) if failures >= FAILURES => {
-                self.leave_out(&mut state, source, &why);
-            }
-            Undone::Failed(Failure::Lost(_)) => {}
-            Undone::Mixed if job.tries >= TRIES => {
-                state.failed = Some(Error::Wrong(job.piece.digest.clone()));
-            }
-            Undone::Mixed => {}
-            Undone::Ours(error) => state.failed = Some(error),
-        }
-        state.waiting.push_front(job);
-        drop(state);
-        self.changed.notify_waiters();
-    }
-
-    /// The next job for a source; none where it is asked no more or all is done.
-    async fn next(&self, source: usize) -> Option<Job> {
+    /// The next piece for a source; none where it is asked no more or all is done.
+    async fn next(&self, number: usize) -> Option<Piece> {
         loop {
             let mut changed = std::pin::pin!(self.changed.notified());
             changed.as_mut().enable();
             {
                 let mut state = self.state();
-                if state.failed.is_some() || state.out.get(source).is_none_or(Option::is_some) {
-                    return None;
-                }
-                if let Some(job) = state.waiting.pop_front() {
-                    state.running += 1;
-                    return Some(job);
-                }
                 // What others do may come back.
-                if state.is_done() {
+                if state.is_done() || state.is_out(number) {
                     return None;
+                }
+                if let Some(piece) = state.take(number) {
+                    return Some(piece);
                 }
             }
             changed.await;
         }
     }
 
-    async fn get(&self, source: usize, job: &mut Job) -> Result<(), Undone> {
-        let from = self.sources.get(source);
-        while let (Some(from), 1..) = (from, job.piece.length) {
-            let piece = &job.piece;
-            let length = usize::try_from(piece.length).unwrap_or(MAX_RANGE);
-            let range = Range {
-                image: self.image.clone(),
-                digest: piece.digest.clone(),
-                offset: piece.offset,
-                length: length.min(MAX_RANGE),
-            };
-            let bytes = from.read(&range).await.map_err(Undone::Failed)?;
-            if bytes.len() != range.length {
-                let told = format!("gave {} bytes of {}", bytes.len(), range.length);
-                return Err(Undone::Failed(Failure::Lost(told)));
-            }
-            job.givers.insert(source);
-            let hash = piece.hash.clone();
-            self.blocking(move |partial| {
-                partial.put(&range.digest, range.offset, &bytes, hash.as_deref())
-            })
-            .await?;
-            let given = length.min(MAX_RANGE) as u64;
-            job.piece.offset += given;
-            job.piece.length -= given;
-            self.progress.add(given);
-        }
-        if job.piece.hash.is_some() {
-            return Ok(());
-        }
-        let digest = job.piece.digest.clone();
-        if self
-            .blocking(move |partial| partial.is_whole(&digest))
-            .await?
-        {
-            return Ok(());
-        }
-        self.begin_anew(source, job)
-    }
-
-    /// A raw blob is wrong: whose fault it is can be told where one gave all.
-    fn begin_anew(&self, source: usize, job: &mut Job) -> Result<(), Undone> {
-        let alone = job.from == 0 && job.givers.iter().eq([&source]);
-        self.progress.take_back(job.piece.offset - job.from);
-        // What had come before it began is to come, too.
-        self.progress.expect(job.from);
-        let digest = job.piece.digest.clone();
-        let length = job.piece.offset;
-        let tries = job.tries + 1;
-        *job = Job {
-            tries,
-            ..Job::new(Piece {
-                digest: digest.clone(),
-                offset: 0,
-                length,
-                hash: None,
-            })
+    async fn get(&self, source: &dyn Source, piece: &Piece) -> Result<(), Undone> {
+        let range = Range {
+            image: self.image.clone(),
+            digest: piece.digest.clone(),
+            offset: piece.offset,
+            length: usize::try_from(piece.length).unwrap_or(usize::MAX),
         };
-        match alone {
-            true => Err(Undone::Wrong(format!("gave wrong bytes of blob {digest}"))),
-            false => Err(Undone::Mixed),
-        }
-    }
-
-    async fn blocking<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Partial) -> Result<T, image::Error> + Send + 'static,
-    ) -> Result<T, Undone> {
-        let partial = self.partial.clone();
-        let done = tokio::task::spawn_blocking(move || work(&partial)).await;
+        let bytes = source.read(&range).await.map_err(Undone::Failed)?;
+        let (partial, put) = (self.partial.clone(), piece.clone());
+        let done = tokio::task::spawn_blocking(move || partial.put(&put, &bytes)).await;
         match done {
-            Ok(Ok(done)) => Ok(done),
+            Ok(Ok(())) => {
+                self.progress.add(piece.length);
+                Ok(())
+            }
             Ok(Err(error @ image::Error::WrongDigest { .. })) => {
                 Err(Undone::Wrong(format!("gave wrong bytes: {error}")))
             }

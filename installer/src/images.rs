@@ -1,20 +1,21 @@
 //! The cluster image, for nodes that join.
 //!
 //! In: what a node keeps of the image: a file, with holes where the store of
-//! blobs has what was there. Out: ranges of it, over [`rpc::images`]: by the
-//! controller on masters, by [`run`] on workers.
+//! blobs has what was there; or what it has got of one so far. Out: ranges of it,
+//! over [`rpc::images`]: by the controller on masters, by [`run`] on workers, by
+//! [`Coming`] on nodes that join.
 
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
-use image::{Encoding, Image};
+use image::{Encoding, Image, Partial};
 use pki::tls::Identity;
 use rpc::controller::Refusal;
-use rpc::images::{Images, Range};
+use rpc::images::{Have, Images, Range};
 use spec::layout::{Layout, PLANET_STATE};
 use tokio::net::TcpListener;
 
@@ -61,12 +62,13 @@ impl Images for Kept {
         end.map_err(|error| Refusal::NotNow(error.to_string()))
     }
 
+    fn have(&self, image: &str) -> Result<Have, Refusal> {
+        same(self.image()?, image).map(|()| Have::All)
+    }
+
     fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
         let image = self.image()?;
-        let refuse = |error: image::Error| Refusal::Refused(error.to_string());
-        if image.index_digest() != range.image {
-            return Err(Refusal::Refused("it has another image".into()));
-        }
+        same(image, &range.image)?;
         let stored = image
             .blob(&range.digest)
             .filter(|blob| blob.encoding == Encoding::Raw);
@@ -80,6 +82,54 @@ impl Images for Kept {
         image
             .read_stored(&range.digest, range.offset, range.length)
             .map_err(refuse)
+    }
+}
+
+/// Whether an image is the one whose index has this digest.
+fn same(image: &Image, index: &str) -> Result<(), Refusal> {
+    match image.index_digest() == index {
+        true => Ok(()),
+        false => Err(Refusal::Refused("it has another image".into())),
+    }
+}
+
+fn refuse(error: image::Error) -> Refusal {
+    Refusal::Refused(error.to_string())
+}
+
+/// An image that this node is getting: while it does, others can have what has
+/// come.
+#[derive(Debug)]
+pub struct Coming(Weak<Partial>);
+
+impl Coming {
+    /// Gives of it until it is dropped elsewhere.
+    pub fn new(partial: &Arc<Partial>) -> Self {
+        Self(Arc::downgrade(partial))
+    }
+
+    fn partial(&self) -> Result<Arc<Partial>, Refusal> {
+        let gone = || Refusal::NotNow("it goes on to other things".into());
+        self.0.upgrade().ok_or_else(gone)
+    }
+}
+
+impl Images for Coming {
+    fn end(&self) -> Result<Vec<u8>, Refusal> {
+        self.partial()?.image().end().map_err(refuse)
+    }
+
+    fn have(&self, image: &str) -> Result<Have, Refusal> {
+        let partial = self.partial()?;
+        same(partial.image(), image).map(|()| Have::Pieces(partial.have()))
+    }
+
+    fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
+        let partial = self.partial()?;
+        same(partial.image(), &range.image)?;
+        let read = partial.read(&range.digest, range.offset, range.length);
+        read.map_err(refuse)?
+            .ok_or_else(|| Refusal::NotNow("it has not got that yet".into()))
     }
 }
 
@@ -153,6 +203,8 @@ mod tests {
             length,
         };
         assert_eq!(kept.end().unwrap(), image.end().unwrap());
+        assert_eq!(kept.have(&image.index_digest()), Ok(Have::All));
+        kept.have(&stored).unwrap_err();
         assert_eq!(kept.read(&range(&root, 4, 4)).unwrap(), b"root");
         assert_eq!(kept.read(&range(&stored, 2, 5)).unwrap(), b"large");
         let unknown = image::digest::sha256(b"unknown");
@@ -172,5 +224,22 @@ mod tests {
             ..range(&root, 0, 1)
         };
         kept.read(&other).unwrap_err();
+
+        // One that comes gives what has come.
+        let partial = Partial::nameless(&image.end().unwrap(), &root).unwrap();
+        let first = partial.missing(u64::MAX).unwrap().remove(0);
+        partial.put(&first, b"the root").unwrap();
+        let partial = Arc::new(partial);
+        let coming = Coming::new(&partial);
+        assert_eq!(coming.end().unwrap(), image.end().unwrap());
+        let have = coming.have(&image.index_digest()).unwrap();
+        assert_eq!([0, 1].map(|number| have.has(number)), [true, false]);
+        assert_eq!(coming.read(&range(&root, 4, 4)).unwrap(), b"root");
+        let missing = coming.read(&range(&stored, 0, 1)).unwrap_err();
+        assert!(matches!(missing, Refusal::NotNow(_)), "{missing}");
+        coming.have(&stored).unwrap_err();
+        coming.read(&other).unwrap_err();
+        drop(partial);
+        coming.read(&range(&root, 4, 4)).unwrap_err();
     }
 }

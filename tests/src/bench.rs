@@ -9,6 +9,7 @@
 mod build;
 mod cluster;
 mod disk;
+mod distribute;
 mod floor;
 mod idle;
 mod image;
@@ -56,12 +57,15 @@ pub struct Options {
     /// The kubeadm program; the one among the base's components otherwise.
     #[arg(long)]
     kubeadm: Option<PathBuf>,
-    /// Only these parts; all but `idle` and `large` otherwise.
+    /// Only these parts; all but `distribute`, `idle` and `large` otherwise.
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Part>,
     /// How long to look on for `idle`.
     #[arg(long, default_value_t = 10, value_name = "MINUTES")]
     idle_minutes: u16,
+    /// Size of the image that nodes get at one moment.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(8..=10_000))]
+    megabytes: u64,
     /// Size of the large image.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=100))]
     gigabytes: u16,
@@ -90,6 +94,9 @@ enum Part {
     Registry,
     /// Building with a warm cache.
     Build,
+    /// An image of a gigabyte to many nodes at one moment; minutes, and seventeen
+    /// times its size on the disk.
+    Distribute,
     /// What gravity's processes cost where nothing happens; minutes.
     Idle,
     /// Building, pushing and pulling an image of gigabytes; minutes, and three
@@ -322,6 +329,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     }
     if wanted(Part::Build) {
         rows.push(build::row(&bench, &setup));
+    }
+    if options.only.contains(&Part::Distribute) {
+        rows.extend(distribute::rows(&bench, options.megabytes));
     }
     if options.only.contains(&Part::Idle) {
         rows.extend(idle::rows(&bench, options.idle_minutes));

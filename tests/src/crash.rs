@@ -80,6 +80,10 @@ pub struct Choice {
     /// Go on with the blow of this number, which is the first one of its line
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     from: usize,
+    /// Name of the node, or the first part of their names: with others, and
+    /// --image, several parts run at the same time
+    #[arg(long, default_value = "crash")]
+    name: String,
 }
 
 impl Choice {
@@ -227,7 +231,7 @@ struct Reference {
 /// # Errors
 /// When the node can't be made or an undisturbed install fails.
 pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
-    let new = || Setup::new("crash", "10.99.0.51/24", image, console);
+    let new = || Setup::new(&choice.name, image, console);
     let mut setup = new()?;
     let reference = undisturbed(&setup).context("an undisturbed install")?;
     let all = blows(reference.records, reference.lines);

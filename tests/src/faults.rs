@@ -17,7 +17,7 @@ use console::{Console, render};
 use image::Image;
 use serde_json::Value;
 
-use crate::node::{self, Options, Throwaway};
+use crate::node::{self, Throwaway};
 use crate::process;
 use crate::snapshot::{ALLOWED, Snapshot};
 
@@ -99,7 +99,7 @@ pub(crate) struct Setup {
 /// # Errors
 /// When the node can't be made.
 pub fn run(image: &Path, only: Option<&str>, console: &Console) -> Result<bool> {
-    let setup = Setup::new("f1", "10.99.0.50/24", image, console)?;
+    let setup = Setup::new("f1", image, console)?;
     let (mut passed, mut failed) = (0, 0);
     let chosen = |name: &str| only.is_none_or(|only| name.contains(only));
     for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
@@ -159,13 +159,9 @@ impl Said {
 
 impl Setup {
     /// A node with the image, as it is before anything is installed.
-    pub(crate) fn new(name: &str, address: &str, image: &Path, console: &Console) -> Result<Self> {
+    pub(crate) fn new(name: &str, image: &Path, console: &Console) -> Result<Self> {
         node::require_root()?;
-        let options = Options {
-            address: Some(address.into()),
-            ..node::usual(console)?
-        };
-        let node = Throwaway::create(name, &options)?;
+        let node = Throwaway::create(name, &node::usual(console)?)?;
         node.copy(image, IMAGE)?;
         let before = Snapshot::take(&node)?;
         Ok(Self {

@@ -1,9 +1,10 @@
-//! Two nodes: the second joins, works, leaves, and joins again to be removed. A
-//! third that has only the program gets the image from both.
+//! Two nodes: the second joins, works, leaves, and joins again to be removed. Two
+//! more that have only the program get the image from both, and from each other.
 //!
 //! In: the sample's cluster image. Out: an error at the first thing that is not
 //! as it should be; the nodes then stay to be looked at.
 
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -97,7 +98,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     refuse_again(&first, &second, &token.token)?;
     without_image(
         setup,
-        &format!("{name}-3"),
+        [&format!("{name}-3"), &format!("{name}-4")],
         &first,
         &second,
         &token,
@@ -114,7 +115,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         left.join("\n")
     );
     ensure!(nodes(&first)? == [first.name()], "the node has not left");
-    hooks_ran(&first, &[("preNodeRemove", 2), ("postNodeRemove", 2)])?;
+    hooks_ran(&first, &[("preNodeRemove", 3), ("postNodeRemove", 3)])?;
     running_on(&first, &[first.name()])?;
     check(&first)?;
 
@@ -122,7 +123,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut join(&first, &second, OWN, WORKER)?)?;
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
-    hooks_ran(&first, &[("preNodeRemove", 3), ("postNodeRemove", 3)])?;
+    hooks_ran(&first, &[("preNodeRemove", 4), ("postNodeRemove", 4)])?;
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
     let refused = refused.context("running leave")?;
     run_visibly(&mut first.command(&[IMAGE, "token", "remove", &token.name])?)?;
@@ -140,11 +141,11 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     first.delete()
 }
 
-/// A node that has the program alone gets the image from a master and a worker,
-/// one of which dies meanwhile; runs a pod; and leaves.
+/// Two nodes that have the program alone get the image from a master and a worker,
+/// one of which dies meanwhile, and from each other; one runs a pod; both leave.
 fn without_image(
     setup: &Setup,
-    name: &str,
+    [name, other]: [&str; 2],
     master: &Node,
     worker: &Node,
     token: &Token,
@@ -164,8 +165,8 @@ fn without_image(
         Ok(())
     };
 
-    let other = "cp -p /root/gravity /root/other && echo >> /root/other";
-    node.run(&["sh", "-c", other])?;
+    let changed = "cp -p /root/gravity /root/other && echo >> /root/other";
+    node.run(&["sh", "-c", changed])?;
     let given = format!("--token={}", token.token);
     let words = ["/root/other", "join", master.address(), &given];
     let text = said(&mut node.command(&words)?)?;
@@ -176,20 +177,48 @@ fn without_image(
     node.run(&["rm", "/root/other"])?;
     differences("a refused join")?;
 
+    let other = setup.create(other, console)?;
+    other.copy(&program, IMAGE)?;
+    other.run(&["chmod", "0755", IMAGE])?;
+    let slow = "tc qdisc add dev eth0 root tbf rate 100mbit burst 128kb latency 50ms";
+    for giver in [master, worker] {
+        giver.run(&["sh", "-c", slow])?;
+    }
     let started = Instant::now();
-    let mut joining = join(master, &node, &token.token, WORKER)?.spawn()?;
+    let begin = |node: &Node| {
+        let mut command = join(master, node, &token.token, WORKER)?;
+        command.stdout(Stdio::piped()).spawn().context("joining")
+    };
+    let joining = [begin(&node)?, begin(&other)?];
     let come = "du -k /var/lib/gravity/image/cluster 2>/dev/null | cut -f1";
     let part = process::wait_until(PODS, || {
         let come = node.text(&["sh", "-c", come]).unwrap_or_default();
         come.trim().parse().unwrap_or(0) * 1024 > PART
     });
     worker.run(&["pkill", "-KILL", "-f", "gravity images"])?;
-    let joined = joining.wait().context("waiting for the join")?;
-    ensure!(part && joined.success(), "the join ended with {joined}");
+    let mut shared = Vec::new();
+    for (joining, neighbour) in joining.into_iter().zip([&other, &node]) {
+        let joined = joining.wait_with_output().context("waiting for a join")?;
+        let text = String::from_utf8_lossy(&joined.stdout).into_owned();
+        ensure!(part && joined.status.success(), "a join ended with {text}");
+        let from = format!(" from {}:", neighbour.address());
+        shared.extend(
+            text.lines()
+                .find(|line| line.contains(&from))
+                .map(ToOwned::to_owned),
+        );
+    }
+    for giver in [master, worker] {
+        giver.run(&["tc", "qdisc", "del", "dev", "eth0", "root"])?;
+    }
     console.info(&format!(
-        "Joined in {}, with the image from two nodes",
-        render::duration(started.elapsed())
+        "Two nodes joined in {}, with the image from two others and from each other: {}",
+        render::duration(started.elapsed()),
+        shared.join(", ")
     ));
+    ensure!(shared.len() == 2, "they gave each other nothing");
+    run_visibly(&mut other.command(&[IMAGE, "leave", "--confirm"])?)?;
+    other.delete()?;
     ensure!(
         nodes(master)?.contains(&node.name().to_owned()),
         "it is not ready"

@@ -279,6 +279,8 @@ enum VmScenario {
     Install,
     /// Install on one machine, join another, reboot both, take their power
     Cluster,
+    /// Have the clock jump, the network go, the memory run short under a cluster
+    Troubles,
     /// Have Vagrant install the sample, in a box of our own under libvirt
     Vagrant,
     /// Read the Ethernet between two machines whose pods have WireGuard
@@ -428,6 +430,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 }
                 VmScenario::Install => vm::install::run(&setup, console)?,
                 VmScenario::Cluster => vm::cluster::run(&setup, console)?,
+                VmScenario::Troubles => vm::troubles::run(&setup, console)?,
                 VmScenario::Vagrant => vm::vagrant::run(&setup, console)?,
                 VmScenario::Wireguard => {
                     let sample = "tests/wireguard".into();

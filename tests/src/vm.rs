@@ -10,6 +10,7 @@
 pub mod checks;
 pub mod cluster;
 pub mod install;
+pub mod troubles;
 pub mod vagrant;
 pub mod wireguard;
 
@@ -275,6 +276,8 @@ pub struct Options {
     pub slow_disk: bool,
     /// Its place on the link between machines.
     pub link: Option<Link>,
+    /// More words of the kernel's command line.
+    pub kernel: &'static str,
     /// After this time the machine ends, whatever it does.
     pub limit: Duration,
 }
@@ -289,6 +292,7 @@ impl Options {
             second_disk: Some(image),
             slow_disk: false,
             link: None,
+            kernel: "",
             limit,
         }
     }
@@ -636,10 +640,10 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
     ]);
     command.arg("-kernel").arg(disk.file("vmlinuz"));
     command.arg("-initrd").arg(disk.file("initrd.img"));
-    command.args([
-        "-append",
-        "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0",
-    ]);
+    command.arg("-append").arg(format!(
+        "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0 {}",
+        options.kernel
+    ));
     let overlay = directory.join("disk.qcow2");
     command.arg("-drive").arg(format!(
         "file={},format=qcow2,if=virtio,cache=unsafe,discard=unmap",

@@ -12,13 +12,10 @@ fn commands_run_under_systemd_and_reach_nobody() {
     let disk = Disk::make(&event::Discard).unwrap();
     let second = tempfile::NamedTempFile::new().unwrap();
     second.as_file().set_len(1 << 20).unwrap();
+    let second_disk = second.path().to_owned();
     let options = Options {
-        processors: 2,
         memory: 1024,
-        second_disk: Some(second.path().to_owned()),
-        slow_disk: false,
-        link: None,
-        limit: Duration::from_secs(600),
+        ..Options::of_node(second_disk, Duration::from_secs(600))
     };
     let mut machine = Machine::boot(&disk, &options, &event::Discard).unwrap();
     assert_eq!(

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest;
 
-/// Version of the format that this program reads and writes.
-pub const VERSION: u32 = 1;
+/// Version of the format that this program reads and writes. In version 1 raw
+/// blobs had no frames.
+pub const VERSION: u32 = 2;
 /// Blobs begin at multiples of this.
 pub const PAGE: u64 = 4096;
 /// Most bytes that a frame holds, compressed or not.
@@ -69,7 +70,8 @@ pub struct Blob {
     pub offset: u64,
     /// How many bytes it takes in the file.
     pub length: u64,
-    /// The parts of which [`Encoding::ZstdFrames`] consists.
+    /// The parts of which it consists: of [`Encoding::ZstdFrames`], and of a raw
+    /// blob of more than [`MAX_FRAME`] bytes. A smaller raw one is its only part.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub frames: Vec<Frame>,
 }
@@ -107,7 +109,7 @@ impl From<Encoding> for String {
     }
 }
 
-/// A part of a blob that can be decompressed alone.
+/// A part of a blob that can be fetched, checked and decompressed alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Frame {
@@ -169,16 +171,20 @@ impl Index {
                 Some(next) if next <= end => next,
                 _ => return fail("reaches beyond the index"),
             };
-            match blob.encoding {
-                Encoding::Raw if blob.length != blob.size || !blob.frames.is_empty() => {
+            if blob.encoding == Encoding::Raw {
+                let frames = &blob.frames;
+                if blob.length != blob.size || frames.iter().any(|one| one.length != one.size) {
                     return fail("is raw, but its size and length differ");
                 }
-                Encoding::Raw => {}
-                Encoding::ZstdFrames => {
-                    if let Err(reason) = check_frames(&blob.frames, blob.length, blob.size) {
-                        return fail(&reason);
+                if blob.length <= u64::from(MAX_FRAME) {
+                    match frames.is_empty() {
+                        true => continue,
+                        false => return fail("is raw and small, but has frames"),
                     }
                 }
+            }
+            if let Err(reason) = check_frames(&blob.frames, blob.length, blob.size) {
+                return fail(&reason);
             }
         }
         if align(at) != end {

@@ -1,4 +1,4 @@
-//! The cluster image file, format version 1.
+//! The cluster image file, format version 2.
 //!
 //! ```text
 //! ELF | 0 | head page | blob | 0 | blob | 0 | ... | index | footer

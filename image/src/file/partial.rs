@@ -1,37 +1,58 @@
 //! An image whose bytes come from elsewhere, in pieces.
 //!
 //! In: the end of the file, which says what all pieces must be, then the
-//! pieces in any order. Out: the file. What has come is seen by its hash, so
-//! whoever is cut off goes on with the same file. Until a blob has come it is
-//! zero, and reading it tells so: digests are compared as ever.
+//! pieces in any order. Out: the file, and meanwhile what has come of it, for
+//! others. What has come is seen by its hash, so whoever is cut off goes on with
+//! the same file. Until a blob has come it is zero, and reading it tells so:
+//! digests are compared as ever.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::SeekFrom;
 
 use super::copy::copy;
-use super::format::{Blob, Encoding, FOOTER, Footer, Index, PAGE, align, head_page};
+use super::format::{Blob, FOOTER, Footer, Index, align, head_page};
 use super::read::Image;
 use crate::digest::{Hasher, sha256};
 use crate::{Error, Result};
 
-/// No filesystem has larger blocks.
-const BLOCK: u64 = 64 << 10;
-
-/// A stretch of a blob, as it is stored, that has not come.
+/// A stretch of a blob, as it is stored, that comes at once and is checked alone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Piece {
+    /// Which one of all of the image.
+    pub number: usize,
     /// The blob.
     pub digest: String,
     /// Where in the stored blob it begins.
     pub offset: u64,
-    /// How long it is in bytes.
+    /// How long it is in bytes, at most those of the longest frame.
     pub length: u64,
-    /// Digest of its bytes. A piece without one goes to the end of a raw blob,
-    /// and is checked with it.
-    pub hash: Option<String>,
+    /// Digest of its bytes.
+    pub hash: String,
+}
+
+/// The pieces of a blob; `first` is the number of the first one.
+fn pieces(blob: &Blob, first: usize) -> Vec<Piece> {
+    let piece = |number, offset, length, hash: &str| Piece {
+        number,
+        digest: blob.digest.clone(),
+        offset,
+        length,
+        hash: hash.to_owned(),
+    };
+    match blob.frames[..] {
+        [] if blob.length == 0 => Vec::new(),
+        // The digest of a small raw one is that of its bytes.
+        [] => vec![piece(first, 0, blob.length, &blob.digest)],
+        [..] => (first..)
+            .zip(&blob.frames)
+            .map(|(number, one)| piece(number, one.offset, u64::from(one.length), &one.hash))
+            .collect(),
+    }
 }
 
 /// An image that is being put together.
@@ -40,6 +61,12 @@ pub struct Partial {
     path: PathBuf,
     file: File,
     image: Image,
+    /// All of them, by number.
+    pieces: Vec<Piece>,
+    /// Number of the first piece of each blob.
+    firsts: HashMap<String, usize>,
+    /// Which pieces are known to have come, by number.
+    come: Vec<AtomicBool>,
 }
 
 impl Partial {
@@ -111,10 +138,18 @@ impl Partial {
         let elf = image.elf().size;
         file.write_all_at(&head_page(elf), align(elf))
             .map_err(Error::at("write", path))?;
+        let (mut all, mut firsts) = (Vec::new(), HashMap::new());
+        for blob in image.blobs() {
+            firsts.insert(blob.digest.clone(), all.len());
+            all.extend(pieces(blob, all.len()));
+        }
         Ok(Self {
             path: path.to_owned(),
             file,
             image,
+            firsts,
+            come: all.iter().map(|_| AtomicBool::new(false)).collect(),
+            pieces: all,
         })
     }
 
@@ -149,96 +184,89 @@ impl Partial {
     /// When the file can't be read.
     pub fn missing(&self, max: u64) -> Result<Vec<Piece>> {
         let mut missing = Vec::new();
-        for blob in self.image.blobs().filter(|blob| blob.size <= max) {
-            match blob.encoding {
-                Encoding::Raw => missing.extend(self.missing_raw(blob)?),
-                Encoding::ZstdFrames => {
-                    for frame in &blob.frames {
-                        let length = u64::from(frame.length);
-                        let at = blob.offset + frame.offset;
-                        if self.hash(at, length)?.as_ref() != Some(&frame.hash) {
-                            missing.push(Piece {
-                                digest: blob.digest.clone(),
-                                offset: frame.offset,
-                                length,
-                                hash: Some(frame.hash.clone()),
-                            });
-                        }
-                    }
-                }
+        for (piece, come) in self.pieces.iter().zip(&self.come) {
+            let blob = self.blob(&piece.digest)?;
+            if blob.size > max || come.load(Ordering::Acquire) {
+                continue;
+            }
+            let hash = self.hash(blob.offset + piece.offset, piece.length)?;
+            match hash.as_ref() == Some(&piece.hash) {
+                true => come.store(true, Ordering::Release),
+                false => missing.push(piece.clone()),
             }
         }
         Ok(missing)
     }
 
-    /// Raw blobs come from their beginning to their end.
-    fn missing_raw(&self, blob: &Blob) -> Result<Option<Piece>> {
-        let mut written = self.written(blob.offset)?.min(blob.length);
-        if written == blob.length {
-            if self.is_whole(&blob.digest)? {
-                return Ok(None);
-            }
-            written = 0;
-        }
-        // Of its last block it can't be told how much has come.
-        let offset = written.saturating_sub(BLOCK) / PAGE * PAGE;
-        Ok(Some(Piece {
-            digest: blob.digest.clone(),
-            offset,
-            length: blob.length - offset,
-            hash: None,
-        }))
-    }
-
-    /// How many bytes from `at` on were ever written.
-    fn written(&self, at: u64) -> Result<u64> {
-        match rustix::fs::seek(&self.file, SeekFrom::Hole(at)) {
-            Ok(hole) => Ok(hole.saturating_sub(at)),
-            // A filesystem that knows no holes.
-            Err(rustix::io::Errno::INVAL) => Ok(self.image.length() - at),
-            Err(error) => Err(Error::io("read", &self.path, error.into())),
-        }
-    }
-
     fn hash(&self, at: u64, length: u64) -> Result<Option<String>> {
-        if self.written(at)? < length {
+        let written = match rustix::fs::seek(&self.file, SeekFrom::Hole(at)) {
+            Ok(hole) => hole >= at + length,
+            // A filesystem that knows no holes.
+            Err(rustix::io::Errno::INVAL) => true,
+            Err(error) => return Err(Error::io("read", &self.path, error.into())),
+        };
+        if !written {
             return Ok(None);
         }
         let hash = Hasher::of_range(&self.file, at, length);
         hash.map(Some).map_err(Error::at("read", &self.path))
     }
 
-    /// Whether all of a raw blob has come, and is right.
+    /// Takes the bytes of a piece.
     ///
     /// # Errors
-    /// [`Error::MissingBlob`], or when the file can't be read.
-    pub fn is_whole(&self, digest: &str) -> Result<bool> {
-        let blob = self.blob(digest)?;
-        let hash = Hasher::of_range(&self.file, blob.offset, blob.length);
-        Ok(hash.map_err(Error::at("read", &self.path))? == blob.digest)
+    /// [`Error::WrongDigest`] when they are not what it says, or why they can't be
+    /// written.
+    pub fn put(&self, piece: &Piece, bytes: &[u8]) -> Result<()> {
+        let actual = sha256(bytes);
+        if actual != piece.hash {
+            return Err(Error::WrongDigest {
+                what: format!("a piece of blob {}", piece.digest),
+                expected: piece.hash.clone(),
+                actual,
+            });
+        }
+        let blob = self.blob(&piece.digest)?;
+        blob.check_range(piece.offset, bytes.len() as u64)?;
+        self.file
+            .write_all_at(bytes, blob.offset + piece.offset)
+            .map_err(Error::at("write", &self.path))?;
+        if let Some(come) = self.come.get(piece.number) {
+            come.store(true, Ordering::Release);
+        }
+        Ok(())
     }
 
-    /// Takes bytes of a blob as it is stored.
+    /// Which pieces have come: eight to a byte, the first in its lowest bit.
+    pub fn have(&self) -> Vec<u8> {
+        let byte = |eight: &[AtomicBool]| {
+            let bits = eight.iter().enumerate();
+            bits.fold(0, |byte, (bit, come)| {
+                byte | u8::from(come.load(Ordering::Acquire)) << bit
+            })
+        };
+        self.come.chunks(8).map(byte).collect()
+    }
+
+    /// `length` bytes of a blob as it is stored, from `offset` on; none where not
+    /// all of them have come.
     ///
     /// # Errors
-    /// [`Error::WrongDigest`] when they have a `hash` and are not what it says,
-    /// [`Error::OutOfRange`], or why they can't be written.
-    pub fn put(&self, digest: &str, offset: u64, bytes: &[u8], hash: Option<&str>) -> Result<()> {
-        let blob = self.blob(digest)?;
-        blob.check_range(offset, bytes.len() as u64)?;
-        if let Some(expected) = hash {
-            let actual = sha256(bytes);
-            if actual != expected {
-                return Err(Error::WrongDigest {
-                    what: format!("a frame of blob {digest}"),
-                    expected: expected.into(),
-                    actual,
-                });
-            }
+    /// [`Error::MissingBlob`], [`Error::OutOfRange`], or why it can't be read.
+    pub fn read(&self, digest: &str, offset: u64, length: usize) -> Result<Option<Vec<u8>>> {
+        self.blob(digest)?.check_range(offset, length as u64)?;
+        let end = offset + length as u64;
+        let first = self.firsts.get(digest).copied().unwrap_or(usize::MAX);
+        let of_blob = self.pieces.iter().zip(&self.come).skip(first);
+        let missing = of_blob
+            .take_while(|(piece, _)| piece.digest == digest && piece.offset < end)
+            .any(|(piece, come)| {
+                piece.offset + piece.length > offset && !come.load(Ordering::Acquire)
+            });
+        match missing {
+            true => Ok(None),
+            false => self.image.read_stored(digest, offset, length).map(Some),
         }
-        self.file
-            .write_all_at(bytes, blob.offset + offset)
-            .map_err(Error::at("write", &self.path))
     }
 
     fn blob(&self, digest: &str) -> Result<&Blob> {

@@ -320,11 +320,14 @@ fn what_is_wrong_with_a_file_is_told_apart() {
         Err(Error::Io { .. })
     ));
 
-    let mut later = whole.clone();
-    later[length - FOOTER + 16] = 2;
-    let sum = ring::digest::digest(&ring::digest::SHA256, &later[length - FOOTER..length - 32]);
-    later[length - 32..].copy_from_slice(sum.as_ref());
-    assert!(matches!(open(&later), Error::Version { version: 2, .. }));
+    let mut earlier = whole.clone();
+    earlier[length - FOOTER + 16] = 1;
+    let sum = ring::digest::digest(
+        &ring::digest::SHA256,
+        &earlier[length - FOOTER..length - 32],
+    );
+    earlier[length - 32..].copy_from_slice(sum.as_ref());
+    assert!(matches!(open(&earlier), Error::Version { version: 1, .. }));
 }
 
 #[test]
@@ -383,7 +386,7 @@ fn every_flipped_byte_is_found() {
 
 #[test]
 fn an_impossible_index_is_refused() {
-    let s = sample(30_000, 1_100_000);
+    let s = sample(5_000_000, 1_100_000);
     let image = Image::open(&s.path).unwrap();
     let end = image.footer().index_offset;
     let index = Index {
@@ -395,7 +398,7 @@ fn an_impossible_index_is_refused() {
     let parse = |index: &Index| Index::parse(&serde_json::to_vec(index).unwrap(), end);
     assert_eq!(parse(&index).unwrap(), index);
     type Breakage = (&'static str, fn(&mut Index));
-    let breakages: [Breakage; 12] = [
+    let breakages: [Breakage; 15] = [
         ("overlap", |i| i.blobs[2].offset = i.blobs[1].offset),
         ("huge length", |i| i.blobs[1].length = u64::MAX),
         ("huge offset", |i| i.blobs[1].offset = u64::MAX - 4095),
@@ -407,6 +410,15 @@ fn an_impossible_index_is_refused() {
         ("empty frame", |i| i.blobs[2].frames[0].length = 0),
         ("frame hash", |i| i.blobs[2].frames[0].hash = String::new()),
         ("missing frame", |i| drop(i.blobs[2].frames.pop())),
+        ("raw without frames", |i| i.blobs[1].frames.clear()),
+        ("raw of other sizes", |i| {
+            i.blobs[1].frames[0].size -= 1;
+            i.blobs[1].frames[1].size += 1;
+        }),
+        ("a small one with frames", |i| {
+            let frame = i.blobs[2].frames[0].clone();
+            i.blobs[0].frames.push(frame);
+        }),
         ("elf", |i| i.elf.size = u64::MAX),
     ];
     for (what, breakage) in breakages {
@@ -640,60 +652,69 @@ fn complete(partial: &Partial, image: &Image) {
         let bytes = image
             .read_stored(&piece.digest, piece.offset, piece.length as usize)
             .unwrap();
-        partial
-            .put(&piece.digest, piece.offset, &bytes, piece.hash.as_deref())
-            .unwrap();
+        partial.put(&piece, &bytes).unwrap();
     }
 }
 
 #[test]
 fn an_image_that_came_in_pieces_is_the_same_file_and_goes_on_where_it_was_cut_off() {
-    let s = sample(3_000_001, 2_500_000);
+    let s = sample(9_000_001, 2_500_000);
     let image = Image::open(&s.path).unwrap();
     let (end, path) = (image.end().unwrap(), s.dir.path().join("partial"));
     let partial = Partial::open(&path, &end, &s.root).unwrap();
     let missing = partial.missing(u64::MAX).unwrap();
-    // Root, the raw one, three frames of the other; the empty one is there.
-    assert_eq!(missing.len(), 5, "{missing:?}");
+    // Root, three frames of the raw one and of the other; the empty one is there.
+    assert_eq!(missing.len(), 7, "{missing:?}");
     assert_eq!(partial.missing(100).unwrap().len(), 1);
-    let frame = missing.iter().find(|piece| piece.hash.is_some()).unwrap();
-    let wrong = vec![1; frame.length as usize];
-    let refused = partial.put(&frame.digest, 0, &wrong, frame.hash.as_deref());
+    assert_eq!(partial.have(), [0]);
+    let piece = &missing[2];
+    assert_eq!((piece.number, &piece.digest), (2, &sha256(&s.raw)));
+    let wrong = vec![1; piece.length as usize];
+    let refused = partial.put(piece, &wrong);
     assert!(matches!(refused, Err(Error::WrongDigest { .. })));
-    let beyond = partial.put(&sha256(&s.raw), 3_000_000, b"xx", None);
-    assert!(matches!(beyond, Err(Error::OutOfRange { .. })));
     let foreign = partial.put_elf(&s.path);
     assert!(matches!(foreign, Err(Error::WrongDigest { .. })));
     partial.put_elf(&s.dir.path().join("elf")).unwrap();
 
-    // Cut off: what has come is seen, to the page.
-    let bytes = image
-        .read_stored(&frame.digest, frame.offset, frame.length as usize)
-        .unwrap();
-    partial
-        .put(&frame.digest, frame.offset, &bytes, frame.hash.as_deref())
-        .unwrap();
-    partial
-        .put(&sha256(&s.raw), 0, &s.raw[..1_000_000], None)
-        .unwrap();
-    drop(partial);
-    let partial = Partial::open(&path, &end, &s.root).unwrap();
-    let missing = partial.missing(u64::MAX).unwrap();
-    assert_eq!(missing.len(), 4, "{missing:?}");
-    let raw = missing.iter().find(|piece| piece.digest == sha256(&s.raw));
-    let raw = raw.unwrap();
-    assert!((900_000..1_000_000).contains(&raw.offset), "{raw:?}");
-    assert_eq!(raw.offset + raw.length, 3_000_001);
+    // Cut off: what has come is seen, and others can have it.
+    let at = piece.offset as usize;
+    let bytes = &s.raw[at..at + piece.length as usize];
+    partial.put(piece, bytes).unwrap();
+    let read =
+        |partial: &Partial, offset, length| partial.read(&piece.digest, offset, length).unwrap();
+    for cut_off in [false, true] {
+        let again = Partial::open(&path, &end, &s.root).unwrap();
+        let partial = if cut_off { &again } else { &partial };
+        assert_eq!(partial.missing(u64::MAX).unwrap().len(), 6);
+        assert_eq!(partial.have(), [0b100]);
+        assert_eq!(read(partial, piece.offset, bytes.len()).unwrap(), bytes);
+        assert_eq!(read(partial, piece.offset + 1, 2).unwrap(), bytes[1..3]);
+        assert_eq!(read(partial, piece.offset - 1, 2), None);
+        assert_eq!(read(partial, piece.offset + 1, bytes.len()), None);
+        assert_eq!(read(partial, 0, 9_000_001), None);
+        for (digest, offset, length) in [
+            (&*piece.digest, 9_000_000, 2),
+            (&*piece.digest, u64::MAX, 1),
+            (&*sha256(b"unknown"), 0, 1),
+        ] {
+            partial.read(digest, offset, length).unwrap_err();
+        }
+    }
     complete(&partial, &image);
-    assert!(partial.is_whole(&sha256(&s.raw)).unwrap());
+    assert_eq!(partial.have(), [0b111_1111]);
+    assert_eq!(read(&partial, 0, 9_000_001).unwrap(), s.raw);
     partial.sync().unwrap();
     assert_eq!(
         std::fs::read(&path).unwrap(),
         std::fs::read(&s.path).unwrap()
     );
+    drop(partial);
 
-    // A wrong byte of a raw blob is seen with the whole: it comes anew.
-    partial.put(&sha256(&s.raw), 7, b"!", None).unwrap();
+    // A byte that has changed meanwhile is seen.
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    let blob = image.blob(&sha256(&s.raw)).unwrap();
+    file.write_all_at(b"!", blob.offset + 7).unwrap();
+    let partial = Partial::open(&path, &end, &s.root).unwrap();
     let missing = partial.missing(u64::MAX).unwrap();
     assert_eq!((missing.len(), missing[0].offset), (1, 0));
     drop(partial);

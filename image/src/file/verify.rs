@@ -13,7 +13,7 @@ use event::{Event, Sink, Unit};
 use super::format::{Blob, Encoding, FOOTER, Frame, PAGE, align, head_page, index_hash};
 use super::read::Image;
 use crate::Result;
-use crate::chunks::decode_frame;
+use crate::chunks::{check_hash, decode_frame};
 use crate::digest::{Hasher, sha256};
 use crate::ordered::threads_for;
 
@@ -72,9 +72,9 @@ impl Image {
     /// # Errors
     /// None at present: what can't be read is damage.
     pub fn verify_stored(&self, sink: &dyn Sink) -> Result<Vec<Damage>> {
-        self.examine(sink, |blob, parts| match blob.encoding {
-            Encoding::Raw => parts.push(Part::Blob(blob)),
-            Encoding::ZstdFrames => {
+        self.examine(sink, |blob, parts| match blob.frames[..] {
+            [] => parts.push(Part::Blob(blob)),
+            [..] => {
                 let groups = blob.frames.chunks(FRAMES_AT_A_TIME);
                 parts.extend(groups.map(|frames| Part::Frames(blob, frames)));
             }
@@ -184,8 +184,8 @@ impl Image {
                 to - from
             }
             Part::Blob(blob) => {
-                match blob.encoding {
-                    Encoding::Raw => {
+                match blob.frames[..] {
+                    [] => {
                         let digest = Hasher::of_range(self.file(), blob.offset, blob.length);
                         let problem = match digest {
                             Ok(digest) if digest == blob.digest => None,
@@ -196,7 +196,7 @@ impl Image {
                             report(name(blob), blob.offset, blob.length, problem);
                         }
                     }
-                    Encoding::ZstdFrames => self.check_frames(blob, &report),
+                    [..] => self.check_frames(blob, &report),
                 }
                 blob.length
             }
@@ -257,6 +257,10 @@ impl Image {
                 .file()
                 .read_exact_at(&mut stored, blob.offset + frame.offset)
             {
+                Ok(()) if blob.encoding == Encoding::Raw => {
+                    std::mem::swap(&mut out, &mut stored);
+                    check_hash(&out, &frame.hash)
+                }
                 Ok(()) => decode_frame(&mut zstd, &stored, frame.size, &frame.hash, &mut out),
                 Err(error) => Err(format!("cannot be read: {error}")),
             };
@@ -274,7 +278,7 @@ impl Image {
         if sound {
             let digest = hasher.finish();
             if digest != blob.digest {
-                let problem = format!("its frames decompress to digest {digest}");
+                let problem = format!("its frames together have digest {digest}");
                 report(name(blob), blob.offset, blob.length, problem);
             }
         }

@@ -2,14 +2,15 @@
 //!
 //! In: the program and blobs with their digests. Out: a file that appears at
 //! its name whole or not at all, with the same bytes for the same inputs.
-//! Raw blobs are read back and hashed on other threads while the next ones are
-//! copied, so [`Writer::finish`] fails if one is not what its digest says. What
+//! Raw blobs are read back and hashed on other threads, whole and in frames, while
+//! the next ones are copied, so [`Writer::finish`] fails if one is not what its
+//! digest says. What
 //! the cache gives was verified when it entered and is only copied.
 //!
 //! The file is not synced: a build that loses power is run again, and an image
 //! that was cut says so when it is opened.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ use std::thread::JoinHandle;
 
 use super::copy::copy;
 use super::format::{
-    Blob, Elf, Encoding, Footer, Frame, Index, MAX_INDEX, align, head_page, index_hash,
+    Blob, Elf, Encoding, Footer, Frame, Index, MAX_FRAME, MAX_INDEX, align, head_page, index_hash,
 };
 use crate::digest::{Hasher, check, sha256};
 use crate::encode::Cache;
@@ -35,6 +36,15 @@ struct Job {
     length: u64,
     /// The digest it must have; the ELF's is not known before.
     expected: Option<String>,
+}
+
+/// What a thread that hashes has found.
+#[derive(Debug, Default)]
+struct Hashed {
+    /// Digest of the ELF, if it was this thread that hashed it.
+    elf: Option<String>,
+    /// Frames of raw blobs, by digest.
+    frames: HashMap<String, Vec<Frame>>,
 }
 
 /// An image that was written.
@@ -60,8 +70,7 @@ pub struct Writer {
     seen: HashSet<String>,
     cache: Option<Cache>,
     jobs: Option<Sender<Job>>,
-    /// One of them gives the digest of the ELF.
-    hashing: Vec<JoinHandle<Result<Option<String>>>>,
+    hashing: Vec<JoinHandle<Result<Hashed>>>,
 }
 
 impl Writer {
@@ -218,13 +227,23 @@ impl Writer {
     pub fn finish(mut self, root: &str, platform: &str) -> Result<Written> {
         drop(self.jobs.take());
         let mut digest = String::new();
+        let mut frames = HashMap::new();
         for thread in self.hashing.drain(..) {
             match thread.join() {
-                Ok(found) => digest = found?.unwrap_or(digest),
+                Ok(hashed) => {
+                    let hashed = hashed?;
+                    digest = hashed.elf.unwrap_or(digest);
+                    frames.extend(hashed.frames);
+                }
                 Err(_) => {
                     let error = std::io::Error::other("a hashing thread ended early");
                     return Err(Error::io("write", &self.path, error));
                 }
+            }
+        }
+        for blob in &mut self.blobs {
+            if let Some(frames) = frames.remove(&blob.digest) {
+                blob.frames = frames;
             }
         }
         let index = Index {
@@ -328,33 +347,49 @@ impl Writer {
     }
 }
 
-/// Hashes what was written and compares; returns the digest that nobody knew.
-fn hash(file: &File, jobs: &Mutex<Receiver<Job>>) -> Result<Option<String>> {
-    let mut unknown = None;
+/// Hashes what was written and compares.
+fn hash(file: &File, jobs: &Mutex<Receiver<Job>>) -> Result<Hashed> {
+    let mut hashed = Hashed::default();
     let mut buffer = Vec::new();
     loop {
         let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(Job {
-            what,
-            offset,
-            length,
-            expected,
-        }) = job
-        else {
-            return Ok(unknown);
+        let Ok(job) = job else {
+            return Ok(hashed);
         };
-        let actual = Hasher::of_range_in(file, offset, length, &mut buffer)
-            .map_err(Error::at("read back", Path::new(&what)))?;
-        match expected {
+        let (actual, frames) = hash_one(file, &job, &mut buffer)
+            .map_err(Error::at("read back", Path::new(&job.what)))?;
+        match job.expected {
             Some(expected) if expected != actual => {
                 return Err(Error::WrongDigest {
-                    what,
+                    what: job.what,
                     expected,
                     actual,
                 });
             }
-            Some(_) => {}
-            None => unknown = Some(actual),
+            Some(digest) => drop(hashed.frames.insert(digest, frames)),
+            None => hashed.elf = Some(actual),
         }
     }
+}
+
+/// The digest of what a job is about, and its frames where it is a large blob.
+fn hash_one(file: &File, job: &Job, buffer: &mut Vec<u8>) -> std::io::Result<(String, Vec<Frame>)> {
+    let mut hasher = Hasher::default();
+    let mut frames = Vec::new();
+    let has_frames = job.expected.is_some() && job.length > u64::from(MAX_FRAME);
+    for offset in (0..job.length).step_by(MAX_FRAME as usize) {
+        let length = (job.length - offset).min(u64::from(MAX_FRAME)) as u32;
+        buffer.resize(length as usize, 0);
+        file.read_exact_at(buffer, job.offset + offset)?;
+        hasher.update(buffer);
+        if has_frames {
+            frames.push(Frame {
+                offset,
+                length,
+                size: length,
+                hash: sha256(buffer),
+            });
+        }
+    }
+    Ok((hasher.finish(), frames))
 }

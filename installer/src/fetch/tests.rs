@@ -18,6 +18,8 @@ enum Manner {
     Dies(usize),
     /// Has no image.
     Empty,
+    /// Has the first pieces, so many.
+    Has(usize),
 }
 
 struct Fake {
@@ -46,6 +48,17 @@ impl Source for Fake {
         }
     }
 
+    async fn have(&self, image: &str) -> Result<Have, Failure> {
+        assert_eq!(image, self.image.index_digest());
+        match self.manner {
+            Manner::Has(most) => {
+                let bits = (0..64_usize).map(|bit| u64::from(bit < most) << bit);
+                Ok(Have::Pieces(bits.sum::<u64>().to_le_bytes().into()))
+            }
+            _ => Ok(Have::All),
+        }
+    }
+
     async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure> {
         tokio::task::yield_now().await;
         let count = self.asked.fetch_add(1, Ordering::SeqCst);
@@ -58,7 +71,7 @@ impl Source for Fake {
             Manner::Dies(after) if count >= after => return Err(Failure::Lost("gone".into())),
             Manner::Empty => return Err(Failure::Refused("nothing here".into())),
             Manner::Wrong => bytes[range.length / 2] ^= 1,
-            Manner::Good | Manner::Dies(_) => {}
+            Manner::Good | Manner::Dies(_) | Manner::Has(_) => {}
         }
         self.read.lock().unwrap().push(range.clone());
         Ok(bytes)
@@ -121,18 +134,29 @@ impl Site {
         })
     }
 
-    async fn fetch(&self, sources: &[Arc<Fake>]) -> Result<(), Error> {
-        let sources: Vec<Arc<dyn Source>> = sources
-            .iter()
-            .map(|source| source.clone() as Arc<dyn Source>)
-            .collect();
+    async fn fetch(&self, sources: &[Arc<Fake>]) -> Result<Vec<(String, u64)>, Error> {
+        self.fetch_passed(sources, &[]).await
+    }
+
+    /// With others that get the image, too.
+    async fn fetch_passed(
+        &self,
+        sources: &[Arc<Fake>],
+        passing: &[Arc<Fake>],
+    ) -> Result<Vec<(String, u64)>, Error> {
+        let dynamic = |source: &Arc<Fake>| source.clone() as Arc<dyn Source>;
+        let sources: Vec<_> = sources.iter().map(dynamic).collect();
+        let (found, more) = mpsc::channel(9);
+        for source in passing {
+            found.try_send(dynamic(source)).unwrap();
+        }
         let path = self.directory.path().join("fetched");
         let end = self.image.end().unwrap();
         let partial = Arc::new(Partial::open(&path, &end, self.image.root())?);
         partial.put_elf(&self.directory.path().join("elf"))?;
         let pieces = partial.missing(u64::MAX)?;
         let progress = Progress::new("image", self.sink.clone());
-        fetch(&partial, pieces, &sources, &progress, &*self.sink).await
+        fetch(&partial, pieces, &sources, more, &progress, &*self.sink).await
     }
 
     fn assert_fetched(&self) {
@@ -254,29 +278,66 @@ async fn what_has_come_before_all_died_is_not_fetched_again() {
         .map(|range| range.length as u64)
         .sum();
     let all: u64 = site.image.blobs().map(|blob| blob.length).sum();
-    // Of a raw blob the last blocks come again.
-    assert!(
-        rest < all - given + (1 << 20),
-        "{rest} of {all}, {given} were there"
-    );
+    assert_eq!(rest, all - given);
 }
 
 #[tokio::test]
-async fn the_end_comes_from_the_first_that_has_the_right_one() {
+async fn who_gets_the_image_too_gives_what_it_has_and_is_asked_for_nothing_else() {
     let site = site();
-    let sources: [Arc<dyn Source>; 3] = [
-        site.source("empty", Manner::Empty),
-        site.source("liar", Manner::Wrong),
-        site.source("good", Manner::Good),
+    let master = [site.source("master", Manner::Good)];
+    let passing = [
+        site.source("neighbour", Manner::Has(3)),
+        site.source("gone", Manner::Dies(0)),
     ];
-    let root = site.image.root();
-    let found = end(&sources, root, &*site.sink).await.unwrap();
-    assert_eq!(found, site.image.end().unwrap());
-    assert!(site.warnings()[0].starts_with("liar gives another image"));
-    let other = image::digest::sha256(b"other");
-    let error = end(&sources, &other, &*site.sink).await.unwrap_err();
-    assert!(
-        error.to_string().contains("copy the image's file"),
-        "{error}"
-    );
+    let given = site.fetch_passed(&master, &passing).await.unwrap();
+    site.assert_fetched();
+    let of = |name: &str| given.iter().find(|(who, _)| who == name).unwrap().1;
+    let read = passing[0].read.lock().unwrap();
+    assert!((1..=3).contains(&read.len()), "{read:?}");
+    let length: u64 = read.iter().map(|range| range.length as u64).sum();
+    assert_eq!(of("neighbour"), length);
+    let all: u64 = site.image.blobs().map(|blob| blob.length).sum();
+    assert_eq!(of("master"), all - length);
+    // To go is nothing to be told of.
+    assert_eq!(site.warnings(), [""; 0]);
+}
+
+#[test]
+fn what_fewest_others_have_is_asked_for_first() {
+    let site = site();
+    let end = site.image.end().unwrap();
+    let partial = Partial::nameless(&end, site.image.root()).unwrap();
+    let known = |have: Have| Known {
+        source: site.source("any", Manner::Good),
+        name: String::new(),
+        passing: have != Have::All,
+        have,
+        given: 0,
+        out: None,
+    };
+    let mut state = State {
+        waiting: partial.missing(u64::MAX).unwrap(),
+        running: 0,
+        sources: vec![
+            known(Have::All),
+            known(Have::Pieces(vec![0b1011])),
+            known(Have::Pieces(vec![0b1001])),
+        ],
+        last: Instant::now(),
+        failed: None,
+    };
+    state.waiting.truncate(4);
+    let take = |state: &mut State, source| state.take(source).map(|piece| piece.number);
+    assert_eq!(take(&mut state, 0), Some(2));
+    assert_eq!(take(&mut state, 0), Some(1));
+    assert!(matches!(take(&mut state, 2), Some(0 | 3)));
+    state.waiting.retain(|piece| piece.number == 1);
+    assert_eq!(take(&mut state, 2), None);
+
+    // Where nobody has all, one that has less is not waited for for ever.
+    let late = state.last + PATIENCE * 2;
+    assert!(!state.is_hopeless(late));
+    state.sources[0].out = Some("it died".into());
+    assert!(!state.is_hopeless(state.last));
+    assert!(state.is_hopeless(late));
 }

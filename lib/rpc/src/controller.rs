@@ -9,6 +9,7 @@ mod client;
 mod server;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use event::Sink;
@@ -82,12 +83,16 @@ pub trait Controller: Tokens {
     /// When it doesn't fit the cluster.
     async fn join(&self, candidate: Candidate, request: &str) -> Result<Membership, Refusal>;
 
-    /// Lets a node have the cluster's image. `request` asks for the certificate
-    /// by which it gets it.
+    /// Lets the node at `address` have the cluster's image. `request` asks for
+    /// the certificate by which it gets it, and gives it to others from there.
     ///
     /// # Errors
     /// When it can't be signed.
-    async fn admit(&self, request: &str) -> Result<Admission, Refusal>;
+    async fn admit(&self, request: &str, address: IpAddr) -> Result<Admission, Refusal>;
+
+    /// Who else gets the image just now. Who asks, at `address`, is one of them
+    /// for some seconds.
+    fn fetching(&self, address: IpAddr) -> Vec<IpAddr>;
 
     /// Signs certificates of a member, by their names.
     ///

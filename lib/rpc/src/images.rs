@@ -43,7 +43,28 @@ pub struct Range {
     pub length: usize,
 }
 
-/// Who has the image. The calls may block for as long as a disk takes.
+/// What a node has of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Have {
+    /// The whole.
+    All,
+    /// Some pieces: a bit for each, the first one the lowest of the first byte.
+    Pieces(Vec<u8>),
+}
+
+impl Have {
+    /// Whether the piece of this number is there.
+    pub fn has(&self, piece: usize) -> bool {
+        match self {
+            Self::All => true,
+            Self::Pieces(bits) => bits
+                .get(piece / 8)
+                .is_some_and(|byte| byte >> (piece % 8) & 1 == 1),
+        }
+    }
+}
+
+/// Who has the image, or gets it. The calls may block for as long as a disk takes.
 pub trait Images: Send + Sync + 'static {
     /// The end of the file: index and footer.
     ///
@@ -51,10 +72,16 @@ pub trait Images: Send + Sync + 'static {
     /// When the image is not here.
     fn end(&self) -> Result<Vec<u8>, Refusal>;
 
+    /// What there is of the image whose index has this digest.
+    ///
+    /// # Errors
+    /// When it is another image.
+    fn have(&self, image: &str) -> Result<Have, Refusal>;
+
     /// The bytes of a range.
     ///
     /// # Errors
-    /// When there is no such image, blob or range.
+    /// When there is no such image, blob or range, or not yet.
     fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal>;
 }
 

@@ -200,6 +200,8 @@ fn blows(steps: [usize; 3]) -> Vec<Blow> {
 struct Pair<'a> {
     master: Setup,
     worker: Setup,
+    /// First part of their names.
+    name: &'a str,
     /// Of the worker; one that is lost is followed by the next.
     number: u8,
     image: &'a Path,
@@ -211,7 +213,7 @@ struct Pair<'a> {
 /// # Errors
 /// When the nodes can't be made or undisturbed operations fail.
 pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
-    let mut pair = Pair::new(image, console)?;
+    let mut pair = Pair::new(&choice.name, image, console)?;
     let steps = pair.undisturbed().context("undisturbed operations")?;
     let all = blows(steps);
     let chosen = all
@@ -231,7 +233,8 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
                 bad += 1;
                 console.print(&format!("FAILED {index} {blow} ({took}): {error:#}"));
                 drop(pair);
-                pair = Pair::new(image, console).context("new nodes after a bad end")?;
+                pair =
+                    Pair::new(&choice.name, image, console).context("new nodes after a bad end")?;
             }
         }
     }
@@ -243,10 +246,11 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
 }
 
 impl<'a> Pair<'a> {
-    fn new(image: &'a Path, console: &'a Console) -> Result<Self> {
+    fn new(name: &'a str, image: &'a Path, console: &'a Console) -> Result<Self> {
         let pair = Self {
-            master: Setup::new("crash-1", "10.99.0.52/24", image, console)?,
-            worker: worker(2, image, console)?,
+            master: Setup::new(&format!("{name}-1"), image, console)?,
+            worker: worker(name, 2, image, console)?,
+            name,
             number: 2,
             image,
             console,
@@ -407,7 +411,7 @@ impl<'a> Pair<'a> {
         }
         // Some of them, as the former one ends after the next has begun.
         self.number = 2 + (self.number - 1) % 8;
-        self.worker = worker(self.number, self.image, self.console)?;
+        self.worker = worker(self.name, self.number, self.image, self.console)?;
         Ok(())
     }
 
@@ -434,9 +438,8 @@ impl<'a> Pair<'a> {
 
 type Hooks = BTreeMap<String, usize>;
 
-fn worker(number: u8, image: &Path, console: &Console) -> Result<Setup> {
-    let address = format!("10.99.0.{}/24", 51 + number);
-    Setup::new(&format!("crash-{number}"), &address, image, console)
+fn worker(name: &str, number: u8, image: &Path, console: &Console) -> Result<Setup> {
+    Setup::new(&format!("{name}-{number}"), image, console)
 }
 
 fn gravity(node: &Node, command: &str) -> Result<Said> {

@@ -59,6 +59,7 @@ pub fn run(image: &Path, cuts: Cuts, choice: &Choice, console: &Console) -> Resu
     let mut power = Power {
         image,
         console,
+        name: &choice.name,
         cuts: cuts.cuts,
         random: fastrand::Rng::with_seed(seed),
         struck: 0,
@@ -84,6 +85,8 @@ type Kind = fn(&mut Power<'_>) -> Result<()>;
 struct Power<'a> {
     image: &'a Path,
     console: &'a Console,
+    /// First part of the nodes' names.
+    name: &'a str,
     cuts: u32,
     random: fastrand::Rng,
     struck: u32,
@@ -92,13 +95,8 @@ struct Power<'a> {
 
 impl Power<'_> {
     fn node(&self, number: u8) -> Result<Setup> {
-        let address = format!("10.99.0.{}/24", 60 + number);
-        Setup::new(
-            &format!("power-{number}"),
-            &address,
-            self.image,
-            self.console,
-        )
+        let name = format!("{}-{number}", self.name);
+        Setup::new(&name, self.image, self.console)
     }
 
     /// A moment before `end`, counted from a beginning.

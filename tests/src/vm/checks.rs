@@ -86,12 +86,9 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
         .with_context(|| gravity.display().to_string())?
         .len();
     let options = Options {
-        processors: 2,
         memory: 2048,
-        second_disk: Some(gravity),
         slow_disk: true,
-        link: None,
-        limit: LIMIT,
+        ..Options::of_node(gravity, LIMIT)
     };
     let mut machine = Machine::boot(&Disk::make(console)?, &options, console)?;
     machine.must(

@@ -11,14 +11,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow, bail};
+use console::render;
 use event::{Discard, Progress, Sink};
 use image::cluster::{ClusterImage, MAX_DOCUMENT};
 use image::digest::Hasher;
 use image::{Image, Partial};
-use installer::fetch::{self, Remote, Source};
+use installer::fetch::{self, Neighbours, Source};
 use pki::JoinToken;
-use pki::tls::{Identity, Trust};
 use spec::ClusterSpec;
+use tokio::sync::mpsc;
 
 use super::open;
 use crate::cli::Join;
@@ -29,7 +30,9 @@ const PROGRAM: &str = "/proc/self/exe";
 
 /// An image that the nodes of a cluster give.
 pub(super) struct Fetch {
+    holders: Vec<SocketAddr>,
     sources: Vec<Arc<dyn Source>>,
+    neighbours: Neighbours,
     end: Vec<u8>,
     /// Holds the documents.
     documents: Arc<Partial>,
@@ -46,31 +49,28 @@ impl Fetch {
         let console = &session.console;
         console.step("Getting the image's documents from the cluster's nodes");
         let request = pki::request()?;
-        let admission = open(arguments, token)
-            .await?
+        let mut controller = open(arguments, token).await?;
+        let admission = controller
             .admit(token, &request.request_pem)
             .await
             .context("ask the cluster for its image")?;
-        let trust = Trust::Authority(admission.authority);
-        let identity = Identity {
-            certificate_pem: admission.certificate,
-            key_pem: request.key_pem,
-        };
-        let sources: Vec<_> = holders(arguments, cluster)
-            .into_iter()
-            .map(|address| {
-                Arc::new(Remote::new(address, trust.clone(), identity.clone())) as Arc<dyn Source>
-            })
-            .collect();
+        let local = controller.local();
+        let controllers = arguments.peers.clone();
+        let neighbours = Neighbours::new(controllers, admission, request.key_pem, local);
+        let holders = holders(arguments, cluster);
+        let sources: Vec<_> = holders.iter().map(|at| neighbours.source(*at)).collect();
         let root = &cluster.image.digest;
         let end = fetch::end(&sources, root, &**console).await?;
         let documents = Arc::new(Partial::nameless(&end, root)?);
         let pieces = documents.missing(MAX_DOCUMENT)?;
         let progress = Progress::new("documents", Arc::new(Discard));
-        fetch::fetch(&documents, pieces, &sources, &progress, &**console).await?;
+        let (_, none) = mpsc::channel(1);
+        fetch::fetch(&documents, pieces, &sources, none, &progress, &**console).await?;
         refuse_other_program(documents.image())?;
         Ok(Self {
+            holders,
             sources,
+            neighbours,
             end,
             documents,
         })
@@ -112,15 +112,21 @@ impl Fetch {
             .step("Fetching the cluster image from the cluster's nodes");
         let progress = Progress::new("cluster image", session.console.clone());
         let console = &*session.console;
-        fetch::fetch(&partial, pieces, &self.sources, &progress, console)
-            .await
-            .with_context(|| {
-                format!(
-                    "what has come stays in {}: the same command goes on with it, `gravity leave` \
-                     removes it",
-                    directory.display()
-                )
-            })?;
+        let (found, more) = mpsc::channel(1);
+        let fetched = tokio::select! {
+            fetched = fetch::fetch(&partial, pieces, &self.sources, more, &progress, console) => fetched,
+            never = self.neighbours.meet(&partial, &self.holders, found) => match never {},
+        };
+        let given = fetched.with_context(|| {
+            format!(
+                "what has come stays in {}: the same command goes on with it, `gravity leave` \
+                 removes it",
+                directory.display()
+            )
+        })?;
+        for (name, bytes) in given.into_iter().filter(|(_, bytes)| *bytes > 0) {
+            console.info(&format!("{} from {name}", render::bytes(bytes)));
+        }
         let synced = partial.clone();
         tokio::task::spawn_blocking(move || synced.sync()).await??;
         Ok(Image::open(&path)?)

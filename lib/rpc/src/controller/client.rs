@@ -1,7 +1,7 @@
 //! A node's side.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use event::{Event, Sink};
@@ -13,8 +13,8 @@ use super::{Admission, Error, MAX_MESSAGE, PROTOCOL, Refusal};
 use crate::connections::{Opened, answer, read};
 use crate::proto::controller::controller_client::ControllerClient;
 use crate::proto::controller::{
-    AddedRequest, AdmitRequest, DescribeRequest, JoinRequest, KeysRequest, LeaveRequest, Progress,
-    Proof, Refused, RegisterRequest, SignRequest, progress,
+    AddedRequest, AdmitRequest, DescribeRequest, FetchingRequest, JoinRequest, KeysRequest,
+    LeaveRequest, Progress, Proof, Refused, RegisterRequest, SignRequest, progress,
 };
 
 /// How long an answer may take.
@@ -42,6 +42,11 @@ impl Session {
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         Ok(Self { client, connection })
+    }
+
+    /// The address of this node that the controller sees.
+    pub fn local(&self) -> IpAddr {
+        self.connection.local.ip()
     }
 
     pub(super) fn proof(&self, token: &JoinToken) -> Proof {
@@ -108,6 +113,18 @@ impl Session {
             certificate: reply.certificate,
             authority: reply.authority,
         })
+    }
+
+    /// The others that get the cluster's image just now, for a node that was
+    /// admitted to it; it counts as one of them for some seconds.
+    ///
+    /// # Errors
+    /// When it was not admitted or the session breaks.
+    pub async fn fetching(&mut self) -> Result<Vec<IpAddr>, Error> {
+        let reply = answer(ANSWER, self.client.fetching(FetchingRequest {})).await?;
+        let wrong = |_| Error::Broken("it tells of an address that is none".into());
+        let addresses = reply.addresses.iter().map(|text| text.parse());
+        addresses.collect::<Result<_, _>>().map_err(wrong)
     }
 
     /// Has certificates signed; both sides of it by the certificates' names.

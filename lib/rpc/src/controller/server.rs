@@ -12,13 +12,13 @@ use uuid::Uuid;
 
 use super::{Controller, MAX_MESSAGE, PROTOCOL, Refusal, member};
 use crate::connections::{self, Caller, json, status};
-use crate::images::{self, Images};
+use crate::images::{self, ADMITTED, Images};
 use crate::peer::{self, Here};
 use crate::proto::controller::controller_server::{self, ControllerServer};
 use crate::proto::controller::{
-    AddedRequest, AdmitReply, AdmitRequest, DescribeReply, DescribeRequest, Done, JoinReply,
-    JoinRequest, KeysReply, KeysRequest, LeaveRequest, Progress, Proof, Refused, RegisterRequest,
-    SignReply, SignRequest, progress,
+    AddedRequest, AdmitReply, AdmitRequest, DescribeReply, DescribeRequest, Done, FetchingReply,
+    FetchingRequest, JoinReply, JoinRequest, KeysReply, KeysRequest, LeaveRequest, Progress, Proof,
+    Refused, RegisterRequest, SignReply, SignRequest, progress,
 };
 
 /// Most certificates in one request; a node has about a dozen.
@@ -161,13 +161,29 @@ impl controller_server::Controller for Service {
         let hmac = self
             .known(&request, message.protocol, message.proof.as_ref())
             .await?;
-        let admitted = self.0.admit(&message.certificate_request).await;
+        let address = Caller::of(&request)?.remote.ip().to_canonical();
+        let admitted = self.0.admit(&message.certificate_request, address).await;
         let admitted = admitted.map_err(status)?;
         Ok(Response::new(AdmitReply {
             hmac,
             certificate: admitted.certificate,
             authority: admitted.authority,
         }))
+    }
+
+    async fn fetching(
+        &self,
+        request: Request<FetchingRequest>,
+    ) -> Result<Response<FetchingReply>, Status> {
+        let caller = Caller::of(&request)?;
+        if caller.name.as_deref() != Some(ADMITTED) {
+            return Err(Status::unauthenticated(
+                "this is for nodes that get the image only",
+            ));
+        }
+        let others = self.0.fetching(caller.remote.ip().to_canonical());
+        let addresses = others.iter().map(ToString::to_string).collect();
+        Ok(Response::new(FetchingReply { addresses }))
     }
 
     async fn sign(&self, request: Request<SignRequest>) -> Result<Response<SignReply>, Status> {

@@ -92,12 +92,17 @@ impl Controller for Fake {
             authorities: BTreeMap::new(),
         })
     }
-    async fn admit(&self, request: &str) -> Result<Admission, Refusal> {
+    async fn admit(&self, request: &str, address: IpAddr) -> Result<Admission, Refusal> {
+        assert!(address.is_loopback());
         let certificate = self.authority.sign(request, &leaf(crate::images::ADMITTED));
         Ok(Admission {
             certificate: certificate.unwrap(),
             authority: self.authority.certificate_pem().into(),
         })
+    }
+    fn fetching(&self, address: IpAddr) -> Vec<IpAddr> {
+        assert!(address.is_loopback());
+        vec!["10.0.0.7".parse().unwrap(), "fd00::7".parse().unwrap()]
     }
     async fn sign(
         &self,
@@ -130,6 +135,9 @@ struct NoImage;
 impl crate::images::Images for NoImage {
     fn end(&self) -> Result<Vec<u8>, Refusal> {
         Err(Refusal::NotNow("it is not here".into()))
+    }
+    fn have(&self, _: &str) -> Result<crate::images::Have, Refusal> {
+        Err(Refusal::NotNow("none".into()))
     }
     fn read(&self, _: &crate::images::Range) -> Result<Vec<u8>, Refusal> {
         Err(Refusal::NotNow("it is not here".into()))
@@ -256,6 +264,8 @@ async fn who_is_admitted_is_asked_for_nothing_but_the_image() {
     let admitted = session.admit(token, &request.request_pem).await.unwrap();
     let unknown = JoinToken::parse("wrong-token").unwrap();
     session.admit(&unknown, "not looked at").await.unwrap_err();
+    // A token alone is not enough.
+    session.fetching().await.unwrap_err();
     let identity = Identity {
         certificate_pem: admitted.certificate,
         key_pem: request.key_pem,
@@ -270,6 +280,9 @@ async fn who_is_admitted_is_asked_for_nothing_but_the_image() {
     let mut session = Session::open(&[served.address], &trust, Some(&identity))
         .await
         .unwrap();
+    let others = session.fetching().await.unwrap();
+    assert_eq!(others.len(), 2, "{others:?}");
+    assert!(session.local().is_loopback());
     let refused = session.keys().await.unwrap_err();
     assert!(refused.to_string().contains("for nodes of the cluster"));
     assert!(served.fake.asked.lock().unwrap().is_empty());

@@ -6,11 +6,11 @@ use std::time::Duration;
 use pki::tls::{Identity, Trust};
 use tokio::time::timeout;
 
-use super::{MAX_MESSAGE, MAX_RANGE, PROTOCOL, Range};
+use super::{Have, MAX_MESSAGE, MAX_RANGE, PROTOCOL, Range};
 use crate::connections::{Opened, answer, failed};
 use crate::controller::Error;
 use crate::proto::images::images_client::ImagesClient;
-use crate::proto::images::{EndRequest, Piece, ReadRequest};
+use crate::proto::images::{EndRequest, HaveRequest, Piece, ReadRequest};
 
 /// How long one answer may take, with the wait for its turn.
 const ANSWER: Duration = Duration::from_secs(90);
@@ -46,6 +46,19 @@ impl Session {
         let request = EndRequest { protocol: PROTOCOL };
         let told = answer(ANSWER, self.client.end(request)).await?;
         collect(told, max).await
+    }
+
+    /// What the node has of the image whose index has this digest.
+    ///
+    /// # Errors
+    /// When it has another one or the session breaks.
+    pub async fn have(&mut self, image: &str) -> Result<Have, Error> {
+        let image = image.to_owned();
+        let reply = answer(ANSWER, self.client.have(HaveRequest { image })).await?;
+        Ok(match reply.all {
+            true => Have::All,
+            false => Have::Pieces(reply.pieces),
+        })
     }
 
     /// The bytes of a range: as many as were asked for.

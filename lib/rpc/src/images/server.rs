@@ -10,11 +10,11 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{ADMITTED, Images, MAX_MESSAGE, MAX_RANGE, PIECE, PROTOCOL, Range};
+use super::{ADMITTED, Have, Images, MAX_MESSAGE, MAX_RANGE, PIECE, PROTOCOL, Range};
 use crate::connections::{self, Caller, status};
 use crate::controller::{Refusal, member};
 use crate::proto::images::images_server::{self, ImagesServer};
-use crate::proto::images::{EndRequest, Piece, ReadRequest};
+use crate::proto::images::{EndRequest, HaveReply, HaveRequest, Piece, ReadRequest};
 
 /// Answers that are given at a time; more wait for their turn.
 const ANSWERS: usize = 32;
@@ -135,6 +135,19 @@ impl images_server::Images for Service {
                 }
             }
             Ok(())
+        }))
+    }
+
+    async fn have(&self, request: Request<HaveRequest>) -> Result<Response<HaveReply>, Status> {
+        known(&request)?;
+        let image = request.into_inner().image;
+        let have = ask(&self.images, move |images| images.have(&image)).await?;
+        Ok(Response::new(match have {
+            Have::All => HaveReply {
+                all: true,
+                pieces: Vec::new(),
+            },
+            Have::Pieces(pieces) => HaveReply { all: false, pieces },
         }))
     }
 

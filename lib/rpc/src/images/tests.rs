@@ -31,6 +31,14 @@ impl Images for Fake {
         Ok(vec![7; 600_000])
     }
 
+    fn have(&self, image: &str) -> Result<Have, Refusal> {
+        match image {
+            "i" => Ok(Have::Pieces(vec![0b101, 1])),
+            "whole" => Ok(Have::All),
+            _ => Err(Refusal::Refused("it has another image".into())),
+        }
+    }
+
     fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
         let end = usize::try_from(range.offset)
             .ok()
@@ -69,6 +77,7 @@ async fn ranges_come_as_they_are_and_what_is_beyond_is_refused() {
     for refused in [
         session.end(1 << 20).await,
         session.read(&range("a", 0, 1)).await,
+        session.have("i").await.map(|_| Vec::new()),
     ] {
         let refused = refused.unwrap_err();
         assert!(refused.to_string().contains("for nodes"), "{refused}");
@@ -84,6 +93,11 @@ async fn ranges_come_as_they_are_and_what_is_beyond_is_refused() {
         assert_eq!(session.end(600_000).await.unwrap(), vec![7; 600_000]);
         let long = session.end(599_999).await.unwrap_err();
         assert!(long.to_string().contains("more than"), "{long}");
+        let have = session.have("i").await.unwrap();
+        let numbers: Vec<_> = (0..100).filter(|number| have.has(*number)).collect();
+        assert_eq!(numbers, [0, 2, 8]);
+        assert_eq!(session.have("whole").await.unwrap(), Have::All);
+        session.have("j").await.unwrap_err();
         let read = session.read(&range("a", 300, 700_000)).await.unwrap();
         assert!(
             read.iter()
