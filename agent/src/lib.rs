@@ -109,7 +109,7 @@ impl Agent {
     ) -> Result<(), PhaseError> {
         let mut journal = self.journal.lock().await;
         journal
-            .append(&phase.id, state, error)
+            .append(&[(&phase.id, state, error)])
             .map_err(|error| PhaseError::lasting(text(&error)))?;
         Ok(())
     }

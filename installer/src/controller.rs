@@ -41,6 +41,8 @@ pub use removal::Removal;
 
 /// How long pods may take to leave a node; their own limit is 30 s by default.
 const DRAIN: Duration = Duration::from_secs(300);
+/// Largest description in bytes: a ConfigMap of Kubernetes has at most 1 MiB.
+const MAX_DESCRIPTION: usize = 1_000_000;
 /// How often a change that somebody else was faster with is made again.
 const TRIES: usize = 10;
 /// How long a node that was admitted to the image may take to get it.
@@ -130,6 +132,7 @@ pub async fn run(
         etcd: Etcd::inside(),
         secrets: secrets.to_owned(),
         hooks: node_hooks(hooks)?,
+        joining: tokio::sync::Mutex::default(),
         fetching: Mutex::default(),
     });
     let kept = Arc::new(Kept::inside());
@@ -222,7 +225,8 @@ async fn change<T>(
         let read = client.description().await.map_err(not_now)?;
         let mut cluster = parse(&read.text)?;
         let made = make(&mut cluster)?;
-        let text = serde_json::to_string_pretty(&cluster).map_err(unreadable)?;
+        let text = serde_json::to_string(&cluster).map_err(unreadable)?;
+        has_room(&text, cluster.nodes.len())?;
         if text == read.text
             || client
                 .replace_description(read, text)
@@ -235,6 +239,17 @@ async fn change<T>(
     Err(Refusal::NotNow(
         "others change the cluster all the time; try again".into(),
     ))
+}
+
+/// Whether Kubernetes takes a description of so many nodes.
+fn has_room(description: &str, nodes: usize) -> Result<(), Refusal> {
+    match description.len() <= MAX_DESCRIPTION {
+        true => Ok(()),
+        false => Err(Refusal::Refused(format!(
+            "the cluster's description has no room for {nodes} nodes: it would have {} bytes, and {MAX_DESCRIPTION} are the most",
+            description.len()
+        ))),
+    }
 }
 
 fn parse(description: &str) -> Result<ClusterSpec, Refusal> {
@@ -265,6 +280,8 @@ struct Site {
     etcd: Etcd,
     secrets: PathBuf,
     hooks: NodeHooks,
+    /// Held while one is taken in.
+    joining: tokio::sync::Mutex<()>,
     /// When each node that gets the image has last asked for others.
     fetching: Mutex<BTreeMap<IpAddr, Instant>>,
 }
@@ -363,10 +380,15 @@ impl Controller for Site {
             Role::Worker => BTreeSet::new(),
         };
         let now = SystemTime::now();
-        let (cluster, node) = change(&self.client, |cluster| {
-            take_in(cluster, &candidate, &registered, &voting, now)
-        })
-        .await?;
+        let taken_in = {
+            // Of many that join at one moment none is to be slower than all others.
+            let _one = self.joining.lock().await;
+            change(&self.client, |cluster| {
+                take_in(cluster, &candidate, &registered, &voting, now)
+            })
+            .await
+        };
+        let (cluster, node) = taken_in?;
         tracing::info!(hostname = candidate.hostname, %node, "took a node in");
         let identity = identity(node, cluster.leaf_lifetime());
         let signed = self.authority(RPC_AUTHORITY)?.sign(request, &identity);

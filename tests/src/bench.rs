@@ -6,6 +6,7 @@
 //! compared; a part that fails or lacks something says so in its row and the
 //! others go on; nodes and files of the benchmark are removed at its end.
 
+mod agents;
 mod build;
 mod cluster;
 mod disk;
@@ -18,6 +19,8 @@ mod kubeadm;
 mod large;
 mod registry;
 mod start;
+
+pub use agents::{Simulate, simulate};
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -57,12 +60,15 @@ pub struct Options {
     /// The kubeadm program; the one among the base's components otherwise.
     #[arg(long)]
     kubeadm: Option<PathBuf>,
-    /// Only these parts; all but `distribute`, `idle` and `large` otherwise.
+    /// Only these parts; all but `agents`, `distribute`, `idle` and `large` otherwise.
     #[arg(long, value_delimiter = ',', value_enum)]
     only: Vec<Part>,
     /// How long to look on for `idle`.
     #[arg(long, default_value_t = 10, value_name = "MINUTES")]
     idle_minutes: u16,
+    /// Simulated agents, and nodes.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(100..=4000))]
+    agents: u16,
     /// Size of the image that nodes get at one moment.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(8..=10_000))]
     megabytes: u64,
@@ -94,6 +100,8 @@ enum Part {
     Registry,
     /// Building with a warm cache.
     Build,
+    /// A plan with a thousand agents, a cluster that a thousand nodes join; minutes.
+    Agents,
     /// An image of a gigabyte to many nodes at one moment; minutes, and seventeen
     /// times its size on the disk.
     Distribute,
@@ -329,6 +337,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     }
     if wanted(Part::Build) {
         rows.push(build::row(&bench, &setup));
+    }
+    if options.only.contains(&Part::Agents) {
+        rows.extend(agents::rows(&bench, &setup, options.agents));
     }
     if options.only.contains(&Part::Distribute) {
         rows.extend(distribute::rows(&bench, options.megabytes));

@@ -10,8 +10,8 @@ use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
-    care, checks, crash, distributions, faults, hooks, hosts, join, masters, network, offline,
-    page, peers, profiles, quorum, sample, vm,
+    bench, care, checks, crash, distributions, faults, hooks, hosts, join, masters, network,
+    offline, page, peers, profiles, quorum, sample, vm,
 };
 use throwaway::helper;
 
@@ -231,7 +231,13 @@ enum Task {
         tele: Option<PathBuf>,
     },
     /// Measure against peers and print the ratios.
-    Bench(gravity_tests::bench::Options),
+    Bench(bench::Options),
+    /// Stand for many agents or nodes, for `bench`.
+    #[command(hide = true)]
+    Simulate {
+        #[command(subcommand)]
+        what: bench::Simulate,
+    },
     /// Build the images of `page`, in namespaces of their own.
     #[command(hide = true)]
     PageVendor { directory: PathBuf },
@@ -438,7 +444,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 }
             }
         }
-        Task::Bench(options) => gravity_tests::bench::run(&options, console)?,
+        Task::Bench(options) => bench::run(&options, console)?,
+        Task::Simulate { what } => bench::simulate(&what, console)?,
     }
     Ok(ExitCode::SUCCESS)
 }

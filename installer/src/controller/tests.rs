@@ -360,3 +360,20 @@ fn who_gets_the_image_is_told_of_others_until_they_are_gone() {
     let end = now + FETCHES;
     assert_eq!(others(&mut fetching, at(3), end), [at(1)]);
 }
+
+#[test]
+fn a_cluster_of_two_thousand_nodes_has_room_and_too_many_are_refused_by_their_number() {
+    let described = |nodes: usize| {
+        let mut cluster = cluster();
+        cluster.nodes = (0..nodes)
+            .map(|number| {
+                let name = format!("a-node-with-a-name-{number:04}");
+                node(&name, "10.120.130.140", Role::Worker, "172.16.100.0/24")
+            })
+            .collect();
+        has_room(&serde_json::to_string(&cluster).unwrap(), nodes)
+    };
+    assert_eq!(described(2000), Ok(()));
+    let refused = described(10_000).unwrap_err().to_string();
+    assert!(refused.contains("no room for 10000 nodes"), "{refused}");
+}

@@ -157,7 +157,7 @@ impl Log {
         };
         log.cut().map_err(io("truncate"))?;
         if length == 0 {
-            log.append_record(&Header {
+            log.append(&Header {
                 format: format.name.into(),
                 version: format.version,
             })?;
@@ -187,16 +187,24 @@ impl Log {
     /// # Errors
     /// When the disk is full or fails; the log is as before then.
     pub fn append<R: Serialize>(&mut self, record: &R) -> Result<(), LogError> {
-        self.append_record(record)
+        self.append_all(std::slice::from_ref(record))
     }
 
-    fn append_record<R: Serialize>(&mut self, record: &R) -> Result<(), LogError> {
-        let json = serde_json::to_string(record).map_err(|source| LogError::Record {
-            path: self.path.clone(),
-            source,
-        })?;
-        let line = line(&json);
-        if let Err(source) = self.write(line.as_bytes()) {
+    /// Appends records with one wait for the disk: all are on it when this returns,
+    /// and of a crash meanwhile only the first ones may be left.
+    ///
+    /// # Errors
+    /// When the disk is full or fails; the log is as before then.
+    pub fn append_all<R: Serialize>(&mut self, records: &[R]) -> Result<(), LogError> {
+        let mut lines = String::new();
+        for record in records {
+            let json = serde_json::to_string(record).map_err(|source| LogError::Record {
+                path: self.path.clone(),
+                source,
+            })?;
+            lines += &line(&json);
+        }
+        if let Err(source) = self.write(lines.as_bytes()) {
             // Half a record would be damage once another one follows it.
             drop(self.cut());
             return Err(LogError::Io {
@@ -205,14 +213,14 @@ impl Log {
                 source,
             });
         }
-        self.length += line.len() as u64;
+        self.length += lines.len() as u64;
         Ok(())
     }
 
-    fn write(&mut self, line: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self, lines: &[u8]) -> std::io::Result<()> {
         // An earlier cut may have failed with the disk that failed the write.
         self.cut()?;
-        self.file.write_all(line)?;
+        self.file.write_all(lines)?;
         self.file.sync_data()
     }
 
@@ -310,9 +318,9 @@ mod tests {
     fn filled(path: &Path) -> Vec<u8> {
         let (mut log, records) = Log::open::<String>(path, FORMAT).unwrap();
         assert!(records.is_empty());
-        for text in ["one", "two\nlines", "three"] {
-            log.append(&text).unwrap();
-        }
+        log.append(&"one").unwrap();
+        log.append_all(&["two\nlines", "three"]).unwrap();
+        log.append_all::<String>(&[]).unwrap();
         std::fs::read(path).unwrap()
     }
 

@@ -2,15 +2,16 @@
 //!
 //! In: a plan, its journal, an executor. Out: all leaves complete, or the first
 //! failure. A leaf's start is on disk before it starts, its end before anything
-//! that requires it starts. A run that was cut short is gone on with by running
+//! that requires it starts; what starts or ends at one moment waits for the disk
+//! once. A run that was cut short is gone on with by running
 //! again: complete leaves are skipped, all others executed.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use event::{Event, Sink};
-use futures::StreamExt;
 use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 
 use crate::executor::{Executor, PhaseError};
 use crate::graph::{Graph, is_within};
@@ -166,35 +167,51 @@ impl Engine {
         let mut failure = None;
         loop {
             if failure.is_none() {
-                let mut still = Vec::new();
-                for leaf in waiting {
-                    if !graph.ready(leaf) {
-                        still.push(leaf);
-                        continue;
+                let mut begun = Vec::new();
+                waiting.retain(|leaf| {
+                    let begins = graph.ready(*leaf);
+                    if begins {
+                        graph.start(*leaf);
+                        begun.push(*leaf);
                     }
-                    let phase = graph.phase(leaf);
-                    record(journal, &*sink, phase, State::InProgress, None)?;
-                    graph.start(leaf);
-                    let sink = sink.clone();
+                    !begins
+                });
+                let phases = begun.iter().map(|leaf| graph.phase(*leaf));
+                let changes: Vec<_> = phases
+                    .map(|phase| (phase, State::InProgress, None))
+                    .collect();
+                record(journal, &*sink, &changes)?;
+                for leaf in begun {
+                    let (phase, sink) = (graph.phase(leaf), sink.clone());
                     running.push(async move { (leaf, self.execute(phase, executor, sink).await) });
                 }
-                waiting = still;
             }
-            let Some((leaf, result)) = running.next().await else {
+            let Some(first) = running.next().await else {
                 break;
             };
-            let phase = graph.phase(leaf);
-            match result {
-                Ok(()) => {
-                    record(journal, &*sink, phase, State::Completed, None)?;
-                    graph.complete(leaf);
-                }
-                Err(source) => {
-                    record(journal, &*sink, phase, State::Failed, Some(&source))?;
-                    failure = failure.or(Some(RunError::Phase {
-                        phase: phase.id.clone(),
-                        source,
-                    }));
+            // What has ended by now is written down together.
+            let mut ended = vec![first];
+            while let Some(Some(next)) = running.next().now_or_never() {
+                ended.push(next);
+            }
+            let changes = ended.iter().map(|(leaf, result)| {
+                let state = match result {
+                    Ok(()) => State::Completed,
+                    Err(_) => State::Failed,
+                };
+                (graph.phase(*leaf), state, result.as_ref().err())
+            });
+            let changes: Vec<_> = changes.collect();
+            record(journal, &*sink, &changes)?;
+            for (leaf, result) in ended {
+                match result {
+                    Ok(()) => graph.complete(leaf),
+                    Err(source) => {
+                        failure = failure.or(Some(RunError::Phase {
+                            phase: graph.phase(leaf).id.clone(),
+                            source,
+                        }));
+                    }
                 }
             }
         }
@@ -303,14 +320,14 @@ impl Engine {
     where
         F: Future<Output = Result<(), PhaseError>>,
     {
-        record(journal, sink, phase, State::InProgress, None)?;
+        record(journal, sink, &[(phase, State::InProgress, None)])?;
         let failed = self.retry(phase, sink, attempt).await.err();
         let state = if failed.is_some() {
             State::Failed
         } else {
             done
         };
-        record(journal, sink, phase, state, failed.as_ref())?;
+        record(journal, sink, &[(phase, state, failed.as_ref())])?;
         Ok(failed)
     }
 
@@ -377,21 +394,28 @@ pub fn to_roll_back<'a>(plan: &'a Plan, records: &[Record]) -> Vec<&'a Phase> {
     leaves.into_iter().map(|(_, phase)| phase).collect()
 }
 
+/// Writes changes of phases' states down, and tells of them.
 fn record(
     journal: &mut Journal,
     sink: &dyn Sink,
-    phase: &Phase,
-    state: State,
-    error: Option<&PhaseError>,
+    changes: &[(&Phase, State, Option<&PhaseError>)],
 ) -> Result<(), JournalError> {
-    let error = error.map(|error| error.message.clone());
-    journal.append(&phase.id, state, error.clone())?;
-    sink.emit(Event::Phase {
-        id: phase.id.clone(),
-        state: state.as_str().to_owned(),
-        description: phase.description.clone(),
-        error,
-    });
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let why = |error: &Option<&PhaseError>| error.map(|error| error.message.clone());
+    let written = changes
+        .iter()
+        .map(|(phase, state, error)| (&*phase.id, *state, why(error)));
+    journal.append(&written.collect::<Vec<_>>())?;
+    for (phase, state, error) in changes {
+        sink.emit(Event::Phase {
+            id: phase.id.clone(),
+            state: state.as_str().to_owned(),
+            description: phase.description.clone(),
+            error: why(error),
+        });
+    }
     Ok(())
 }
 

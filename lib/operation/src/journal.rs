@@ -83,26 +83,29 @@ impl Journal {
         Ok(records)
     }
 
-    /// Appends a record. It is on disk when this returns.
+    /// Appends a record for each change of a phase's state, with why it failed. All
+    /// are on disk when this returns.
     ///
     /// # Errors
-    /// When the disk is full or fails.
+    /// When the disk is full or fails; then there is none of them.
     pub fn append(
         &mut self,
-        phase: &str,
-        state: State,
-        error: Option<String>,
-    ) -> Result<&Record, JournalError> {
-        let record = Record {
-            sequence: self.records.len() as u64 + 1,
-            phase: phase.to_owned(),
-            state,
-            error,
-            time: Timestamp::now(),
-        };
-        self.log.append(&record)?;
-        self.records.push(record);
-        Ok(&self.records[self.records.len() - 1])
+        changes: &[(&str, State, Option<String>)],
+    ) -> Result<(), JournalError> {
+        let time = Timestamp::now();
+        let record =
+            |(sequence, (phase, state, error)): (u64, &(&str, State, Option<String>))| Record {
+                sequence,
+                phase: (*phase).to_owned(),
+                state: *state,
+                error: error.clone(),
+                time,
+            };
+        let next = self.records.len() as u64 + 1;
+        let records: Vec<_> = (next..).zip(changes).map(record).collect();
+        self.log.append_all(&records)?;
+        self.records.extend(records);
+        Ok(())
     }
 
     /// All records, in order.
@@ -171,13 +174,14 @@ mod tests {
         let mut journal = Journal::open(&path).unwrap();
         assert_eq!(journal.last_state("/planet"), Some(State::RolledBack));
         assert_eq!(journal.last_state("/other"), None);
-        assert_eq!(
-            journal
-                .append("/planet", State::InProgress, None)
-                .unwrap()
-                .sequence,
-            6
-        );
+        let changes = [
+            ("/planet", State::InProgress, None),
+            ("/other", State::Failed, Some("no space".to_owned())),
+        ];
+        journal.append(&changes).unwrap();
+        let last = journal.records().last().unwrap();
+        assert_eq!((last.sequence, &*last.phase), (7, "/other"));
+        assert_eq!(journal.last_state("/planet"), Some(State::InProgress));
         // What was there is not rewritten.
         drop(journal);
         assert!(
