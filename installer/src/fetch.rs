@@ -456,38 +456,48 @@ impl Fetch<'_> {
     async fn work(&self, number: usize, source: &dyn Source) {
         let mut failures = 0;
         while let Some(piece) = self.next(number).await {
-            let got = self.get(source, &piece).await;
-            let mut state = self.state();
-            state.running -= 1;
-            let Err(undone) = got else {
-                failures = 0;
-                state.last = Instant::now();
-                if let Some(known) = state.sources.get_mut(number) {
-                    known.given += piece.length;
+            match self.get(source, &piece).await {
+                Ok(()) => {
+                    failures = 0;
+                    self.came(number, &piece);
                 }
-                drop(state);
-                self.changed.notify_waiters();
-                continue;
-            };
-            let mut pause = false;
-            match undone {
-                Undone::Wrong(why) => self.leave_out(&mut state, number, Failure::Refused(why)),
-                Undone::Failed(failure) => {
+                Err(undone) => {
                     failures += 1;
-                    pause = failures < FAILURES && matches!(failure, Failure::Lost(_));
-                    if !pause {
-                        self.leave_out(&mut state, number, failure);
+                    let again =
+                        failures < FAILURES && matches!(undone, Undone::Failed(Failure::Lost(_)));
+                    self.put_back(number, piece, undone, again);
+                    if again {
+                        tokio::time::sleep(PAUSE).await;
                     }
                 }
-                Undone::Ours(error) => state.failed = Some(error),
-            }
-            state.waiting.push(piece);
-            drop(state);
-            self.changed.notify_waiters();
-            if pause {
-                tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+
+    fn came(&self, number: usize, piece: &Piece) {
+        let mut state = self.state();
+        state.running -= 1;
+        state.last = Instant::now();
+        if let Some(known) = state.sources.get_mut(number) {
+            known.given += piece.length;
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Leaves a piece to others, or ends all. The source is asked `again`, or no more.
+    fn put_back(&self, number: usize, piece: Piece, undone: Undone, again: bool) {
+        let mut state = self.state();
+        state.running -= 1;
+        match undone {
+            Undone::Wrong(why) => self.leave_out(&mut state, number, Failure::Refused(why)),
+            Undone::Failed(failure) if !again => self.leave_out(&mut state, number, failure),
+            Undone::Failed(_) => {}
+            Undone::Ours(error) => state.failed = Some(error),
+        }
+        state.waiting.push(piece);
+        drop(state);
+        self.changed.notify_waiters();
     }
 
     /// The next piece for a source; none where it is asked no more or all is done.
