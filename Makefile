@@ -77,6 +77,7 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm checks
 	$(BIN)/testnode vm install
 	$(BIN)/testnode vm cluster
+	$(BIN)/testnode vm troubles
 	$(BIN)/testnode vm wireguard
 
 vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, up to 35 minutes
