@@ -58,8 +58,9 @@ pub(crate) const RESUMABLE: i32 = 7;
 /// Seconds that a command may take: an image that could not be pulled at once is
 /// tried again after 10, 20, 40 and 80 s.
 const LIMIT: &str = "300";
-/// How long the node may take to be well again after something was killed.
-const RECOVERY: Duration = Duration::from_secs(60);
+/// How long the node may take to be well again after something was killed, or its
+/// disk was full: kubelet says so for a minute longer.
+const RECOVERY: Duration = Duration::from_secs(120);
 
 type Scenario = fn(&Setup) -> Result<()>;
 
