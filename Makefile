@@ -77,8 +77,8 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm checks
 	$(BIN)/testnode vm install
 	$(BIN)/testnode vm cluster
-	$(BIN)/testnode vm troubles
 	$(BIN)/testnode vm wireguard
+	$(BIN)/testnode vm troubles
 
 vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, up to 35 minutes
 	@./tests/setup.sh libvirt
