@@ -79,6 +79,7 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm cluster
 	$(BIN)/testnode vm wireguard
 	$(BIN)/testnode vm troubles
+	$(BIN)/testnode vm power
 
 vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, up to 35 minutes
 	@./tests/setup.sh libvirt

@@ -229,6 +229,12 @@ enum Task {
         /// The tele program; the one beside this program otherwise.
         #[arg(long)]
         tele: Option<PathBuf>,
+        /// How often power is cut in an install, in a cluster that runs, in a join
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        cuts: u32,
+        /// What the moments of the cuts follow from; another one each time otherwise
+        #[arg(long, value_name = "N")]
+        seed: Option<u64>,
     },
     /// Measure against peers and print the ratios.
     Bench(bench::Options),
@@ -285,6 +291,8 @@ enum VmScenario {
     Install,
     /// Install on one machine, join another, reboot both, take their power
     Cluster,
+    /// Cut the power of machines that install, run, join
+    Power,
     /// Have the clock jump, the network go, the memory run short under a cluster
     Troubles,
     /// Have Vagrant install the sample, in a box of our own under libvirt
@@ -423,6 +431,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             image,
             sample,
             tele,
+            cuts,
+            seed,
         } => {
             let setup = Setup {
                 sample,
@@ -436,6 +446,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 }
                 VmScenario::Install => vm::install::run(&setup, console)?,
                 VmScenario::Cluster => vm::cluster::run(&setup, console)?,
+                VmScenario::Power => vm::power::run(&setup, cuts, seed, console)?,
                 VmScenario::Troubles => vm::troubles::run(&setup, console)?,
                 VmScenario::Vagrant => vm::vagrant::run(&setup, console)?,
                 VmScenario::Wireguard => {

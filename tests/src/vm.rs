@@ -10,12 +10,14 @@
 pub mod checks;
 pub mod cluster;
 pub mod install;
+mod member;
+pub mod power;
 pub mod troubles;
 pub mod vagrant;
 pub mod wireguard;
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
@@ -104,6 +106,8 @@ const OUTPUT_MAX: usize = 4 << 20;
 pub const ADDRESS: &str = "10.0.2.15";
 /// The second disk, in the machine.
 pub const SECOND_DISK: &str = "/dev/disk/by-id/virtio-second";
+/// A disk that is plugged in while it runs, in the machine.
+pub const PLUGGED_DISK: &str = "/dev/disk/by-id/virtio-plugged";
 /// A disk that does few writes a second, in the machine.
 pub const SLOW_DISK: &str = "/dev/disk/by-id/virtio-slow";
 /// What it does in a second: operations and bytes.
@@ -479,12 +483,50 @@ impl Machine {
     /// # Errors
     /// When QEMU does not do it, or it does not come up in `timeout`.
     pub fn cut_power(&mut self, timeout: Duration) -> Result<()> {
+        self.order(&["{\"execute\":\"system_reset\"}"])?;
+        self.read_until("ready\n", timeout, &mut |_| {})?;
+        Ok(())
+    }
+
+    /// Plugs in another disk, empty, of 1 GiB: [`PLUGGED_DISK`].
+    ///
+    /// # Errors
+    /// When QEMU does not do it, or the machine does not find it.
+    pub fn plug_disk(&mut self, timeout: Duration) -> Result<()> {
+        let file = self.directory.join("plugged.raw");
+        let made = File::create(&file).with_context(|| file.display().to_string())?;
+        made.set_len(1 << 30).context("making a disk")?;
+        let add = serde_json::json!({"execute": "blockdev-add", "arguments": {
+            "driver": "file", "node-name": "plugged", "filename": file}});
+        let plug = serde_json::json!({"execute": "device_add", "arguments": {
+            "driver": "virtio-blk-pci", "drive": "plugged", "serial": "plugged",
+            "bus": "plug"}});
+        self.order(&[&add.to_string(), &plug.to_string()])?;
+        let found = format!("timeout 120 sh -c 'until [ -b {PLUGGED_DISK} ]; do sleep 1; done'");
+        self.must(&found, timeout).map(drop)
+    }
+
+    /// Gives QEMU orders, and demands that it follows them.
+    fn order(&self, orders: &[&str]) -> Result<()> {
         let monitor = self.directory.join("monitor");
         let mut monitor = UnixStream::connect(monitor).context("connecting to QEMU's monitor")?;
-        // It reads what is sent before it has greeted.
-        let orders = b"{\"execute\":\"qmp_capabilities\"}\n{\"execute\":\"system_reset\"}\n";
-        monitor.write_all(orders).context("telling QEMU to reset")?;
-        self.read_until("ready\n", timeout, &mut |_| {})?;
+        monitor
+            .set_read_timeout(Some(BOOT_KVM))
+            .context("setting a time limit")?;
+        let answers = monitor.try_clone().context("opening the monitor twice")?;
+        let mut answers = BufReader::new(answers).lines();
+        for order in [&["{\"execute\":\"qmp_capabilities\"}"], orders].concat() {
+            writeln!(monitor, "{order}").context("giving QEMU an order")?;
+            // It greets, and tells of events, between its answers.
+            loop {
+                let answer = answers.next().context("QEMU does not answer")?;
+                let answer = answer.context("reading QEMU's answer")?;
+                ensure!(!answer.contains("\"error\""), "QEMU, {order}: {answer}");
+                if answer.starts_with("{\"return\"") {
+                    break;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -663,6 +705,8 @@ fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Pa
         ));
         command.args(["-device", "virtio-blk-pci,drive=slow,serial=slow"]);
     }
+    // What is plugged in later has its place here.
+    command.args(["-device", "pcie-root-port,id=plug"]);
     // Hardware addresses are a machine's own.
     let number = options.link.map_or(0, |link| link.number);
     let network = format!("virtio-net-pci,netdev=net,mac=52:54:00:4e:00:{number:02x}");

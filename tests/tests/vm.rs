@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use gravity_tests::vm::{ADDRESS, Disk, Machine, Options, SECOND_DISK};
+use gravity_tests::vm::{ADDRESS, Disk, Machine, Options, PLUGGED_DISK, SECOND_DISK};
 
 const SHORT: Duration = Duration::from_secs(60);
 
@@ -40,4 +40,9 @@ fn commands_run_under_systemd_and_reach_nobody() {
         .run("curl -sS -m 5 http://10.0.2.2/", SHORT, &mut |_| {})
         .unwrap();
     assert_ne!(code, 0);
+    machine.plug_disk(SHORT).unwrap();
+    let size = machine
+        .must(&format!("blockdev --getsize64 {PLUGGED_DISK}"), SHORT)
+        .unwrap();
+    assert_eq!(size.trim(), (1u64 << 30).to_string());
 }

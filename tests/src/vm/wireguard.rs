@@ -18,9 +18,8 @@ use nix::sys::socket::{
     sockopt,
 };
 
-use super::cluster::{LIMIT, Member, TOKEN, on_both};
-use super::{Disk, Link, Options};
-use crate::join::WORKER;
+use super::member::{Member, options};
+use super::{Disk, Link};
 use crate::scenario::{IMAGE, Setup, Timeline};
 
 /// What pods tell each other, many times.
@@ -115,29 +114,15 @@ fn join() -> io::Result<UdpSocket> {
 /// # Errors
 /// At the first thing that is not as it should be.
 pub fn run(setup: &Setup, console: &Console) -> Result<()> {
-    let options = Options::of_node(setup.image(console)?, LIMIT);
+    let options = options(setup, console)?;
     let timeline = Timeline::new(console);
     let done = |what: &str| timeline.tell(what);
     let disk = Disk::make(console)?;
-    let (mut first, mut second) = on_both(
-        || Member::boot(1, &disk, &options, console),
-        || Member::boot(2, &disk, &options, console),
-    )?;
+    let (mut first, mut second) = Member::boot_two(&disk, &options, console)?;
     done("two machines are up");
-    let known = "--ignore=disk-latency --token-file";
-    let address = first.address();
-    first.run(
-        &format!("install --advertise-addr={address} {known}={TOKEN}"),
-        console,
-    )?;
+    first.run(&first.install(), console)?;
     done("the first is a cluster");
-    second.run(
-        &format!(
-            "join {address} --advertise-addr={} --role={WORKER} {known}={TOKEN}",
-            second.address()
-        ),
-        console,
-    )?;
+    second.run(&second.join(&first), console)?;
     done("the second has joined");
     first.must(
         "set -e
@@ -167,10 +152,9 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     done("what pods tell each other can't be read between the machines");
 
     for member in [&mut second, &mut first] {
-        member.run("leave --force --confirm", console)?;
+        member.leave(console)?;
         let left = member.must(
-            "ip -brief link | grep -E 'flannel|cni0'; ls -d /var/lib/gravity /run/wireguard
-             systemctl list-units --all 'gravity*' --no-legend; true",
+            "ip -brief link | grep -E 'flannel|cni0'; ls -d /var/lib/gravity /run/wireguard; true",
         )?;
         let told = left.lines().filter(|line| !line.contains("No such file"));
         let told: Vec<_> = told.filter(|line| !line.trim().is_empty()).collect();
