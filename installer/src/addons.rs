@@ -11,8 +11,50 @@ use crate::services::Context;
 /// Role of all nodes: they may know what the cluster is.
 const NODES: &str = "gravity:nodes";
 
-/// Rights of our own services.
+/// The policy that kubelets make no node objects.
+const REGISTRATION: &str = "gravity-node-registration";
+
+/// Rights of our own services, and what nodes may not do.
 pub(crate) fn rbac() -> Vec<Value> {
+    let mut all = rights();
+    all.extend(registration());
+    all
+}
+
+/// Node objects are made by `gravity` alone. A kubelet would make its own again at
+/// its next start, on a machine that was removed from the cluster while it ran, and
+/// get pods. One that has its object takes the refusal for that of a second one.
+fn registration() -> [Value; 2] {
+    [
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicy",
+            "metadata": { "name": REGISTRATION },
+            "spec": {
+                "matchConstraints": {
+                    "resourceRules": [{
+                        "apiGroups": [""], "apiVersions": ["v1"],
+                        "resources": ["nodes"], "operations": ["CREATE"],
+                    }],
+                },
+                "validations": [{
+                    "expression": "!request.userInfo.groups.exists(group, group == 'system:nodes')",
+                    "message": "a machine becomes a node of this cluster by `gravity join`",
+                    // Of another reason it takes it for a failure, and tries on and on.
+                    "reason": "Forbidden",
+                }],
+            },
+        }),
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1",
+            "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": { "name": REGISTRATION },
+            "spec": { "policyName": REGISTRATION, "validationActions": ["Deny"] },
+        }),
+    ]
+}
+
+fn rights() -> Vec<Value> {
     let role = |name: &str, rules: Value| {
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",

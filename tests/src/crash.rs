@@ -302,6 +302,13 @@ fn has(master: &Setup, names: &[&str]) -> Result<()> {
         last.as_ref().is_ok_and(|found| found == names)
     });
     ensure!(seen, "nodes are {last:?}, not {names:?}");
+    // One that is not ready is one all the same.
+    let all = master.shell("kubectl get nodes --output=name")?.text;
+    let all: Vec<_> = all
+        .lines()
+        .filter_map(|line| line.strip_prefix("node/"))
+        .collect();
+    ensure!(all == names, "nodes are {all:?}, not {names:?}");
     master.is_active()
 }
 

@@ -12,6 +12,7 @@ use console::{Console, render};
 use event::Sink;
 use serde::Deserialize;
 
+use crate::crash::kill_program;
 use crate::node::{self, Node};
 use crate::scenario::{IMAGE, Setup, check, install_with, run_visibly};
 use crate::snapshot::{ALLOWED, Snapshot};
@@ -124,6 +125,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
     hooks_ran(&first, &[("preNodeRemove", 4), ("postNodeRemove", 4)])?;
+    stays_removed(&first, &second)?;
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
     let refused = refused.context("running leave")?;
     run_visibly(&mut first.command(&[IMAGE, "token", "remove", &token.name])?)?;
@@ -302,6 +304,24 @@ pub(crate) fn said(command: &mut std::process::Command) -> Result<String> {
     let text = String::from_utf8_lossy(&text).into_owned();
     ensure!(!output.status.success(), "it should have failed: {text}");
     Ok(text)
+}
+
+/// A machine that was removed while it ran makes itself no node again when its kubelet
+/// starts anew, as it does with the machine.
+fn stays_removed(first: &Node, second: &Node) -> Result<()> {
+    let kill = kill_program("/usr/local/bin/kubelet");
+    second.run(&["sh", "-c", &kill])?;
+    let refused = process::wait_until(Duration::from_secs(60), || {
+        let log = second.text(&["cat", "/var/lib/gravity/log/kubelet.log"]);
+        log.is_ok_and(|log| log.contains("becomes a node of this cluster by `gravity join`"))
+    });
+    ensure!(refused, "the removed node's kubelet was not refused");
+    let all = first.text(&["kubectl", "get", "nodes", "--output=name"])?;
+    ensure!(
+        all.trim() == format!("node/{}", first.name()),
+        "the removed node is one again: {all}"
+    );
+    Ok(())
 }
 
 /// Tokens that are not the cluster's, and addresses where it is not.

@@ -36,7 +36,7 @@ const TROUBLES: &[(&str, &str, Option<&str>, &str)] = &[
         None,
         "true",
     ),
-    // Kubelet does not count what others than the planet take (docs/operations.md), so
+    // Kubelet does not count what others than the planet take (docs/systemd.md), so
     // the status has nothing to say of it.
     (
         "memory runs short for a minute",
