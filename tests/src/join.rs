@@ -309,11 +309,16 @@ pub(crate) fn said(command: &mut std::process::Command) -> Result<String> {
 /// A machine that was removed while it ran makes itself no node again when its kubelet
 /// starts anew, as it does with the machine.
 fn stays_removed(first: &Node, second: &Node) -> Result<()> {
+    const LOG: &str = "/var/lib/gravity/log/kubelet.log";
+    let before = second.text(&["sh", "-c", &format!("wc -l <{LOG}")])?;
+    let since: usize = before.trim().parse().context("lines of kubelet's log")?;
     let kill = kill_program("/usr/local/bin/kubelet");
     second.run(&["sh", "-c", &kill])?;
+    // What kubelet writes where it may not make its node and finds none: the policy's
+    // own words it keeps to itself.
     let refused = process::wait_until(Duration::from_secs(60), || {
-        let log = second.text(&["cat", "/var/lib/gravity/log/kubelet.log"]);
-        log.is_ok_and(|log| log.contains("becomes a node of this cluster by `gravity join`"))
+        let log = second.text(&["tail", &format!("--lines=+{}", since + 1), LOG]);
+        log.is_ok_and(|log| log.contains("error getting existing node"))
     });
     ensure!(refused, "the removed node's kubelet was not refused");
     let all = first.text(&["kubectl", "get", "nodes", "--output=name"])?;
