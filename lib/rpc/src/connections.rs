@@ -1,15 +1,17 @@
 //! Connections between nodes over TLS.
 //!
 //! In: a listener, or an address. Out: streams whose other end is known by its
-//! certificate, or proves by and by that it knows a token. Connections,
-//! handshakes and times are bounded.
+//! certificate, or proves soon that it knows a token. Connections, handshakes and
+//! times are bounded: who has shown nothing gets no more than its address's part.
+
+mod door;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
@@ -20,17 +22,20 @@ use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Endpoint;
 use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
+use self::door::{Door, Guest};
 use crate::controller::{Error, Refusal};
 
-/// Connections at a time; more wait in the listener's queue.
+/// Connections at a time; more wait.
 const MAX_CONNECTIONS: usize = 256;
+/// How long who is connected may take to show who it is.
+const PROOF: Duration = Duration::from_secs(30);
 /// How long a connection with its handshake may take, on either side.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long a call may take: a node that leaves waits for its pods.
@@ -62,51 +67,80 @@ pub(crate) fn incoming(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
 ) -> ReceiverStream<io::Result<Connection>> {
+    accepted(listener, tls, PROOF)
+}
+
+/// Ends connections whose other end has not shown within `proof` who it is.
+fn accepted(
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    proof: Duration,
+) -> ReceiverStream<io::Result<Connection>> {
     let (send, receive) = mpsc::channel(1);
+    let acceptor = Acceptor {
+        tls: TlsAcceptor::from(tls),
+        permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        proof,
+        ready: send.clone(),
+    };
     tokio::spawn(async move {
         tokio::select! {
             () = send.closed() => {}
-            () = accept(listener, TlsAcceptor::from(tls), send.clone()) => {}
+            () = acceptor.run(listener) => {}
         }
     });
     ReceiverStream::new(receive)
 }
 
-async fn accept(
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
+#[derive(Clone)]
+struct Acceptor {
+    tls: TlsAcceptor,
+    permits: Arc<Semaphore>,
+    proof: Duration,
     ready: mpsc::Sender<io::Result<Connection>>,
-) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(permit) = permits.clone().acquire_owned().await else {
-            return;
-        };
-        let (socket, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                tracing::warn!(%error, "can't accept");
-                sleep(PAUSE).await;
+}
+
+impl Acceptor {
+    async fn run(self, listener: TcpListener) {
+        let door = Arc::new(Door::default());
+        loop {
+            let (socket, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "can't accept");
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(guest) = door.enter(address.ip().to_canonical()) else {
+                tracing::debug!(%address, "refused one of too many connections");
                 continue;
-            }
-        };
-        let (acceptor, ready) = (acceptor.clone(), ready.clone());
-        tokio::spawn(async move {
-            match timeout(HANDSHAKE, acceptor.accept(socket)).await {
-                Ok(Ok(stream)) => {
-                    if let Some(connection) = Connection::new(stream, permit) {
+            };
+            let acceptor = self.clone();
+            tokio::spawn(async move {
+                match timeout(HANDSHAKE, acceptor.open(socket, guest)).await {
+                    Ok(Ok(connection)) => {
                         // Nobody receives while the server ends.
-                        let _ = ready.send(Ok(connection)).await;
+                        let _ = acceptor.ready.send(Ok(connection)).await;
                     }
+                    // Probes of a service's readiness do so.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        tracing::debug!(%address, "gone before the handshake");
+                    }
+                    Ok(Err(error)) => tracing::warn!(%address, %error, "refused a connection"),
+                    Err(_) => tracing::warn!(%address, "a handshake took too long"),
                 }
-                // Probes of a service's readiness do so.
-                Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    tracing::debug!(%address, "gone before the handshake");
-                }
-                Ok(Err(error)) => tracing::warn!(%address, %error, "refused a connection"),
-                Err(_) => tracing::warn!(%address, "a handshake took too long"),
-            }
-        });
+            });
+        }
+    }
+
+    /// Waits for the turn of this connection, and opens it.
+    async fn open(&self, socket: TcpStream, mut guest: Guest) -> io::Result<Connection> {
+        guest.turn().await;
+        let permit = self.permits.clone().acquire_owned().await;
+        let permit = permit.map_err(io::Error::other)?;
+        let stream = self.tls.accept(socket).await?;
+        Connection::new(stream, guest, sleep(self.proof), permit)
     }
 }
 
@@ -121,6 +155,8 @@ pub(crate) struct Caller {
     /// Our end.
     pub(crate) local: SocketAddr,
     has_proven: Arc<AtomicBool>,
+    /// It counts as one while nobody knows who it is.
+    guest: Arc<Mutex<Option<Guest>>>,
 }
 
 impl Caller {
@@ -143,6 +179,7 @@ impl Caller {
         match tokens.iter().find(fits) {
             Some(token) => {
                 self.has_proven.store(true, Ordering::Relaxed);
+                self.welcome();
                 Ok(tls::proof(&token.secret, &self.channel, CONTROLLER))
             }
             None => {
@@ -155,6 +192,15 @@ impl Caller {
         }
     }
 
+    fn guest(&self) -> MutexGuard<'_, Option<Guest>> {
+        self.guest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is no guest any more.
+    fn welcome(&self) {
+        *self.guest() = None;
+    }
+
     /// Whether it has proven on this connection that it knows a token.
     pub(crate) fn has_proven(&self) -> bool {
         self.has_proven.load(Ordering::Relaxed)
@@ -165,27 +211,54 @@ impl Caller {
 pub(crate) struct Connection {
     stream: server::TlsStream<TcpStream>,
     caller: Caller,
+    /// Until when it must have shown who it is; none where it has.
+    end: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    fn new(stream: server::TlsStream<TcpStream>, permit: OwnedSemaphorePermit) -> Option<Self> {
+    fn new(
+        stream: server::TlsStream<TcpStream>,
+        guest: Guest,
+        end: Sleep,
+        permit: OwnedSemaphorePermit,
+    ) -> io::Result<Self> {
         let (socket, tls) = stream.get_ref();
         let certificate = tls.peer_certificates().and_then(<[_]>::first);
         let caller = Caller {
             channel: tls
                 .export_keying_material([0; SECRET], CHANNEL_LABEL, None)
-                .ok()?,
+                .map_err(io::Error::other)?,
             name: certificate.and_then(|certificate| tls::common_name(certificate)),
-            remote: socket.peer_addr().ok()?,
-            local: socket.local_addr().ok()?,
+            remote: socket.peer_addr()?,
+            local: socket.local_addr()?,
             has_proven: Arc::default(),
+            guest: Arc::new(Mutex::new(Some(guest))),
         };
-        Some(Self {
+        // A certificate of ours: the handshake takes no others.
+        if certificate.is_some() {
+            caller.welcome();
+        }
+        Ok(Self {
             stream,
             caller,
+            end: Some(Box::pin(end)),
             _permit: permit,
         })
+    }
+
+    /// Ready with an error when it has taken too long to show who it is.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        if self.caller.guest().is_none() {
+            self.end = None;
+        }
+        let Some(end) = &mut self.end else {
+            return Poll::Pending;
+        };
+        ready!(end.as_mut().poll(context));
+        let address = self.caller.remote;
+        tracing::warn!(%address, "ended a connection of nobody we know");
+        Poll::Ready(io::ErrorKind::TimedOut.into())
     }
 }
 
@@ -203,6 +276,9 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Poll::Ready(error) = self.poll_end(context) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
@@ -213,6 +289,9 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
+        if let Poll::Ready(error) = self.poll_end(context) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
@@ -373,3 +452,6 @@ pub(crate) fn read<T: serde::de::DeserializeOwned>(json: &[u8]) -> Result<T, Err
 pub(crate) fn json<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, Status> {
     serde_json::to_vec(value).map_err(|error| Status::internal(error.to_string()))
 }
+
+#[cfg(test)]
+mod tests;

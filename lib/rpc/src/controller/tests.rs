@@ -1,4 +1,7 @@
+use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use event::{Discard, Sink};
@@ -6,8 +9,12 @@ use pki::tls::{Identity, Trust};
 use pki::{Authority, Leaf};
 use spec::{ImageRef, ServiceUser};
 use tokio::net::{TcpListener, TcpStream};
+use tonic::codegen::{Bytes, http};
+use tower::ServiceExt;
 
 use super::*;
+use crate::proto::controller::DescribeRequest;
+use crate::proto::controller::controller_client::ControllerClient;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -367,5 +374,178 @@ async fn garbage_and_half_open_connections_disturb_nobody() {
         .unwrap();
     session.describe(token).await.unwrap();
     drop(open);
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn hundreds_of_half_open_connections_of_one_address_leave_room_for_others() {
+    let served = start().await;
+    let mut open = Vec::new();
+    for _ in 0..300 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+        open.push(socket.connect(served.address).await.unwrap());
+    }
+    let token = &served.fake.tokens[0];
+    let request = pki::request().unwrap();
+    let joined = async {
+        let mut session = Session::open(&[served.address], &trust(token), None)
+            .await
+            .unwrap();
+        let joined = session.join(token, &candidate(), &request.request_pem);
+        joined.await.unwrap()
+    };
+    // Sooner than any of the others is ended.
+    let limit = Duration::from_secs(5);
+    tokio::time::timeout(limit, joined).await.unwrap();
+    drop(open);
+    served.task.abort();
+}
+
+/// Says that it is one message of a gigabyte, and sends that.
+struct Gigabyte {
+    said: bool,
+    sent: Arc<AtomicUsize>,
+}
+
+const GIGABYTE: usize = 1 << 30;
+
+impl http_body::Body for Gigabyte {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Self::Error>>> {
+        let data = match self.said {
+            true => vec![0; 1 << 16],
+            false => [&[0][..], &(GIGABYTE as u32).to_be_bytes()[..]].concat(),
+        };
+        self.said = true;
+        let sent = self.sent.fetch_add(data.len(), Ordering::SeqCst);
+        let frame = (sent < GIGABYTE).then(|| http_body::Frame::data(Bytes::from(data)));
+        Poll::Ready(frame.map(Ok))
+    }
+}
+
+#[tokio::test]
+async fn a_message_of_a_gigabyte_is_refused_by_its_length_and_not_taken() {
+    let served = start().await;
+    let token = &served.fake.tokens[0];
+    let session = Session::open(&[served.address], &trust(token), None)
+        .await
+        .unwrap();
+    let sent = Arc::new(AtomicUsize::new(0));
+    let body = Gigabyte {
+        said: false,
+        sent: sent.clone(),
+    };
+    let request =
+        http::Request::post("http://controller/gravity.controller.v1.Controller/Describe")
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(tonic::body::Body::new(body))
+            .unwrap();
+    let answered = session.connection.transport.clone().oneshot(request).await;
+    let answered = answered.unwrap();
+    let out_of_range = (tonic::Code::OutOfRange as i32).to_string();
+    assert_eq!(answered.headers()["grpc-status"], out_of_range.as_str());
+    // What may be under way, and no more.
+    let sent = sent.load(Ordering::SeqCst);
+    assert!(sent < 2 * MAX_MESSAGE, "{sent} bytes were taken");
+    served.task.abort();
+}
+
+/// Somebody between node and cluster: has a certificate of its own, and gives on
+/// all that either side says.
+async fn in_between(cluster: std::net::SocketAddr) -> std::net::SocketAddr {
+    let authority = Authority::generate("rpc", HOUR).unwrap();
+    let issued = authority.issue(&leaf("controller")).unwrap();
+    let identity = Identity {
+        certificate_pem: issued.certificate_pem + authority.certificate_pem(),
+        key_pem: issued.key_pem,
+    };
+    let tls = pki::tls::server(&identity, authority.certificate_pem()).unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let connector = pki::tls::client(&Trust::Proof, None).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(connector);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (socket, _) = listener.accept().await.unwrap();
+            // Who looks at the certificate goes away.
+            let Ok(mut node) = acceptor.accept(socket).await else {
+                continue;
+            };
+            let socket = TcpStream::connect(cluster).await.unwrap();
+            let name = rustls::pki_types::ServerName::from(cluster.ip());
+            let mut other = connector.connect(name, socket).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut node, &mut other).await;
+            });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn somebody_in_between_gains_nothing_with_either_kind_of_token() {
+    let served = start().await;
+    let between = in_between(served.address).await;
+    let [ours, chosen] = &served.fake.tokens[..] else {
+        panic!("it has two tokens")
+    };
+    let error = Session::open(&[between], &trust(ours), None).await;
+    let error = error.unwrap_err();
+    assert!(matches!(error, Error::WrongCluster { .. }), "{error}");
+
+    let mut session = Session::open(&[between], &trust(chosen), None)
+        .await
+        .unwrap();
+    let request = pki::request().unwrap();
+    for error in [
+        session.describe(chosen).await.unwrap_err(),
+        session
+            .join(chosen, &candidate(), &request.request_pem)
+            .await
+            .unwrap_err(),
+        session
+            .admit(chosen, &request.request_pem)
+            .await
+            .unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("token is wrong"), "{error}");
+    }
+    assert!(served.fake.asked.lock().unwrap().is_empty());
+    served.task.abort();
+}
+
+#[tokio::test]
+async fn a_proof_is_good_on_its_own_connection_only() {
+    let served = start().await;
+    for token in &served.fake.tokens {
+        let open = || async {
+            Session::open(&[served.address], &trust(token), None)
+                .await
+                .unwrap()
+        };
+        let (first, second) = (open().await, open().await);
+        let describe = async |on: &Session, proof| {
+            let mut client = ControllerClient::new(on.connection.transport.clone());
+            client
+                .describe(DescribeRequest {
+                    protocol: PROTOCOL,
+                    proof: Some(proof),
+                })
+                .await
+        };
+        let seen = first.proof(token);
+        describe(&first, seen.clone()).await.unwrap();
+        let refused = describe(&second, seen).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+        describe(&second, second.proof(token)).await.unwrap();
+    }
     served.task.abort();
 }
