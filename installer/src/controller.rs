@@ -51,6 +51,9 @@ const ADMISSION: Duration = Duration::from_secs(12 * 60 * 60);
 const FETCHES: Duration = Duration::from_secs(10);
 /// Most nodes of which others are told.
 const MAX_FETCHING: usize = 1000;
+/// How long after it was last heard of a node that joins is waited for, before
+/// another machine may take its name and address.
+const LOST: Duration = Duration::from_secs(30 * 60);
 /// How often the members of etcd are compared with the masters.
 const RECONCILE: Duration = Duration::from_secs(5);
 /// Most masters: three vote in etcd, and it lets two more stand by.
@@ -204,6 +207,10 @@ fn let_go(
     }
 }
 
+fn gone() -> Refusal {
+    Refusal::Refused("this node is no member of the cluster any more".into())
+}
+
 fn is_joining(hostname: &str) -> Refusal {
     Refusal::NotNow(format!(
         "master {hostname} is joining just now: try again when it has, or take it out with `gravity remove {hostname}`"
@@ -294,7 +301,6 @@ impl Site {
     /// The cluster and one node of it.
     async fn node(&self, id: Uuid) -> Result<(ClusterSpec, NodeSpec), Refusal> {
         let cluster = self.describe().await?;
-        let gone = || Refusal::Refused("this node is no member of the cluster any more".into());
         let node = cluster.node(id).cloned().ok_or_else(gone)?;
         Ok((cluster, node))
     }
@@ -483,9 +489,14 @@ impl Controller for Site {
         operation: Uuid,
         sink: Arc<dyn Sink>,
     ) -> Result<(), Refusal> {
-        let (cluster, node) = self.node(id).await?;
-        self.hook(HookName::PreNodeAdd, &node, operation, sink)
+        let (_, node) = self.node(id).await?;
+        self.hook(HookName::PreNodeAdd, &node, operation, sink.clone())
             .await?;
+        // Meanwhile somebody may have removed it, and another one have its name.
+        let (cluster, node) = {
+            let _one = self.joining.lock().await;
+            change(&self.client, |cluster| hear(cluster, id, SystemTime::now())).await?
+        };
         let taints: Vec<_> = node
             .taints
             .iter()
@@ -540,6 +551,11 @@ fn others(fetching: &mut BTreeMap<IpAddr, Instant>, address: IpAddr, now: Instan
     others.copied().collect()
 }
 
+/// Whether there can't be both.
+fn is_in_the_way(node: &NodeSpec, candidate: &Candidate) -> bool {
+    node.hostname == candidate.hostname || shares_address(node, candidate)
+}
+
 fn shares_address(node: &NodeSpec, candidate: &Candidate) -> bool {
     let wanted = &candidate.advertise_addresses;
     node.advertise_addresses
@@ -561,8 +577,32 @@ fn role(cluster: &ClusterSpec, candidate: &Candidate) -> Role {
         })
 }
 
+fn seconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok();
+    since
+        .and_then(|since| i64::try_from(since.as_secs()).ok())
+        .unwrap_or_default()
+}
+
+/// Whether that is so long ago.
+fn is_over(heard: i64, now: SystemTime, limit: Duration) -> bool {
+    seconds(now).saturating_sub(heard).unsigned_abs() > limit.as_secs()
+}
+
+/// A node that goes on with its join, if it still is one. From here on it is not
+/// lost for some time, whoever would like to have its name.
+fn hear(cluster: &mut ClusterSpec, id: Uuid, now: SystemTime) -> Result<NodeSpec, Refusal> {
+    let mut nodes = cluster.nodes.iter_mut();
+    let node = nodes.find(|node| node.id == id).ok_or_else(gone)?;
+    if is_over(node.heard, now, LOST / 2) {
+        node.heard = seconds(now);
+    }
+    Ok(node.clone())
+}
+
 /// Adds a node to the description; one of the same name that never reached
-/// Kubernetes is a lost try, and replaced. `registered` are the names, of those
+/// Kubernetes is a lost try, and replaced: by the same machine at once, by another
+/// when nothing was heard of it for long. `registered` are the names, of those
 /// that it could be in conflict with, which Kubernetes has; `voting` are those of
 /// masters whose etcd runs.
 fn take_in(
@@ -586,13 +626,30 @@ fn take_in(
         )));
     }
     let first = cluster.nodes.first().map(|node| node.id);
+    let joins = |node: &NodeSpec| {
+        Some(node.id) != first && !node.leaving && !registered.contains(&node.hostname)
+    };
+    // It may have been registered since somebody looked, but was heard of then.
     let is_lost = |node: &NodeSpec| {
-        let same = node.hostname == *hostname || shares_address(node, candidate);
-        same && Some(node.id) != first && !registered.contains(&node.hostname)
+        let is_same = node.hostname == *hostname
+            && node.advertise_addresses == candidate.advertise_addresses
+            && node.machine == candidate.machine;
+        is_in_the_way(node, candidate) && joins(node) && (is_same || is_over(node.heard, now, LOST))
     };
     for node in &cluster.nodes {
         if is_lost(node) {
             continue;
+        }
+        if is_in_the_way(node, candidate) && joins(node) {
+            let (name, address) = (&node.hostname, &node.advertise_addresses);
+            return Err(Refusal::Refused(format!(
+                "node {name} ({}) is joining just now and has the same name or address; give this one its own, or take that out with `gravity remove {name}` on a master",
+                address
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            )));
         }
         if node.hostname == *hostname {
             return Err(Refusal::Refused(format!(
@@ -608,6 +665,7 @@ fn take_in(
     }
     cluster.nodes.retain(|node| !is_lost(node));
     allowed(cluster, now)?;
+    expands(cluster, candidate)?;
     let role = role(cluster, candidate);
     if role == Role::Master {
         let masters: Vec<_> = cluster
@@ -646,8 +704,23 @@ fn take_in(
         dns_listen: Vec::new(),
         state_dir: candidate.state_dir.clone(),
         leaving: false,
+        machine: candidate.machine.clone(),
+        heard: seconds(now),
     });
     Ok(id)
+}
+
+/// Whether the profile of the candidate may have one more node.
+fn expands(cluster: &ClusterSpec, candidate: &Candidate) -> Result<(), Refusal> {
+    let profile = &candidate.profile;
+    let nodes = cluster.nodes.iter();
+    let there = nodes.filter(|node| node.profile == *profile).count() as u64;
+    match candidate.most {
+        Some(most) if there >= u64::from(most) => Err(Refusal::Refused(format!(
+            "nodes of profile {profile} can't be added after the install: its expandPolicy is fixed, the flavor has {most} of them, and the cluster {there}"
+        ))),
+        _ => Ok(()),
+    }
 }
 
 /// Whether the license allows one more node.

@@ -625,6 +625,8 @@ pub fn prepare(
         dns_listen: dns_listen(options, address, facts)?,
         state_dir: options.state_dir.clone(),
         leaving: false,
+        machine: facts.machine_id.clone(),
+        heard: 0,
     };
     let cluster = ClusterSpec {
         version: spec::VERSION,

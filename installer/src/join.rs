@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use host::facts::HostFacts;
-use manifest::{Manifest, NodeProfile, ServiceRole};
+use manifest::{ExpandPolicy, Manifest, NodeProfile, ServiceRole};
 use operation::{PLAN_VERSION, Phase, Plan};
 use spec::phase::{self, PhaseSpec};
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
@@ -123,7 +123,22 @@ pub fn candidate(
         taints: install::taints(profile),
         state_dir: options.state_dir.clone(),
         image: image.reference.digest.clone(),
+        machine: facts.machine_id.clone(),
+        most: profile.and_then(|profile| most(profile, manifest, cluster.flavor.as_deref())),
     })
+}
+
+/// How many nodes there may be of a profile whose number is fixed: those of the
+/// flavor.
+fn most(profile: &NodeProfile, manifest: &Manifest, flavor: Option<&str>) -> Option<u32> {
+    if profile.expand_policy != Some(ExpandPolicy::Fixed) {
+        return None;
+    }
+    let mut flavors = manifest.flavors().iter();
+    let flavor = flavors.find(|item| Some(item.name.as_str()) == flavor);
+    let nodes = flavor.into_iter().flat_map(|item| &item.nodes);
+    let of_profile = nodes.filter(|node| node.profile == profile.name);
+    Some(of_profile.fold(0, |sum, node| sum.saturating_add(node.count)))
 }
 
 /// The service user has the same id on all nodes.

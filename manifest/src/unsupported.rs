@@ -3,7 +3,8 @@
 //! In: a manifest. Out: an error for each such field, so that build and install
 //! refuse rather than ignore. A field leaves this list when it is implemented.
 //! Extensions that can be disabled are not among them: there is nothing that
-//! their fields would switch.
+//! their fields would switch. Nor is an `expandPolicy` of `fixed-instance`: machines
+//! without a provider have no type.
 
 use crate::types::{Manifest, NetworkType, NodeProfile, SystemOptions};
 use crate::{Diagnostic, Severity};
@@ -88,19 +89,9 @@ impl Manifest {
 
 fn of_profile(profile: &NodeProfile, path: &str, asked: &mut Vec<String>) {
     let needed = &profile.requirements;
-    let fields = [
-        ("expandPolicy", profile.expand_policy.is_some()),
-        (
-            "providers.aws.instanceTypes",
-            !profile.providers.aws.instance_types.is_empty(),
-        ),
-    ];
-    asked.extend(
-        fields
-            .iter()
-            .filter(|(_, asked)| *asked)
-            .map(|(field, _)| format!("{path}.{field}")),
-    );
+    if !profile.providers.aws.instance_types.is_empty() {
+        asked.push(format!("{path}.providers.aws.instanceTypes"));
+    }
     of_system(
         &profile.system_options,
         &format!("{path}.systemOptions"),

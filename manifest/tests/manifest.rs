@@ -162,6 +162,7 @@ nodeProfiles:
   - name: node
     labels: {role: node, example.com/zone: "1"}
     taints: [{key: dedicated, value: db, effect: NoSchedule}]
+    expandPolicy: fixed
     systemOptions: {kubelet: {args: ["--v=2"], hairpinMode: promiscuous-bridge}}
     requirements:
       cpu: {min: 1, max: 64}

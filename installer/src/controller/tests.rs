@@ -15,6 +15,8 @@ fn node(hostname: &str, address: &str, role: Role, pod_cidr: &str) -> NodeSpec {
         dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         leaving: false,
+        machine: String::new(),
+        heard: 0,
     }
 }
 
@@ -57,6 +59,8 @@ fn candidate(hostname: &str, address: &str) -> Candidate {
         taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         image: "sha256:0".into(),
+        machine: "a".into(),
+        most: None,
     }
 }
 
@@ -210,6 +214,31 @@ fn a_license_limits_the_nodes_and_their_time() {
     take_in(&mut cluster, &three, &known(&["two"]), &known(&[]), now()).unwrap();
 }
 
+#[test]
+fn a_profile_whose_number_is_fixed_gets_the_flavors_nodes_and_no_more() {
+    let mut cluster = cluster();
+    let fixed = |name: &str, address: &str| Candidate {
+        most: Some(2),
+        ..candidate(name, address)
+    };
+    let two = fixed("two", "10.0.0.2");
+    take(&mut cluster, &two, &known(&[])).unwrap();
+    // A lost try again is no further node, and other profiles are free.
+    take(&mut cluster, &two, &known(&[])).unwrap();
+    let other = Candidate {
+        profile: "other".into(),
+        ..fixed("other", "10.0.0.9")
+    };
+    take(&mut cluster, &other, &known(&[])).unwrap();
+    let three = fixed("three", "10.0.0.3");
+    let refused = take(&mut cluster, &three, &known(&[])).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("profile web can't be added"), "{text}");
+    // One that takes the place of another.
+    cluster.nodes.retain(|node| node.hostname != "two");
+    take(&mut cluster, &three, &known(&[])).unwrap();
+}
+
 fn now() -> SystemTime {
     SystemTime::now()
 }
@@ -240,6 +269,64 @@ fn names_and_addresses_are_one_nodes_and_a_lost_try_is_replaced() {
     let refused = take(&mut cluster, &other, &known(&[])).unwrap_err();
     assert!(refused.to_string().contains("another image"), "{refused}");
     assert_eq!(cluster.nodes.len(), 2);
+}
+
+#[test]
+fn of_two_machines_that_join_at_once_with_one_name_the_second_is_refused() {
+    let mut cluster = cluster();
+    let two = candidate("two", "10.0.0.2");
+    let first = take(&mut cluster, &two, &known(&[])).unwrap();
+    let before = cluster.clone();
+    let later = now() + LOST + Duration::from_secs(60);
+    let clone = Candidate {
+        machine: "b".into(),
+        ..two.clone()
+    };
+    for other in [
+        clone.clone(),
+        candidate("two", "10.0.0.3"),
+        candidate("three", "10.0.0.2"),
+    ] {
+        let refused = take(&mut cluster, &other, &known(&[])).unwrap_err();
+        let text = refused.to_string();
+        assert!(
+            text.contains("two (10.0.0.2) is joining") && text.contains("remove two"),
+            "{text}"
+        );
+        assert_eq!(cluster, before);
+    }
+    // The first goes on after a long hook: it stays the one.
+    let mut went_on = cluster.clone();
+    hear(&mut went_on, first, now() + LOST).unwrap();
+    take_in(&mut went_on, &clone, &known(&[]), &known(&[]), later).unwrap_err();
+    // It is lost: another one gets its place, and it gets none any more.
+    let second = take_in(&mut cluster, &clone, &known(&[]), &known(&[]), later).unwrap();
+    assert_eq!(cluster.nodes.len(), 2);
+    let gone = hear(&mut cluster, first, later).unwrap_err();
+    assert!(gone.to_string().contains("no member"), "{gone}");
+    let node = hear(&mut cluster, second, later).unwrap();
+    assert_eq!(node.pod_cidrs, ["10.244.1.0/24"]);
+}
+
+#[test]
+fn a_node_that_is_heard_of_again_soon_changes_no_description() {
+    let mut cluster = cluster();
+    let two = take(&mut cluster, &candidate("two", "10.0.0.2"), &known(&[])).unwrap();
+    let before = cluster.clone();
+    hear(&mut cluster, two, now() + LOST / 3).unwrap();
+    assert_eq!(cluster, before);
+}
+
+#[test]
+fn a_master_that_leaves_is_no_lost_try() {
+    let mut cluster = cluster();
+    cluster.nodes.push(NodeSpec {
+        leaving: true,
+        ..node("two", "10.0.0.2", Role::Master, "10.244.1.0/24")
+    });
+    let two = candidate("two", "10.0.0.2");
+    let refused = take(&mut cluster, &two, &known(&[])).unwrap_err();
+    assert!(refused.to_string().contains("remove two"), "{refused}");
 }
 
 #[test]
@@ -368,7 +455,11 @@ fn a_cluster_of_two_thousand_nodes_has_room_and_too_many_are_refused_by_their_nu
         cluster.nodes = (0..nodes)
             .map(|number| {
                 let name = format!("a-node-with-a-name-{number:04}");
-                node(&name, "10.120.130.140", Role::Worker, "172.16.100.0/24")
+                NodeSpec {
+                    machine: "0123456789abcdef".repeat(2),
+                    heard: seconds(now()),
+                    ..node(&name, "10.120.130.140", Role::Worker, "172.16.100.0/24")
+                }
             })
             .collect();
         has_room(&serde_json::to_string(&cluster).unwrap(), nodes)

@@ -29,6 +29,8 @@ fn cluster() -> ClusterSpec {
         dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         leaving: false,
+        machine: String::new(),
+        heard: 0,
     };
     ClusterSpec {
         version: spec::VERSION,
@@ -83,6 +85,35 @@ fn a_node_tells_what_it_is() {
         candidate.advertise_addresses,
         ["192.168.7.9".parse::<std::net::IpAddr>().unwrap()]
     );
+}
+
+#[test]
+fn a_fixed_profile_has_the_nodes_of_the_flavor_and_others_any_number() {
+    let text = "\
+metadata: {name: app, resourceVersion: 1.2.3}
+installer: {flavors: {items: [{name: two, nodes: [{profile: db, count: 2}, {profile: web, count: 1}]}]}}
+nodeProfiles:
+  - {name: db, expandPolicy: fixed}
+  - {name: web, expandPolicy: fixed-instance}
+";
+    let manifest = manifest::parse(text, "app.yaml").unwrap();
+    for (role, flavor, most) in [
+        ("db", Some("two"), Some(2)),
+        ("db", None, Some(0)),
+        ("web", Some("two"), None),
+    ] {
+        let cluster = ClusterSpec {
+            flavor: flavor.map(Into::into),
+            ..cluster()
+        };
+        let options = Options {
+            role: Some(role.into()),
+            ..options()
+        };
+        let users = KnownUsers::default();
+        let node = candidate(&options, &manifest, &image(), &cluster, &facts(), &users);
+        assert_eq!(node.unwrap().most, most, "{role} {flavor:?}");
+    }
 }
 
 #[test]

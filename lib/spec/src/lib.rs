@@ -218,6 +218,12 @@ pub struct NodeSpec {
     /// Whether it is on its way out: others don't count on it any more.
     #[serde(default)]
     pub leaving: bool,
+    /// The machine that was taken in, by its machine-id; empty where nobody knows.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub machine: String,
+    /// When its join was last heard of, in seconds since 1970; 0 where it is long ago.
+    #[serde(default)]
+    pub heard: i64,
 }
 
 /// An image that the cluster registry serves.
@@ -252,6 +258,12 @@ pub struct Candidate {
     pub state_dir: PathBuf,
     /// Digest of the cluster image that it has.
     pub image: String,
+    /// Its machine-id.
+    #[serde(default)]
+    pub machine: String,
+    /// How many nodes of its profile the cluster may have, where that is fixed.
+    #[serde(default)]
+    pub most: Option<u32>,
 }
 
 /// What a node gets when it is taken in.

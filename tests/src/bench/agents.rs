@@ -466,6 +466,8 @@ async fn join(number: u16, master: SocketAddr, token: &JoinToken, image: &str) -
         taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         image: image.into(),
+        machine: String::new(),
+        most: None,
     };
     let request = pki::request()?;
     let mut session = Session::open(&[master], &Trust::Proof, None).await?;

@@ -205,6 +205,8 @@ fn candidate() -> Candidate {
         taints: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         image: "sha256:0".into(),
+        machine: String::new(),
+        most: None,
     }
 }
 
