@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use cluster::Client;
+use cluster::{Client, StoredToken};
 use event::Sink;
 use host::facts::{HostFacts, Interest};
 use ipnet::Ipv4Net;
@@ -137,6 +137,7 @@ pub async fn run(
         hooks: node_hooks(hooks)?,
         joining: tokio::sync::Mutex::default(),
         fetching: Mutex::default(),
+        listed: tokio::sync::Mutex::default(),
     });
     let kept = Arc::new(Kept::inside());
     let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
@@ -291,6 +292,23 @@ struct Site {
     joining: tokio::sync::Mutex<()>,
     /// When each node that gets the image has last asked for others.
     fetching: Mutex<BTreeMap<IpAddr, Instant>>,
+    /// Locked while Kubernetes is asked for tokens: whoever tries one, it is asked
+    /// once at a time.
+    listed: tokio::sync::Mutex<Option<Listed>>,
+}
+
+/// What there is when a node asks to be taken in.
+struct Seen {
+    /// The nodes, of those that it could be in conflict with, which Kubernetes has.
+    registered: BTreeSet<String>,
+    /// Masters whose etcd runs.
+    voting: BTreeSet<String>,
+}
+
+/// The tokens that were good when Kubernetes was last asked.
+struct Listed {
+    began: Instant,
+    tokens: Vec<JoinToken>,
 }
 
 impl Site {
@@ -303,6 +321,26 @@ impl Site {
         let cluster = self.describe().await?;
         let node = cluster.node(id).cloned().ok_or_else(gone)?;
         Ok((cluster, node))
+    }
+
+    /// Looks at what the description doesn't tell.
+    async fn seen(&self, cluster: &ClusterSpec, candidate: &Candidate) -> Result<Seen, Refusal> {
+        let mut registered = BTreeSet::new();
+        for node in cluster
+            .nodes
+            .iter()
+            .filter(|node| is_in_the_way(node, candidate))
+        {
+            let name = &node.hostname;
+            if self.client.has_node(name).await.map_err(not_now)? {
+                registered.insert(name.clone());
+            }
+        }
+        let voting = match role(cluster, candidate) {
+            Role::Master => self.etcd.started(cluster).await.map_err(of_etcd)?,
+            Role::Worker => BTreeSet::new(),
+        };
+        Ok(Seen { registered, voting })
     }
 
     async fn hook(
@@ -345,6 +383,16 @@ impl Site {
     }
 }
 
+/// Those that are good now, and the names of those that have expired.
+fn valid(stored: &[StoredToken], now: SystemTime) -> (Vec<JoinToken>, Vec<&str>) {
+    let (good, over): (Vec<_>, Vec<_>) = stored
+        .iter()
+        .partition(|token| SystemTime::from(token.expires) > now);
+    let tokens = good.iter().map(|token| JoinToken::parse(&token.text));
+    let over = over.iter().map(|token| token.name.as_str());
+    (tokens.flatten().collect(), over.collect())
+}
+
 /// What a node is known to controllers by.
 fn identity(node: Uuid, life: Duration) -> Leaf {
     Leaf::client(&member_name(node), &[], life)
@@ -353,14 +401,27 @@ fn identity(node: Uuid, life: Duration) -> Leaf {
 #[async_trait::async_trait]
 impl Tokens for Site {
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
-        let now = SystemTime::now();
+        let asked = Instant::now();
+        let mut listed = self.listed.lock().await;
+        if let Some(listed) = &*listed
+            && listed.began >= asked
+        {
+            return Ok(listed.tokens.clone());
+        }
+        let began = Instant::now();
         let stored = self.client.join_tokens().await.map_err(not_now)?;
-        let valid = stored
-            .iter()
-            .filter(|token| SystemTime::from(token.expires) > now);
-        Ok(valid
-            .filter_map(|token| JoinToken::parse(&token.text))
-            .collect())
+        let (tokens, over) = valid(&stored, SystemTime::now());
+        *listed = Some(Listed {
+            began,
+            tokens: tokens.clone(),
+        });
+        drop(listed);
+        for name in over {
+            if let Err(error) = self.client.remove_join_token(name).await {
+                tracing::warn!(name, %error, "an expired token stays");
+            }
+        }
+        Ok(tokens)
     }
 }
 
@@ -370,27 +431,22 @@ impl Controller for Site {
         description(&self.client).await
     }
 
+    async fn fits(&self, candidate: Candidate) -> Result<(), Refusal> {
+        let mut cluster = self.describe().await?;
+        let seen = self.seen(&cluster, &candidate).await?;
+        let (registered, voting) = (&seen.registered, &seen.voting);
+        let now = SystemTime::now();
+        take_in(&mut cluster, &candidate, registered, voting, now).map(drop)
+    }
+
     async fn join(&self, candidate: Candidate, request: &str) -> Result<Membership, Refusal> {
-        let cluster = self.describe().await?;
-        let mut registered = BTreeSet::new();
-        for node in &cluster.nodes {
-            let name = &node.hostname;
-            if (*name == candidate.hostname || shares_address(node, &candidate))
-                && self.client.has_node(name).await.map_err(not_now)?
-            {
-                registered.insert(name.clone());
-            }
-        }
-        let voting = match role(&cluster, &candidate) {
-            Role::Master => self.etcd.started(&cluster).await.map_err(of_etcd)?,
-            Role::Worker => BTreeSet::new(),
-        };
+        let seen = self.seen(&self.describe().await?, &candidate).await?;
         let now = SystemTime::now();
         let taken_in = {
             // Of many that join at one moment none is to be slower than all others.
             let _one = self.joining.lock().await;
             change(&self.client, |cluster| {
-                take_in(cluster, &candidate, &registered, &voting, now)
+                take_in(cluster, &candidate, &seen.registered, &seen.voting, now)
             })
             .await
         };

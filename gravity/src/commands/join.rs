@@ -69,6 +69,7 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         named: host::users::user_by_name(&user.name)?,
     };
     let candidate = join::candidate(&options, &manifest, &content, &cluster, &facts, &users)?;
+    fits(arguments, &token, &candidate).await?;
     session.console.step("Checking the node's requirements");
     let network = install::Options {
         pod_cidr: first(&cluster.pod_cidrs),
@@ -165,6 +166,16 @@ async fn describe(arguments: &Join, token: &JoinToken) -> Result<ClusterSpec> {
         );
     }
     Ok(cluster)
+}
+
+/// Asks whether the node would be taken in, before anything takes its time.
+async fn fits(arguments: &Join, token: &JoinToken, candidate: &Candidate) -> Result<()> {
+    let mut controller = open(arguments, token).await?;
+    match controller.fits(token, candidate).await {
+        // It waits for its turn when it is checked.
+        Err(rpc::controller::Error::Refused(Refusal::NotNow(_))) => Ok(()),
+        told => Ok(told?),
+    }
 }
 
 /// Makes the state directory ours, has the node taken in and writes its plan

@@ -437,6 +437,21 @@ fn nobody_gets_a_certificate_for_an_address_or_name_of_the_cluster() {
 }
 
 #[test]
+fn an_expired_token_is_none_and_goes() {
+    let stored = |name: &str, seconds: i64| StoredToken {
+        name: name.into(),
+        text: format!("secret-of-{name}"),
+        expires: jiff::Timestamp::from_second(seconds).unwrap(),
+    };
+    let all = [stored("old", 99), stored("new", 101), stored("ends", 100)];
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+    let (good, over) = valid(&all, now);
+    let secrets: Vec<_> = good.iter().map(|token| token.secret.as_str()).collect();
+    assert_eq!(secrets, ["secret-of-new"]);
+    assert_eq!(over, ["old", "ends"]);
+}
+
+#[test]
 fn who_gets_the_image_is_told_of_others_until_they_are_gone() {
     let at = |last: u8| IpAddr::from([10, 0, 0, last]);
     let (mut fetching, now) = (BTreeMap::new(), Instant::now());

@@ -77,6 +77,12 @@ pub trait Controller: Tokens {
     /// When it can't be had.
     async fn describe(&self) -> Result<ClusterSpec, Refusal>;
 
+    /// Whether a node would be taken in.
+    ///
+    /// # Errors
+    /// When it doesn't fit the cluster.
+    async fn fits(&self, candidate: Candidate) -> Result<(), Refusal>;
+
     /// Takes a node in. `request` asks for the certificate of its identity.
     ///
     /// # Errors

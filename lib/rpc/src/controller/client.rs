@@ -13,8 +13,8 @@ use super::{Admission, Error, MAX_MESSAGE, PROTOCOL, Refusal};
 use crate::connections::{Opened, answer, read};
 use crate::proto::controller::controller_client::ControllerClient;
 use crate::proto::controller::{
-    AddedRequest, AdmitRequest, DescribeRequest, FetchingRequest, JoinRequest, KeysRequest,
-    LeaveRequest, Progress, Proof, Refused, RegisterRequest, SignRequest, progress,
+    AddedRequest, AdmitRequest, DescribeRequest, FetchingRequest, FitsRequest, JoinRequest,
+    KeysRequest, LeaveRequest, Progress, Proof, Refused, RegisterRequest, SignRequest, progress,
 };
 
 /// How long an answer may take.
@@ -70,6 +70,20 @@ impl Session {
         read(&reply.cluster)
     }
 
+    /// Asks whether the node would be taken in.
+    ///
+    /// # Errors
+    /// When either side doesn't know the token, or the node doesn't fit.
+    pub async fn fits(&mut self, token: &JoinToken, candidate: &Candidate) -> Result<(), Error> {
+        let request = FitsRequest {
+            protocol: PROTOCOL,
+            proof: Some(self.proof(token)),
+            candidate: written(candidate)?,
+        };
+        let reply = answer(ANSWER, self.client.fits(request)).await?;
+        self.connection.demand(token, &reply.hmac)
+    }
+
     /// Has the node taken in.
     ///
     /// # Errors
@@ -80,12 +94,10 @@ impl Session {
         candidate: &Candidate,
         certificate_request: &str,
     ) -> Result<Membership, Error> {
-        let candidate =
-            serde_json::to_vec(candidate).map_err(|error| Error::Broken(error.to_string()))?;
         let request = JoinRequest {
             protocol: PROTOCOL,
             proof: Some(self.proof(token)),
-            candidate,
+            candidate: written(candidate)?,
             certificate_request: certificate_request.to_owned(),
         };
         let reply = answer(ANSWER, self.client.join(request)).await?;
@@ -180,6 +192,10 @@ impl Session {
         let request = LeaveRequest { force };
         follow(answer(ANSWER, self.client.leave(request)).await?, sink).await
     }
+}
+
+fn written(candidate: &Candidate) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(candidate).map_err(|error| Error::Broken(error.to_string()))
 }
 
 /// Tells what happens until the end. A controller that hangs is noticed by the

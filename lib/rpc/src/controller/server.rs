@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use event::{Event, Sink};
 use rustls::ServerConfig;
+use spec::Candidate;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -17,8 +18,8 @@ use crate::peer::{self, Here};
 use crate::proto::controller::controller_server::{self, ControllerServer};
 use crate::proto::controller::{
     AddedRequest, AdmitReply, AdmitRequest, DescribeReply, DescribeRequest, Done, FetchingReply,
-    FetchingRequest, JoinReply, JoinRequest, KeysReply, KeysRequest, LeaveRequest, Progress, Proof,
-    Refused, RegisterRequest, SignReply, SignRequest, progress,
+    FetchingRequest, FitsReply, FitsRequest, JoinReply, JoinRequest, KeysReply, KeysRequest,
+    LeaveRequest, Progress, Proof, Refused, RegisterRequest, SignReply, SignRequest, progress,
 };
 
 /// Most certificates in one request; a node has about a dozen.
@@ -71,6 +72,11 @@ impl Service {
         let proof = proof.unwrap_or(&none);
         caller.prove(&tokens, &proof.token_id, &proof.hmac).await
     }
+}
+
+fn candidate(json: &[u8]) -> Result<Candidate, Status> {
+    serde_json::from_slice(json)
+        .map_err(|error| Status::failed_precondition(format!("read the node: {error}")))
 }
 
 fn node<T>(request: &Request<T>) -> Result<Uuid, Status> {
@@ -140,13 +146,22 @@ impl controller_server::Controller for Service {
         Ok(Response::new(DescribeReply { hmac, cluster }))
     }
 
+    async fn fits(&self, request: Request<FitsRequest>) -> Result<Response<FitsReply>, Status> {
+        let message = request.get_ref();
+        let hmac = self
+            .known(&request, message.protocol, message.proof.as_ref())
+            .await?;
+        let candidate = candidate(&message.candidate)?;
+        self.0.fits(candidate).await.map_err(status)?;
+        Ok(Response::new(FitsReply { hmac }))
+    }
+
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let message = request.get_ref();
         let hmac = self
             .known(&request, message.protocol, message.proof.as_ref())
             .await?;
-        let candidate = serde_json::from_slice(&message.candidate)
-            .map_err(|error| Status::failed_precondition(format!("read the node: {error}")))?;
+        let candidate = candidate(&message.candidate)?;
         let membership = self
             .0
             .join(candidate, &message.certificate_request)

@@ -86,6 +86,12 @@ impl Controller for Fake {
     async fn describe(&self) -> Result<ClusterSpec, Refusal> {
         Ok(cluster())
     }
+    async fn fits(&self, candidate: Candidate) -> Result<(), Refusal> {
+        match candidate.hostname.as_str() {
+            "node-2" => Ok(()),
+            other => Err(Refusal::Refused(format!("no room for {other}"))),
+        }
+    }
     async fn join(&self, candidate: Candidate, request: &str) -> Result<Membership, Refusal> {
         self.note(format!("join {}", candidate.hostname));
         let certificate = self
@@ -218,6 +224,13 @@ async fn a_node_joins_by_either_kind_of_token_and_then_has_an_identity() {
             .await
             .unwrap();
         assert_eq!(session.describe(token).await.unwrap(), cluster());
+        session.fits(token, &candidate()).await.unwrap();
+        let other = Candidate {
+            hostname: "node-3".into(),
+            ..candidate()
+        };
+        let refused = session.fits(token, &other).await.unwrap_err();
+        assert!(refused.to_string().contains("no room for node-3"));
         let request = pki::request().unwrap();
         let membership = session
             .join(token, &candidate(), &request.request_pem)
