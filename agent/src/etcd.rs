@@ -134,22 +134,22 @@ impl Etcd {
     pub fn on_host(layout: &Layout) -> Result<Self, PhaseError> {
         let rootfs = crate::daemon::rootfs(layout)
             .ok_or_else(|| PhaseError::lasting("there is no planet on this node"))?;
-        Ok(Self {
+        Ok(Self::new(&rootfs, &layout.planet_secrets()))
+    }
+
+    /// The member with the planet's root filesystem and the secrets of a master.
+    pub fn new(rootfs: &Path, secrets: &Path) -> Self {
+        Self {
             programs: rootfs.join(PROGRAMS),
-            secrets: layout.planet_secrets(),
+            secrets: secrets.to_owned(),
             endpoint: OWN,
             patience: QUESTION,
-        })
+        }
     }
 
     /// The member as it is reached from inside the planet.
     pub fn inside() -> Self {
-        Self {
-            programs: Path::new("/").join(PROGRAMS),
-            secrets: PLANET_SECRETS.into(),
-            endpoint: OWN,
-            patience: QUESTION,
-        }
+        Self::new(Path::new("/"), Path::new(PLANET_SECRETS))
     }
 
     /// The same member, whose answers are waited for so long.

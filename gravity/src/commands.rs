@@ -83,10 +83,7 @@ impl Session {
     /// What changes the members of etcd, on a master.
     pub(crate) fn etcd(&self) -> Result<installer::etcd::Etcd> {
         let config = ::planet::container::load(&self.layout.planet_config())?;
-        Ok(installer::etcd::Etcd::new(
-            &config.rootfs,
-            &self.layout.planet_secrets(),
-        ))
+        Ok(installer::etcd::Etcd::on_host(&config.rootfs, &self.layout))
     }
 
     /// Path of that image, absolute: the agent opens it, too.

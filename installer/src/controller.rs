@@ -568,7 +568,11 @@ impl Controller for Site {
             .await
             .map_err(not_now)?;
         match node.role {
-            Role::Master => self.etcd.add(&cluster, &node).await.map_err(of_etcd),
+            Role::Master => {
+                let what = format!("the join of {}", node.hostname);
+                self.etcd.snapshot(&what, &*sink).await;
+                self.etcd.add(&cluster, &node).await.map_err(of_etcd)
+            }
             Role::Worker => Ok(()),
         }
     }

@@ -11,9 +11,12 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use agent::snapshots::{self, Kind};
+use event::Sink;
 use host::command::{Cmd, CommandError};
 use serde::Deserialize;
-use spec::layout::PLANET_SECRETS;
+use spec::care::Care;
+use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
 
 use crate::services::etcd::{client_url, peer_url};
@@ -50,6 +53,9 @@ pub enum Error {
 pub struct Etcd {
     program: PathBuf,
     secrets: PathBuf,
+    /// This node's own, and where its snapshots are.
+    member: agent::etcd::Etcd,
+    snapshots: PathBuf,
 }
 
 /// One member.
@@ -85,15 +91,43 @@ struct Members {
 impl Etcd {
     /// As the planet's own services see it.
     pub fn inside() -> Self {
-        Self::new(Path::new("/"), Path::new(PLANET_SECRETS))
+        let snapshots = Care::layout().etcd_snapshots();
+        Self::new(Path::new("/"), Path::new(PLANET_SECRETS), snapshots)
     }
 
-    /// With the planet's root filesystem and the secrets of a master.
-    pub fn new(rootfs: &Path, secrets: &Path) -> Self {
+    /// As the host of a master sees it, with the planet's root filesystem.
+    pub fn on_host(rootfs: &Path, layout: &Layout) -> Self {
+        Self::new(rootfs, &layout.planet_secrets(), layout.etcd_snapshots())
+    }
+
+    fn new(rootfs: &Path, secrets: &Path, snapshots: PathBuf) -> Self {
         Self {
             program: rootfs.join("usr/local/bin/etcdctl"),
             secrets: secrets.to_owned(),
+            member: agent::etcd::Etcd::new(rootfs, secrets),
+            snapshots,
         }
+    }
+
+    /// Takes a snapshot of this node's member before `what` changes the cluster. One
+    /// that fails is told and stops nothing: a node that is dead must go, whatever
+    /// the disk says.
+    pub(crate) async fn snapshot(&self, what: &str, sink: &dyn Sink) {
+        let Self {
+            member, snapshots, ..
+        } = self.clone();
+        let taking = move || snapshots::take(&member, &snapshots, Kind::BeforeOperation);
+        let why = match tokio::task::spawn_blocking(taking).await {
+            Ok(Ok((snapshot, _))) => {
+                tracing::info!("took snapshot {} before {what}", snapshot.name);
+                return;
+            }
+            Ok(Err(error)) => error.message,
+            Err(error) => error.to_string(),
+        };
+        sink.warning(&format!(
+            "There is no snapshot of etcd from before {what}: {why}"
+        ));
     }
 
     /// Names of the masters that are members and have been started.
@@ -348,6 +382,19 @@ mod tests {
 
     fn members(text: &str) -> Vec<Member> {
         serde_json::from_str::<Members>(text).unwrap().members
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_fails_is_told_and_stops_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let told = event::Memory::default();
+        let etcd = Etcd::on_host(directory.path(), &layout);
+        etcd.snapshot("the removal of two", &told).await;
+        let [event::Event::Warning { message }] = &told.events()[..] else {
+            panic!("{:?}", told.events())
+        };
+        assert!(message.contains("before the removal of two"), "{message}");
     }
 
     #[test]

@@ -54,6 +54,10 @@ impl Removal<'_> {
             }
             None => BTreeSet::new(),
         };
+        if node.is_some() {
+            let what = format!("the removal of {hostname}");
+            etcd.snapshot(&what, &*sink).await;
+        }
         let operation = Uuid::new_v4();
         if let Some(node) = node {
             let hook = HookName::PreNodeRemove;
