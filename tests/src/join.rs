@@ -62,8 +62,10 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     install_with(&first, &image, &[&format!("--token={OWN}")], console)?;
 
     console.step("Joining with wrong tokens");
-    let token = token(&first)?;
+    let brief = token(&first, "1s")?;
+    let token = token(&first, "1h")?;
     refusals(&first, &second, &token)?;
+    expired(&first, &second, &brief)?;
     let left = before.differences(&Snapshot::take(&second)?, ALLOWED);
     ensure!(
         left.is_empty(),
@@ -121,9 +123,15 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     check(&first)?;
 
     console.step("Joining again with our own token, then ./gravity remove on the master");
-    run_visibly(&mut join(&first, &second, OWN, WORKER)?)?;
+    twice(&first, &second, OWN)?;
+    let snapshots = "cd /var/lib/gravity/etcd-snapshots && ls *-before-operation.db | tail -n 1";
+    let last = first.text(&["sh", "-c", snapshots])?;
     run_visibly(&mut first.command(&[IMAGE, "remove", second.name(), "--force", "--confirm"])?)?;
     ensure!(nodes(&first)? == [first.name()], "the node was not removed");
+    ensure!(
+        first.text(&["sh", "-c", snapshots])? > last,
+        "no snapshot of etcd was taken before a node left or was removed: {last}"
+    );
     hooks_ran(&first, &[("preNodeRemove", 4), ("postNodeRemove", 4)])?;
     stays_removed(&first, &second)?;
     let refused = second.command(&[IMAGE, "leave", "--confirm"])?.output();
@@ -177,6 +185,13 @@ fn without_image(
         "{text}"
     );
     node.run(&["rm", "/root/other"])?;
+    node.run(&["hostname", worker.name()])?;
+    let text = said(&mut join(master, &node, &token.token, WORKER)?)?;
+    node.run(&["hostname", node.name()])?;
+    ensure!(
+        text.contains("has a node") && !text.contains("Checking the node"),
+        "{text}"
+    );
     differences("a refused join")?;
 
     let other = setup.create(other, console)?;
@@ -280,8 +295,9 @@ fn hooks_ran(master: &Node, hooks: &[(&str, usize)]) -> Result<()> {
     Ok(())
 }
 
-fn token(master: &Node) -> Result<Token> {
-    let text = master.text(&[IMAGE, "token", "create", "--ttl=1h", "--output=json"])?;
+fn token(master: &Node, ttl: &str) -> Result<Token> {
+    let ttl = format!("--ttl={ttl}");
+    let text = master.text(&[IMAGE, "token", "create", &ttl, "--output=json"])?;
     serde_json::from_str(&text).with_context(|| format!("reading the token from {text}"))
 }
 
@@ -352,6 +368,39 @@ fn refusals(first: &Node, second: &Node, good: &Token) -> Result<()> {
     let token = format!("--token={}", good.token);
     let text = said(&mut second.command(&[IMAGE, "join", &nowhere, &token])?)?;
     ensure!(text.contains("connect to the cluster"), "{text}");
+    Ok(())
+}
+
+/// A token whose time is over is refused, and is gone then.
+fn expired(first: &Node, second: &Node, token: &Token) -> Result<()> {
+    let text = said(&mut join(first, second, &token.token, WORKER)?)?;
+    ensure!(text.contains("token is wrong or has expired"), "{text}");
+    let gone = process::wait_until(PODS, || {
+        let list = first.text(&[IMAGE, "token", "list"]);
+        list.is_ok_and(|list| !list.contains(&token.name))
+    });
+    ensure!(gone, "the expired token stays");
+    Ok(())
+}
+
+/// Joins, and tries to once more meanwhile.
+fn twice(first: &Node, second: &Node, token: &str) -> Result<()> {
+    let mut joining = join(first, second, token, WORKER)?;
+    let joining = joining.stdout(Stdio::piped()).spawn().context("joining")?;
+    let begun = process::wait_until(PODS, || {
+        let plan = second.text(&[IMAGE, "plan", "--output=json"]);
+        plan.is_ok_and(|plan| plan.contains("in_progress"))
+    });
+    let again = join(first, second, token, WORKER)?.output();
+    let again = again.context("joining once more")?;
+    let joined = joining.wait_with_output().context("waiting for a join")?;
+    let [text, refused] = [&joined.stdout, &again.stderr].map(|said| String::from_utf8_lossy(said));
+    ensure!(begun && joined.status.success(), "a join ended with {text}");
+    ensure!(
+        again.status.code() == Some(4) && refused.contains("another operation (pid "),
+        "a second join ended with {:?}: {refused}",
+        again.status.code()
+    );
     Ok(())
 }
 
