@@ -509,7 +509,15 @@ impl Controller for Site {
     async fn added(&self, id: Uuid, operation: Uuid, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
         let (_, node) = self.node(id).await?;
         self.hook(HookName::PostNodeAdd, &node, operation, sink)
-            .await
+            .await?;
+        // Of many that end their joins at one moment none is to be slower than all others.
+        let _one = self.joining.lock().await;
+        change(&self.client, |cluster| {
+            has_joined(cluster, id);
+            Ok(())
+        })
+        .await
+        .map(drop)
     }
 
     async fn leave(&self, id: Uuid, force: bool, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
@@ -646,8 +654,22 @@ fn take_in(
         dns_listen: Vec::new(),
         state_dir: candidate.state_dir.clone(),
         leaving: false,
+        taken_in: seconds(now),
     });
     Ok(id)
+}
+
+/// The node works: from now on it is missed when it is away.
+fn has_joined(cluster: &mut ClusterSpec, id: Uuid) {
+    let mut nodes = cluster.nodes.iter_mut();
+    if let Some(node) = nodes.find(|node| node.id == id) {
+        node.taken_in = None;
+    }
+}
+
+fn seconds(time: SystemTime) -> Option<i64> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
 }
 
 /// Whether the license allows one more node.

@@ -625,6 +625,7 @@ pub fn prepare(
         dns_listen: dns_listen(options, address, facts)?,
         state_dir: options.state_dir.clone(),
         leaving: false,
+        taken_in: None,
     };
     let cluster = ClusterSpec {
         version: spec::VERSION,

@@ -15,6 +15,7 @@ fn node(hostname: &str, address: &str, role: Role, pod_cidr: &str) -> NodeSpec {
         dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         leaving: false,
+        taken_in: None,
     }
 }
 
@@ -212,6 +213,19 @@ fn a_license_limits_the_nodes_and_their_time() {
 
 fn now() -> SystemTime {
     SystemTime::now()
+}
+
+#[test]
+fn a_node_is_joining_until_it_says_that_it_works() {
+    let mut cluster = cluster();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+    let two = candidate("two", "10.0.0.2");
+    let id = take_in(&mut cluster, &two, &known(&[]), &known(&[]), time).unwrap();
+    assert_eq!(cluster.node(id).unwrap().taken_in, Some(7));
+    has_joined(&mut cluster, Uuid::from_u128(99));
+    assert_eq!(cluster.node(id).unwrap().taken_in, Some(7));
+    has_joined(&mut cluster, id);
+    assert_eq!(cluster.node(id).unwrap().taken_in, None);
 }
 
 #[test]

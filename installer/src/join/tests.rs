@@ -29,6 +29,7 @@ fn cluster() -> ClusterSpec {
         dns_listen: Vec::new(),
         state_dir: "/var/lib/gravity".into(),
         leaving: false,
+        taken_in: None,
     };
     ClusterSpec {
         version: spec::VERSION,

@@ -218,6 +218,10 @@ pub struct NodeSpec {
     /// Whether it is on its way out: others don't count on it any more.
     #[serde(default)]
     pub leaving: bool,
+    /// When it was taken in, in seconds since 1970, until it has said that it works;
+    /// nothing from then on, and of who began the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_in: Option<i64>,
 }
 
 /// An image that the cluster registry serves.
