@@ -96,9 +96,9 @@ pub(crate) enum Command {
     /// Make, list and end the tokens with which nodes join; on a master
     #[command(subcommand)]
     Token(Token),
-    /// Stop the application and all services of this node; on a master
+    /// Stop the application and all services of this node
     Stop(Stop),
-    /// Start the services of this node and the application again; on a master
+    /// Start the services of this node and the application again
     Start,
     /// Run hooks of the cluster image by hand; on a master
     #[command(subcommand)]

@@ -18,6 +18,7 @@ mod join;
 mod leave;
 mod masters;
 mod operation;
+mod own;
 mod peers;
 mod plan;
 pub(crate) mod planet;
@@ -69,15 +70,14 @@ impl Session {
         Ok(cluster::Client::connect(&kubeconfig).await?)
     }
 
-    /// This node in a cluster.
+    /// This node in a cluster, whatever its host is called by now.
     pub(crate) fn own_node<'a>(
         &self,
         cluster: &'a spec::ClusterSpec,
     ) -> Result<&'a spec::NodeSpec> {
-        let here = nix::unistd::gethostname().context("get the host's name")?;
-        let here = here.to_string_lossy().to_lowercase();
-        let node = cluster.nodes.iter().find(|node| node.hostname == here);
-        node.with_context(|| format!("the cluster has no node {here}"))
+        let own = own::node(&self.layout)?;
+        let node = cluster.node(own.id);
+        node.with_context(|| format!("the cluster goes on without this node, {}", own.hostname))
     }
 
     /// What changes the members of etcd, on a master.

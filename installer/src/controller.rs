@@ -580,7 +580,15 @@ impl Controller for Site {
     async fn added(&self, id: Uuid, operation: Uuid, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
         let (_, node) = self.node(id).await?;
         self.hook(HookName::PostNodeAdd, &node, operation, sink)
-            .await
+            .await?;
+        // Of many that end their joins at one moment none is to be slower than all others.
+        let _one = self.joining.lock().await;
+        change(&self.client, |cluster| {
+            has_joined(cluster, id);
+            Ok(())
+        })
+        .await
+        .map(drop)
     }
 
     async fn leave(&self, id: Uuid, force: bool, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
@@ -637,16 +645,10 @@ fn role(cluster: &ClusterSpec, candidate: &Candidate) -> Role {
         })
 }
 
-fn seconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok();
-    since
-        .and_then(|since| i64::try_from(since.as_secs()).ok())
-        .unwrap_or_default()
-}
-
 /// Whether that is so long ago.
 fn is_over(heard: i64, now: SystemTime, limit: Duration) -> bool {
-    seconds(now).saturating_sub(heard).unsigned_abs() > limit.as_secs()
+    let since = seconds(now).unwrap_or_default().saturating_sub(heard);
+    since.unsigned_abs() > limit.as_secs()
 }
 
 /// A node that goes on with its join, if it still is one. From here on it is not
@@ -654,8 +656,8 @@ fn is_over(heard: i64, now: SystemTime, limit: Duration) -> bool {
 fn hear(cluster: &mut ClusterSpec, id: Uuid, now: SystemTime) -> Result<NodeSpec, Refusal> {
     let mut nodes = cluster.nodes.iter_mut();
     let node = nodes.find(|node| node.id == id).ok_or_else(gone)?;
-    if is_over(node.heard, now, LOST / 2) {
-        node.heard = seconds(now);
+    if node.taken_in.is_some_and(|heard| is_over(heard, now, LOST / 2)) {
+        node.taken_in = seconds(now);
     }
     Ok(node.clone())
 }
@@ -694,7 +696,7 @@ fn take_in(
         let is_same = node.hostname == *hostname
             && node.advertise_addresses == candidate.advertise_addresses
             && node.machine == candidate.machine;
-        is_in_the_way(node, candidate) && joins(node) && (is_same || is_over(node.heard, now, LOST))
+        is_in_the_way(node, candidate) && joins(node) && (is_same || is_over(node.taken_in.unwrap_or_default(), now, LOST))
     };
     for node in &cluster.nodes {
         if is_lost(node) {
@@ -765,7 +767,7 @@ fn take_in(
         state_dir: candidate.state_dir.clone(),
         leaving: false,
         machine: candidate.machine.clone(),
-        heard: seconds(now),
+        taken_in: seconds(now),
     });
     Ok(id)
 }
@@ -781,6 +783,19 @@ fn expands(cluster: &ClusterSpec, candidate: &Candidate) -> Result<(), Refusal> 
         ))),
         _ => Ok(()),
     }
+}
+
+/// The node works: from now on it is missed when it is away.
+fn has_joined(cluster: &mut ClusterSpec, id: Uuid) {
+    let mut nodes = cluster.nodes.iter_mut();
+    if let Some(node) = nodes.find(|node| node.id == id) {
+        node.taken_in = None;
+    }
+}
+
+fn seconds(time: SystemTime) -> Option<i64> {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    i64::try_from(since.as_secs()).ok()
 }
 
 /// Whether the license allows one more node.

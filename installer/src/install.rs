@@ -626,7 +626,7 @@ pub fn prepare(
         state_dir: options.state_dir.clone(),
         leaving: false,
         machine: facts.machine_id.clone(),
-        heard: 0,
+        taken_in: None,
     };
     let cluster = ClusterSpec {
         version: spec::VERSION,

@@ -174,6 +174,10 @@ pub fn plan(
     mounts: &BTreeMap<String, PathBuf>,
 ) -> Result<Plan, Error> {
     let mut cluster = membership.cluster.clone();
+    // It is stored when this node has joined, and who else joins now has by then, too.
+    for node in &mut cluster.nodes {
+        node.taken_in = None;
+    }
     // The user may have another name here.
     if let Some(user) = &users.with_id {
         cluster.service_user.name.clone_from(&user.name);

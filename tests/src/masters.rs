@@ -96,7 +96,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     one.delete()?;
     told("the first master is dead");
     let degraded = process::wait_until(SETTLE, || {
-        said(&two, "status").is_ok_and(|text| text.contains(&dead) && text.contains("not ready"))
+        let lost = format!("node {dead} is not ready in Kubernetes");
+        said(&two, "status").is_ok_and(|text| text.contains(&lost))
     });
     ensure!(degraded, "the status does not name the dead master");
     told("the status says so");

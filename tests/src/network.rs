@@ -6,7 +6,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use console::Console;
 use event::Sink;
 
@@ -51,18 +51,14 @@ pub fn run(name: &str, console: &Console) -> Result<()> {
     without_overlay(&first)?;
 
     console.step("./gravity join");
-    let join = format!(
-        "join {} {KNOWN} --role={WORKER} --advertise-addr={}",
-        first.address(),
-        second.address()
-    );
-    gravity(&second, &join)?.expect(0, &["is ready"])?;
+    joins(&first, &second)?;
     works(&first, &[&first, &second])?;
     without_overlay(&second)?;
 
     console.step("./gravity stop and start");
     gravity(&first, "stop --confirm")?.expect(0, &[])?;
     gravity(&first, "start")?.expect(0, &[])?;
+    worker_starts(&second)?;
     works(&first, &[&first, &second])?;
 
     for (node, before) in [(&second, &before[1]), (&first, &before[0])] {
@@ -108,6 +104,44 @@ fn fails_at_first(node: &Node) -> Result<()> {
     let log = "cat /var/lib/gravity/operations/*/operation.log";
     let page = sample::PAGE.lines().last().unwrap_or_default();
     said(node, &["sh", "-c", log])?.expect(0, &["inet 10.244.", page])?;
+    Ok(())
+}
+
+/// A worker joins; until it has, the master tells of it and is well.
+fn joins(master: &Node, worker: &Node) -> Result<()> {
+    let join = format!(
+        "join {} {KNOWN} --role={WORKER} --advertise-addr={}",
+        master.address(),
+        worker.address()
+    );
+    std::thread::scope(|scope| {
+        let joining = scope.spawn(|| gravity(worker, &join));
+        let mut told = false;
+        while !told && !joining.is_finished() {
+            let said = gravity(master, "status").and_then(|said| said.expect(0, &["Joining:"]));
+            told = said.is_ok();
+        }
+        let joined = joining.join();
+        joined
+            .map_err(|_| anyhow!("the join's thread panicked"))??
+            .expect(0, &["is ready"])?;
+        ensure!(told, "the status does not tell of a node that joins");
+        Ok(())
+    })
+}
+
+/// A worker stops and starts with rights of its own, and says what no longer fits.
+fn worker_starts(worker: &Node) -> Result<()> {
+    let address = format!("{}/24", worker.address());
+    let lost = [worker.address(), "give it back"];
+    gravity(worker, "stop --confirm")?.expect(0, &["Stopped"])?;
+    worker.run(&["ip", "addr", "del", &address, "dev", "eth0"])?;
+    gravity(worker, "start")?.expect(1, &lost)?;
+    gravity(worker, "status")?.expect(6, &lost)?;
+    worker.run(&["ip", "addr", "add", &address, "dev", "eth0"])?;
+    worker.run(&["hostname", "other"])?;
+    gravity(worker, "start")?.expect(0, &["rename it back", "is ready"])?;
+    worker.run(&["hostname", worker.name()])?;
     Ok(())
 }
 

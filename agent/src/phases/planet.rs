@@ -83,13 +83,28 @@ pub(crate) async fn start_again(
     phase: Planet,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    blocking(node, sink, move |n, s| {
-        let planet = serde_json::from_value(phase.config).map_err(|error| lasting(&error))?;
-        prepare_kernel(&mut n.changes(), &planet, s)?;
-        daemon::start(n)
-    })
-    .await?;
+    start_configured(node, sink).await?;
     wait_ready(node, &phase.wait_for).await
+}
+
+/// Starts the planet as it is configured, unless it runs. The end of the machine
+/// has taken from the kernel what it was given.
+pub(crate) async fn start_configured(
+    node: &Arc<Node>,
+    sink: Arc<dyn Sink>,
+) -> Result<(), PhaseError> {
+    blocking(node, sink, |n, s| prepared(n, s, daemon::start)).await
+}
+
+fn prepared(
+    node: &Node,
+    sink: &dyn Sink,
+    start: impl FnOnce(&Node) -> Result<(), PhaseError>,
+) -> Result<(), PhaseError> {
+    let planet = planet::container::load(&node.layout().planet_config());
+    let planet = planet.map_err(|error| lasting(&error))?;
+    prepare_kernel(&mut node.changes(), &planet, sink)?;
+    start(node)
 }
 
 async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> {
@@ -154,6 +169,29 @@ fn prepare_kernel(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_is_prepared_at_every_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let node = Node::open(layout.clone()).unwrap();
+        let config = serde_json::json!({
+            "version": planet::config::SCHEMA_VERSION, "hostname": "n", "rootfs": "/r",
+            "overlay": "/o", "mounts": [], "files": [], "link_local_addresses": [],
+            "balancers": [], "sysctls": { "kernel.no_such_thing": "1" }, "services": [],
+        });
+        let path = layout.planet_config();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        host::atomic::write(&path, config.to_string().as_bytes(), 0o644).unwrap();
+        let sink = event::Memory::default();
+        let said = |sink: &event::Memory| format!("{:?}", sink.events());
+        prepared(&node, &sink, |_| {
+            let before = said(&sink);
+            assert!(before.contains("no_such_thing"), "not before: {before}");
+            Ok(())
+        })
+        .unwrap();
+    }
 
     #[test]
     fn etcd_begins_anew_only_until_it_has_answered() {

@@ -1,19 +1,21 @@
 //! `gravity stop` and `gravity start`: the application and the node's services.
+//!
+//! The vendor's hooks speak of the application as a whole: they run on masters,
+//! whose administrator's rights they need; a worker stops and starts without.
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
 use installer::coordinator::Operation;
 use manifest::HookName;
-use spec::phase::PhaseSpec;
+use spec::phase::{Health, PhaseSpec};
 
-use super::{Session, hook, require_root, status};
+use super::{Session, hook, own, require_root, status};
 use crate::cli::Stop;
 
 pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode> {
     require_root()?;
     status::cluster(session)?;
-    session.administrator().await?;
     if !arguments.confirm
         && !session
             .console
@@ -45,13 +47,17 @@ pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode
 pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
     require_root()?;
     let cluster = status::cluster(session)?;
-    session.administrator().await?;
     let node = session.own_node(&cluster)?;
+    if let Some(reason) = own::lost_address(node, &own::addresses()) {
+        bail!(reason);
+    }
+    if let Some(renamed) = own::renamed(node, &own::host_name()?) {
+        session.console.warning(&renamed);
+    }
     let _lock = host::lock::Lock::acquire(&session.layout.operation_lock())?;
     session.console.step("Starting services");
-    let services = waited_for(session)?;
-    let name = &node.hostname;
-    agent::power::start(&session.layout, name, &services, session.console.clone())
+    let health = health(session)?;
+    agent::power::start(&session.layout, &health, session.console.clone())
         .await
         .map_err(|error| anyhow!(error.message))
         .context("start the planet")?;
@@ -59,24 +65,29 @@ pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
-/// The services that this node's own operation waited for.
-fn waited_for(session: &Session) -> Result<Vec<String>> {
+/// What this node's own operation waited for.
+fn health(session: &Session) -> Result<Health> {
     let operations = Operation::all(&session.layout)?;
     let phases = operations.iter().flat_map(|one| one.plan.leaves());
     let mut payloads =
         phases.filter_map(|phase| serde_json::from_value(phase.payload.clone()).ok());
-    Ok(payloads
+    payloads
         .find_map(|payload| match payload {
-            PhaseSpec::Health(health) => Some(health.services),
+            PhaseSpec::Health(health) => Some(health),
             _ => None,
         })
-        .unwrap_or_default())
+        .context("no operation of this node says what is to be waited for")
 }
 
-/// Runs a hook where the image has it.
+/// Runs a hook where the image has it, on masters.
 async fn run_hook(session: &Session, name: HookName) -> Result<()> {
-    match status::manifest(session)?.hooks.contains_key(&name) {
-        true => hook::by_hand(session, name, &[], session.console.clone()).await,
-        false => Ok(()),
+    if !status::manifest(session)?.hooks.contains_key(&name) {
+        return Ok(());
     }
+    if !session.layout.admin_kubeconfig().exists() {
+        let text = format!("The {name} hook runs on masters only; this node is a worker");
+        session.console.info(&text);
+        return Ok(());
+    }
+    hook::by_hand(session, name, &[], session.console.clone()).await
 }

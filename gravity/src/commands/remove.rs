@@ -14,6 +14,12 @@ pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCod
     let client = session.administrator().await?;
     let node = &arguments.node;
     let cluster = controller::description(&client).await?;
+    if session
+        .own_node(&cluster)
+        .is_ok_and(|own| own.hostname == *node)
+    {
+        bail!("{node} is this node; `gravity leave` takes it out of the cluster");
+    }
     let known = cluster.nodes.iter().any(|known| known.hostname == *node);
     if !known && !client.has_node(node).await? {
         let names: Vec<_> = cluster

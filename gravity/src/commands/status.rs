@@ -11,17 +11,20 @@ use cluster::NodeStatus;
 use cluster::hooks::LastCheck;
 use console::ExitCode;
 use event::Sink;
+use installer::attach::Follower;
 use installer::controller;
 use installer::coordinator::Operation;
 use installer::history::Change;
 use installer::services::OF_MASTERS;
 use jiff::{SignedDuration, Timestamp};
 use manifest::{HookName, Manifest};
+use operation::{Phase, Plan, State};
 use planet::client::ServiceStatus;
 use serde::Serialize;
-use spec::ClusterSpec;
+use spec::phase::PhaseSpec;
+use spec::{ClusterSpec, NodeSpec};
 
-use super::{Session, cert, plan, token};
+use super::{Session, cert, own, plan, token};
 use crate::cli::{self, StatusCommand};
 
 /// How long a part may take to answer before it counts as down.
@@ -29,6 +32,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The same for etcd, whose client takes a second more.
 const ETCD: Duration = Duration::from_secs(3);
+
+/// How long a node may take from its taking in until it works.
+const JOIN: SignedDuration = SignedDuration::from_hours(1);
+
+/// How many of the last changes are shown.
+const RECENT: usize = 3;
 
 /// What `gravity status --output json` prints.
 #[derive(Debug, Serialize)]
@@ -38,13 +47,17 @@ struct Report {
     endpoints: Vec<Endpoint>,
     /// How the status hook ended last, where there is one and it has run.
     status_hook: Option<LastCheck>,
+    /// The last operation of this node.
     operation: Option<Progress>,
+    /// What has happened last to the cluster, on a master.
+    changes: Vec<Change>,
 }
 
 #[derive(Debug, Serialize)]
 struct Cluster {
     name: String,
-    /// `active`, `degraded` or `installing`.
+    /// `active` or `degraded`; `installing` or `joining` while this node is not one
+    /// of the cluster yet.
     state: &'static str,
     /// Why it is degraded, a reason a line.
     reasons: Vec<String>,
@@ -67,6 +80,10 @@ struct Node {
     services: Vec<ServiceStatus>,
     /// Whether it is a master whose control plane waits for a third one.
     standby: bool,
+    /// Since when it is joining.
+    joining_since: Option<Timestamp>,
+    /// Whether it is a master on its way out.
+    leaving: bool,
 }
 
 /// One URL at which the application can be reached.
@@ -82,6 +99,11 @@ struct Progress {
     id: String,
     kind: String,
     state: String,
+    /// How many phases it has, and how many are complete.
+    phases: usize,
+    completed: usize,
+    /// What the phases do that have begun and not ended.
+    current: Vec<String>,
 }
 
 pub(crate) async fn run(session: &Session, arguments: &cli::Status) -> Result<ExitCode> {
@@ -150,15 +172,59 @@ async fn show_token(session: &Session) -> Result<ExitCode> {
 }
 
 async fn show(session: &Session) -> Result<ExitCode> {
-    let report = report(session).await?;
+    let report = match begun(session).await? {
+        Some(begun) => begun,
+        None => report(session).await?,
+    };
     match session.console.is_json() {
         true => session.console.print_json(&report)?,
         false => session.console.print(&text(&report)),
     }
-    Ok(if report.cluster.state == "degraded" {
-        ExitCode::Degraded
-    } else {
-        ExitCode::Ok
+    Ok(match report.cluster.state {
+        "active" => ExitCode::Ok,
+        "degraded" => ExitCode::Degraded,
+        // Who waits for a cluster goes on waiting.
+        _ => ExitCode::Busy,
+    })
+}
+
+/// What is told while an operation runs that brings this node into a cluster.
+async fn begun(session: &Session) -> Result<Option<Report>> {
+    let layout = &session.layout;
+    if layout.cluster().exists() || layout.leaving().exists() {
+        return Ok(None);
+    }
+    let Ok(last) = Operation::last(layout) else {
+        return Ok(None);
+    };
+    let (Some((state, spec)), Ok(_)) = (
+        becomes(&last.plan),
+        Follower::open(&layout.operation_socket()).await,
+    ) else {
+        return Ok(None);
+    };
+    Ok(Some(Report {
+        cluster: Cluster {
+            state,
+            ..described(spec, Vec::new(), Vec::new())
+        },
+        nodes: Vec::new(),
+        endpoints: Vec::new(),
+        status_hook: None,
+        operation: Some(progress(last)?),
+        changes: Vec::new(),
+    }))
+}
+
+/// What a node does while a plan brings it into a cluster, and into which one.
+fn becomes(plan: &Plan) -> Option<(&'static str, ClusterSpec)> {
+    let payloads = plan.leaves().into_iter().rev();
+    let mut payloads =
+        payloads.filter_map(|phase| serde_json::from_value(phase.payload.clone()).ok());
+    payloads.find_map(|payload| match payload {
+        PhaseSpec::Complete(phase) => Some(("installing", phase.cluster)),
+        PhaseSpec::CompleteJoin(phase) => Some(("joining", phase.cluster)),
+        _ => None,
     })
 }
 
@@ -170,9 +236,10 @@ pub(crate) fn cluster(session: &Session) -> Result<ClusterSpec> {
     }
     let Ok(json) = std::fs::read(&path) else {
         match Operation::last(&session.layout) {
-            Ok(_) => {
-                bail!("the install has not ended; see `gravity plan`, go on with `gravity resume`")
-            }
+            Ok(last) => bail!(
+                "the {} has not ended; see `gravity plan`, go on with `gravity resume`",
+                last.plan.kind
+            ),
             Err(_) => bail!("there is no cluster on this node; `gravity install` makes one"),
         }
     };
@@ -181,15 +248,17 @@ pub(crate) fn cluster(session: &Session) -> Result<ClusterSpec> {
 
 async fn report(session: &Session) -> Result<Report> {
     let mut spec = cluster(session)?;
-    let mut reasons = Vec::new();
-    let here = nix::unistd::gethostname().context("get the host's name")?;
-    let here = here.to_string_lossy().to_lowercase();
+    let own = own::node(&session.layout)?;
+    let here = &own.hostname;
+    let mut reasons = Vec::from_iter(own::lost_address(&own, &own::addresses()));
+    let mut warnings = certificates(session);
+    warnings.extend(own::renamed(&own, &own::host_name()?));
     let mut services = services(session, &mut reasons).await;
     if !session.layout.admin_kubeconfig().exists() {
         // A worker may ask Kubernetes for nothing but itself.
-        spec.nodes.retain(|node| node.hostname == here);
+        spec.nodes.retain(|node| node.id == own.id);
         reasons.extend(down(&services));
-        let ready = own_node(session, &here, &mut reasons).await;
+        let ready = own_node(session, here, &mut reasons).await;
         let nodes = spec.nodes.iter().map(|node| Node {
             services: services.clone(),
             ..shown(node, ready)
@@ -198,11 +267,11 @@ async fn report(session: &Session) -> Result<Report> {
             nodes: nodes.collect(),
             endpoints: Vec::new(),
             status_hook: None,
-            operation: progress(session)?,
-            cluster: described(spec, reasons, certificates(session)),
+            operation: last_operation(session)?,
+            cluster: described(spec, reasons, warnings),
+            changes: Vec::new(),
         });
     }
-    let mut warnings = certificates(session);
     let own_etcd = etcd(session, &mut reasons, &mut warnings).await;
     let client = tokio::time::timeout(
         PATIENCE,
@@ -211,42 +280,58 @@ async fn report(session: &Session) -> Result<Report> {
     .await
     .map_err(anyhow::Error::from)
     .and_then(|client| client.map_err(anyhow::Error::from));
-    let ready = match &client {
+    let known = match &client {
         Ok(client) => kubernetes(client, &mut reasons).await,
         Err(error) => {
             reasons.push(format!("the Kubernetes API does not answer: {error:#}"));
-            Vec::new()
+            None
         }
     };
+    let ready = known.as_ref().map_or(&[][..], |known| &known.nodes);
     // Nodes join and leave; what was installed is only what they began with.
     if let Ok(client) = &client
         && let Ok(Ok(now)) = tokio::time::timeout(PATIENCE, controller::description(client)).await
     {
         spec = now;
-        if spec.nodes.iter().all(|node| node.hostname != here) {
+        if spec.node(own.id).is_none() {
             reasons.push(format!(
                 "the cluster goes on without {here}, which was removed from it: take it off by \
                  `gravity leave --force`; then it can join again"
             ));
         }
     }
-    let etcds = other_etcds(session, &spec, &here, own_etcd.as_ref()).await;
+    let now = Timestamp::now();
+    let joining = |name: &str| {
+        let mut nodes = spec.nodes.iter();
+        let node = nodes.find(|node| node.hostname == name);
+        node.is_some_and(|node| joining_since(node, now).is_some())
+    };
+    let pods = known.iter().flat_map(|known| &known.problems);
+    let pods = pods
+        .filter(|pod| pod.namespace == "kube-system" && !pod.node.as_deref().is_some_and(joining));
+    reasons.extend(pods.map(|pod| format!("pod {}: {}", pod.name, pod.reason)));
+    let mut etcds = other_etcds(session, &spec, own.id, own_etcd.as_ref()).await;
+    for node in spec.nodes.iter().filter(|node| joining(&node.hostname)) {
+        etcds
+            .silent
+            .retain(|address| !node.advertise_addresses.contains(address));
+    }
     let has_quorum = own_etcd
         .is_none_or(|status| status.has_leader && !(status.is_learner && etcds.well.is_empty()));
     reasons.extend(split(&spec, &etcds, has_quorum));
-    let own = spec.nodes.iter().find(|node| node.hostname == here);
-    let standby = match own {
+    let standby = match spec.node(own.id) {
         Some(own) => stands_by(session, &spec, own, &mut services).await,
         None => false,
     };
     reasons.extend(down(&services));
-    let others = others(session, &spec, &ready, &here).await;
-    for (hostname, other) in &others {
+    let others = others(session, &spec, ready, here).await;
+    for (hostname, other) in others.iter().filter(|(name, _)| !joining(name)) {
         let down = down(&other.services);
         reasons.extend(down.map(|reason| format!("on {hostname} {reason}")));
     }
     let mut endpoints = Vec::new();
     let mut status_hook = None;
+    let mut changes = Vec::new();
     // An API that doesn't answer is told above already.
     if let Ok(client) = &client
         && !ready.is_empty()
@@ -256,6 +341,7 @@ async fn report(session: &Session) -> Result<Report> {
             Err(_) => reasons.push("endpoints can't be looked up in time".into()),
         }
         status_hook = last_check(session, client, &mut reasons).await?;
+        changes = recent(client, &mut warnings).await;
     }
     let nodes = spec.nodes.iter().map(|node| {
         let known = ready.iter().find(|known| known.name == node.hostname);
@@ -264,27 +350,24 @@ async fn report(session: &Session) -> Result<Report> {
             Some(false) => "not ready",
             None => "unknown",
         };
-        if kubernetes != "ready" {
-            let reason = known
-                .and_then(|known| known.reason.as_deref())
-                .unwrap_or("no reason is known");
-            reasons.push(format!(
-                "node {} is {kubernetes} in Kubernetes: {reason}",
-                node.hostname
-            ));
+        let joining_since = joining_since(node, now);
+        if kubernetes != "ready" && joining_since.is_none() {
+            let reason = known.and_then(|known| known.reason.as_deref());
+            reasons.push(not_ready(node, kubernetes, reason));
         }
         let short = known.into_iter().flat_map(|known| &known.pressure);
         reasons.extend(short.map(|short| format!("node {} has {short}", node.hostname)));
         let other = others.get(&node.hostname);
         Node {
-            services: match node.hostname == here {
+            services: match node.id == own.id {
                 true => services.clone(),
                 false => other.map_or(Vec::new(), |other| other.services.clone()),
             },
-            standby: match node.hostname == here {
+            standby: match node.id == own.id {
                 true => standby,
                 false => other.is_some_and(|other| other.standby),
             },
+            joining_since,
             ..shown(node, kubernetes)
         }
     });
@@ -293,9 +376,46 @@ async fn report(session: &Session) -> Result<Report> {
         nodes,
         endpoints,
         status_hook,
-        operation: progress(session)?,
+        operation: last_operation(session)?,
         cluster: described(spec, reasons, warnings),
+        changes,
     })
+}
+
+/// Since when a node is joining, unless it should long have done so.
+fn joining_since(node: &NodeSpec, now: Timestamp) -> Option<Timestamp> {
+    let since = Timestamp::from_second(node.taken_in?).ok()?;
+    (now.duration_since(since) < JOIN).then_some(since)
+}
+
+/// Why a node that isn't ready degrades the cluster.
+fn not_ready(node: &NodeSpec, kubernetes: &str, reason: Option<&str>) -> String {
+    let name = &node.hostname;
+    let reason = reason.unwrap_or("no reason is known");
+    match node.taken_in.map(Timestamp::from_second) {
+        Some(Ok(since)) => format!(
+            "node {name} began to join on {} and has not come: `gravity resume` on it goes on, \
+             `gravity remove {name}` on a master forgets it",
+            console::render::timestamp(since)
+        ),
+        _ => format!("node {name} is {kubernetes} in Kubernetes: {reason}"),
+    }
+}
+
+/// What has happened last.
+async fn recent(client: &cluster::Client, warnings: &mut Vec<String>) -> Vec<Change> {
+    let history = tokio::time::timeout(PATIENCE, installer::history::read(client)).await;
+    match history {
+        Ok(Ok(mut changes)) => changes.split_off(changes.len().saturating_sub(RECENT)),
+        Ok(Err(error)) => {
+            warnings.push(format!("what has happened can't be read: {error}"));
+            Vec::new()
+        }
+        Err(_) => {
+            warnings.push("what has happened can't be read in time".into());
+            Vec::new()
+        }
+    }
 }
 
 /// Certificates that should have been renewed long ago.
@@ -355,13 +475,14 @@ struct OtherEtcds {
 async fn other_etcds(
     session: &Session,
     cluster: &ClusterSpec,
-    here: &str,
+    here: uuid::Uuid,
     own: Option<&Status>,
 ) -> OtherEtcds {
     let mut found = OtherEtcds::default();
     // One that was removed still knows the masters of its time.
-    let own_addresses = cluster.nodes.iter().find(|node| node.hostname == here);
-    let own_addresses = own_addresses.map(|node| node.advertise_addresses.clone());
+    let own_addresses = cluster
+        .node(here)
+        .map(|node| node.advertise_addresses.clone());
     let known = super::etcd::other_masters(
         &session.layout,
         cluster,
@@ -431,7 +552,7 @@ fn old_snapshot(last: Option<&Snapshot>, now: Timestamp) -> Option<String> {
     })
 }
 
-fn shown(node: &spec::NodeSpec, kubernetes: &'static str) -> Node {
+fn shown(node: &NodeSpec, kubernetes: &'static str) -> Node {
     let address = node.advertise_addresses.first();
     Node {
         hostname: node.hostname.clone(),
@@ -441,6 +562,8 @@ fn shown(node: &spec::NodeSpec, kubernetes: &'static str) -> Node {
         kubernetes,
         services: Vec::new(),
         standby: false,
+        joining_since: None,
+        leaving: node.leaving,
     }
 }
 
@@ -449,7 +572,7 @@ fn shown(node: &spec::NodeSpec, kubernetes: &'static str) -> Node {
 async fn stands_by(
     session: &Session,
     cluster: &ClusterSpec,
-    node: &spec::NodeSpec,
+    node: &NodeSpec,
     services: &mut Vec<ServiceStatus>,
 ) -> bool {
     let is_master = node.role == spec::Role::Master && cluster.has_several_masters();
@@ -533,16 +656,30 @@ fn described(spec: ClusterSpec, mut reasons: Vec<String>, warnings: Vec<String>)
     }
 }
 
-fn progress(session: &Session) -> Result<Option<Progress>> {
-    let operation = Operation::last(&session.layout).ok();
-    let told = operation.map(|operation| -> Result<_> {
-        Ok(Progress {
-            state: operation.state()?.overall().to_string(),
-            id: operation.plan.operation_id,
-            kind: operation.plan.kind,
-        })
-    });
-    told.transpose()
+fn last_operation(session: &Session) -> Result<Option<Progress>> {
+    let last = Operation::last(&session.layout).ok();
+    last.map(progress).transpose()
+}
+
+fn progress(operation: Operation) -> Result<Progress> {
+    let state = operation.state()?;
+    let leaves = operation.plan.leaves();
+    let state_of = |phase: &&&Phase| state.phase(&phase.id).state;
+    Ok(Progress {
+        state: state.overall().to_string(),
+        phases: leaves.len(),
+        completed: leaves
+            .iter()
+            .filter(|phase| state_of(phase) == State::Completed)
+            .count(),
+        current: leaves
+            .iter()
+            .filter(|phase| state_of(phase) == State::InProgress)
+            .map(|phase| phase.description.clone())
+            .collect(),
+        id: operation.plan.operation_id,
+        kind: operation.plan.kind,
+    })
 }
 
 /// Whether a worker is ready, by its kubelet's own rights.
@@ -580,23 +717,19 @@ async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<ServiceSt
     }
 }
 
-async fn kubernetes(client: &cluster::Client, reasons: &mut Vec<String>) -> Vec<NodeStatus> {
+async fn kubernetes(
+    client: &cluster::Client,
+    reasons: &mut Vec<String>,
+) -> Option<cluster::Status> {
     match tokio::time::timeout(PATIENCE, client.status()).await {
-        Ok(Ok(status)) => {
-            let system = status
-                .problems
-                .iter()
-                .filter(|pod| pod.namespace == "kube-system");
-            reasons.extend(system.map(|pod| format!("pod {}: {}", pod.name, pod.reason)));
-            status.nodes
-        }
+        Ok(Ok(status)) => Some(status),
         Ok(Err(error)) => {
             reasons.push(format!("the Kubernetes API does not answer: {error}"));
-            Vec::new()
+            None
         }
         Err(_) => {
             reasons.push("the Kubernetes API does not answer in time".into());
-            Vec::new()
+            None
         }
     }
 }
@@ -726,31 +859,70 @@ fn text(report: &Report) -> String {
             license.holder
         ));
     }
-    if let Some(operation) = &report.operation {
-        lines.push(format!(
-            "Last operation:  {} ({}), {}",
-            operation.kind, operation.id, operation.state
-        ));
+    lines.extend(report.operation.as_ref().map(operation_text));
+    if !report.nodes.is_empty() {
+        lines.push("Cluster nodes:".into());
     }
-    lines.push("Cluster nodes:".into());
-    for node in &report.nodes {
-        lines.push(format!(
-            "  * {} / {} / {}",
-            node.hostname, node.address, node.profile
-        ));
-        lines.push(format!("      Kubernetes:  {}", node.kubernetes));
-        if node.standby {
-            lines.push("      Master:      stands by until there is a third one".into());
-        }
-        for service in &node.services {
-            lines.push(format!(
-                "      {:<24} {:<9} {} restarts",
-                service.name, service.state, service.restarts
-            ));
-        }
+    lines.extend(report.nodes.iter().flat_map(node_text));
+    if !report.changes.is_empty() {
+        lines.push("Last changes:".into());
     }
+    let changes = report.changes.iter();
+    lines.extend(changes.map(|change| format!("  * {}", history_line(change))));
     lines.extend(endpoints_text(&report.endpoints));
     lines.join("\n")
+}
+
+fn operation_text(operation: &Progress) -> String {
+    let Progress {
+        id,
+        kind,
+        state,
+        phases,
+        completed,
+        current,
+    } = operation;
+    let mut line = format!("Last operation:  {kind} ({id}), {state}");
+    if completed < phases {
+        line = format!("{line}: {completed} of {phases} phases are complete");
+    }
+    for current in current {
+        line = format!("{line}\n                 now: {current}");
+    }
+    line
+}
+
+fn node_text(node: &Node) -> Vec<String> {
+    let role = match node.role {
+        spec::Role::Master => "master",
+        spec::Role::Worker => "worker",
+    };
+    // An image without profiles has none to tell.
+    let profile = match node.profile.as_str() {
+        "" => String::new(),
+        profile => format!("{profile} / "),
+    };
+    let mut lines = vec![
+        format!("  * {} / {} / {profile}{role}", node.hostname, node.address),
+        format!("      Kubernetes:  {}", node.kubernetes),
+    ];
+    if let Some(since) = node.joining_since {
+        let since = console::render::timestamp(since);
+        lines.push(format!("      Joining:     since {since}"));
+    }
+    if node.leaving {
+        lines.push("      Leaving:     `gravity remove` goes on where it was cut off".into());
+    }
+    if node.standby {
+        lines.push("      Master:      stands by until there is a third one".into());
+    }
+    lines.extend(node.services.iter().map(|service| {
+        format!(
+            "      {:<24} {:<9} {} restarts",
+            service.name, service.state, service.restarts
+        )
+    }));
+    lines
 }
 
 /// Where the user goes on, as lines.
@@ -792,9 +964,9 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn a_master_that_is_silent_is_named_with_what_it_means() {
-        let cluster: ClusterSpec = serde_json::from_value(serde_json::json!({
+    /// A cluster with one node.
+    fn cluster() -> ClusterSpec {
+        serde_json::from_value(serde_json::json!({
             "version": 1, "id": "00000000-0000-0000-0000-000000000000", "name": "c",
             "image": {"name": "i", "version": "1.0.0", "digest": "", "resources": ""},
             "flavor": null, "service_user": {"name": "planet", "uid": 1, "gid": 1},
@@ -805,7 +977,89 @@ mod tests {
                 "pod_cidrs": [], "labels": {}, "state_dir": "/x",
             }],
         }))
-        .unwrap();
+        .unwrap()
+    }
+
+    #[test]
+    fn a_node_that_joins_is_missed_after_an_hour() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut node = cluster().nodes.remove(0);
+        assert_eq!(joining_since(&node, now), None);
+        let lost = not_ready(&node, "unknown", None);
+        assert!(lost.contains("one is unknown in Kubernetes"), "{lost}");
+        node.taken_in = Some(now.as_second());
+        assert_eq!(joining_since(&node, now), Some(now));
+        let later = now + JOIN - SignedDuration::from_secs(1);
+        assert_eq!(joining_since(&node, later), Some(now));
+        assert_eq!(joining_since(&node, now + JOIN), None);
+        let lost = not_ready(&node, "unknown", None);
+        assert!(lost.contains("`gravity remove one`"), "{lost}");
+    }
+
+    #[test]
+    fn a_plan_says_which_cluster_the_node_will_be_of() {
+        let plan = |payload: &PhaseSpec| Plan {
+            version: operation::PLAN_VERSION,
+            operation_id: "1".into(),
+            kind: "x".into(),
+            created_by_version: String::new(),
+            phases: vec![operation::Phase {
+                id: "/complete".into(),
+                payload: serde_json::to_value(payload).unwrap(),
+                ..operation::Phase::default()
+            }],
+        };
+        let install = PhaseSpec::Complete(spec::phase::Complete {
+            operation: "1".into(),
+            cluster: cluster(),
+            manifest: String::new(),
+        });
+        let join = PhaseSpec::CompleteJoin(spec::phase::CompleteJoin {
+            cluster: cluster(),
+            manifest: String::new(),
+        });
+        let clean = PhaseSpec::EtcdClean(spec::phase::EtcdClean {
+            operation: "1".into(),
+        });
+        assert_eq!(becomes(&plan(&install)), Some(("installing", cluster())));
+        assert_eq!(becomes(&plan(&join)), Some(("joining", cluster())));
+        assert_eq!(becomes(&plan(&clean)), None);
+    }
+
+    #[test]
+    fn the_text_tells_how_far_an_operation_is_and_what_a_node_is() {
+        let mut operation = Progress {
+            id: "1".into(),
+            kind: "install".into(),
+            state: "in_progress".into(),
+            phases: 3,
+            completed: 1,
+            current: vec!["Wait for other nodes".into()],
+        };
+        assert_eq!(
+            operation_text(&operation),
+            "Last operation:  install (1), in_progress: 1 of 3 phases are complete\n                 \
+             now: Wait for other nodes"
+        );
+        operation.current.clear();
+        operation.completed = 3;
+        operation.state = "completed".into();
+        assert_eq!(
+            operation_text(&operation),
+            "Last operation:  install (1), completed"
+        );
+        let mut node = shown(&cluster().nodes[0], "unknown");
+        assert_eq!(node_text(&node)[0], "  * one / 10.0.0.1 / master");
+        node.profile = "db".into();
+        node.joining_since = Some(Timestamp::UNIX_EPOCH);
+        let text = node_text(&node);
+        assert_eq!(text[0], "  * one / 10.0.0.1 / db / master");
+        assert!(text[2].starts_with("      Joining:     since "), "{text:?}");
+    }
+
+    #[test]
+    fn a_master_that_is_silent_is_named_with_what_it_means() {
+        let cluster = cluster();
         let none = BTreeSet::new();
         let two = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
         let two = BTreeSet::from(two);

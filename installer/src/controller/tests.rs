@@ -16,7 +16,7 @@ fn node(hostname: &str, address: &str, role: Role, pod_cidr: &str) -> NodeSpec {
         state_dir: "/var/lib/gravity".into(),
         leaving: false,
         machine: String::new(),
-        heard: 0,
+        taken_in: None,
     }
 }
 
@@ -241,6 +241,19 @@ fn a_profile_whose_number_is_fixed_gets_the_flavors_nodes_and_no_more() {
 
 fn now() -> SystemTime {
     SystemTime::now()
+}
+
+#[test]
+fn a_node_is_joining_until_it_says_that_it_works() {
+    let mut cluster = cluster();
+    let time = SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+    let two = candidate("two", "10.0.0.2");
+    let id = take_in(&mut cluster, &two, &known(&[]), &known(&[]), time).unwrap();
+    assert_eq!(cluster.node(id).unwrap().taken_in, Some(7));
+    has_joined(&mut cluster, Uuid::from_u128(99));
+    assert_eq!(cluster.node(id).unwrap().taken_in, Some(7));
+    has_joined(&mut cluster, id);
+    assert_eq!(cluster.node(id).unwrap().taken_in, None);
 }
 
 #[test]
@@ -472,7 +485,7 @@ fn a_cluster_of_two_thousand_nodes_has_room_and_too_many_are_refused_by_their_nu
                 let name = format!("a-node-with-a-name-{number:04}");
                 NodeSpec {
                     machine: "0123456789abcdef".repeat(2),
-                    heard: seconds(now()),
+                    taken_in: seconds(now()),
                     ..node(&name, "10.120.130.140", Role::Worker, "172.16.100.0/24")
                 }
             })

@@ -30,7 +30,7 @@ fn cluster() -> ClusterSpec {
         state_dir: "/var/lib/gravity".into(),
         leaving: false,
         machine: String::new(),
-        heard: 0,
+        taken_in: None,
     };
     ClusterSpec {
         version: spec::VERSION,

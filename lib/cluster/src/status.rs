@@ -47,6 +47,8 @@ pub struct PodProblem {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Node that it runs on, once that is decided.
+    pub node: Option<String>,
     /// What it waits for, as far as is known.
     pub reason: String,
 }
@@ -142,6 +144,7 @@ fn problem(pod: &Pod) -> Option<PodProblem> {
     Some(PodProblem {
         namespace: pod.metadata.namespace.clone().unwrap_or_default(),
         name: pod.metadata.name.clone().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
         reason,
     })
 }

@@ -221,9 +221,10 @@ pub struct NodeSpec {
     /// The machine that was taken in, by its machine-id; empty where nobody knows.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub machine: String,
-    /// When its join was last heard of, in seconds since 1970; 0 where it is long ago.
-    #[serde(default)]
-    pub heard: i64,
+    /// When its join was last heard of, in seconds since 1970, until it has said that it
+    /// works; nothing from then on, and of who began the cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_in: Option<i64>,
 }
 
 /// An image that the cluster registry serves.

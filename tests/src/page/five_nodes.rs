@@ -72,6 +72,11 @@ pub(super) fn run(setup: &Setup, tele: &Tele, name: &str, console: &Console) -> 
         shown.contains("2 nodes: ./gravity join ") && shown.contains("--role=db"),
         "it doesn't say who is missing: {shown}"
     );
+    let status = crate::masters::said(first, "status")?;
+    ensure!(
+        status.contains("installing") && status.contains("phases are complete"),
+        "the status of an install that waits is {status}"
+    );
     timeline.tell("the first worker waits for two workers and two db nodes");
 
     let mut joins = Vec::new();
