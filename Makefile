@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e quorum faults crash power distributions vm vm-vagrant fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e masters quorum faults crash power distributions vm vm-vagrant fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,7 +54,10 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode offline
 	$(BIN)/testnode vm checks
 
-quorum: base ## one of three masters cut off, one frozen, two lost for good; needs root
+masters: base ## three masters and a worker: one dies, is removed, another one joins; needs root
+	$(BIN)/testnode masters
+
+quorum: base ## each of three masters killed and cut off, one frozen, two lost for good; needs root
 	$(BIN)/testnode quorum
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root

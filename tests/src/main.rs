@@ -114,8 +114,8 @@ enum Task {
         #[command(flatten)]
         scenario: Scenario,
     },
-    /// Have three masters and a worker, cut one off, freeze one, lose two for good,
-    /// and go on with the third.
+    /// Have three masters and a worker, kill each master, cut each off, freeze one,
+    /// lose two for good, and go on with the third.
     Quorum {
         /// First part of the nodes' names.
         #[arg(default_value = "quorum")]

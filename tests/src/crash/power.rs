@@ -19,7 +19,7 @@ use super::{
     undisturbed,
 };
 use crate::faults::{IMAGE, Said, Setup};
-use crate::writes::{self, Writes};
+use crate::load::{self, Load};
 
 /// How long the first answer to a write may take.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -241,15 +241,15 @@ fn cut_install(setup: &Setup, reference: &Reference, after: Duration) -> Result<
 }
 
 fn cut_running(setup: &Setup, disk: Disk, after: Duration) -> Result<String> {
-    let writes = Writes::begin(&setup.node)?;
-    writes.wait_answer(writes::now(), ANSWER)?;
+    let mut writes = Load::writes(&setup.node, &setup.node)?;
+    writes.wait_answer(load::now(), ANSWER)?;
     std::thread::sleep(after);
     cut(setup)?;
     writes.ended()?;
     disk.mend(setup, false)?;
     let how = go_on(setup, "false")?;
     setup.is_active()?;
-    let there = writes::all_there(&setup.node)?;
+    let there = writes.all_there()?;
     Ok(format!("{how}, all {there} answered writes are there"))
 }
 
