@@ -40,6 +40,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode crash --shard 5/50
 	$(BIN)/testnode crash --nodes --shard 98/201
 	$(BIN)/testnode crash --power --cuts 1
+	$(BIN)/testnode faults --only abort --only lost-terminal
 	$(BIN)/testnode checks
 	$(BIN)/testnode hosts
 	$(BIN)/testnode peers

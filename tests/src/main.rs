@@ -201,9 +201,9 @@ enum Task {
         /// Use this cluster image instead of building one.
         #[arg(long, value_name = "FILE")]
         image: Option<PathBuf>,
-        /// Only scenarios whose name contains this.
+        /// Only scenarios whose name contains this; can be repeated.
         #[arg(long, value_name = "NAME")]
-        only: Option<String>,
+        only: Vec<String>,
     },
     /// Hit installs, and `leave`, at each record of their journal, then go on or back.
     Crash {
@@ -398,7 +398,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            if !faults::run(&setup.image(console)?, only.as_deref(), console)? {
+            if !faults::run(&setup.image(console)?, &only, console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
