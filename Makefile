@@ -37,8 +37,8 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(CARGO) test -p gravity-tests --test node --test sources --test vagrant
 	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub --test builds
 	$(BIN)/testnode e2e
-	$(BIN)/testnode crash --shard 5/50
-	$(BIN)/testnode crash --nodes --shard 98/201
+	$(BIN)/testnode crash --shard 17/53
+	$(BIN)/testnode crash --nodes --shard 127/250
 	$(BIN)/testnode crash --power --cuts 1
 	$(BIN)/testnode faults --only abort --only lost-terminal
 	$(BIN)/testnode checks

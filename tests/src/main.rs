@@ -414,13 +414,12 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            let image = setup.image(console)?;
             let well = if cuts.wanted() {
-                crash::power::run(&image, cuts, &choice, console)?
+                crash::power::run(&setup.image(console)?, cuts, &choice, console)?
             } else if nodes {
-                crash::nodes::run(&image, &choice, console)?
+                crash::nodes::run(&setup.image(console)?, &choice, console)?
             } else {
-                crash::run(&image, &choice, console)?
+                crash::run(&crash::image(&setup, console)?, &choice, console)?
             };
             if !well {
                 return Ok(ExitCode::FAILURE);
