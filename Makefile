@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e quorum faults crash power distributions vm vm-vagrant fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e masters quorum faults crash power distributions vm vm-vagrant fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,9 +37,10 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(CARGO) test -p gravity-tests --test node --test sources --test vagrant
 	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub --test builds
 	$(BIN)/testnode e2e
-	$(BIN)/testnode crash --shard 5/50
-	$(BIN)/testnode crash --nodes --shard 98/201
+	$(BIN)/testnode crash --shard 17/53
+	$(BIN)/testnode crash --nodes --shard 127/250
 	$(BIN)/testnode crash --power --cuts 1
+	$(BIN)/testnode faults --only abort --only lost-terminal
 	$(BIN)/testnode checks
 	$(BIN)/testnode hosts
 	$(BIN)/testnode peers
@@ -54,7 +55,10 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode offline
 	$(BIN)/testnode vm checks
 
-quorum: base ## one of three masters cut off, one frozen, two lost for good; needs root
+masters: base ## three masters and a worker: one dies, is removed, another one joins; needs root
+	$(BIN)/testnode masters
+
+quorum: base ## each of three masters killed and cut off, one frozen, two lost for good; needs root
 	$(BIN)/testnode quorum
 
 faults: base ## kills, full disks, bad input, on a node in a namespace; needs root

@@ -3,30 +3,70 @@
 //!
 //! In: a cluster image and a shard. Out: a line a cell, and their count. A cell
 //! is a blow and what follows. A blow is what is hit (the process that runs the
-//! operation, the agent, both, the supervisor, the planet with all in it, the
-//! disk's space, the disk itself) and at which record of the operation's
-//! journal. A cell that is gone on with must give the objects and the hook runs
-//! of an undisturbed install; one that is taken back, the node as it was. Where
-//! an install comes to its end by itself, the blow has one cell, not three.
+//! operation, the agent, both, the supervisor, the planet with all in it, one of
+//! its services, the disk's space, the disk itself) and at which record of the
+//! operation's journal. A cell that is gone on with must give the objects, the
+//! certificates and the hook runs of an undisturbed install; one that is taken back,
+//! the node as it was. Where an install comes to its end by itself, the blow has one
+//! cell, not three.
 
 pub mod nodes;
 pub mod power;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk};
-use crate::join::{WORKER, nodes as ready_nodes};
-use crate::process;
+use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
+use crate::join::nodes as ready_nodes;
+use crate::{file, process, scenario};
 
 /// Events of an operation that follow a record in its journal, as a pattern of
 /// the shell.
 const RECORD: &str = "*/*' in progress: '*|*/*' completed: '*";
+/// Parts of the lines of a `leave` that tell what a hook's pod does, as many times as
+/// it happens to.
+const OF_PODS: [&str; 3] = [" Pod \"", " Container \"", "  ["];
+/// Part of lines that are told when it happens: what was removed is told at the end.
+const AT_ONCE: &str = " UTC  ";
+/// How the command lines of a master's services begin.
+const SERVICES: [&str; 13] = [
+    "/usr/local/bin/registry ",
+    "/usr/local/bin/coredns ",
+    "/usr/local/bin/kube-proxy ",
+    "/opt/gravity/bin/gravity care ",
+    "/opt/gravity/bin/gravity masters ",
+    "/usr/local/bin/flanneld ",
+    "/usr/local/bin/kube-controller-manager ",
+    "/usr/local/bin/kube-scheduler ",
+    "/opt/gravity/bin/gravity controller ",
+    "/usr/local/bin/etcd ",
+    "/usr/local/bin/kube-apiserver ",
+    "/usr/local/bin/containerd ",
+    "/usr/local/bin/kubelet ",
+];
+/// Hooks of an application's end, the names of their Jobs and what they do: what may
+/// be done twice.
+const ENDS: [(&str, &str, &str); 2] = [
+    (
+        "preUninstall",
+        "pre-uninstall",
+        "kubectl --namespace default scale --replicas=0 deployment/web",
+    ),
+    (
+        "uninstall",
+        "uninstall",
+        "kubectl --namespace default delete deployment/web --ignore-not-found",
+    ),
+];
+/// How long controllers may take until a cluster is as one that nobody disturbed.
+const SAME: Duration = Duration::from_secs(60);
 /// Size of the disk that is filled, in MB: the install fits.
 const DISK: u32 = 3400;
 /// File of the disk that breaks: what a file that may not be changed is the
@@ -106,6 +146,8 @@ enum Hit {
     Planet,
     FullDisk,
     BrokenDisk,
+    /// By its command line.
+    Service(&'static str),
 }
 
 impl Hit {
@@ -119,12 +161,27 @@ impl Hit {
         Self::BrokenDisk,
     ];
     /// What there is while a cluster is taken off; no agent.
-    const LEAVE: [Self; 4] = [
+    const LEAVE: [Self; 5] = [
         Self::Operation,
+        Self::Supervisor,
         Self::Planet,
         Self::FullDisk,
         Self::BrokenDisk,
     ];
+
+    /// These, and the service whose turn it is.
+    fn in_turn(hits: &[Self], turn: usize) -> impl Iterator<Item = Self> {
+        let service = Self::Service(SERVICES[turn % SERVICES.len()]);
+        hits.iter().copied().chain([service])
+    }
+
+    /// What it is called among those of its kind.
+    fn kind(self) -> String {
+        match self {
+            Self::Service(_) => "kill a service".into(),
+            hit => hit.to_string(),
+        }
+    }
 
     /// How, in words of the shell. It must not fail where there is none yet.
     fn script(self) -> String {
@@ -144,6 +201,7 @@ impl Hit {
             Self::Planet => kill_program("/usr/local/bin/planet-init"),
             Self::FullDisk => fill_disk(),
             Self::BrokenDisk => format!("chattr +i {DISK_FILE}"),
+            Self::Service(command) => kill_program(command),
         }
     }
 }
@@ -151,6 +209,10 @@ impl Hit {
 impl fmt::Display for Hit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Service(command) => {
+                let name = command.trim_end().rsplit(['/', ' ']).next();
+                return write!(f, "kill the service {}", name.unwrap_or_default());
+            }
             Self::Operation => "kill the operation",
             Self::Agent => "kill the agent",
             Self::Both => "kill operation and agent",
@@ -195,34 +257,122 @@ enum Blow {
         hit: Hit,
         record: usize,
     },
-    /// `leave` of a whole cluster, at a line of its output.
+    /// `leave` of a whole cluster, at a step of its output, or a little later.
     Leave {
         hit: Hit,
-        line: usize,
+        step: usize,
+        late: bool,
     },
+}
+
+impl Blow {
+    /// What it is called among those of its kind.
+    fn kind(self) -> String {
+        match self {
+            Self::Install { hit, .. } => format!("install: {}", hit.kind()),
+            Self::Leave { hit, .. } => format!("leave: {}", hit.kind()),
+        }
+    }
 }
 
 impl fmt::Display for Blow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Install { hit, record } => write!(f, "install: {hit} at record {record}"),
-            Self::Leave { hit, line } => write!(f, "leave: {hit} at line {line}"),
+            Self::Leave { hit, step, late } => {
+                let later = if *late { ", half a second later" } else { "" };
+                write!(f, "leave: {hit} at step {step}{later}")
+            }
         }
     }
 }
 
-/// All blows to an install with so many records and a `leave` with so many lines.
-fn blows(records: usize, lines: usize) -> Vec<Blow> {
-    let install =
-        (1..=records).flat_map(|record| Hit::INSTALL.map(|hit| Blow::Install { hit, record }));
-    let leave = (1..=lines).flat_map(|line| Hit::LEAVE.map(|hit| Blow::Leave { hit, line }));
+/// All blows to an install with so many records and a `leave` with so many steps.
+fn blows(records: usize, steps: usize) -> Vec<Blow> {
+    let install = (1..=records).flat_map(|record| {
+        Hit::in_turn(&Hit::INSTALL, record).map(move |hit| Blow::Install { hit, record })
+    });
+    let moments = (1..=steps).flat_map(|step| [(step, false), (step, true)]);
+    let leave = moments.enumerate().flat_map(|(turn, (step, late))| {
+        Hit::in_turn(&Hit::LEAVE, turn).map(move |hit| Blow::Leave { hit, step, late })
+    });
     install.chain(leave).collect()
+}
+
+/// How often each kind of blow was struck, in how many cells, and how many of these
+/// ended badly.
+#[derive(Debug, Default)]
+struct Tally(BTreeMap<String, [usize; 3]>);
+
+impl Tally {
+    fn add(&mut self, kind: String, cells: usize, bad: usize) {
+        let counts = self.0.entry(kind).or_default();
+        for (count, more) in counts.iter_mut().zip([1, cells, bad]) {
+            *count += more;
+        }
+    }
+
+    fn sum(&self) -> [usize; 3] {
+        let add = |sum: [usize; 3], one: &[usize; 3]| [0, 1, 2].map(|of| sum[of] + one[of]);
+        self.0.values().fold([0; 3], add)
+    }
+
+    /// Prints them. Whether all ended well.
+    fn show(&self, all: usize, console: &Console) -> bool {
+        let row = |(kind, counts): (&String, &[usize; 3])| -> Vec<String> {
+            let counts = counts.map(|count| count.to_string());
+            [kind.clone()].into_iter().chain(counts).collect()
+        };
+        let rows: Vec<_> = self.0.iter().map(row).collect();
+        console.table(&["Blow", "Struck", "Cells", "Ended badly"], &rows);
+        let [struck, cells, bad] = self.sum();
+        console.print(&format!(
+            "{struck} of {all} blows in {cells} cells, {bad} ended badly"
+        ));
+        bad == 0
+    }
+}
+
+/// The sample, with hooks for the end of its application.
+///
+/// # Errors
+/// When it can't be made.
+pub fn image(setup: &scenario::Setup, console: &Console) -> Result<PathBuf> {
+    if let Some(image) = &setup.image {
+        return Ok(image.clone());
+    }
+    let sample = file::cache()?.join("crash");
+    file::remove_directory(&sample)?;
+    process::run(Command::new("cp").arg("-r").arg(&setup.sample).arg(&sample))?;
+    let manifest = sample.join("app.yaml");
+    let mut text = file::read(&manifest)?;
+    for (hook, name, command) in ENDS {
+        let entry = format!("\nhooks:\n  {hook}:\n    job: file://hooks/{name}.yaml\n");
+        ensure!(text.contains("\nhooks:\n"), "the sample has no hooks");
+        text = text.replace("\nhooks:\n", &entry);
+        // A cluster that can't run it any more is left soon all the same.
+        let job = format!(
+            "apiVersion: batch/v1\nkind: Job\nmetadata: {{name: {name}, namespace: default}}\n\
+             spec:\n  activeDeadlineSeconds: 60\n  template:\n    spec:\n      \
+             restartPolicy: OnFailure\n      containers:\n        - name: end\n          \
+             image: quay.io/gravitational/debian-tall:stretch\n          \
+             command: [/bin/sh, -ec, \"{command}\"]\n"
+        );
+        file::write(&sample.join(format!("hooks/{name}.yaml")), job)?;
+    }
+    file::write(&manifest, text)?;
+    let with_ends = scenario::Setup {
+        sample,
+        ..setup.clone()
+    };
+    with_ends.image(console)
 }
 
 /// What an undisturbed install and `leave` were like.
 struct Reference {
     records: usize,
-    lines: usize,
+    /// Of a `leave`.
+    steps: usize,
     cluster: String,
 }
 
@@ -234,20 +384,22 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
     let new = || Setup::new(&choice.name, image, console);
     let mut setup = new()?;
     let reference = undisturbed(&setup).context("an undisturbed install")?;
-    let all = blows(reference.records, reference.lines);
+    let all = blows(reference.records, reference.steps);
     let chosen = all
         .iter()
         .enumerate()
         .filter(|(index, blow)| choice.holds(*index, *blow));
-    let (mut struck, mut cells, mut bad) = (0, 0, 0);
+    let mut tally = Tally::default();
     for (index, blow) in chosen {
-        struck += 1;
+        let (mut cells, mut bad) = (0, 0);
         for end in [End::Resume, End::Rollback, End::Leave] {
             cells += 1;
             let started = Instant::now();
             let result = match *blow {
                 Blow::Install { hit, record } => run_install(&setup, &reference, hit, record, end),
-                Blow::Leave { hit, line } => run_leave(&setup, hit, line).map(|()| true),
+                Blow::Leave { hit, step, late } => {
+                    run_leave(&setup, hit, step, late).map(|()| true)
+                }
             };
             let took = render::duration(started.elapsed());
             let ended_by_itself = match result {
@@ -272,12 +424,9 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
                 break;
             }
         }
+        tally.add(blow.kind(), cells, bad);
     }
-    console.print(&format!(
-        "{struck} of {} blows in {cells} cells, {bad} ended badly",
-        all.len()
-    ));
-    Ok(bad == 0)
+    Ok(tally.show(all.len(), console))
 }
 
 /// Arguments by which a node becomes one that others can join.
@@ -288,28 +437,31 @@ fn install_arguments(setup: &Setup) -> String {
     )
 }
 
-/// Arguments by which another node joins it.
-fn join_arguments(master: &Setup) -> String {
+/// Arguments by which another node joins it with a profile.
+fn join_arguments(master: &Setup, profile: &str) -> String {
     let address = master.node.address();
-    format!("join {address} --token={TOKEN} --role={WORKER} --ignore=disk-latency")
+    format!("join {address} --token={TOKEN} --role={profile} --ignore=disk-latency")
 }
 
 /// Waits until a cluster has these nodes and its status is good.
 fn has(master: &Setup, names: &[&str]) -> Result<()> {
-    let mut last = Ok(Vec::new());
+    let mut last = Ok((Vec::new(), Vec::new()));
     let seen = process::wait_until(SEEN, || {
-        last = ready_nodes(&master.node);
-        last.as_ref().is_ok_and(|found| found == names)
+        // One that is not ready is one all the same.
+        last = ready_nodes(&master.node).and_then(|ready| Ok((ready, all_nodes(master)?)));
+        last.as_ref()
+            .is_ok_and(|(ready, all)| ready == names && all == names)
     });
-    ensure!(seen, "nodes are {last:?}, not {names:?}");
-    // One that is not ready is one all the same.
-    let all = master.shell("kubectl get nodes --output=name")?.text;
-    let all: Vec<_> = all
-        .lines()
-        .filter_map(|line| line.strip_prefix("node/"))
-        .collect();
-    ensure!(all == names, "nodes are {all:?}, not {names:?}");
+    ensure!(seen, "ready nodes, and all, are {last:?}, not {names:?}");
     master.is_active()
+}
+
+fn all_nodes(master: &Setup) -> Result<Vec<String>> {
+    let all = master
+        .node
+        .text(&["kubectl", "get", "nodes", "--output=name"])?;
+    let names = all.lines().filter_map(|line| line.strip_prefix("node/"));
+    Ok(names.map(ToOwned::to_owned).collect())
 }
 
 fn install(setup: &Setup, at: usize, then: &str) -> Result<(bool, Said)> {
@@ -323,6 +475,16 @@ fn install(setup: &Setup, at: usize, then: &str) -> Result<(bool, Said)> {
         at,
         then,
     )
+}
+
+/// The same for steps of a `leave`: lines that are of no pod.
+fn leave_steps() -> String {
+    let of_pods = OF_PODS.map(|part| format!("*'{part}'*"));
+    format!("{}) ;; *'{AT_ONCE}'*", of_pods.join("|"))
+}
+
+fn is_leave_step(line: &str) -> bool {
+    line.contains(AT_ONCE) && !OF_PODS.iter().any(|part| line.contains(part))
 }
 
 /// Runs a command of `gravity` and does `then` at one of its lines of a
@@ -372,21 +534,44 @@ fn undisturbed(setup: &Setup) -> Result<Reference> {
     setup.is_untouched()?;
     Ok(Reference {
         records,
-        lines: left.text.lines().count(),
+        steps: left.text.lines().filter(|line| is_leave_step(line)).count(),
         cluster,
     })
 }
 
 /// What is in the cluster, without what differs from install to install: names
-/// of objects, and how often each hook ran.
+/// of objects, what nodes are marked with, whom certificates name and who signed them,
+/// and how often each hook ran.
 fn cluster(setup: &Setup) -> Result<String> {
     let objects = "kubectl get nodes,namespaces,deployments,daemonsets,statefulsets,services,configmaps,\
         serviceaccounts,clusterroles,clusterrolebindings,persistentvolumeclaims \
         --all-namespaces --output=name | sort && \
+        kubectl get nodes --output='jsonpath={range .items[*]}{.metadata.labels}{.spec.taints}{\"\\n\"}{end}' && \
         kubectl get jobs --all-namespaces --sort-by=.metadata.creationTimestamp \
         --output='jsonpath={range .items[*]}{.metadata.labels.gravitational\\.io/hook} \
         {.status.succeeded} {.status.failed}{\"\\n\"}{end}'";
-    Ok(setup.shell(objects)?.expect(0, &["node/"])?.text)
+    let mut found = setup.shell(objects)?.expect(0, &["node/"])?.text;
+    let certificates = setup.json("cert list")?;
+    for one in certificates.as_array().context("no certificates")? {
+        let [file, name, issuer, state] =
+            ["file", "common_name", "issuer", "state"].map(|key| &one[key]);
+        found += &format!("{file} of {name} by {issuer} is {state}\n");
+    }
+    Ok(found)
+}
+
+/// Waits until a cluster is the same as one that nobody disturbed.
+fn is_as(setup: &Setup, expected: &str, same: impl Fn(&str, &str) -> bool) -> Result<()> {
+    let mut found = String::new();
+    let is_same = process::wait_until(SAME, || {
+        found = cluster(setup).unwrap_or_else(|error| format!("{error:#}"));
+        same(&found, expected)
+    });
+    ensure!(
+        is_same,
+        "the cluster differs: {found} instead of {expected}"
+    );
+    Ok(())
 }
 
 /// Whether two clusters are the same, but for pods of hooks that never ran: a node
@@ -429,12 +614,10 @@ fn run_install(
                 setup.said(&[IMAGE, "start"])?.expect(0, &[])?;
             }
             setup.is_active()?;
-            let (found, expected) = (cluster(setup)?, &reference.cluster);
-            let same = match disk {
-                Disk::Small => is_same_but_for_lost_pods(&found, expected),
-                _ => found == *expected,
-            };
-            ensure!(same, "the cluster differs: {found} instead of {expected}");
+            is_as(setup, &reference.cluster, |found, expected| match disk {
+                Disk::Small => is_same_but_for_lost_pods(found, expected),
+                _ => found == expected,
+            })?;
             setup.leave()?.expect(0, &[])?;
         }
         End::Rollback if !is_done => {
@@ -452,11 +635,19 @@ fn run_install(
 }
 
 /// Hits a `leave` and does it again.
-fn run_leave(setup: &Setup, hit: Hit, line: usize) -> Result<()> {
+fn run_leave(setup: &Setup, hit: Hit, step: usize, late: bool) -> Result<()> {
     let disk = Disk::mount(setup, hit)?;
     let (_, said) = install(setup, 0, ":")?;
     said.expect(0, &["is active"])?;
-    at_line(setup, "leave --force --confirm", "*", line, &hit.script())?;
+    let wait = if late { "sleep 0.5; " } else { "" };
+    let script = format!("{wait}{}", hit.script());
+    at_line(
+        setup,
+        "leave --force --confirm",
+        &leave_steps(),
+        step,
+        &script,
+    )?;
     disk.mend(setup, true)?;
     // It may have been done already.
     if setup
@@ -511,8 +702,7 @@ impl Disk {
     fn mend(self, setup: &Setup, with_room: bool) -> Result<()> {
         match self {
             Self::Small if with_room => {
-                let free = format!("rm -f {STATE}/filler {STATE}/filler2");
-                setup.shell(&free)?.expect(0, &[])?;
+                setup.shell(&free_disk())?.expect(0, &[])?;
             }
             Self::Own | Self::Small => {}
             Self::Breaking => {
@@ -580,9 +770,62 @@ mod tests {
     }
 
     #[test]
+    fn steps_of_a_leave_are_counted_alike_by_the_shell() {
+        let lines = [
+            "Sun Nov 22 18:03:16 UTC  Running the uninstall hook",
+            "Sun Nov 22 18:03:16 UTC  Created Job \"u-1\" in namespace \"default\"",
+            "Sun Nov 22 18:03:16 UTC  Created Pod \"u-1-x\" in namespace \"default\"",
+            "Sun Nov 22 18:03:17 UTC  Container \"end\" of Pod \"u-1-x\" terminated",
+            "Sun Nov 22 18:03:17 UTC  [u-1-x/end] release \"web\" uninstalled",
+            "Sun Nov 22 18:03:18 UTC  Stopping services and pods",
+            "removed link /usr/local/bin/helm",
+        ];
+        let steps = lines.map(is_leave_step);
+        assert_eq!(steps, [true, true, false, false, false, true, false]);
+        for (line, step) in lines.into_iter().zip(steps) {
+            let script = format!("case \"$1\" in {}) exit 0;; esac; exit 1", leave_steps());
+            let shell = Command::new("sh")
+                .args(["-c", &script, "sh", line])
+                .status();
+            assert_eq!(shell.unwrap().success(), step, "{line}");
+        }
+    }
+
+    #[test]
+    fn each_service_is_killed_in_its_turn() {
+        let all = blows(SERVICES.len(), SERVICES.len());
+        for service in SERVICES {
+            let hit = |of: &Hit| *of == Hit::Service(service);
+            let installs = all
+                .iter()
+                .filter(|blow| matches!(blow, Blow::Install { hit: of, .. } if hit(of)));
+            assert_eq!(installs.count(), 1, "{service}");
+            assert!(
+                all.iter()
+                    .any(|blow| matches!(blow, Blow::Leave { hit: of, .. } if hit(of)))
+            );
+        }
+        let care = Hit::Service("/opt/gravity/bin/gravity care ");
+        assert_eq!(care.to_string(), "kill the service care");
+        assert_eq!(care.kind(), "kill a service");
+        let etcd = Hit::Service("/usr/local/bin/etcd ");
+        assert_eq!(etcd.to_string(), "kill the service etcd");
+    }
+
+    #[test]
+    fn a_tally_counts_each_kind() {
+        let mut tally = Tally::default();
+        tally.add("install: kill the agent".into(), 3, 1);
+        tally.add("install: kill the agent".into(), 1, 0);
+        tally.add("leave: kill a service".into(), 1, 0);
+        assert_eq!(tally.0["install: kill the agent"], [2, 4, 1]);
+        assert_eq!(tally.sum(), [3, 5, 1]);
+    }
+
+    #[test]
     fn every_blow_is_in_exactly_one_shard() {
         let all = blows(28, 20);
-        assert_eq!(all.len(), 28 * 7 + 20 * 4);
+        assert_eq!(all.len(), 28 * 8 + 20 * 2 * 6);
         let held = |index: usize| {
             (1..=8)
                 .filter(|number| {

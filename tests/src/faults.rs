@@ -51,6 +51,7 @@ const PHASES: &[&str] = &[
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
 const PREFLIGHT: i32 = 3;
+const BUSY: i32 = 4;
 const DAMAGED: i32 = 5;
 const DEGRADED: i32 = 6;
 pub(crate) const RESUMABLE: i32 = 7;
@@ -94,15 +95,15 @@ pub(crate) struct Setup {
     before: Snapshot,
 }
 
-/// Runs all scenarios, or those whose name contains `only`. Says whether all
+/// Runs all scenarios, or those whose name contains one of `only`. Says whether all
 /// were as they should be.
 ///
 /// # Errors
 /// When the node can't be made.
-pub fn run(image: &Path, only: Option<&str>, console: &Console) -> Result<bool> {
+pub fn run(image: &Path, only: &[String], console: &Console) -> Result<bool> {
     let setup = Setup::new("f1", image, console)?;
     let (mut passed, mut failed) = (0, 0);
-    let chosen = |name: &str| only.is_none_or(|only| name.contains(only));
+    let chosen = |name: &str| only.is_empty() || only.iter().any(|only| name.contains(only));
     for (name, scenario) in SCENARIOS.iter().filter(|(name, _)| chosen(name)) {
         let started = Instant::now();
         let result = scenario(&setup).and_then(|()| setup.clean());
@@ -253,8 +254,11 @@ impl Setup {
     }
 
     /// The last JSON document that `gravity` printed.
-    fn json(&self, command: &str) -> Result<Value> {
-        let said = self.said(&[IMAGE, command, "--output", "json"])?;
+    pub(crate) fn json(&self, command: &str) -> Result<Value> {
+        let mut words = vec![IMAGE];
+        words.extend(command.split(' '));
+        words.extend(["--output", "json"]);
+        let said = self.said(&words)?;
         let values = serde_json::Deserializer::from_str(&said.text).into_iter::<Value>();
         let last = values.filter_map(Result::ok).last();
         last.with_context(|| format!("{command} is no JSON: {}", said.text))
@@ -582,7 +586,8 @@ fn killed(setup: &Setup, kill: &str) -> Result<()> {
     setup.is_active()
 }
 
-/// The terminal ends: the operation goes on, and another terminal sees all.
+/// The terminal ends: the operation goes on, nothing else may change the node
+/// meanwhile, and another terminal sees all.
 fn lost_terminal(setup: &Setup) -> Result<()> {
     // The installer is the parent of the process that runs the operation.
     let kill = "operation=$(cat /var/lib/gravity/operation.lock); \
@@ -593,6 +598,9 @@ fn lost_terminal(setup: &Setup) -> Result<()> {
         "it was not killed: {}",
         said.text
     );
+    for second in [setup.install(&[])?, setup.leave()?] {
+        second.expect(BUSY, &["another operation (pid "])?;
+    }
     setup
         .said(&[IMAGE, "plan", "--tail"])?
         .expect(0, &["/bootstrap completed", "/complete completed"])?;
@@ -869,8 +877,7 @@ fn filled_while_running(setup: &Setup) -> Result<()> {
         status.text.contains("DiskPressure")
     });
     status.expect(DEGRADED, &["too little room on its disk (DiskPressure)"])?;
-    let free = format!("rm {STATE}/filler {STATE}/filler2");
-    setup.shell(&free)?.expect(0, &[])?;
+    setup.shell(&free_disk())?.expect(0, &[])?;
     // The kubelet believes in the room after a minute.
     std::thread::sleep(RECOVERY);
     setup.is_active()?;
@@ -887,6 +894,11 @@ pub(crate) fn fill_disk() -> String {
     )
 }
 
+/// Gives back what [`fill_disk`] has taken, in words of the shell.
+pub(crate) fn free_disk() -> String {
+    format!("rm -f {STATE}/filler {STATE}/filler2")
+}
+
 fn fill(setup: &Setup) -> Result<()> {
     let (reached, said) = setup.until("install", "/prepare/rootfs", &fill_disk())?;
     ensure!(reached, "the phase did not begin: {}", said.text);
@@ -895,9 +907,7 @@ fn fill(setup: &Setup) -> Result<()> {
     setup
         .said(&[IMAGE, "resume"])?
         .expect(RESUMABLE, &["No space left on device"])?;
-    setup
-        .shell(&format!("rm {STATE}/filler {STATE}/filler2"))?
-        .expect(0, &[])?;
+    setup.shell(&free_disk())?.expect(0, &[])?;
     setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
     setup.is_active()
 }

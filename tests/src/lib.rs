@@ -14,6 +14,7 @@ pub mod faults;
 pub mod hooks;
 pub mod hosts;
 pub mod join;
+mod load;
 pub mod masters;
 pub mod network;
 pub mod node;
@@ -29,6 +30,5 @@ pub mod scenario;
 pub mod snapshot;
 pub mod vendor;
 pub mod vm;
-mod writes;
 
 pub use throwaway::{file, process};

@@ -114,8 +114,8 @@ enum Task {
         #[command(flatten)]
         scenario: Scenario,
     },
-    /// Have three masters and a worker, cut one off, freeze one, lose two for good,
-    /// and go on with the third.
+    /// Have three masters and a worker, kill each master, cut each off, freeze one,
+    /// lose two for good, and go on with the third.
     Quorum {
         /// First part of the nodes' names.
         #[arg(default_value = "quorum")]
@@ -201,9 +201,9 @@ enum Task {
         /// Use this cluster image instead of building one.
         #[arg(long, value_name = "FILE")]
         image: Option<PathBuf>,
-        /// Only scenarios whose name contains this.
+        /// Only scenarios whose name contains this; can be repeated.
         #[arg(long, value_name = "NAME")]
-        only: Option<String>,
+        only: Vec<String>,
     },
     /// Hit installs, and `leave`, at each record of their journal, then go on or back.
     Crash {
@@ -398,7 +398,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            if !faults::run(&setup.image(console)?, only.as_deref(), console)? {
+            if !faults::run(&setup.image(console)?, &only, console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }
@@ -414,13 +414,12 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            let image = setup.image(console)?;
             let well = if cuts.wanted() {
-                crash::power::run(&image, cuts, &choice, console)?
+                crash::power::run(&setup.image(console)?, cuts, &choice, console)?
             } else if nodes {
-                crash::nodes::run(&image, &choice, console)?
+                crash::nodes::run(&setup.image(console)?, &choice, console)?
             } else {
-                crash::run(&image, &choice, console)?
+                crash::run(&crash::image(&setup, console)?, &choice, console)?
             };
             if !well {
                 return Ok(ExitCode::FAILURE);

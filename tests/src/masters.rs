@@ -1,5 +1,5 @@
-//! A flavor of three masters, and a worker: a master dies under load, is removed,
-//! and a new one takes its place.
+//! A flavor of three masters, and a worker: a master dies while the worker writes, is
+//! removed, and a new one takes its place.
 //!
 //! In: the sample's cluster image. Out: a line of what happened when, and an
 //! error at the first thing that is not as it should be; the nodes then stay to
@@ -15,10 +15,10 @@ use console::Console;
 use serde::Deserialize;
 
 use crate::join::{WORKER, join, nodes};
+use crate::load::{self, Load};
 use crate::node::{self, Node};
 use crate::process;
 use crate::scenario::{IMAGE, Setup, Timeline, check, run_visibly};
-use crate::writes::{self, Writes};
 
 /// Profile of the sample whose first three nodes are masters.
 pub(crate) const MASTER: &str = "node";
@@ -89,8 +89,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     }
     told("a worker has joined, by the second master");
 
-    let writes = Writes::begin(&two)?;
-    let begun = writes::now();
+    let writes = Load::writes(&worker, &two)?;
+    let begun = load::now();
     std::thread::sleep(Duration::from_secs(5));
     let dead = one.name().to_owned();
     one.delete()?;
@@ -102,7 +102,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     ensure!(degraded, "the status does not name the dead master");
     told("the status says so");
     writes.wait_answer(begun, SETTLE)?;
-    let gap = writes.longest_pause(begun, writes::now())?;
+    let gap = writes.pause(begun)?;
     writes.end()?;
     told(&format!(
         "writes paused for {gap:.1} s, and none that was answered is lost"

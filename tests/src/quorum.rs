@@ -1,10 +1,11 @@
-//! Three masters and a worker: one is cut off for a while, one stands still for a
-//! while, two are lost for good, and the third goes on alone until a new one joins.
+//! Three masters and a worker: each master dies and comes back, each is cut off for a
+//! while, one stands still for a while; then two are lost for good, and the third goes
+//! on alone until a new one joins.
 //!
 //! In: the sample's cluster image. Out: a line of what happened when, and an
 //! error at the first thing that is not as it should be; the nodes then stay to
-//! be looked at. All the time the third master writes: what was answered must be
-//! there at the end.
+//! be looked at. All the time the worker writes and pulls, as a user's pod would:
+//! what was answered must be there at the end.
 
 use std::time::{Duration, Instant};
 
@@ -12,19 +13,17 @@ use anyhow::{Context, Result, ensure};
 use console::Console;
 
 use crate::join::{self, WORKER, join};
+use crate::load::{self, Load};
 use crate::masters::{
     MASTER, SETTLE, begin_three, ready_within, said, wait_active, wait_api, wait_members,
 };
 use crate::node::{self, Node};
 use crate::process;
 use crate::scenario::{IMAGE, Setup, Timeline, check, run_visibly};
-use crate::writes::{self, Writes};
 
-/// How long one master is cut off, and another one stands still.
-const CUT: Duration = Duration::from_secs(30);
+/// How long a master is dead or cut off, and how long one stands still.
+const GONE: Duration = Duration::from_secs(30);
 const FROZEN: Duration = Duration::from_secs(60);
-/// How long writes may pause when one of three masters is gone, in seconds.
-const PAUSE: f64 = 15.0;
 /// How long nothing is answered without a quorum: longer than an election.
 const SILENCE: Duration = Duration::from_secs(10);
 /// How long the next write may take to be answered after a recovery.
@@ -60,19 +59,26 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     run_visibly(&mut join(&two, &worker, &token, WORKER)?)?;
     wait_active(&three)?;
     told("three masters vote, a worker has joined");
-    let writes = Writes::begin(&three)?;
-    writes.wait_answer(writes::now(), RESUME)?;
-
-    let pause = disturbed(&one, &three, &writes, CUT, Node::cut)?;
-    told(&format!(
-        "a master was cut off for {} s, and is well again; writes paused for {pause:.1} s",
-        CUT.as_secs()
-    ));
-    let pause = disturbed(&two, &three, &writes, FROZEN, Node::freeze)?;
-    told(&format!(
-        "a master stood still for {} s, and is well again; writes paused for {pause:.1} s",
-        FROZEN.as_secs()
-    ));
+    let load = Both {
+        writes: Load::writes(&worker, &three)?,
+        pulls: Load::pulls(&worker)?,
+    };
+    load.wait_answers(RESUME)?;
+    let masters = [&one, &two, &three];
+    for (index, node) in masters.into_iter().enumerate() {
+        let witness = masters[(index + 1) % masters.len()];
+        told(&disturbed(node, witness, &load, ("was dead", GONE), die)?);
+        told(&disturbed(
+            node,
+            witness,
+            &load,
+            ("was cut off", GONE),
+            Node::cut,
+        )?);
+    }
+    let frozen = ("stood still", FROZEN);
+    told(&disturbed(&two, &three, &load, frozen, Node::freeze)?);
+    let Both { writes, pulls } = load;
 
     let recover = [IMAGE, "etcd", "recover", "--confirm"];
     let refused = join::said(&mut three.command(&recover)?)?;
@@ -83,7 +89,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     let lost = [one.name(), two.name()].map(ToOwned::to_owned);
     one.delete()?;
     two.delete()?;
-    let dead = writes::now();
+    let dead = load::now();
     told("two masters are lost");
     writes.none_for(SILENCE)?;
     let status = said(&three, "status")?;
@@ -99,15 +105,15 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     );
     told("no write is answered, and the status says why");
 
-    let began = writes::now();
+    let began = load::now();
     run_visibly(&mut three.command(&recover)?)?;
     let alone = writes.wait_answer(began, RESUME)?;
     told(&format!(
         "the third master goes on alone; writes are answered {alone:.0} s after the recovery \
          began, {:.0} s after the loss",
-        writes::now() - dead
+        load::now() - dead
     ));
-    writes::all_there(&three)?;
+    writes.all_there()?;
     wait_members(&three, &[(three.name(), false)])?;
     wait_active(&three)?;
     let seen = three.text(&["kubectl", "get", "nodes", "--output=name"])?;
@@ -136,9 +142,9 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     }
     told("three masters vote again");
     check(&three)?;
-    let answered = writes.end()?;
+    let (answered, pulled) = (writes.end()?, pulls.end()?);
     told(&format!(
-        "none of {answered} writes that were answered is lost"
+        "none of {answered} writes that were answered is lost; {pulled} pulls"
     ));
     for node in [three, worker, five, six] {
         node.delete()?;
@@ -146,17 +152,46 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     Ok(())
 }
 
+/// What the worker does all the time.
+struct Both<'a> {
+    writes: Load<'a>,
+    pulls: Load<'a>,
+}
+
+impl Both<'_> {
+    fn wait_answers(&self, patience: Duration) -> Result<()> {
+        for load in [&self.writes, &self.pulls] {
+            load.wait_answer(load::now(), patience)?;
+        }
+        Ok(())
+    }
+}
+
+/// Ends a machine, or starts it again with what is on its disk.
+fn die(node: &Node, dead: bool) -> Result<()> {
+    node.cut(dead)?;
+    match dead {
+        // Also what waits for this shell: how it ends says nothing.
+        true => node
+            .command(&["sh", "-c", "kill -9 -1"])?
+            .output()
+            .map(drop)
+            .context("killing all of a node"),
+        false => run_visibly(&mut node.command(&[IMAGE, "start"])?),
+    }
+}
+
 /// Disturbs a master for a time. Demands that another one's status names it with
-/// a reason, that writes go on, and that it is well by itself afterwards. Returns
-/// the longest pause of the writes in seconds.
+/// a reason, that writes and pulls go on, and that it is well by itself afterwards.
+/// Returns what to tell.
 fn disturbed(
     node: &Node,
     witness: &Node,
-    writes: &Writes<'_>,
-    time: Duration,
+    load: &Both<'_>,
+    (how, time): (&str, Duration),
     disturb: impl Fn(&Node, bool) -> Result<()>,
-) -> Result<f64> {
-    let (from, began) = (writes::now(), Instant::now());
+) -> Result<String> {
+    let (from, began) = (load::now(), Instant::now());
     disturb(node, true)?;
     let mut last = String::new();
     let reason = format!("{} (", node.name());
@@ -169,9 +204,13 @@ fn disturbed(
     ensure!(named, "the status does not name {}: {last}", node.name());
     wait_active(node)?;
     wait_active(witness)?;
-    writes.wait_answer(from, SETTLE)?;
-    let pause = writes.longest_pause(from, writes::now())?;
-    ensure!(pause < PAUSE, "writes paused for {pause:.1} s");
-    writes::all_there(witness)?;
-    Ok(pause)
+    load.wait_answers(SETTLE)?;
+    let (writes, pulls) = (load.writes.pause(from)?, load.pulls.pause(from)?);
+    load.writes.all_there()?;
+    Ok(format!(
+        "master {} {how} for {} s, and is well again; writes paused for {writes:.1} s, \
+         pulls for {pulls:.1} s",
+        node.name(),
+        time.as_secs()
+    ))
 }

@@ -3,8 +3,9 @@
 //!
 //! In: a cluster image and a shard. Out: a line a blow, and their count. What
 //! follows a blow takes turns: it is gone on with or done again, rolled back, or
-//! the node never comes back. Always holds after that: the master's cluster is
-//! whole with itself alone, and the other node is as it was before it joined.
+//! the node never comes back. So does what the other node is: a worker, or a master
+//! that stands by. Always holds after that: the master's cluster is whole with
+//! itself alone, and the other node is as it was before it joined.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,12 +18,13 @@ use crate::node::Node;
 use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 
-use super::{Choice, Disk, Hit, has, install_arguments, join_arguments, kill_program};
-use crate::faults::{IMAGE, RESUMABLE, STATE, Said, Setup};
-use crate::join::nodes;
+use super::{Choice, Disk, Hit, Tally, has, install_arguments, join_arguments, kill_program};
+use crate::faults::{IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
+use crate::join::{WORKER, nodes};
+use crate::masters::MASTER;
 
-/// How long a link is cut, or a node stands still: longer than a message waits,
-/// shorter than until a node counts as lost.
+/// How long a link is cut, a node or a process stands still, a master's disk is full:
+/// longer than a message waits, shorter than until a node counts as lost.
 const PAUSE: Duration = Duration::from_secs(20);
 /// Longest time of one command, in seconds.
 const LIMIT: &str = "420";
@@ -35,6 +37,10 @@ enum Strike {
     Controller,
     Cut,
     Freeze,
+    /// Our own processes that take part, and nothing else of the node.
+    Stop,
+    /// The disk has no room for a while.
+    Fill,
 }
 
 impl fmt::Display for Strike {
@@ -44,8 +50,20 @@ impl fmt::Display for Strike {
             Self::Controller => f.write_str("kill the controller"),
             Self::Cut => f.write_str("cut the link"),
             Self::Freeze => f.write_str("freeze the node"),
+            Self::Stop => f.write_str("stop the processes"),
+            Self::Fill => f.write_str("fill the disk for a while"),
         }
     }
+}
+
+/// Stops operation, agent and controller of a node where they are, or lets them go on,
+/// in words of the shell.
+fn stop(stopped: bool) -> String {
+    let signal = if stopped { "STOP" } else { "CONT" };
+    format!(
+        "kill -{signal} $(cat {STATE}/operation.lock {STATE}/agent.lock 2>/dev/null; \
+         pgrep -f '^/opt/gravity/bin/gravity controller') 2>/dev/null; true"
+    )
 }
 
 /// Who is hit.
@@ -95,18 +113,31 @@ impl Operation {
         let kills = |hits: &[Hit]| hits.iter().map(|hit| Strike::Kill(*hit)).collect();
         let own: Vec<Strike> = match self {
             Self::Join => kills(&[Operation, Agent, Both, Supervisor, Planet, FullDisk]),
-            Self::Leave => kills(&[Operation, Planet]),
-            Self::Remove => kills(&[Agent, Planet]),
+            Self::Leave => kills(&[Operation, Supervisor, Planet, FullDisk]),
+            Self::Remove => kills(&[Supervisor, Planet]),
+        };
+        // Nothing of a removal runs on the node that goes.
+        let still: &[Strike] = match self {
+            Self::Remove => &[Strike::Cut, Strike::Freeze],
+            _ => &[Strike::Cut, Strike::Freeze, Strike::Stop],
         };
         let masters = kills(match self {
             Self::Remove => &[Operation, Supervisor],
             _ => &[Supervisor],
         });
+        let room: &[Strike] = match self {
+            Self::Join => &[Strike::Fill],
+            _ => &[],
+        };
         [
             on(Party::Worker, &own),
-            on(Party::Worker, &[Strike::Cut, Strike::Freeze]),
+            on(Party::Worker, still),
             on(Party::Master, &masters),
-            on(Party::Master, &[Strike::Controller, Strike::Freeze]),
+            on(
+                Party::Master,
+                &[Strike::Controller, Strike::Freeze, Strike::Stop],
+            ),
+            on(Party::Master, room),
         ]
         .concat()
     }
@@ -160,7 +191,16 @@ struct Blow {
     party: Party,
     strike: Strike,
     step: usize,
+    /// Profile of the other node.
+    profile: &'static str,
     end: End,
+}
+
+impl Blow {
+    /// What it is called among those of its kind.
+    fn kind(&self) -> String {
+        format!("{}: {} {}", self.operation, self.strike, self.party)
+    }
 }
 
 impl fmt::Display for Blow {
@@ -170,28 +210,39 @@ impl fmt::Display for Blow {
             party,
             strike,
             step,
+            profile,
             end,
         } = self;
-        write!(f, "{operation}: {strike} {party} at step {step}, {end}")
+        let what = if *profile == MASTER {
+            "master"
+        } else {
+            "worker"
+        };
+        write!(
+            f,
+            "{operation} of a {what}: {strike} {party} at step {step}, {end}"
+        )
     }
 }
 
-/// All blows to operations with so many steps.
+/// All blows to operations with so many steps. Each strike meets, step after step,
+/// each end with a worker and then each with a master.
 fn blows(steps: [usize; 3]) -> Vec<Blow> {
     let each = Operation::ALL.into_iter().zip(steps);
     each.flat_map(|(operation, steps)| {
-        let all = (1..=steps).flat_map(move |step| {
-            let strikes = operation.strikes().into_iter();
-            strikes.map(move |(party, strike)| (party, strike, step))
-        });
-        all.zip(operation.ends().iter().cycle())
-            .map(move |((party, strike, step), end)| Blow {
+        let ends = operation.ends();
+        let profiles = [WORKER, MASTER];
+        (1..=steps).flat_map(move |step| {
+            let strikes = operation.strikes().into_iter().enumerate();
+            strikes.map(move |(turn, (party, strike))| Blow {
                 operation,
                 party,
                 strike,
                 step,
-                end: *end,
+                profile: profiles[((step - 1) / ends.len() + turn) % profiles.len()],
+                end: ends[(step - 1 + turn) % ends.len()],
             })
+        })
     })
     .collect()
 }
@@ -199,7 +250,10 @@ fn blows(steps: [usize; 3]) -> Vec<Blow> {
 /// The nodes, the master with a cluster.
 struct Pair<'a> {
     master: Setup,
+    /// The other one.
     worker: Setup,
+    /// As what it joins.
+    profile: &'static str,
     /// First part of their names.
     name: &'a str,
     /// Of the worker; one that is lost is followed by the next.
@@ -220,17 +274,16 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
         .iter()
         .enumerate()
         .filter(|(index, blow)| choice.holds(*index, *blow));
-    let (mut struck, mut bad) = (0, 0);
+    let mut tally = Tally::default();
     for (index, blow) in chosen {
-        struck += 1;
         let started = Instant::now();
         let result = pair.receive(*blow);
         let took = render::duration(started.elapsed());
+        tally.add(blow.kind(), 1, usize::from(result.is_err()));
         match result {
             Ok(true) => console.print(&format!("ok {index} {blow}: it ended by itself ({took})")),
             Ok(false) => console.print(&format!("ok {index} {blow} ({took})")),
             Err(error) => {
-                bad += 1;
                 console.print(&format!("FAILED {index} {blow} ({took}): {error:#}"));
                 drop(pair);
                 pair =
@@ -238,11 +291,7 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
             }
         }
     }
-    console.print(&format!(
-        "{struck} of {} blows, {bad} ended badly",
-        all.len()
-    ));
-    Ok(bad == 0)
+    Ok(tally.show(all.len(), console))
 }
 
 impl<'a> Pair<'a> {
@@ -250,6 +299,7 @@ impl<'a> Pair<'a> {
         let pair = Self {
             master: Setup::new(&format!("{name}-1"), image, console)?,
             worker: worker(name, 2, image, console)?,
+            profile: WORKER,
             name,
             number: 2,
             image,
@@ -260,21 +310,24 @@ impl<'a> Pair<'a> {
         Ok(pair)
     }
 
-    /// How many steps the operations have.
-    fn undisturbed(&self) -> Result<[usize; 3]> {
-        let steps = |operation| -> Result<usize> {
-            let said = self.operate(operation, 0, || Ok(()))?.expect(0, &[])?;
-            let steps = said.text.lines().filter(|line| is_step(operation, line));
-            Ok(steps.count())
-        };
-        let join = steps(Operation::Join)?;
-        let leave = steps(Operation::Leave)?;
+    /// How many steps the operations have: joins those of the longer one, of a worker
+    /// or of a master.
+    fn undisturbed(&mut self) -> Result<[usize; 3]> {
+        let join = self.steps(Operation::Join)?;
+        let leave = self.steps(Operation::Leave)?;
         self.is_alone()?;
-        self.join()?;
-        let remove = steps(Operation::Remove)?;
+        self.profile = MASTER;
+        let join = join.max(self.steps(Operation::Join)?);
+        let remove = self.steps(Operation::Remove)?;
         self.worker.leave()?.expect(0, &[])?;
         self.is_alone()?;
         Ok([join, leave, remove])
+    }
+
+    fn steps(&self, operation: Operation) -> Result<usize> {
+        let said = self.operate(operation, 0, || Ok(()))?.expect(0, &[])?;
+        let steps = said.text.lines().filter(|line| is_step(operation, line));
+        Ok(steps.count())
     }
 
     /// Runs an operation, and does `then` at one of its steps, counted from 1.
@@ -287,7 +340,7 @@ impl<'a> Pair<'a> {
         let worker = &self.worker.node;
         let master = &self.master.node;
         let (node, command) = match operation {
-            Operation::Join => (worker, join_arguments(&self.master)),
+            Operation::Join => (worker, join_arguments(&self.master, self.profile)),
             Operation::Leave => (worker, "leave --confirm".into()),
             Operation::Remove => (
                 master,
@@ -309,22 +362,25 @@ impl<'a> Pair<'a> {
             Party::Master => &self.master,
             Party::Worker => &self.worker,
         };
-        let kill = |script: &str| setup.shell(script).map(drop);
+        let run = |script: &str| setup.shell(script).map(drop);
         let pause = |change: &dyn Fn(bool) -> Result<()>| {
             change(true)?;
             std::thread::sleep(PAUSE);
             change(false)
         };
         match strike {
-            Strike::Kill(hit) => kill(&hit.script()),
-            Strike::Controller => kill(&kill_program("/opt/gravity/bin/gravity controller")),
+            Strike::Kill(hit) => run(&hit.script()),
+            Strike::Controller => run(&kill_program("/opt/gravity/bin/gravity controller")),
             Strike::Cut => pause(&|cut| setup.node.cut(cut)),
             Strike::Freeze => pause(&|frozen| setup.node.freeze(frozen)),
+            Strike::Stop => pause(&|stopped| run(&stop(stopped))),
+            Strike::Fill => pause(&|full| run(&if full { fill_disk() } else { free_disk() })),
         }
     }
 
     /// Does one cell. Whether the operation came to its end by itself.
     fn receive(&mut self, blow: Blow) -> Result<bool> {
+        self.profile = blow.profile;
         let disk = match blow.strike {
             Strike::Kill(hit) => Disk::mount(&self.worker, hit)?,
             _ => Disk::Own,
@@ -495,16 +551,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_operation_is_hit_at_each_step_on_both_nodes_with_every_end() {
-        let all = blows([3, 2, 1]);
-        assert_eq!(all.len(), 3 * 11 + 2 * 7 + 8);
+    fn every_strike_meets_every_end_with_a_worker_and_with_a_master() {
+        let all = blows([6, 4, 2]);
+        assert_eq!(all.len(), 6 * 14 + 4 * 11 + 2 * 9);
         for operation in Operation::ALL {
-            let of = || all.iter().filter(|blow| blow.operation == operation);
-            for party in [Party::Master, Party::Worker] {
-                assert!(of().any(|blow| blow.party == party), "{operation} {party}");
-            }
-            for end in operation.ends() {
-                assert!(of().any(|blow| blow.end == *end), "{operation} {end}");
+            for (party, strike) in operation.strikes() {
+                let mut met: Vec<_> = all
+                    .iter()
+                    .filter(|blow| {
+                        (blow.operation, blow.party, blow.strike) == (operation, party, strike)
+                    })
+                    .map(|blow| (blow.profile, blow.end.to_string()))
+                    .collect();
+                met.sort();
+                met.dedup();
+                let expected = 2 * operation.ends().len();
+                assert_eq!(met.len(), expected, "{operation}: {strike} {party}");
             }
         }
     }

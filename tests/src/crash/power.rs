@@ -11,15 +11,16 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use console::{Console, render};
 
 use super::{
-    Choice, DISK_FILE, Disk, Hit, Reference, cluster, has, install_arguments, join_arguments,
+    Choice, DISK_FILE, Disk, Hit, Reference, has, install_arguments, is_as, join_arguments,
     undisturbed,
 };
 use crate::faults::{IMAGE, Said, Setup};
-use crate::writes::{self, Writes};
+use crate::join::WORKER;
+use crate::load::{self, Load};
 
 /// How long the first answer to a write may take.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -183,7 +184,7 @@ fn install(setup: &Setup) -> String {
 }
 
 fn join(master: &Setup) -> String {
-    format!("{IMAGE} {}", join_arguments(master))
+    format!("{IMAGE} {}", join_arguments(master, WORKER))
 }
 
 /// Cuts the power: the disk ends before the processes.
@@ -228,12 +229,7 @@ fn cut_install(setup: &Setup, reference: &Reference, after: Duration) -> Result<
     cut_off(setup, disk, &install(setup), after)?;
     let how = go_on(setup, &install(setup))?;
     setup.is_active()?;
-    let found = cluster(setup)?;
-    let expected = &reference.cluster;
-    ensure!(
-        found == *expected,
-        "{how}; the cluster differs: {found} instead of {expected}"
-    );
+    is_as(setup, &reference.cluster, str::eq).context(how)?;
     setup.leave()?.expect(0, &[])?;
     disk.unmount(setup)?;
     setup.is_untouched()?;
@@ -241,15 +237,15 @@ fn cut_install(setup: &Setup, reference: &Reference, after: Duration) -> Result<
 }
 
 fn cut_running(setup: &Setup, disk: Disk, after: Duration) -> Result<String> {
-    let writes = Writes::begin(&setup.node)?;
-    writes.wait_answer(writes::now(), ANSWER)?;
+    let mut writes = Load::writes(&setup.node, &setup.node)?;
+    writes.wait_answer(load::now(), ANSWER)?;
     std::thread::sleep(after);
     cut(setup)?;
     writes.ended()?;
     disk.mend(setup, false)?;
     let how = go_on(setup, "false")?;
     setup.is_active()?;
-    let there = writes::all_there(&setup.node)?;
+    let there = writes.all_there()?;
     Ok(format!("{how}, all {there} answered writes are there"))
 }
 
