@@ -4,13 +4,13 @@
 //! ([`operate`]) tells: a lost terminal ends the former, not the latter.
 
 use std::fmt::Write as _;
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, FileSink, Tee};
 use event::{Event, Sink};
+use host::background::Background;
 use host::lock::Lock;
 use installer::attach::{Broadcast, Follower, Line, Outcome};
 use installer::coordinator::{self, Action, Operation};
@@ -52,30 +52,23 @@ pub(crate) async fn start(
     let layout = &session.layout;
     // Says who runs one.
     drop(Lock::acquire(&layout.operation_lock())?);
-    let log = operation.directory.join("agent.log");
-    let output = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("open {}", log.display()))?;
-    let errors = output.try_clone().context("open the log twice")?;
-    let mut child = Command::new("/proc/self/exe")
-        .args(["agent", "operate", "--state-dir"])
-        .arg(layout.state_dir())
-        .args(["--operation", &operation.plan.operation_id])
-        .args(["--action", &serde_json::to_string(action)?])
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
-        .current_dir("/")
-        .spawn()
-        .context("start the operation's process")?;
+    let background = background(layout, operation, action)?;
+    let log = background.log.clone();
+    let mut process = tokio::task::spawn_blocking(move || background.start())
+        .await
+        .context("start the operation's process")?
+        .with_context(|| format!("start the operation's process; see {}", log.display()))?;
+    if let Some(error) = process.refused() {
+        session.console.warning(&format!(
+            "The operation may end with this login, as it is no service of its own: {error}"
+        ));
+    }
     let follower = loop {
         match Follower::open(&layout.operation_socket()).await {
-            Ok(follower) if follower.pid() == child.id() => break follower,
+            Ok(follower) if follower.pid() == process.pid() => break follower,
             _ => {}
         }
-        if let Some(status) = child.try_wait().context("wait for the operation")? {
+        if let Some(status) = process.ended().context("wait for the operation")? {
             // Another one was faster.
             drop(Lock::acquire(&layout.operation_lock())?);
             bail!(
@@ -86,6 +79,26 @@ pub(crate) async fn start(
         tokio::time::sleep(PAUSE).await;
     };
     follow(session, follower).await
+}
+
+/// The process that runs an operation. What it is given can be seen by all users;
+/// secrets are in the operation's files.
+fn background(layout: &Layout, operation: &Operation, action: &Action) -> Result<Background> {
+    Ok(Background {
+        name: "gravity-operation",
+        description: "Gravity: an operation on this node",
+        arguments: vec![
+            "agent".into(),
+            "operate".into(),
+            "--state-dir".into(),
+            layout.state_dir().into(),
+            "--operation".into(),
+            operation.plan.operation_id.clone().into(),
+            "--action".into(),
+            serde_json::to_string(action)?.into(),
+        ],
+        log: operation.agent_log(),
+    })
 }
 
 /// Follows an operation that runs to its end.
@@ -331,4 +344,41 @@ async fn roll_back(
         sink.info(line);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_of_an_operation_is_told_its_id_and_no_secrets() {
+        let layout = Layout::new("/state");
+        let plan: operation::Plan = serde_json::from_value(serde_json::json!({
+            "version": operation::PLAN_VERSION,
+            "operation_id": "one",
+            "kind": "install",
+            "created_by_version": "1",
+            "phases": [],
+        }))
+        .unwrap();
+        let operation = Operation {
+            directory: "/state/operations/one".into(),
+            plan,
+        };
+        let background = background(&layout, &operation, &Action::Run).unwrap();
+        assert_eq!(background.log, operation.agent_log());
+        assert_eq!(
+            background.arguments,
+            [
+                "agent",
+                "operate",
+                "--state-dir",
+                "/state",
+                "--operation",
+                "one",
+                "--action",
+                "{\"action\":\"run\"}",
+            ]
+        );
+    }
 }

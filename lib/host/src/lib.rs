@@ -6,6 +6,7 @@
 //! Nothing here resolves names through libc: the program is static.
 
 pub mod atomic;
+pub mod background;
 pub mod changes;
 pub mod command;
 pub mod facts;
