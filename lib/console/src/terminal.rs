@@ -2,7 +2,8 @@
 //!
 //! In: events, results, errors. Out: on a terminal colours and progress bars;
 //! elsewhere plain lines; as JSON one object a line. A console that can't be
-//! written to, as after a closed pipe, stays silent and never panics.
+//! written to, as after a closed pipe or a lost terminal, stays silent and never
+//! panics.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,12 +17,17 @@ use indicatif::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use term::Term;
 
+use crate::lasting::Lasting;
 use crate::prompt::{self, PromptError};
 use crate::render;
 
 /// Shortest time between two plain lines about the same task.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often bars are drawn at most, in a second.
+const REDRAWS: u8 = 20;
 
 /// How output looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,7 +112,10 @@ impl Console {
         let output = match format {
             Format::Json => Output::Json(Box::new(std::io::stdout())),
             Format::Auto if terminal => Output::Terminal {
-                bars: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()),
+                bars: MultiProgress::with_draw_target(ProgressDrawTarget::term_like_with_hz(
+                    Box::new(Lasting(Term::buffered_stdout())),
+                    REDRAWS,
+                )),
                 tasks: HashMap::new(),
                 ended: Coalescer::default(),
             },
@@ -398,6 +407,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::lasting::tests::Lost;
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -497,6 +507,34 @@ mod tests {
             .collect();
         assert_eq!(values.len(), 2);
         assert_eq!(values[0]["line"], "hello");
+    }
+
+    #[test]
+    fn a_lost_terminal_ends_nothing() {
+        let lost = ProgressDrawTarget::term_like(Box::new(Lasting(Lost)));
+        let output = Output::Terminal {
+            bars: MultiProgress::with_draw_target(lost),
+            tasks: HashMap::new(),
+            ended: Coalescer::default(),
+        };
+        let console = Console {
+            output: Mutex::new(output),
+            colour: true,
+            verbose: true,
+            json: false,
+        };
+        for state in ["in_progress", "completed"] {
+            console.emit(copied(1, Some(9)));
+            console.emit(Event::Phase {
+                id: "/x".into(),
+                state: state.into(),
+                description: "Do x".into(),
+                error: None,
+            });
+            console.step("next");
+            console.print("result");
+        }
+        console.emit(copied(9, Some(9)));
     }
 
     #[test]
