@@ -1,7 +1,7 @@
 //! The console: a sink for events, and where results and errors are printed.
 //!
 //! In: events, results, errors. Out: on a terminal colours and progress bars;
-//! elsewhere plain lines; as JSON one object a line. A console that can't be
+//! elsewhere plain lines; as JSON one value a line. A console that can't be
 //! written to, as after a closed pipe or a lost terminal, stays silent and never
 //! panics.
 
@@ -142,14 +142,13 @@ impl Console {
         self.json
     }
 
-    /// Prints a result. As it may be of several lines, it has no time.
+    /// Prints a result. As it may be of several lines, it has no time. As JSON it
+    /// is an event.
     pub fn print(&self, text: &str) {
-        self.with(|output| match output {
-            Output::Terminal { bars, .. } => {
-                bars.suspend(|| line(&mut std::io::stdout(), text));
-            }
-            Output::Plain(writer, _) | Output::Json(writer) => line(writer, text),
-        });
+        match self.json {
+            true => self.info(text),
+            false => self.write(text),
+        }
     }
 
     /// Prints a result as one line of JSON, or indented where events are not
@@ -158,12 +157,20 @@ impl Console {
     /// # Errors
     /// When `value` can't be serialised.
     pub fn print_json(&self, value: &impl Serialize) -> Result<(), serde_json::Error> {
-        let text = match self.json {
+        self.write(&match self.json {
             true => serde_json::to_string(value)?,
             false => serde_json::to_string_pretty(value)?,
-        };
-        self.print(&text);
+        });
         Ok(())
+    }
+
+    fn write(&self, text: &str) {
+        self.with(|output| match output {
+            Output::Terminal { bars, .. } => {
+                bars.suspend(|| line(&mut std::io::stdout(), text));
+            }
+            Output::Plain(writer, _) | Output::Json(writer) => line(writer, text),
+        });
     }
 
     /// Prints something that was found in a file, as a result.
@@ -507,6 +514,27 @@ mod tests {
             .collect();
         assert_eq!(values.len(), 2);
         assert_eq!(values[0]["line"], "hello");
+    }
+
+    #[test]
+    fn texts_tables_and_findings_are_events_as_json() {
+        let (console, buffer) = console(true);
+        console.print("1.2\n  * faster\n  * \"safer\"");
+        console.print("");
+        console.table(&["name"], &[vec!["one".into()]]);
+        console
+            .print_json(&serde_json::json!({ "a": [1] }))
+            .unwrap();
+        let text = buffer.text();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines[0]["event"], "info");
+        assert_eq!(lines[0]["message"], "1.2\n  * faster\n  * \"safer\"");
+        assert!(lines[2]["message"].as_str().unwrap().contains("one"));
+        assert_eq!(lines[3]["a"][0], 1);
     }
 
     #[test]
