@@ -4,6 +4,7 @@
 //! ([`operate`]) tells: a lost terminal ends the former, not the latter.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(24);
 /// Between two looks whether the process listens.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How often the size of the processes' log is looked at.
+const LOG_LOOKS: Duration = Duration::from_secs(30);
 
 /// The operation stopped half-way.
 #[derive(Debug, thiserror::Error)]
@@ -240,6 +243,7 @@ pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result
     let broadcast = Broadcast::listen(&layout.operation_socket())
         .context("listen at the operation's socket")?;
     let log = FileSink::open(&operation.log()).context("open the operation's log")?;
+    tokio::spawn(keep_small(operation.agent_log()));
     let sinks: Vec<Arc<dyn Sink>> = vec![broadcast.clone(), Arc::new(log)];
     let sink: Arc<dyn Sink> = Arc::new(Tee::new(sinks));
     let outcome = act(layout, &operation, &action, &lock, sink).await;
@@ -250,6 +254,16 @@ pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result
     };
     broadcast.end(outcome).await;
     Ok(code)
+}
+
+/// Keeps a log that our processes write to within limits, for ever.
+async fn keep_small(log: PathBuf) {
+    loop {
+        tokio::time::sleep(LOG_LOOKS).await;
+        let log = log.clone();
+        // What can't be done now is tried again.
+        drop(tokio::task::spawn_blocking(move || host::limited::keep(&log)).await);
+    }
 }
 
 async fn act(

@@ -10,6 +10,7 @@ pub mod background;
 pub mod changes;
 pub mod command;
 pub mod facts;
+pub mod limited;
 pub mod lock;
 pub mod log;
 pub mod modules;
