@@ -37,11 +37,13 @@ pub(crate) fn start(node: &Node) -> Result<(), PhaseError> {
 fn unit(layout: &Layout) -> String {
     let gravity = layout.gravity();
     let config = layout.planet_config();
+    let state = layout.state_dir();
     format!(
         "[Unit]
 Description=Gravity: the container of Kubernetes services
 After=network-online.target local-fs.target
 Wants=network-online.target
+RequiresMountsFor={}
 
 [Service]
 Type=exec
@@ -53,12 +55,14 @@ Delegate=yes
 KillMode=mixed
 TimeoutStopSec={}
 LimitNOFILE=1048576
+LimitNPROC=infinity
 TasksMax=infinity
 OOMScoreAdjust=-999
 
 [Install]
 WantedBy=multi-user.target
 ",
+        state.display(),
         gravity.display(),
         config.display(),
         STOP_TIMEOUT.as_secs(),
@@ -123,4 +127,37 @@ pub(crate) fn rootfs(layout: &Layout) -> Option<PathBuf> {
     let json = std::fs::read(layout.planet_config()).ok()?;
     let config: planet::config::PlanetConfig = serde_json::from_slice(&json).ok()?;
     config.rootfs.exists().then_some(config.rootfs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_unit_waits_for_the_disk_of_its_state_and_limits_nothing() {
+        let expected = "[Unit]
+Description=Gravity: the container of Kubernetes services
+After=network-online.target local-fs.target
+Wants=network-online.target
+RequiresMountsFor=/srv/gravity
+
+[Service]
+Type=exec
+ExecStart=/srv/gravity/bin/gravity planet run --config /srv/gravity/planet/config.json
+Restart=always
+RestartSec=5
+# Pods and services live in cgroups of the planet's own below this one.
+Delegate=yes
+KillMode=mixed
+TimeoutStopSec=120
+LimitNOFILE=1048576
+LimitNPROC=infinity
+TasksMax=infinity
+OOMScoreAdjust=-999
+
+[Install]
+WantedBy=multi-user.target
+";
+        assert_eq!(unit(&Layout::new("/srv/gravity")), expected);
+    }
 }

@@ -66,9 +66,9 @@ pub fn preview(plan: &Plan) -> Result<Preview, PhaseError> {
                 }
             }
             PhaseSpec::Volumes(phase) => {
-                preview
-                    .directories
-                    .extend(phase.volumes.iter().filter_map(volume));
+                for volume in &phase.volumes {
+                    preview.directories.extend(directories(volume)?);
+                }
             }
             PhaseSpec::Program(phase) => {
                 let links = phase
@@ -91,18 +91,20 @@ pub fn preview(plan: &Plan) -> Result<Preview, PhaseError> {
     Ok(preview)
 }
 
-fn volume(volume: &Volume) -> Option<String> {
-    let path = volume.path.display();
-    if volume.pattern {
-        return None;
-    }
-    let exists = volume.path.exists();
+/// What a volume makes or changes. Nothing is made for a pattern.
+fn directories(volume: &Volume) -> Result<Vec<String>, PhaseError> {
+    let path = &volume.path;
+    let there = match volume.pattern {
+        true => planet::paths::matches(&path.to_string_lossy()).map_err(PhaseError::lasting)?,
+        false if path.exists() => vec![path.clone()],
+        false if volume.create => return Ok(vec![path.display().to_string()]),
+        false => Vec::new(),
+    };
     let asked = volume.uid.is_some() || volume.gid.is_some() || volume.mode.is_some();
-    match (exists, volume.create) {
-        (true, _) if asked => Some(format!("{path} (owner and mode)")),
-        (false, true) => Some(path.to_string()),
-        _ => None,
-    }
+    let changed = there.iter().filter(|_| asked);
+    Ok(changed
+        .map(|path| format!("{} (owner and mode)", path.display()))
+        .collect())
 }
 
 fn kernel(planet: &PlanetConfig, preview: &mut Preview) {
@@ -154,7 +156,11 @@ mod tests {
             skip_if_missing: !create,
             recursive: false,
         };
-        for name in ["there", "owned"] {
+        let pattern = |name: &str, mode| Volume {
+            pattern: true,
+            ..volume(name, mode, true)
+        };
+        for name in ["there", "owned", "disk-1", "disk-2"] {
             std::fs::create_dir(path(name)).unwrap();
         }
         let root = |uid| ServiceUser {
@@ -167,6 +173,9 @@ mod tests {
             volume("owned", Some(0o700), true),
             volume("new", None, true),
             volume("maybe", None, false),
+            pattern("disk-?", Some(0o700)),
+            pattern("o*", None),
+            pattern("no-*", Some(0o700)),
         ];
         let phases = [
             PhaseSpec::Bootstrap(Bootstrap { user: root(0) }),
@@ -195,6 +204,8 @@ mod tests {
             directories: vec![
                 format!("{} (owner and mode)", path("owned").display()),
                 path("new").display().to_string(),
+                format!("{} (owner and mode)", path("disk-1").display()),
+                format!("{} (owner and mode)", path("disk-2").display()),
             ],
             files: vec!["/usr/local/bin/kubectl".into()],
             ..Preview::default()

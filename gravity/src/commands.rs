@@ -38,6 +38,7 @@ use anyhow::{Context, Result, bail};
 use console::{Console, ExitCode};
 use image::Image;
 use spec::layout::Layout;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::{Cli, Command, Global, Output};
 
@@ -122,17 +123,17 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Status(arguments) => block_on(status::run(&session, &arguments)),
         Command::Report(arguments) => block_on(report::run(&session, &arguments)),
         Command::Cert(arguments) => block_on(cert::run(&session, &arguments)),
-        Command::Leave(arguments) => block_on(leave::run(&session, &arguments)),
-        Command::Remove(arguments) => block_on(remove::run(&session, &arguments)),
+        Command::Leave(arguments) => to_the_end(leave::run(&session, &arguments)),
+        Command::Remove(arguments) => to_the_end(remove::run(&session, &arguments)),
         Command::Token(arguments) => block_on(token::run(&session, &arguments)),
         Command::Etcd(arguments) => block_on(etcd::run(&session, &arguments)),
         Command::Care(arguments) => block_on(care::run(&arguments)),
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
         Command::Images(arguments) => block_on(images::run(&arguments)),
         Command::Masters(arguments) => block_on(masters::run(&arguments)),
-        Command::Stop(arguments) => block_on(power::stop(&session, &arguments)),
-        Command::Start => block_on(power::start(&session)),
-        Command::Hook(arguments) => block_on(hook::run(&session, &arguments)),
+        Command::Stop(arguments) => to_the_end(power::stop(&session, &arguments)),
+        Command::Start => to_the_end(power::start(&session)),
+        Command::Hook(arguments) => to_the_end(hook::run(&session, &arguments)),
         Command::Exec(arguments) => exec::run(&session, &arguments.command),
         Command::Shell => exec::run(&session, &["/bin/bash".into(), "--login".into()]),
         Command::Verify => verify::run(&session),
@@ -148,6 +149,16 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     tokio::runtime::Runtime::new()
         .context("start the runtime")?
         .block_on(future)
+}
+
+/// Runs what would be half done when its terminal is lost: it goes on then.
+fn to_the_end<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    block_on(async {
+        // What is caught doesn't end this process. Programs that it runs are in groups
+        // of their own, which are not told.
+        let _hangups = signal(SignalKind::hangup()).context("listen for a hangup")?;
+        future.await
+    })
 }
 
 /// Daemons log to standard error, which is a file or the system's journal.
@@ -225,6 +236,17 @@ mod tests {
         assert_eq!(exit_code(&foreign.into()), ExitCode::Usage);
         let user = Error::ServiceUser("taken".into());
         assert_eq!(exit_code(&user.into()), ExitCode::Failed);
+    }
+
+    #[test]
+    fn the_end_of_the_terminal_is_not_the_end_of_a_command_in_the_foreground() {
+        let ended = to_the_end(async {
+            // Ends this test where nothing catches it.
+            nix::sys::signal::raise(nix::sys::signal::Signal::SIGHUP)?;
+            tokio::task::yield_now().await;
+            Ok("whole")
+        });
+        assert_eq!(ended.unwrap(), "whole");
     }
 
     #[test]

@@ -6,11 +6,11 @@
 //! [`act`] goes on.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use event::Sink;
+use host::background::Background;
 use host::lock::Lock;
 use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState};
 use serde::{Deserialize, Serialize};
@@ -195,6 +195,11 @@ impl Operation {
     pub fn log(&self) -> PathBuf {
         self.directory.join("operation.log")
     }
+
+    /// What the processes that run it write.
+    pub fn agent_log(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
 }
 
 /// Directories of operations, that with the youngest plan last.
@@ -229,7 +234,7 @@ pub async fn act(
     let agent = LocalAgent {
         layout: layout.clone(),
         operation: operation.plan.operation_id.clone(),
-        log: operation.directory.join("agent.log"),
+        log: operation.agent_log(),
         starting: tokio::sync::Mutex::default(),
     };
     // What keeps it from starting at all is no phase's failure.
@@ -329,22 +334,25 @@ async fn agent(layout: &Layout, operation: &str, log: &Path) -> Result<rpc::Conn
         log: log.to_owned(),
         source,
     };
-    let output = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(log)
-        .map_err(start)?;
-    let errors = output.try_clone().map_err(start)?;
+    let background = Background {
+        name: "gravity-agent",
+        description: "Gravity: executes an operation's phases on this node",
+        arguments: vec![
+            "agent".into(),
+            "run".into(),
+            "--state-dir".into(),
+            layout.state_dir().into(),
+        ],
+        log: log.to_owned(),
+    };
     // Not waited for: it outlives this process when that is killed.
-    Command::new("/proc/self/exe")
-        .args(["agent", "run", "--state-dir"])
-        .arg(layout.state_dir())
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
-        .current_dir("/")
-        .spawn()
+    let process = tokio::task::spawn_blocking(move || background.start())
+        .await
+        .map_err(|error| start(error.into()))?
         .map_err(start)?;
+    if let Some(error) = process.refused() {
+        tracing::warn!("the agent is no service of its own: {error}");
+    }
     let deadline = Instant::now() + AGENT_START;
     loop {
         match rpc::Connection::open(&socket, operation).await {

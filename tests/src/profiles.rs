@@ -103,6 +103,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
             "ConfigMap given",
         ],
     )?;
+    is_json(&node, &dry)?;
     let unchanged = before.differences(&Snapshot::take(&node)?, ALLOWED);
     ensure!(unchanged.is_empty(), "--dry-run changed {unchanged:?}");
 
@@ -124,6 +125,25 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     ensure!(left.is_empty(), "`leave` left:\n{}", left.join("\n"));
     console.info("After `leave` the node is as it was");
     node.delete()
+}
+
+/// Whether a program can read all that a dry run prints, release notes too.
+fn is_json(node: &Node, dry: &[&str]) -> Result<()> {
+    let words = [dry, &["--output=json", "--skip-disk-test"]].concat();
+    let text = node.text(&words)?;
+    let lines = text.lines().map(|line| {
+        serde_json::from_str(line).with_context(|| format!("a line is no JSON: {line}"))
+    });
+    let lines: Vec<serde_json::Value> = lines.collect::<Result<_>>()?;
+    let notes = |line: &serde_json::Value| {
+        let message = line["message"].as_str();
+        message.is_some_and(|message| message.contains("Every attribute of"))
+    };
+    ensure!(
+        lines.iter().any(notes) && lines.iter().any(|line| line["host"]["files"].is_array()),
+        "release notes or result are missing: {text}"
+    );
+    Ok(())
 }
 
 type Check = fn(&Node) -> Result<()>;

@@ -14,8 +14,11 @@ use crate::cli::Agent;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(session: &Session, arguments: &Agent) -> Result<ExitCode> {
-    // A session of its own: the end of the terminal is not its end.
-    nix::unistd::setsid().context("start a session")?;
+    // A session of its own, which a service has: the end of the terminal is not its
+    // end.
+    if nix::unistd::getsid(None) != Ok(nix::unistd::getpid()) {
+        nix::unistd::setsid().context("start a session")?;
+    }
     super::log_to_stderr();
     // They are ended by these signals, which whoever started us may have blocked.
     let mut signals = SigSet::empty();

@@ -4,13 +4,14 @@
 //! ([`operate`]) tells: a lost terminal ends the former, not the latter.
 
 use std::fmt::Write as _;
-use std::process::{Command, Stdio};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use console::{ExitCode, FileSink, Tee};
 use event::{Event, Sink};
+use host::background::Background;
 use host::lock::Lock;
 use installer::attach::{Broadcast, Follower, Line, Outcome};
 use installer::coordinator::{self, Action, Operation};
@@ -34,6 +35,8 @@ const RECENT: Duration = Duration::from_secs(24 * 60 * 60);
 pub(super) const TOKEN_LIFE: SignedDuration = SignedDuration::from_hours(24);
 /// Between two looks whether the process listens.
 const PAUSE: Duration = Duration::from_millis(5);
+/// How often the size of the processes' log is looked at.
+const LOG_LOOKS: Duration = Duration::from_secs(30);
 
 /// The operation stopped half-way.
 #[derive(Debug, thiserror::Error)]
@@ -52,30 +55,23 @@ pub(crate) async fn start(
     let layout = &session.layout;
     // Says who runs one.
     drop(Lock::acquire(&layout.operation_lock())?);
-    let log = operation.directory.join("agent.log");
-    let output = std::fs::File::options()
-        .create(true)
-        .append(true)
-        .open(&log)
-        .with_context(|| format!("open {}", log.display()))?;
-    let errors = output.try_clone().context("open the log twice")?;
-    let mut child = Command::new("/proc/self/exe")
-        .args(["agent", "operate", "--state-dir"])
-        .arg(layout.state_dir())
-        .args(["--operation", &operation.plan.operation_id])
-        .args(["--action", &serde_json::to_string(action)?])
-        .stdin(Stdio::null())
-        .stdout(output)
-        .stderr(errors)
-        .current_dir("/")
-        .spawn()
-        .context("start the operation's process")?;
+    let background = background(layout, operation, action)?;
+    let log = background.log.clone();
+    let mut process = tokio::task::spawn_blocking(move || background.start())
+        .await
+        .context("start the operation's process")?
+        .with_context(|| format!("start the operation's process; see {}", log.display()))?;
+    if let Some(error) = process.refused() {
+        session.console.warning(&format!(
+            "The operation may end with this login, as it is no service of its own: {error}"
+        ));
+    }
     let follower = loop {
         match Follower::open(&layout.operation_socket()).await {
-            Ok(follower) if follower.pid() == child.id() => break follower,
+            Ok(follower) if follower.pid() == process.pid() => break follower,
             _ => {}
         }
-        if let Some(status) = child.try_wait().context("wait for the operation")? {
+        if let Some(status) = process.ended().context("wait for the operation")? {
             // Another one was faster.
             drop(Lock::acquire(&layout.operation_lock())?);
             bail!(
@@ -86,6 +82,26 @@ pub(crate) async fn start(
         tokio::time::sleep(PAUSE).await;
     };
     follow(session, follower).await
+}
+
+/// The process that runs an operation. What it is given can be seen by all users;
+/// secrets are in the operation's files.
+fn background(layout: &Layout, operation: &Operation, action: &Action) -> Result<Background> {
+    Ok(Background {
+        name: "gravity-operation",
+        description: "Gravity: an operation on this node",
+        arguments: vec![
+            "agent".into(),
+            "operate".into(),
+            "--state-dir".into(),
+            layout.state_dir().into(),
+            "--operation".into(),
+            operation.plan.operation_id.clone().into(),
+            "--action".into(),
+            serde_json::to_string(action)?.into(),
+        ],
+        log: operation.agent_log(),
+    })
 }
 
 /// Follows an operation that runs to its end.
@@ -227,6 +243,7 @@ pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result
     let broadcast = Broadcast::listen(&layout.operation_socket())
         .context("listen at the operation's socket")?;
     let log = FileSink::open(&operation.log()).context("open the operation's log")?;
+    tokio::spawn(keep_small(operation.agent_log()));
     let sinks: Vec<Arc<dyn Sink>> = vec![broadcast.clone(), Arc::new(log)];
     let sink: Arc<dyn Sink> = Arc::new(Tee::new(sinks));
     let outcome = act(layout, &operation, &action, &lock, sink).await;
@@ -237,6 +254,16 @@ pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result
     };
     broadcast.end(outcome).await;
     Ok(code)
+}
+
+/// Keeps a log that our processes write to within limits, for ever.
+async fn keep_small(log: PathBuf) {
+    loop {
+        tokio::time::sleep(LOG_LOOKS).await;
+        let log = log.clone();
+        // What can't be done now is tried again.
+        drop(tokio::task::spawn_blocking(move || host::limited::keep(&log)).await);
+    }
 }
 
 async fn act(
@@ -331,4 +358,41 @@ async fn roll_back(
         sink.info(line);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_process_of_an_operation_is_told_its_id_and_no_secrets() {
+        let layout = Layout::new("/state");
+        let plan: operation::Plan = serde_json::from_value(serde_json::json!({
+            "version": operation::PLAN_VERSION,
+            "operation_id": "one",
+            "kind": "install",
+            "created_by_version": "1",
+            "phases": [],
+        }))
+        .unwrap();
+        let operation = Operation {
+            directory: "/state/operations/one".into(),
+            plan,
+        };
+        let background = background(&layout, &operation, &Action::Run).unwrap();
+        assert_eq!(background.log, operation.agent_log());
+        assert_eq!(
+            background.arguments,
+            [
+                "agent",
+                "operate",
+                "--state-dir",
+                "/state",
+                "--operation",
+                "one",
+                "--action",
+                "{\"action\":\"run\"}",
+            ]
+        );
+    }
 }

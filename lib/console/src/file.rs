@@ -1,11 +1,12 @@
 //! Sinks behind which is no terminal: a log file, and several sinks at once.
 //!
-//! In: events. Out: lines `2018-04-10T13:44:07Z message`, appended whole.
+//! In: events. Out: lines `2018-04-10T13:44:07Z message`, appended whole, to a log
+//! of limited size with one older part.
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::io::{Result, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -18,20 +19,54 @@ use crate::terminal::Coalescer;
 /// Appends events to a log file. An event that can't be written is dropped: a
 /// full disk must not end an operation because of its log.
 #[derive(Debug)]
-pub struct FileSink(Mutex<(File, Coalescer)>);
+pub struct FileSink(Mutex<(LogFile, Coalescer)>);
 
 impl FileSink {
     /// Opens the file for appending; a new one gets mode 0640.
     ///
     /// # Errors
     /// When the file can't be opened or created.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = LogFile::open(path)?;
+        Ok(Self(Mutex::new((file, Coalescer::default()))))
+    }
+}
+
+#[derive(Debug)]
+struct LogFile {
+    path: PathBuf,
+    file: File,
+    size: u64,
+}
+
+impl LogFile {
+    fn open(path: &Path) -> Result<Self> {
         let file = OpenOptions::new()
             .append(true)
             .create(true)
             .mode(0o640)
             .open(path)?;
-        Ok(Self(Mutex::new((file, Coalescer::default()))))
+        Ok(Self {
+            path: path.to_owned(),
+            size: file.metadata()?.len(),
+            file,
+        })
+    }
+
+    /// Appends a line, to a new file where it would be too much for this one.
+    fn append(&mut self, line: &[u8]) -> Result<()> {
+        let length = line.len() as u64;
+        if self.size > 0 && self.size + length > host::limited::MAX_SIZE {
+            // Where it has been renamed, but no new one could be made, it is missing.
+            drop(std::fs::rename(
+                &self.path,
+                host::limited::older(&self.path),
+            ));
+            *self = Self::open(&self.path)?;
+        }
+        self.size += length;
+        // One write per event, so that lines of several writers don't mix.
+        self.file.write_all(line)
     }
 }
 
@@ -43,9 +78,8 @@ impl Sink for FileSink {
             return;
         }
         if let Some(text) = render::event(&event) {
-            // One write per event, so that lines of several writers don't mix.
             let line = format!("{} {text}\n", render::log_timestamp(Timestamp::now()));
-            let _ = file.write_all(line.as_bytes());
+            let _ = file.append(line.as_bytes());
         }
     }
 }
@@ -116,6 +150,32 @@ mod tests {
         // The umask may take bits away but never adds any.
         let mode = std::fs::metadata(&path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777 & !0o640, 0);
+    }
+
+    #[test]
+    fn a_chatty_program_does_not_fill_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let sink = FileSink::open(&path).unwrap();
+        let line = "x".repeat(1 << 20);
+        for number in 0..45 {
+            sink.info(&format!("{number} {line}"));
+        }
+        sink.info("the end");
+        let size = |path: &Path| std::fs::metadata(path).unwrap().len();
+        let older = host::limited::older(&path);
+        assert!(size(&path) <= host::limited::MAX_SIZE);
+        assert!(size(&older) <= host::limited::MAX_SIZE);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        // Nothing is missing between the parts.
+        let text = std::fs::read_to_string(&older).unwrap();
+        let text = text + &std::fs::read_to_string(&path).unwrap();
+        let words = text.lines().filter_map(|line| line.split(' ').nth(1));
+        let words: Vec<_> = words.collect();
+        let kept = words.len() - 1;
+        assert!(kept >= 20 && words[kept] == "the");
+        let numbers = (45 - kept..45).map(|number| number.to_string());
+        assert!(numbers.eq(words[..kept].iter().map(|word| (*word).to_owned())));
     }
 
     #[test]

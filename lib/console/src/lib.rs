@@ -9,6 +9,7 @@
 
 mod exit;
 mod file;
+mod lasting;
 mod prompt;
 pub mod render;
 mod terminal;

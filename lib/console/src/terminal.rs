@@ -1,8 +1,9 @@
 //! The console: a sink for events, and where results and errors are printed.
 //!
 //! In: events, results, errors. Out: on a terminal colours and progress bars;
-//! elsewhere plain lines; as JSON one object a line. A console that can't be
-//! written to, as after a closed pipe, stays silent and never panics.
+//! elsewhere plain lines; as JSON one value a line. A console that can't be
+//! written to, as after a closed pipe or a lost terminal, stays silent and never
+//! panics.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -16,12 +17,17 @@ use indicatif::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
+use term::Term;
 
+use crate::lasting::Lasting;
 use crate::prompt::{self, PromptError};
 use crate::render;
 
 /// Shortest time between two plain lines about the same task.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often bars are drawn at most, in a second.
+const REDRAWS: u8 = 20;
 
 /// How output looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -106,7 +112,10 @@ impl Console {
         let output = match format {
             Format::Json => Output::Json(Box::new(std::io::stdout())),
             Format::Auto if terminal => Output::Terminal {
-                bars: MultiProgress::with_draw_target(ProgressDrawTarget::stdout()),
+                bars: MultiProgress::with_draw_target(ProgressDrawTarget::term_like_with_hz(
+                    Box::new(Lasting(Term::buffered_stdout())),
+                    REDRAWS,
+                )),
                 tasks: HashMap::new(),
                 ended: Coalescer::default(),
             },
@@ -133,14 +142,13 @@ impl Console {
         self.json
     }
 
-    /// Prints a result. As it may be of several lines, it has no time.
+    /// Prints a result. As it may be of several lines, it has no time. As JSON it
+    /// is an event.
     pub fn print(&self, text: &str) {
-        self.with(|output| match output {
-            Output::Terminal { bars, .. } => {
-                bars.suspend(|| line(&mut std::io::stdout(), text));
-            }
-            Output::Plain(writer, _) | Output::Json(writer) => line(writer, text),
-        });
+        match self.json {
+            true => self.info(text),
+            false => self.write(text),
+        }
     }
 
     /// Prints a result as one line of JSON, or indented where events are not
@@ -149,12 +157,20 @@ impl Console {
     /// # Errors
     /// When `value` can't be serialised.
     pub fn print_json(&self, value: &impl Serialize) -> Result<(), serde_json::Error> {
-        let text = match self.json {
+        self.write(&match self.json {
             true => serde_json::to_string(value)?,
             false => serde_json::to_string_pretty(value)?,
-        };
-        self.print(&text);
+        });
         Ok(())
+    }
+
+    fn write(&self, text: &str) {
+        self.with(|output| match output {
+            Output::Terminal { bars, .. } => {
+                bars.suspend(|| line(&mut std::io::stdout(), text));
+            }
+            Output::Plain(writer, _) | Output::Json(writer) => line(writer, text),
+        });
     }
 
     /// Prints something that was found in a file, as a result.
@@ -398,6 +414,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::lasting::tests::Lost;
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -497,6 +514,55 @@ mod tests {
             .collect();
         assert_eq!(values.len(), 2);
         assert_eq!(values[0]["line"], "hello");
+    }
+
+    #[test]
+    fn texts_tables_and_findings_are_events_as_json() {
+        let (console, buffer) = console(true);
+        console.print("1.2\n  * faster\n  * \"safer\"");
+        console.print("");
+        console.table(&["name"], &[vec!["one".into()]]);
+        console
+            .print_json(&serde_json::json!({ "a": [1] }))
+            .unwrap();
+        let text = buffer.text();
+        let lines: Vec<serde_json::Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert_eq!(lines.len(), 4, "{text}");
+        assert_eq!(lines[0]["event"], "info");
+        assert_eq!(lines[0]["message"], "1.2\n  * faster\n  * \"safer\"");
+        assert!(lines[2]["message"].as_str().unwrap().contains("one"));
+        assert_eq!(lines[3]["a"][0], 1);
+    }
+
+    #[test]
+    fn a_lost_terminal_ends_nothing() {
+        let lost = ProgressDrawTarget::term_like(Box::new(Lasting(Lost)));
+        let output = Output::Terminal {
+            bars: MultiProgress::with_draw_target(lost),
+            tasks: HashMap::new(),
+            ended: Coalescer::default(),
+        };
+        let console = Console {
+            output: Mutex::new(output),
+            colour: true,
+            verbose: true,
+            json: false,
+        };
+        for state in ["in_progress", "completed"] {
+            console.emit(copied(1, Some(9)));
+            console.emit(Event::Phase {
+                id: "/x".into(),
+                state: state.into(),
+                description: "Do x".into(),
+                error: None,
+            });
+            console.step("next");
+            console.print("result");
+        }
+        console.emit(copied(9, Some(9)));
     }
 
     #[test]

@@ -6,9 +6,11 @@
 //! Nothing here resolves names through libc: the program is static.
 
 pub mod atomic;
+pub mod background;
 pub mod changes;
 pub mod command;
 pub mod facts;
+pub mod limited;
 pub mod lock;
 pub mod log;
 pub mod modules;

@@ -49,6 +49,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
             render::duration(started.elapsed())
         ));
     }
+    check_services(&mut machine, left())?;
     let status = machine.must(&format!("{IMAGE} status --output json"), left())?;
     let url = check_status(&status)?;
     let page = machine.must(&format!("curl -sS --fail -m 20 {url}"), left())?;
@@ -81,5 +82,14 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
         "All is well, {}",
         render::duration(started.elapsed())
     ));
+    Ok(())
+}
+
+/// Whether systemd has started operation and agent as services of their own.
+fn check_services(machine: &mut Machine, limit: Duration) -> Result<()> {
+    for unit in ["gravity-operation", "gravity-agent"] {
+        let started = format!("journalctl --unit={unit} --output=cat | grep '^Started'");
+        machine.must(&started, limit)?;
+    }
     Ok(())
 }
