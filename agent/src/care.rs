@@ -6,6 +6,7 @@
 //! again at the next look.
 
 mod certificates;
+mod hooks;
 mod services;
 
 use std::path::Path;
@@ -92,6 +93,7 @@ async fn look(care: &Care, planet: &Client) {
             Ok(Err(error)) => tracing::warn!("etcd: {error}"),
             Err(error) => tracing::warn!("etcd: {error}"),
         }
+        hooks::revoke_forgotten(&layout.admin_kubeconfig()).await;
     }
 }
 

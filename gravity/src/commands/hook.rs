@@ -10,6 +10,7 @@ use console::ExitCode;
 use event::Sink;
 use manifest::{HookName, Manifest};
 use spec::phase;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Session, require_root, status};
 use crate::cli::Hook;
@@ -42,7 +43,7 @@ pub(crate) async fn by_hand(
 ) -> Result<()> {
     let cluster = status::cluster(session)?;
     let manifest = status::manifest(session)?;
-    let operation = uuid::Uuid::new_v4().to_string();
+    let operation = format!("{}{}", cluster::hooks::BY_HAND, uuid::Uuid::new_v4());
     let mut hook = installer::hooks::hook(&cluster, name, job(&manifest, name)?, &operation);
     hook.env.extend(env.iter().cloned());
     let client = session.administrator().await?;
@@ -65,7 +66,7 @@ fn job(manifest: &Manifest, name: HookName) -> Result<&str> {
     }
 }
 
-/// Runs a hook to its end; Ctrl+C ends it.
+/// Runs a hook to its end; Ctrl+C and SIGTERM end it.
 pub(crate) async fn once(
     session: &Session,
     client: &cluster::Client,
@@ -75,11 +76,26 @@ pub(crate) async fn once(
     let hook = agent::hook_run(hook);
     tokio::select! {
         ended = cluster::hooks::run(client, &hook, sink) => Ok(ended?),
-        _ = tokio::signal::ctrl_c() => {
+        () = interrupted() => {
             session.console.warning("Interrupted: the hook's Job is removed");
             cluster::hooks::remove(client, &hook).await?;
             bail!("hook {} was interrupted", hook.name)
         }
+    }
+}
+
+/// Comes back at Ctrl+C or SIGTERM. From then on neither ends the process by itself.
+pub(crate) async fn interrupted() {
+    let terminated = async {
+        match signal(SignalKind::terminate()) {
+            Ok(mut signals) => drop(signals.recv().await),
+            // Then it ends the process at once, as it does by default.
+            Err(_) => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        () = terminated => {}
     }
 }
 

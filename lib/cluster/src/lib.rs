@@ -13,6 +13,7 @@ mod history;
 pub mod hooks;
 mod membership;
 mod node;
+mod node_logs;
 mod status;
 
 pub use apply::documents;

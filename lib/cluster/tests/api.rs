@@ -531,6 +531,40 @@ async fn hooks_are_run(client: &Client, api: &kube::Client) {
     client.revoke_hooks("5f6a").await.unwrap();
     client.revoke_hooks("5f6a").await.unwrap();
     assert_eq!(ours().await, 0);
+
+    // The process of another is killed: its rights last as long as its Job.
+    let later = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1);
+    let killed = HookRun {
+        operation_id: "by-hand-0".into(),
+        ..hook("dump")
+    };
+    let sink = Arc::new(Memory::default());
+    let running = run(client, &killed, sink.clone());
+    tokio::select! { _ = running => panic!("ended"), () = seen(&sink, "Created Pod") => {} }
+    assert_eq!(client.revoke_forgotten_hooks(later).await.unwrap(), 0);
+    once(&killed, 0).await.0.unwrap();
+    let now = jiff::Timestamp::now();
+    assert_eq!(client.revoke_forgotten_hooks(now).await.unwrap(), 0);
+    assert_eq!(client.revoke_forgotten_hooks(later).await.unwrap(), 3);
+    assert_eq!(ours().await, 0);
+
+    // Of those that are run again and again the last five stay.
+    for number in 1..=6 {
+        let again = HookRun {
+            operation_id: format!("by-hand-{number}"),
+            ..hook("dump")
+        };
+        once(&again, 0).await.0.unwrap();
+    }
+    let count = async |hook: &str| {
+        let labels = format!("gravitational.io/hook={hook}");
+        let params = ListParams::default().labels(&labels);
+        let listed = jobs.list(&params).await.unwrap();
+        let stay = |job: &&Job| job.metadata.deletion_timestamp.is_none();
+        listed.items.iter().filter(stay).count()
+    };
+    assert_eq!(count("dump").await, 5);
+    assert_eq!(count("install").await, 1);
 }
 
 async fn services_are_found(client: &Client) {

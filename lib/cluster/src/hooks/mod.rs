@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 pub use job::{JobError, job};
+pub(crate) use run::end;
 pub use run::{HookError, remove, run};
 pub use values::values_secret;
 pub use watch::{LastCheck, watch};
@@ -52,6 +53,10 @@ pub const OPERATION_LABEL: &str = "gravitational.io/operation";
 
 /// Label with the name of the hook that a Job is.
 pub const HOOK_LABEL: &str = "gravitational.io/hook";
+
+/// First part of the identity of an operation that is nothing but a hook, which
+/// somebody may run again and again.
+pub const BY_HAND: &str = "by-hand-";
 
 /// One run of a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::job::{self, JobError};
 use super::logs::{self, Tails};
 use super::observe::Observer;
-use super::{HookRun, service_account};
+use super::{BY_HAND, HookRun, service_account};
 use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, request, retry};
 use crate::node::refusal;
 
@@ -118,6 +118,11 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
     if run.start(&job).await.map_err(cluster)? {
         return Ok(());
     }
+    if hook.operation_id.starts_with(BY_HAND)
+        && let Err(error) = client.delete_older_jobs(&hook.name).await
+    {
+        sink.warning(&error.to_string());
+    }
     let seconds = job
         .spec
         .as_ref()
@@ -152,12 +157,12 @@ pub async fn remove(client: &Client, hook: &HookRun) -> Result<(), HookError> {
 
 /// How a Job ended.
 #[derive(Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     Complete,
     Failed(String),
 }
 
-fn end(job: &Job) -> Option<End> {
+pub(crate) fn end(job: &Job) -> Option<End> {
     let conditions = job.status.as_ref()?.conditions.as_ref()?;
     conditions
         .iter()

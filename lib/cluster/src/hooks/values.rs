@@ -13,6 +13,7 @@ use kube::Api;
 use kube::api::ObjectMeta;
 use serde_json::Value;
 
+use super::access::{UNTIL, until};
 use super::{DEFAULT_NAMESPACE, OPERATION_LABEL, short_hash};
 use crate::client::{Client, DEADLINE, Error, request, retry};
 
@@ -59,6 +60,7 @@ fn copy(operation_id: &str, namespace: &str, kept: Option<Secret>) -> Secret {
         OPERATION_LABEL.into(),
         operation_id.into(),
     )]));
+    copy.metadata.annotations = Some(BTreeMap::from([(UNTIL.into(), until())]));
     copy
 }
 
@@ -102,6 +104,7 @@ mod tests {
                 "5f6a"
             );
             assert_eq!(copy["metadata"]["name"], copy_name("5f6a"));
+            assert!(copy["metadata"]["annotations"][UNTIL].is_string());
             copy["data"][FILE].as_str().unwrap().to_owned()
         };
         // Base64 of "a: 1" and "{}\n".
