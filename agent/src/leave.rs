@@ -59,11 +59,14 @@ pub fn leave(layout: &Layout, purge: bool, sink: &dyn Sink) -> Result<Report, Ph
     sink.step("Stopping services and pods");
     daemon::stop(layout)?;
     sink.step("Removing interfaces and packet filter tables");
-    if let Some(rootfs) = daemon::rootfs(layout) {
-        residue::remove(&rootfs, sink);
-    }
+    let network = daemon::rootfs(layout).map(|rootfs| residue::remove(&rootfs));
     sink.step("Reverting changes to the host");
-    journal.undo(purge).map_err(|error| lasting(&error))
+    let reverted = journal.undo(purge).map_err(|error| lasting(&error))?;
+    let mut report = network.unwrap_or_default();
+    report.removed.extend(reverted.removed);
+    report.restored.extend(reverted.restored);
+    report.left.extend(reverted.left);
+    Ok(report)
 }
 
 /// Ends the node's agent, with what it executes.

@@ -194,6 +194,7 @@ impl Context<'_> {
             cpu_weight: None,
             post_start: Vec::new(),
             oneshot: false,
+            tables: Vec::new(),
             stop_timeout_seconds: 10,
             keep_children: false,
         }

@@ -6,18 +6,14 @@
 
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::AsRawFd;
 
 use ipnet::IpNet;
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::SockProtocol;
+
+use crate::netlink;
 
 /// Index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
-/// Length of `struct nlmsghdr`.
-const HEADER: usize = 16;
 
 /// Adds the address to `lo`.
 pub(crate) fn add(cidr: IpNet) -> io::Result<()> {
@@ -48,52 +44,14 @@ fn message(kind: u16, flags: i32, cidr: IpNet) -> Vec<u8> {
         0,
     ];
     body.extend(LOOPBACK.to_ne_bytes());
-    for attribute in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
-        let length = u16::try_from(4 + octets.len()).unwrap_or_default();
-        body.extend(length.to_ne_bytes());
-        body.extend(attribute.to_ne_bytes());
-        body.extend(&octets);
+    for kind in [libc::IFA_LOCAL, libc::IFA_ADDRESS] {
+        body.extend(netlink::attribute(kind, &octets));
     }
-    let mut message = Vec::new();
-    message.extend(
-        u32::try_from(HEADER + body.len())
-            .unwrap_or_default()
-            .to_ne_bytes(),
-    );
-    message.extend(kind.to_ne_bytes());
-    message.extend(u16::try_from(flags).unwrap_or_default().to_ne_bytes());
-    message.extend([0; 8]);
-    message.extend(body);
-    message
+    netlink::message(kind, flags, &body)
 }
 
-/// Sends a request and waits for its acknowledgement.
 fn ask(message: &[u8]) -> io::Result<()> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
-    sendto(
-        socket.as_raw_fd(),
-        message,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
-    let mut answer = [0; 4096];
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
-    // `struct nlmsgerr` follows the header: a negative errno, or 0.
-    let code = answer
-        .get(HEADER..HEADER + 4)
-        .filter(|_| length >= HEADER + 4)
-        .and_then(|bytes| bytes.try_into().ok())
-        .map(i32::from_ne_bytes)
-        .ok_or_else(|| io::Error::other("short answer from rtnetlink"))?;
-    match code {
-        0 => Ok(()),
-        code => Err(Errno::from_raw(-code).into()),
-    }
+    netlink::ask(SockProtocol::NetlinkRoute, message)
 }
 
 #[cfg(test)]

@@ -10,6 +10,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::nftables::Table;
+
 /// Version of this schema. A base image declares which ones it fits.
 pub const SCHEMA_VERSION: u32 = 1;
 
@@ -98,6 +100,28 @@ impl PlanetConfig {
         self.link_local_addresses
             .iter()
             .filter_map(|address| address.parse().ok())
+    }
+
+    /// Names of services that have to be stopped before `service` is: those that require
+    /// it, and the one that keeps the pods, which need names, routes and the API as long
+    /// as they run.
+    pub(crate) fn outlived_by(&self, service: &Service) -> Vec<String> {
+        let stops_first = |other: &&Service| {
+            other.requires.contains(&service.name)
+                || other.keep_children && !self.is_based_on(service, &other.name)
+        };
+        let before = self.services.iter().filter(stops_first);
+        before.map(|other| other.name.clone()).collect()
+    }
+
+    /// Whether `service` is the one called `name`, or requires it, be it by others.
+    fn is_based_on(&self, service: &Service, name: &str) -> bool {
+        service.name == name
+            || self
+                .services
+                .iter()
+                .filter(|other| service.requires.contains(&other.name))
+                .any(|other| self.is_based_on(other, name))
     }
 
     /// Every required service exists and none waits for itself.
@@ -291,6 +315,10 @@ pub struct Service {
     /// shims do, and with them the pods. They end when the planet stops.
     #[serde(default)]
     pub keep_children: bool,
+    /// Packet filter tables that it makes when it starts, such as
+    /// `ip kube-proxy`. When others delete one, the service is started again.
+    #[serde(default)]
+    pub tables: Vec<String>,
 }
 
 /// Another command of a [`Service`], of the same program.
@@ -345,6 +373,15 @@ impl Service {
             .find(|name| crate::sys::capability(name).is_none())
         {
             return Err(format!("service {name}: unknown capability {unknown}"));
+        }
+        if let Some(unknown) = self
+            .tables
+            .iter()
+            .find(|table| Table::parse(table).is_none())
+        {
+            return Err(format!(
+                "service {name}: {unknown:?} is no packet filter table, like `ip kube-proxy`"
+            ));
         }
         match &self.readiness {
             Probe::Exec { command } if command.is_empty() => {
@@ -415,6 +452,7 @@ mod tests {
             oneshot: false,
             stop_timeout_seconds: 1,
             keep_children: false,
+            tables: Vec::new(),
         };
         PlanetConfig {
             version: SCHEMA_VERSION,
@@ -439,6 +477,24 @@ mod tests {
         assert!(reason(&[("a", &["c"])]).contains("requires c, which does not exist"));
         assert!(reason(&[("a", &[]), ("a", &[])]).contains("twice"));
         assert!(reason(&[("../a", &[])]).contains("letters"));
+    }
+
+    #[test]
+    fn what_pods_need_stops_after_them() {
+        let mut config = config(&[
+            ("runtime", &[]),
+            ("kubelet", &["runtime", "api"]),
+            ("api", &["store"]),
+            ("store", &[]),
+            ("log", &["kubelet"]),
+        ]);
+        config.services[0].keep_children = true;
+        let before = |index: usize| config.outlived_by(&config.services[index]);
+        assert_eq!(before(0), ["kubelet"]);
+        assert_eq!(before(1), ["log"]);
+        assert_eq!(before(2), ["runtime", "kubelet"]);
+        assert_eq!(before(3), ["runtime", "api"]);
+        assert_eq!(before(4), [""; 0]);
     }
 
     #[test]
@@ -492,6 +548,10 @@ mod tests {
         assert!(
             reason(&|config| config.services[0].capabilities = vec!["CAP_X".into()])
                 .contains("CAP_X")
+        );
+        assert!(
+            reason(&|config| config.services[0].tables = vec!["kube-proxy".into()])
+                .contains("no packet filter table")
         );
         let url = |config: &mut PlanetConfig| {
             config.services[0].readiness = Probe::Http {

@@ -17,6 +17,8 @@ mod devices;
 pub mod enter;
 mod error;
 mod files;
+mod netlink;
+mod nftables;
 pub mod paths;
 mod process;
 pub mod supervisor;

@@ -8,6 +8,7 @@
 mod balancer;
 mod board;
 mod logs;
+mod pods;
 pub(crate) mod probe;
 mod service;
 mod socket;
@@ -74,12 +75,7 @@ async fn supervise(config: PlanetConfig) -> Result<()> {
     for service in &config.services {
         let (sender, receiver) = mpsc::channel::<Command>(8);
         commands.push((service.name.clone(), sender));
-        let dependents = config
-            .services
-            .iter()
-            .filter(|other| other.requires.contains(&service.name))
-            .map(|other| other.name.clone())
-            .collect();
+        let dependents = config.outlived_by(service);
         let unit = Unit::new(service.clone(), dependents, &hierarchies, board.clone());
         units.spawn(unit.keep(receiver, stopping.clone()));
     }

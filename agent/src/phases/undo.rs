@@ -162,7 +162,9 @@ fn images(node: &Node) -> Result<(), PhaseError> {
 fn planet(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
     daemon::stop(node.layout())?;
     if let Some(rootfs) = daemon::rootfs(node.layout()) {
-        residue::remove(&rootfs, sink);
+        for left in residue::remove(&rootfs).left {
+            sink.warning(&format!("left {}: {}", left.what, left.why));
+        }
     }
     node.undo_changes(sink);
     for name in SERVICE_DATA {

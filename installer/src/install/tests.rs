@@ -161,6 +161,32 @@ fn a_node_knows_what_it_has_to_care_for() {
 }
 
 #[test]
+fn a_node_looks_for_all_that_it_may_be_short_of() {
+    let (_, planet) = planned(|_| ());
+    let mut files = planet.files.iter();
+    let file = files.find(|file| file.path.ends_with("kubelet.yaml"));
+    let settings: serde_json::Value = serde_json::from_str(&file.unwrap().content).unwrap();
+    let limits = settings["evictionHard"].as_object().unwrap();
+    // Each signal of these three makes a condition of the node, and only if it is here.
+    for (what, signals) in [
+        ("MemoryPressure", &["memory.available"][..]),
+        (
+            "DiskPressure",
+            &[
+                "nodefs.available",
+                "nodefs.inodesFree",
+                "imagefs.available",
+                "imagefs.inodesFree",
+            ],
+        ),
+        ("PIDPressure", &["pid.available"]),
+    ] {
+        let missing = signals.iter().find(|signal| !limits.contains_key(**signal));
+        assert_eq!(missing, None, "{what} can't be seen");
+    }
+}
+
+#[test]
 fn a_plan_is_whole_and_runs_hooks_last() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     prepared.plan.validate().unwrap();

@@ -94,6 +94,8 @@ conf_dir = "/etc/cni/net.d"
 default_runtime_name = "runc"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
+# How long a pod may take to end: the supervisor reads it when the planet stops.
+container_annotations = ["io.kubernetes.pod.terminationGracePeriod"]
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 SystemdCgroup = false
 "#

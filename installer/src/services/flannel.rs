@@ -42,6 +42,8 @@ pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
     service
         .env
         .insert("NODE_NAME".into(), context.node.hostname.clone());
+    // It makes them at its start alone.
+    service.tables = vec!["ip flannel-ipv4".into(), "ip6 flannel-ipv6".into()];
     if context.cluster.pod_network == PodNetwork::Wireguard {
         let (name, path) = KEY_FILE;
         service.env.insert(name.into(), path.into());

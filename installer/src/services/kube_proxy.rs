@@ -34,6 +34,8 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     };
     let mut service = context.privileged("kube-proxy", command, ready);
     service.requires = vec!["kube-apiserver".into()];
+    // It makes them whole only once an hour, or at its start.
+    service.tables = vec!["ip kube-proxy".into(), "ip6 kube-proxy".into()];
     let files = vec![context.file("kube-proxy.yaml", format!("{settings:#}\n"))];
     Definition {
         service,

@@ -67,12 +67,17 @@ fn settings(context: &Context<'_>) -> String {
         // kube-proxy has no need of kubelet's iptables chains.
         "makeIPTablesUtilChains": false,
         "serializeImagePulls": false,
-        // Absolute, not percent: a large disk that is mostly full has room.
+        // Absolute, not percent: a large disk that is mostly full has room. What is not
+        // here is not looked at: one of these takes the place of all defaults.
         "evictionHard": {
             "memory.available": "100Mi",
             "nodefs.available": "1Gi",
             "imagefs.available": "1Gi",
             "nodefs.inodesFree": "1%",
+            "imagefs.inodesFree": "1%",
+            // Of what the kernel has for all that runs on the machine, which is counted
+            // with it: the smaller of `pid_max` and `threads-max`.
+            "pid.available": "5%",
         },
         // Of 5 minutes, after room was made on a disk, the pods of a hook's Job, which
         // go to such a node all the same, would not leave one of their tries.

@@ -6,10 +6,12 @@
 //! service; what an ended service left in its group is killed before the next
 //! start, unless its children are to be kept.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
 use std::fs;
 use std::hash::{BuildHasher, Hasher};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::{Path, PathBuf};
@@ -25,12 +27,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::board::Board;
-use super::{STATES, logs, probe};
+use super::{STATES, logs, pods, probe};
 use crate::cgroup::{Group, Hierarchy};
 use crate::client::State;
 use crate::config::Service;
 use crate::error::{Context, Error, Result};
 use crate::files;
+use crate::nftables::Table;
 use crate::process::ProcessId;
 use crate::sys::{self, Identity};
 
@@ -51,10 +54,10 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const LOOK: Duration = Duration::from_secs(10);
 /// How often in a row that fails until it isn't ready any more.
 const LOOKS: u32 = 3;
+/// How often it is looked whether packet filter tables are still there.
+const TABLES: Duration = Duration::from_secs(2);
 /// How long a command after the start may take.
 const POST_START: Duration = Duration::from_mins(2);
-/// How long pods may take to end when the planet stops, before they are killed.
-const POD_STOP: Duration = Duration::from_secs(10);
 /// How long processes may take to go away once killed.
 const KILL: Duration = Duration::from_secs(10);
 
@@ -72,6 +75,7 @@ pub(super) enum Command {
 /// A service and what belongs to it.
 pub(super) struct Unit {
     service: Service,
+    /// Those that have to be stopped before it.
     dependents: Vec<String>,
     group: Group,
     pods: Group,
@@ -207,7 +211,7 @@ impl Unit {
                     }
                     match event {
                         Event::Stop => {
-                            self.board.wait(&self.dependents, State::Stopped).await;
+                            self.wait_to_stop().await;
                             self.terminate(running, true).await;
                             break;
                         }
@@ -252,7 +256,7 @@ impl Unit {
                     self.end_group(false).await;
                 }
                 Waited::Stop => {
-                    self.board.wait(&self.dependents, State::Stopped).await;
+                    self.wait_to_stop().await;
                     self.end_group(true).await;
                     break;
                 }
@@ -261,6 +265,14 @@ impl Unit {
         saved.process = None;
         self.save(&saved);
         self.set(State::Stopped, None, saved.restarts, None);
+    }
+
+    /// Waits until the planet, which stops, needs this service no longer.
+    async fn wait_to_stop(&self) {
+        self.board.wait(&self.dependents, State::Stopped).await;
+        if self.service.keep_children {
+            self.end_pods().await;
+        }
     }
 
     /// Waits for the services that this one requires.
@@ -458,6 +470,11 @@ impl Unit {
         };
         tokio::select! {
             how = ended(running) => Event::Ended(how),
+            table = self.lost_table() => {
+                let reason = format!("others have deleted its packet filter table {table}");
+                self.set(State::Starting, pid, restarts, Some(reason));
+                Event::Restart
+            }
             _ = stopping.wait_for(|stop| *stop) => Event::Stop,
             event = told_running(commands) => {
                 self.set(State::Starting, pid, restarts, None);
@@ -518,6 +535,18 @@ impl Unit {
         }
     }
 
+    /// Comes back when a table that the service had made is gone.
+    async fn lost_table(&self) -> &str {
+        let tables = self.service.tables.iter();
+        let tables: Vec<_> = tables
+            .filter_map(|text| Some((text.as_str(), Table::parse(text)?)))
+            .collect();
+        if tables.is_empty() {
+            return std::future::pending().await;
+        }
+        lost(&tables, TABLES, Table::exists).await
+    }
+
     async fn post_start(&self) -> Result<(), String> {
         for command in &self.service.post_start {
             let log = logs::open(&self.service.name).map_err(|error| error.to_string())?;
@@ -535,9 +564,6 @@ impl Unit {
 
     /// Ends a process: SIGTERM, and SIGKILL for all that is left in time.
     async fn terminate(&self, running: Running, all: bool) {
-        if all && self.service.keep_children {
-            self.end_pods().await;
-        }
         let patience = Duration::from_secs(self.service.stop_timeout_seconds);
         drop(sys::pidfd_signal(
             running.pidfd.get_ref().as_fd(),
@@ -598,12 +624,21 @@ impl Unit {
         executable.is_some_and(|path| name(&path) == program.as_deref().and_then(name))
     }
 
-    /// Ends pods in order before what holds them.
+    /// Ends pods before what holds them: has every container end in the time of its
+    /// pod, and kills what is left.
     async fn end_pods(&self) {
-        self.pods.signal(Signal::SIGTERM);
-        let until = Instant::now() + POD_STOP;
-        while !self.pods.is_empty() && Instant::now() < until {
+        let mut left = pods::containers(Path::new(pods::BUNDLES), &self.pods.processes());
+        for container in &left {
+            // One that has ended meanwhile needs no signal.
+            let _ = kill(Pid::from_raw(container.pid), Signal::SIGTERM);
+        }
+        let started = Instant::now();
+        while !left.is_empty() {
             sleep(Duration::from_millis(20)).await;
+            let running = self.pods.processes();
+            left.retain(|container| {
+                running.contains(&container.pid) && started.elapsed() < container.grace
+            });
         }
         let until = Instant::now() + KILL;
         while !self.pods.kill() && Instant::now() < until {
@@ -672,6 +707,28 @@ fn reap(pid: i32) -> Option<Result<(), String>> {
     }
 }
 
+/// Waits until one of `tables`, looked at so often, was there and is not any more. That
+/// it can't be looked at, or isn't made yet, is no loss.
+async fn lost<'a>(
+    tables: &[(&'a str, Table<'a>)],
+    every: Duration,
+    exists: impl Fn(Table<'a>) -> io::Result<bool>,
+) -> &'a str {
+    let mut seen = BTreeSet::new();
+    loop {
+        for (text, table) in tables {
+            match exists(*table) {
+                Ok(true) => {
+                    seen.insert(*text);
+                }
+                Ok(false) if seen.contains(text) => return text,
+                Ok(false) | Err(_) => {}
+            }
+        }
+        sleep(every).await;
+    }
+}
+
 /// Up to a quarter more or less, so that services do not start all at once.
 fn jitter(wait: Duration) -> Duration {
     // The standard library's random keys are random enough.
@@ -681,7 +738,30 @@ fn jitter(wait: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+
+    #[tokio::test]
+    async fn only_a_table_that_was_there_can_be_lost() {
+        let table = |text: &'static str| (text, Table::parse(text).unwrap());
+        let tables = [table("ip never"), table("ip6 hidden"), table("ip later")];
+        let looks = Cell::new(0);
+        let exists = |asked: Table<'_>| {
+            looks.set(looks.get() + 1);
+            match looks.get() {
+                // Made after the first look, and there for two more.
+                _ if asked != tables[2].1 => match asked == tables[0].1 {
+                    true => Ok(false),
+                    false => Err(io::Error::other("may not look")),
+                },
+                4..=9 => Ok(true),
+                _ => Ok(false),
+            }
+        };
+        assert_eq!(lost(&tables, Duration::ZERO, exists).await, "ip later");
+        assert_eq!(looks.get(), 12);
+    }
 
     #[test]
     fn jitter_stays_within_a_quarter() {

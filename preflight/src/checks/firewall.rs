@@ -23,6 +23,9 @@ const FIREWALLD: &str = "firewalld";
 const KNOWN: &[(&str, &str)] = &[
     (FIREWALLD, "firewalld.service"),
     ("ufw", "ufw.service"),
+    // No process of its own; its rules as they come from Debian begin with the end of
+    // all others.
+    ("nftables", "nftables.service"),
     ("nm-cloud-setup", "nm-cloud-setup.timer"),
 ];
 
@@ -140,6 +143,10 @@ mod tests {
         only(Severity::Warning, "firewall", |facts| {
             facts.enabled_units.insert("nm-cloud-setup.timer".into());
         });
+        let rules = only(Severity::Warning, "firewall", |facts| {
+            facts.enabled_units.insert("nftables.service".into());
+        });
+        assert_eq!(rules.measured, "nftables is on");
         let both = spoiled(|facts| {
             runs(facts);
             facts.processes.insert("ufw".into(), 9);
