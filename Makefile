@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e masters quorum faults crash power distributions vm vm-vagrant fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e masters quorum faults crash power distributions vm vm-power vm-vagrant fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,9 +81,13 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(BIN)/testnode vm checks
 	$(BIN)/testnode vm install
 	$(BIN)/testnode vm cluster
+	$(BIN)/testnode vm masters
 	$(BIN)/testnode vm wireguard
 	$(BIN)/testnode vm troubles
 	$(BIN)/testnode vm power
+
+vm-power: base ## power cuts of virtual machines, CUTS=5 for less, ONLY=install, running or join; needs root
+	$(BIN)/testnode vm power --cuts $(CUTS) $(if $(ONLY),--only $(ONLY))
 
 vm-vagrant: base ## vagrant/, with libvirt in namespaces; needs root, up to 35 minutes
 	@./tests/setup.sh libvirt

@@ -131,10 +131,7 @@ pub(crate) enum Command {
     /// Give nodes that join the cluster image: a service of workers
     #[command(hide = true)]
     Images(Images),
-    /// Follow who the cluster's masters are; the planet's service
-    #[command(hide = true)]
-    Masters(Masters),
-    /// Look after certificates and etcd: a service of the planet
+    /// Look after certificates, etcd and who the masters are: a service of the planet
     #[command(hide = true)]
     Care(Care),
     /// Run the container of Kubernetes services
@@ -435,13 +432,6 @@ pub(crate) struct Images {
     /// Directory of authorities and certificates
     #[arg(long, value_name = "DIR")]
     pub(crate) secrets: PathBuf,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Masters {
-    /// One of the node's kubeconfigs
-    #[arg(long, value_name = "FILE")]
-    pub(crate) kubeconfig: PathBuf,
 }
 
 #[derive(Debug, Args)]

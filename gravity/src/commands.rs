@@ -16,7 +16,6 @@ mod images;
 mod install;
 mod join;
 mod leave;
-mod masters;
 mod operation;
 mod own;
 mod peers;
@@ -127,10 +126,9 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Remove(arguments) => to_the_end(remove::run(&session, &arguments)),
         Command::Token(arguments) => block_on(token::run(&session, &arguments)),
         Command::Etcd(arguments) => block_on(etcd::run(&session, &arguments)),
-        Command::Care(arguments) => block_on(care::run(&arguments)),
+        Command::Care(arguments) => block_on_one_thread(care::run(&arguments)),
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
         Command::Images(arguments) => block_on(images::run(&arguments)),
-        Command::Masters(arguments) => block_on(masters::run(&arguments)),
         Command::Stop(arguments) => to_the_end(power::stop(&session, &arguments)),
         Command::Start => to_the_end(power::start(&session)),
         Command::Hook(arguments) => to_the_end(hook::run(&session, &arguments)),
@@ -159,6 +157,15 @@ fn to_the_end<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
         let _hangups = signal(SignalKind::hangup()).context("listen for a hangup")?;
         future.await
     })
+}
+
+/// For what is idle almost always, and is to be small.
+fn block_on_one_thread<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")?
+        .block_on(future)
 }
 
 /// Daemons log to standard error, which is a file or the system's journal.

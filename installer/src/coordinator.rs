@@ -12,13 +12,15 @@ use std::time::{Duration, Instant};
 use event::Sink;
 use host::background::Background;
 use host::lock::Lock;
-use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState};
+use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState, State};
 use serde::{Deserialize, Serialize};
 use spec::layout::Layout;
 use spec::phase::PhaseSpec;
 
 /// How long an agent may take to listen after it was started.
 const AGENT_START: Duration = Duration::from_secs(10);
+/// So many operations are kept beside the first, which says what made the node.
+const KEPT: usize = 20;
 
 /// Why an operation could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -103,7 +105,7 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Writes a new operation.
+    /// Writes a new operation, and removes the oldest that have ended.
     ///
     /// # Errors
     /// When the files can't be written.
@@ -124,6 +126,7 @@ impl Operation {
             path,
             source: std::io::Error::other(source),
         })?;
+        prune(layout);
         Ok(Self { directory, plan })
     }
 
@@ -216,6 +219,20 @@ fn directories(layout: &Layout) -> Vec<PathBuf> {
         .collect();
     found.sort();
     found.into_iter().map(|(_, directory)| directory).collect()
+}
+
+/// Removes operations that have ended until [`KEPT`] and the first are left.
+fn prune(layout: &Layout) {
+    let all = directories(layout);
+    let old = all.len().saturating_sub(KEPT);
+    for directory in all.into_iter().take(old).skip(1) {
+        let state = Operation::read(directory.clone()).and_then(|operation| operation.state());
+        let has_ended = state
+            .is_ok_and(|state| matches!(state.overall(), State::Completed | State::RolledBack));
+        if has_ended && let Err(error) = std::fs::remove_dir_all(&directory) {
+            tracing::warn!(%error, "{} can't be removed", directory.display());
+        }
+    }
 }
 
 /// Does something with an operation. Whoever calls this holds the lock at
@@ -366,5 +383,54 @@ async fn agent(layout: &Layout, operation: &str, log: &Path) -> Result<rpc::Conn
             // The socket appears some milliseconds after the start.
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_operations_go_once_they_have_ended() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let phase = "/phase";
+        let create = |number: usize, end: Option<State>| {
+            let plan = Plan {
+                version: operation::PLAN_VERSION,
+                operation_id: format!("{number:02}"),
+                kind: "install".into(),
+                created_by_version: "1".into(),
+                phases: vec![Phase::new(phase, "Do it")],
+            };
+            let operation = Operation::create(&layout, plan).unwrap();
+            if let Some(state) = end {
+                let mut journal = Journal::open(&operation.journal()).unwrap();
+                journal.append(&[(phase, state, None)]).unwrap();
+            }
+        };
+        let ids = || {
+            let all = Operation::all(&layout).unwrap();
+            let ids = all.iter().map(|one| one.plan.operation_id.clone());
+            ids.collect::<Vec<_>>()
+        };
+        create(0, Some(State::Completed));
+        create(1, Some(State::Failed));
+        create(2, Some(State::RolledBack));
+        create(3, None);
+        create(4, Some(State::Completed));
+        for number in 5..=20 {
+            create(number, Some(State::Completed));
+        }
+        assert_eq!(ids().len(), 21);
+        create(21, None);
+        assert_eq!(ids().len(), 22);
+        create(22, None);
+        create(23, None);
+        create(24, None);
+        let left = ids();
+        // 2 and 4 are gone; 1 and 3 may go on, and 0 made the node.
+        assert_eq!(left[..4], ["00", "01", "03", "05"]);
+        assert_eq!(left.len(), 23);
     }
 }

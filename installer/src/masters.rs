@@ -3,19 +3,28 @@
 //! In: the cluster's description, watched in Kubernetes. Out: the files that the
 //! planet's balancer reads and that services choose their command by; on a
 //! master that was the only one, those services restarted. Always holds: what
-//! was known stays while Kubernetes can't be asked.
+//! was known stays while Kubernetes can't be asked, which is tried for ever.
 
+use std::convert::Infallible;
 use std::path::Path;
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cluster::Client;
 use futures::StreamExt;
 use planet::config::PlanetConfig;
 use spec::ClusterSpec;
+use tokio::time::{Instant, sleep};
 
-use crate::services::{MASTERS, SEVERAL_MASTERS};
-
+/// File inside with the addresses of all masters, JSON. It outlives restarts.
+pub(crate) const MASTERS: &str = "/run/planet/host/masters.json";
+/// File inside that exists once there was more than one master.
+pub(crate) const SEVERAL_MASTERS: &str = "/run/planet/host/several-masters";
+/// First and longest wait after a failure.
+const WAIT_MIN: Duration = Duration::from_secs(1);
+const WAIT_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked for a new certificate.
+const LOOK: Duration = Duration::from_secs(10);
 /// How long a service may take to be ready after its restart.
 const RESTART: Duration = Duration::from_secs(120);
 /// In the marker: services have been restarted since.
@@ -23,8 +32,7 @@ const RESTARTED: &[u8] = b"restarted\n";
 
 /// Why the masters can't be followed any more.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
+enum Error {
     /// Kubernetes can't be spoken to.
     #[error("connect to Kubernetes")]
     Kubernetes(#[from] cluster::Error),
@@ -39,11 +47,45 @@ pub enum Error {
     Config(#[source] std::io::Error),
 }
 
-/// Follows the description until an error; `kubeconfig` is of the node.
-///
-/// # Errors
-/// When what is known can't be written down or used.
-pub async fn follow(kubeconfig: &Path) -> Result<(), Error> {
+/// Follows the cluster's description, with the rights of `kubeconfig`, which is of
+/// the node: anew when its certificate was renewed, and later each time after a failure,
+/// which is logged.
+pub async fn keep(kubeconfig: &Path) -> Infallible {
+    let mut wait = WAIT_MIN;
+    loop {
+        let started = Instant::now();
+        let followed = tokio::select! {
+            // First, so that no certificate is renewed unseen.
+            biased;
+            () = renewed(kubeconfig, LOOK) => continue,
+            followed = follow(kubeconfig) => followed,
+        };
+        if let Err(error) = followed {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, "the cluster's masters can't be followed");
+        }
+        if started.elapsed() > WAIT_MAX {
+            wait = WAIT_MIN;
+        }
+        sleep(wait).await;
+        wait = (wait * 2).min(WAIT_MAX);
+    }
+}
+
+/// Comes back when the file, looked at so often, is another one.
+async fn renewed(file: &Path, every: Duration) {
+    let first = written(file);
+    while written(file) == first {
+        sleep(every).await;
+    }
+}
+
+fn written(file: &Path) -> Option<SystemTime> {
+    std::fs::metadata(file).ok()?.modified().ok()
+}
+
+/// Follows the description until an error.
+async fn follow(kubeconfig: &Path) -> Result<(), Error> {
     let client = Client::connect(kubeconfig).await?;
     let mut descriptions = pin!(client.watch_description());
     while let Some(text) = descriptions.next().await {
@@ -91,4 +133,34 @@ fn changed(config: &PlanetConfig) -> impl Iterator<Item = &str> {
         .iter()
         .filter(|service| service.alternative.is_some())
         .map(|service| service.name.as_str())
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::timeout;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_fails_is_tried_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let missing = directory.path().join("kubeconfig");
+        // Longer than the first wait.
+        let patience = WAIT_MIN + Duration::from_millis(200);
+        assert!(timeout(patience, keep(&missing)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_new_certificate_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("kubeconfig");
+        std::fs::write(&file, "old").unwrap();
+        let every = Duration::from_millis(5);
+        let mut seen = pin!(renewed(&file, every));
+        assert!(timeout(every * 4, &mut seen).await.is_err());
+        let later = SystemTime::now() + Duration::from_secs(1);
+        let written = std::fs::File::options().write(true).open(&file).unwrap();
+        written.set_modified(later).unwrap();
+        timeout(Duration::from_secs(60), seen).await.unwrap();
+    }
 }

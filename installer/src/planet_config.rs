@@ -76,7 +76,11 @@ pub(crate) fn planet_config(
         link_local_addresses: vec![format!("{leader}/32")],
         balancers: vec![
             // Masters come and go.
-            balancer(spec::API_PORT, &masters, Some(services::MASTERS.into())),
+            balancer(
+                spec::API_PORT,
+                &masters,
+                Some(crate::masters::MASTERS.into()),
+            ),
             // Every node has all images in a registry of its own.
             balancer(spec::REGISTRY_PORT, &[context.address()], None),
         ],

@@ -16,7 +16,6 @@ mod kube_controller_manager;
 mod kube_proxy;
 mod kube_scheduler;
 mod kubelet;
-mod masters;
 mod rbac;
 mod registry;
 mod status_hook;
@@ -29,6 +28,8 @@ use manifest::{HookName, ServiceOptions};
 use planet::config::{Alternative, File, Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
+
+use crate::masters::SEVERAL_MASTERS;
 
 /// Directory of the services' configuration files.
 pub(crate) const CONFIG: &str = "/etc/planet";
@@ -46,7 +47,6 @@ const EVERYWHERE: &[Define] = &[
     kube_proxy::define,
     coredns::define,
     registry::define,
-    masters::define,
     care::define,
 ];
 
@@ -62,8 +62,6 @@ const CONTROL_PLANE: &[Define] = &[
     rbac::define,
     controller::define,
 ];
-
-pub(crate) use masters::{MASTERS, SEVERAL_MASTERS};
 
 /// Names of services that masters have beside those of every node. They wait
 /// while the master stands by.
@@ -194,10 +192,20 @@ impl Context<'_> {
             cpu_weight: None,
             post_start: Vec::new(),
             oneshot: false,
-            tables: Vec::new(),
             stop_timeout_seconds: 10,
             keep_children: false,
+            tables: Vec::new(),
         }
+    }
+
+    /// A service that is our own program, with these arguments, as root.
+    pub(crate) fn own(&self, name: &str, arguments: &[&str], ready: Probe) -> Service {
+        let command = std::iter::once(&PROGRAM).chain(arguments);
+        let command = command.map(|word| (*word).to_owned()).collect();
+        let mut service = self.privileged(name, command, ready);
+        // glibc would keep memory for every thread, which ours seldom need again.
+        service.env.insert("MALLOC_ARENA_MAX".into(), "1".into());
+        service
     }
 
     /// The service with the command that fits the number of masters. Where there

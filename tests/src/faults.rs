@@ -701,11 +701,16 @@ fn one_by_one(setup: &Setup) -> Result<()> {
         .expect(0, &["No certificate is due"])?;
     setup
         .said(&[IMAGE, "cert", "renew", "--all"])?
-        .expect(0, &["Restarting kube-apiserver", "admin.kubeconfig"])?;
+        .expect(0, &["Restarting kube-scheduler", "admin.kubeconfig"])?;
     setup.is_active()?;
     let after = setup.services()?;
-    let pid = |of: &[(String, Value)]| of.iter().find(|(name, _)| name == "etcd").cloned();
-    ensure!(pid(&before) == pid(&after), "etcd was restarted: {after:?}");
+    for name in ["etcd", "kube-apiserver"] {
+        let pid = |of: &[(String, Value)]| of.iter().find(|(known, _)| known == name).cloned();
+        ensure!(
+            pid(&before) == pid(&after),
+            "{name} was restarted: {after:?}"
+        );
+    }
     setup
         .said(&[IMAGE, "cert", "list"])?
         .expect(0, &["planet/apiserver.crt", "planet/etcd-ca.crt", "good"])?;

@@ -17,12 +17,15 @@ use serde_json::Value;
 use crate::faults::Said;
 use crate::node::{self, Node};
 use crate::scenario::{IMAGE, Setup};
-use crate::{file, process};
+use crate::{file, process, sample};
 
 /// No command may take longer, in seconds.
 const LIMIT: &str = "420";
 /// The status hook runs every minute and its Job takes a few seconds.
 const CHECKED: Duration = Duration::from_secs(180);
+/// What a pod does that needs some of its 30 s to end, and a file that it writes then.
+const SLOW: &str = "trap 'sleep 11; touch /ended-in-time; exit' TERM; while :; do sleep 1; done";
+const SLOW_WROTE: &str = "ended-in-time";
 
 /// Runs all of it on the new node `name`.
 ///
@@ -345,15 +348,23 @@ fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
         .expect(1, &["the application is busy", "everything runs on"])?;
     test.kubectl("delete configmap busy -n default")?;
     table.seen(HookName::Stop, "a failure stops `stop`");
+    let image = format!("--image={}", sample::IMAGES[0]);
+    let run = ["kubectl", "run", "slow", &image, "--command", "--"];
+    test.said(&[&run[..], &["/bin/sh", "-c", SLOW]].concat())?
+        .expect(0, &[])?;
+    test.kubectl("wait --for=condition=Ready pod/slow --timeout=120s")?;
     test.gravity("stop --confirm")?
         .expect(0, &["the application is stopped"])?;
     test.gravity("status")?
         .expect(6, &["the planet does not run"])?;
+    let written = ["find", "/var/lib/gravity/containerd", "-name", SLOW_WROTE];
+    test.said(&written)?.expect(0, &[SLOW_WROTE])?;
     table.seen(HookName::Stop, "runs before the services end");
     test.gravity("start")?
         .expect(0, &["the application is started"])?;
     test.reaches("active")?;
     table.seen(HookName::Start, "runs when the services are back");
+    test.kubectl("delete pod slow --now")?;
     Ok(())
 }
 

@@ -71,6 +71,9 @@ const WRITTEN: &[Allowed] = &[
     },
 ];
 
+/// How long deleted tables of packet filters may be away. The machine is busy.
+const MENDED: Duration = Duration::from_secs(30);
+
 /// Runs all of it on the new nodes `NAME-1` and `NAME-2`.
 ///
 /// # Errors
@@ -134,6 +137,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         "{url} serves the other node no page: {page}"
     );
     timeline.tell("the cluster is there, seen from both");
+    mends_packet_filters(&first, &second, &url)?;
+    timeline.tell("tables of the packet filter were deleted, and are there again");
     first.run(&["sh", "-ec", LAN])?;
     let devices = devices(&first)?;
     first.run(&["ip", "link", "delete", "lan9"])?;
@@ -164,6 +169,25 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     timeline.tell("the node is as it was");
     second.delete()?;
     first.delete()
+}
+
+/// Deletes the cluster's tables, as `nft flush ruleset` does with all there are; firewalld
+/// would not make its own anew. They come back, and the page with them.
+fn mends_packet_filters(first: &Node, second: &Node, url: &str) -> Result<()> {
+    let tables = ["kube-proxy", "flannel-ipv4"];
+    for table in tables {
+        first.run(&["nft", "delete", "table", "ip", table])?;
+    }
+    let mended = process::wait_until(MENDED, || {
+        let listed = first.text(&["nft", "list", "tables"]).unwrap_or_default();
+        let curl = ["curl", "-sS", "--fail", "-m", "2", url];
+        tables.iter().all(|table| listed.contains(table)) && second.text(&curl).is_ok()
+    });
+    ensure!(
+        mended,
+        "{MENDED:?} after tables of packet filters were deleted there is no page"
+    );
+    Ok(())
 }
 
 /// What NetworkManager says of interfaces, `NAME:STATE` each.

@@ -229,12 +229,8 @@ enum Task {
         /// The tele program; the one beside this program otherwise.
         #[arg(long)]
         tele: Option<PathBuf>,
-        /// How often power is cut in an install, in a cluster that runs, in a join
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        cuts: u32,
-        /// What the moments of the cuts follow from; another one each time otherwise
-        #[arg(long, value_name = "N")]
-        seed: Option<u64>,
+        #[command(flatten)]
+        cuts: vm::power::Cuts,
     },
     /// Measure against peers and print the ratios.
     Bench(bench::Options),
@@ -287,18 +283,45 @@ impl From<Scenario> for Setup {
 enum VmScenario {
     /// Make troubles of the kernel and of disks, have them found and mended
     Checks,
-    /// Install the sample under systemd, look at it and remove it
+    /// Install the sample under systemd, with a reboot in the middle, stop it, start
+    /// it and remove it
     Install,
-    /// Install on one machine, join another, reboot both, take their power
+    /// Install on one machine, join another, take their network devices, reboot both,
+    /// take their power
     Cluster,
+    /// Have three masters, of which one never comes back
+    Masters,
     /// Cut the power of machines that install, run, join
     Power,
-    /// Have the clock jump, the network go, the memory run short under a cluster
+    /// Have the clock jump, the network and rules of nftables go, memory and disk run
+    /// short under a cluster
     Troubles,
     /// Have Vagrant install the sample, in a box of our own under libvirt
     Vagrant,
     /// Read the Ethernet between two machines whose pods have WireGuard
     Wireguard,
+}
+
+impl VmScenario {
+    /// Says whether all ended well.
+    fn run(self, setup: Setup, cuts: vm::power::Cuts, console: &Console) -> Result<bool> {
+        let kept = vm::Kept::of(&format!("{self:?}").to_lowercase())?;
+        let kept = &kept;
+        let result = match self {
+            Self::Checks => vm::checks::run(&setup, kept, console),
+            Self::Install => vm::install::run(&setup, kept, console),
+            Self::Cluster => vm::cluster::run(&setup, kept, console),
+            Self::Masters => vm::masters::run(&setup, kept, console),
+            Self::Power => return kept.tell(vm::power::run(&setup, kept, cuts, console)),
+            Self::Troubles => vm::troubles::run(&setup, kept, console),
+            Self::Vagrant => return vm::vagrant::run(&setup, console).map(|()| true),
+            Self::Wireguard => {
+                let sample = "tests/wireguard".into();
+                vm::wireguard::run(&Setup { sample, ..setup }, kept, console)
+            }
+        };
+        kept.tell(result).map(|()| true)
+    }
 }
 
 fn main() -> ExitCode {
@@ -431,7 +454,6 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             sample,
             tele,
             cuts,
-            seed,
         } => {
             let setup = Setup {
                 sample,
@@ -439,19 +461,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            match what {
-                VmScenario::Checks => {
-                    vm::checks::run(&setup, console)?;
-                }
-                VmScenario::Install => vm::install::run(&setup, console)?,
-                VmScenario::Cluster => vm::cluster::run(&setup, console)?,
-                VmScenario::Power => vm::power::run(&setup, cuts, seed, console)?,
-                VmScenario::Troubles => vm::troubles::run(&setup, console)?,
-                VmScenario::Vagrant => vm::vagrant::run(&setup, console)?,
-                VmScenario::Wireguard => {
-                    let sample = "tests/wireguard".into();
-                    vm::wireguard::run(&Setup { sample, ..setup }, console)?;
-                }
+            if !what.run(setup, cuts, console)? {
+                return Ok(ExitCode::FAILURE);
             }
         }
         Task::Bench(options) => bench::run(&options, console)?,

@@ -4,12 +4,15 @@
 //! [`Machine`] that runs commands as root, which come over a serial port.
 //! Always holds: a machine can't reach anything but itself and those on its
 //! link, ends at its deadline whatever happens to this program, and leaves no
-//! file behind. KVM
+//! file behind but what is [`Kept`] of one whose scenario failed. KVM
 //! is used where a kernel boots under it, which is tried once a machine.
 
+mod channel;
 pub mod checks;
 pub mod cluster;
 pub mod install;
+mod kept;
+pub mod masters;
 mod member;
 pub mod power;
 pub mod troubles;
@@ -17,7 +20,7 @@ pub mod vagrant;
 pub mod wireguard;
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixStream;
@@ -28,7 +31,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use console::{Console, render};
 use event::Sink;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
+use self::channel::Channel;
+pub use self::kept::Kept;
 use crate::scenario::IMAGE;
 use crate::{file, process, rootfs};
 
@@ -96,12 +103,15 @@ const SYSTEMD_NETWORKD: &str = "/lib/systemd/system/systemd-networkd.service";
 const WAIT_ONLINE: &str = "/lib/systemd/system/systemd-networkd-wait-online.service";
 /// Size of the disk; what is not written takes no room.
 const DISK: &str = "20G";
+/// Its file.
+const DISK_FILE: &str = "disk.qcow2";
+/// The file of what has changed on it since it was frozen.
+const TOP_FILE: &str = "top.qcow2";
 /// How long a boot may take under KVM, where it takes seconds.
 const BOOT_KVM: Duration = Duration::from_secs(60);
-/// How long a boot may take under emulation with busy cores.
-const BOOT_TCG: Duration = Duration::from_secs(300);
-/// Bytes of a command's output that are kept: the last ones.
-const OUTPUT_MAX: usize = 4 << 20;
+/// How long a boot may take under emulation, with cores that are busy with others that
+/// boot.
+const BOOT_TCG: Duration = Duration::from_secs(600);
 /// The machine's address; QEMU's user network gives always this one.
 pub const ADDRESS: &str = "10.0.2.15";
 /// The second disk, in the machine.
@@ -110,7 +120,9 @@ pub const SECOND_DISK: &str = "/dev/disk/by-id/virtio-second";
 pub const PLUGGED_DISK: &str = "/dev/disk/by-id/virtio-plugged";
 /// A disk that does few writes a second, in the machine.
 pub const SLOW_DISK: &str = "/dev/disk/by-id/virtio-slow";
-/// What it does in a second: operations and bytes.
+/// What an operation that goes on by itself says, in the machine.
+pub(crate) const SAID: &str = "/root/operation.log";
+/// What a slow disk does in a second: operations and bytes.
 const SLOW: &str = "throttling.iops-total=40,throttling.bps-total=4000000";
 
 /// What a disk has.
@@ -254,14 +266,19 @@ impl Link {
         SocketAddrV4::new(Ipv4Addr::new(239, 255, 76, 1), 20_000 + port)
     }
 
-    /// QEMU's arguments.
-    fn arguments(self) -> [String; 4] {
+    /// QEMU's arguments. The device has a port, to be unplugged from.
+    fn arguments(self) -> [String; 6] {
         let group = Self::group();
         [
             "-netdev".into(),
             format!("socket,id=link,mcast={group},localaddr=127.0.0.1"),
             "-device".into(),
-            format!("virtio-net-pci,netdev=link,mac={}", self.mac()),
+            "pcie-root-port,id=link-port,chassis=1,slot=1".into(),
+            "-device".into(),
+            format!(
+                "virtio-net-pci,id=link-device,netdev=link,mac={},bus=link-port",
+                self.mac()
+            ),
         ]
     }
 }
@@ -282,6 +299,8 @@ pub struct Options {
     pub link: Option<Link>,
     /// More words of the kernel's command line.
     pub kernel: &'static str,
+    /// What is kept of it if its scenario fails.
+    pub kept: Option<Kept>,
     /// After this time the machine ends, whatever it does.
     pub limit: Duration,
 }
@@ -297,20 +316,32 @@ impl Options {
             slow_disk: false,
             link: None,
             kernel: "",
+            kept: None,
             limit,
         }
     }
+}
+
+/// How QEMU is started for a machine.
+#[derive(Debug)]
+struct Start {
+    disk: Disk,
+    options: Options,
+    accelerator: Accelerator,
+    directory: PathBuf,
+    /// When the machine has to have ended.
+    end: Instant,
+    /// The file of the disk that is written to.
+    top: &'static str,
 }
 
 /// A machine that runs.
 #[derive(Debug)]
 pub struct Machine {
     child: Child,
-    directory: PathBuf,
-    channel: UnixStream,
-    /// What came after the last command's end.
-    pending: Vec<u8>,
-    commands: u32,
+    channel: Channel,
+    start: Start,
+    kept: Option<Kept>,
 }
 
 impl Machine {
@@ -341,88 +372,78 @@ impl Machine {
     ) -> Result<Self> {
         let started = Instant::now();
         let mut directory = Directory::make(disk)?;
-        let path = directory.0.clone();
-        let mut overlay = Command::new("qemu-img");
-        overlay.args(["create", "-q", "-f", "qcow2", "-F", "raw", "-b"]);
-        process::run(
-            overlay
-                .arg(disk.file("disk.raw"))
-                .arg(path.join("disk.qcow2")),
-        )?;
+        let start = Start {
+            disk: disk.clone(),
+            options: options.clone(),
+            accelerator,
+            directory: directory.0.clone(),
+            end: started + options.limit,
+            top: DISK_FILE,
+        };
+        overlay(&disk.file("disk.raw"), "raw", &start.file(DISK_FILE))?;
         if options.slow_disk {
             let mut slow = Command::new("qemu-img");
             slow.args(["create", "-q", "-f", "qcow2"]);
-            process::run(slow.arg(path.join("slow.qcow2")).arg("4G"))?;
+            process::run(slow.arg(start.file("slow.qcow2")).arg("4G"))?;
         }
-        let log = path.join("qemu.log");
-        let log_file = File::create(&log).with_context(|| log.display().to_string())?;
-        let mut child = qemu(disk, options, accelerator, &path)
-            .stdin(Stdio::piped())
-            .stdout(log_file.try_clone().context("opening the log twice")?)
-            .stderr(log_file)
-            .spawn()
-            .context("starting QEMU")?;
-        let socket = path.join("channel");
-        let mut channel = None;
-        process::wait_until(Duration::from_secs(20), || {
-            channel = UnixStream::connect(&socket).ok();
-            channel.is_some() || !matches!(child.try_wait(), Ok(None))
-        });
-        let Some(channel) = channel else {
-            stop(&mut child);
-            bail!("QEMU did not start: {}", file::read(&log)?.trim());
-        };
+        let (child, channel) = start.run()?;
         directory.keep();
         let mut machine = Self {
             child,
-            directory: path,
             channel,
-            pending: Vec::new(),
-            commands: 0,
+            start,
+            // Emulation may do where KVM does not: that is no failure.
+            kept: match accelerator {
+                Accelerator::Kvm => None,
+                Accelerator::Emulation => options.kept.clone(),
+            },
         };
-        let left = patience.saturating_sub(started.elapsed());
-        match machine.read_until("ready\n", left, &mut |_| {}) {
-            Ok(_) => Ok(machine),
-            Err(error) => {
-                let console = fs::read(machine.directory.join("console")).unwrap_or_default();
-                let console = String::from_utf8_lossy(&console);
-                let lines: Vec<_> = console.lines().rev().take(5).collect();
-                let lines: Vec<_> = lines.into_iter().rev().map(render::sanitize).collect();
-                Err(error.context(format!(
-                    "the machine did not come up in {patience:?}; its console ends:\n{}\n{}",
-                    lines.join("\n"),
-                    file::read(&log)?.trim()
-                )))
-            }
+        machine.wait_up(patience.saturating_sub(started.elapsed()))?;
+        machine.kept.clone_from(&options.kept);
+        Ok(machine)
+    }
+
+    /// Ends a machine with which all was well. One that is dropped without that is
+    /// looked at before, where its options say so.
+    pub fn end(mut self) {
+        self.kept = None;
+    }
+
+    /// Keeps what it is like, where its options say where.
+    fn keep(&mut self) {
+        if let Some(kept) = self.kept.clone() {
+            kept.keep(self);
         }
     }
 
-    /// Runs a shell command. Its output goes to `show` as it comes. Returns
-    /// its exit code and the end of its output.
+    /// Waits until it has booted.
+    fn wait_up(&mut self, patience: Duration) -> Result<()> {
+        let Err(error) = self.channel.wait_ready(patience) else {
+            return Ok(());
+        };
+        let console = fs::read(self.start.file("console")).unwrap_or_default();
+        let console = String::from_utf8_lossy(&console);
+        let lines: Vec<_> = console.lines().rev().take(5).collect();
+        let lines: Vec<_> = lines.into_iter().rev().map(render::sanitize).collect();
+        Err(error.context(format!(
+            "the machine did not come up in {patience:?}; its console ends:\n{}\n{}",
+            lines.join("\n"),
+            self.start.log().trim()
+        )))
+    }
+
+    /// Runs a shell command, which is ended after `timeout`. Its output goes to `show`
+    /// as it comes. Returns its exit code and the end of its output.
     ///
     /// # Errors
-    /// When it does not end in `timeout`, or the machine ends.
+    /// When it does not end in time, or the machine ends.
     pub fn run(
         &mut self,
         command: &str,
         timeout: Duration,
         show: &mut dyn FnMut(&str),
     ) -> Result<(i32, String)> {
-        self.commands += 1;
-        let word = format!("{}-{}", std::process::id(), self.commands);
-        self.channel
-            .write_all(format!("{word} {}\n", base64(command.as_bytes())).as_bytes())
-            .context("sending a command to the machine")?;
-        let end = format!("\nend-{word} ");
-        let output = self
-            .read_until(&end, timeout, show)
-            .with_context(|| format!("running `{command}` in the machine"))?;
-        let code = self.read_until("\n", Duration::from_secs(30), &mut |_| {})?;
-        let code = code
-            .trim()
-            .parse()
-            .with_context(|| format!("exit code {code:?}"))?;
-        Ok((code, output))
+        self.channel.run(command, timeout, show)
     }
 
     /// [`Machine::run`] of a command that must succeed; returns its output.
@@ -467,25 +488,134 @@ impl Machine {
         Ok(())
     }
 
+    /// Begins to run the image with `arguments`, which goes on by itself, and waits
+    /// until `lines` lines of what it says have `pattern`, or it has ended.
+    ///
+    /// # Errors
+    /// When neither comes in `timeout`.
+    pub(crate) fn begin(
+        &mut self,
+        arguments: &str,
+        (lines, pattern): (u32, &str),
+        timeout: Duration,
+    ) -> Result<()> {
+        self.must(
+            &format!(
+                ": > {SAID}
+                 setsid sh -c '{IMAGE} {arguments}; echo ended with $?' >{SAID} 2>&1 </dev/null &
+                 until [ $(grep -c '{pattern}' {SAID}) -ge {lines} ] || grep -q ^ended {SAID}
+                 do sleep 0.2; done"
+            ),
+            timeout,
+        )
+        .map(drop)
+    }
+
+    /// Waits until what was begun has ended.
+    ///
+    /// # Errors
+    /// When it does not in `timeout`, or has failed.
+    pub(crate) fn finish(&mut self, timeout: Duration) -> Result<()> {
+        let wait = format!("until grep -q ^ended {SAID}; do sleep 1; done; tail -n 20 {SAID}");
+        let said = self.must(&wait, timeout)?;
+        ensure!(said.trim_end().ends_with("ended with 0"), "it says {said}");
+        Ok(())
+    }
+
     /// Restarts it in order, and waits until it takes commands again.
     ///
     /// # Errors
     /// When it does not come up in `timeout`.
     pub fn reboot(&mut self, timeout: Duration) -> Result<()> {
         self.must("systemctl --no-block reboot", timeout)?;
-        self.read_until("ready\n", timeout, &mut |_| {})?;
-        Ok(())
+        self.wait_up(timeout)
     }
 
     /// Takes the power away and gives it back, and waits until it takes commands
-    /// again. What the machine had not synced is lost.
+    /// again. QEMU is killed: what the machine had not flushed to its disk is lost, but
+    /// for what it wrote to clusters that the disk's file has already.
     ///
     /// # Errors
-    /// When QEMU does not do it, or it does not come up in `timeout`.
+    /// When QEMU can't be killed or started, or it does not come up in `timeout`.
     pub fn cut_power(&mut self, timeout: Duration) -> Result<()> {
-        self.order(&["{\"execute\":\"system_reset\"}"])?;
-        self.read_until("ready\n", timeout, &mut |_| {})?;
+        self.kill()?;
+        self.boot_again(timeout)
+    }
+
+    /// Keeps its disk as it is now, for [`Machine::restore`]; once.
+    ///
+    /// # Errors
+    /// When QEMU does not do it.
+    pub fn freeze(&mut self, timeout: Duration) -> Result<()> {
+        ensure!(self.start.top == DISK_FILE, "its disk is frozen already");
+        self.must("sync", timeout)?;
+        let freeze = serde_json::json!({"execute": "blockdev-snapshot-sync", "arguments": {
+            "device": "virtio0", "format": "qcow2",
+            "snapshot-file": self.start.file(TOP_FILE)}});
+        self.order(&[&freeze.to_string()])?;
+        self.start.top = TOP_FILE;
         Ok(())
+    }
+
+    /// Ends it, and boots it with its disk as it was kept.
+    ///
+    /// # Errors
+    /// When nothing was, or QEMU can't be ended or started, or it does not come up in
+    /// `timeout`.
+    pub fn restore(&mut self, timeout: Duration) -> Result<()> {
+        ensure!(self.start.top == TOP_FILE, "its disk is not frozen");
+        self.kill()?;
+        overlay(
+            &self.start.file(DISK_FILE),
+            "qcow2",
+            &self.start.file(TOP_FILE),
+        )?;
+        self.boot_again(timeout)
+    }
+
+    /// Ends QEMU without a word to it.
+    fn kill(&mut self) -> Result<()> {
+        let pid = file::read(&self.start.file("pid"))?;
+        let pid = pid.trim().parse().context("QEMU's process id")?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL).context("killing QEMU")?;
+        stop(&mut self.child);
+        Ok(())
+    }
+
+    fn boot_again(&mut self, timeout: Duration) -> Result<()> {
+        (self.child, self.channel) = self.start.run()?;
+        self.wait_up(timeout)
+    }
+
+    /// Takes away the device by which it is on the link between machines.
+    ///
+    /// # Errors
+    /// When it has none, or goes on having it.
+    pub fn unplug_link(&mut self, timeout: Duration) -> Result<()> {
+        let link = self.start.options.link.context("it is on no link")?;
+        self.order(&["{\"execute\":\"device_del\",\"arguments\":{\"id\":\"link-device\"}}"])?;
+        let gone = format!(
+            "while ip -o link | grep -q {}; do sleep 1; done",
+            link.mac()
+        );
+        self.must(&gone, timeout).map(drop)
+    }
+
+    /// Gives the device back, a while after it was taken.
+    ///
+    /// # Errors
+    /// When QEMU does not do it, or the machine does not find it.
+    pub fn plug_link(&mut self, timeout: Duration) -> Result<()> {
+        let link = self.start.options.link.context("it is on no link")?;
+        let plug = serde_json::json!({"execute": "device_add", "arguments": {
+            "driver": "virtio-net-pci", "id": "link-device", "netdev": "link",
+            "mac": link.mac(), "bus": "link-port"}});
+        self.order(&[&plug.to_string()])?;
+        let found = format!(
+            "until ip -o link | grep -q {}; do sleep 1; done",
+            link.mac()
+        );
+        self.must(&found, timeout).map(drop)
     }
 
     /// Plugs in another disk, empty, of 1 GiB: [`PLUGGED_DISK`].
@@ -493,7 +623,7 @@ impl Machine {
     /// # Errors
     /// When QEMU does not do it, or the machine does not find it.
     pub fn plug_disk(&mut self, timeout: Duration) -> Result<()> {
-        let file = self.directory.join("plugged.raw");
+        let file = self.start.file("plugged.raw");
         let made = File::create(&file).with_context(|| file.display().to_string())?;
         made.set_len(1 << 30).context("making a disk")?;
         let add = serde_json::json!({"execute": "blockdev-add", "arguments": {
@@ -508,7 +638,7 @@ impl Machine {
 
     /// Gives QEMU orders, and demands that it follows them.
     fn order(&self, orders: &[&str]) -> Result<()> {
-        let monitor = self.directory.join("monitor");
+        let monitor = self.start.file("monitor");
         let mut monitor = UnixStream::connect(monitor).context("connecting to QEMU's monitor")?;
         monitor
             .set_read_timeout(Some(BOOT_KVM))
@@ -529,72 +659,21 @@ impl Machine {
         }
         Ok(())
     }
-
-    /// What comes before `end`, which is taken away too.
-    fn read_until(
-        &mut self,
-        end: &str,
-        timeout: Duration,
-        show: &mut dyn FnMut(&str),
-    ) -> Result<String> {
-        let deadline = Instant::now() + timeout;
-        let mut shown = 0;
-        let mut buffer = [0; 4096];
-        loop {
-            if let Some(at) = find(&self.pending, end.as_bytes()) {
-                show(&String::from_utf8_lossy(&self.pending[shown.min(at)..at]));
-                let rest = self.pending.split_off(at + end.len());
-                let mut before = std::mem::replace(&mut self.pending, rest);
-                before.truncate(at);
-                return Ok(String::from_utf8_lossy(&before).into_owned());
-            }
-            // The end may have come in part: whole lines before it are shown.
-            if let Some(line) = self.pending[shown..]
-                .iter()
-                .rposition(|byte| *byte == b'\n')
-            {
-                show(&String::from_utf8_lossy(&self.pending[shown..shown + line]));
-                shown += line;
-            }
-            if self.pending.len() > OUTPUT_MAX {
-                let surplus = (self.pending.len() - OUTPUT_MAX / 2).min(shown);
-                self.pending.drain(..surplus);
-                shown -= surplus;
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                bail!(
-                    "no end after {timeout:?}; the last output was: {}",
-                    self.tail()
-                );
-            }
-            self.channel
-                .set_read_timeout(Some(left))
-                .context("setting a time limit")?;
-            match self.channel.read(&mut buffer) {
-                Ok(0) => bail!(
-                    "the machine has ended; its last output was: {}",
-                    self.tail()
-                ),
-                Ok(count) => self.pending.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error).context("reading from the machine"),
-            }
-        }
-    }
-
-    fn tail(&self) -> String {
-        let from = self.pending.len().saturating_sub(1000);
-        String::from_utf8_lossy(&self.pending[from..]).into_owned()
-    }
 }
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        self.keep();
         stop(&mut self.child);
-        let _ = fs::remove_dir_all(&self.directory);
+        let _ = fs::remove_dir_all(&self.start.directory);
     }
+}
+
+/// Makes a disk that is as another one until something is written.
+fn overlay(base: &Path, format: &str, made: &Path) -> Result<()> {
+    let mut command = Command::new("qemu-img");
+    command.args(["create", "-q", "-f", "qcow2", "-F", format, "-b"]);
+    process::run(command.arg(base).arg(made)).map(drop)
 }
 
 /// A machine's files, which are removed unless a machine takes them.
@@ -659,75 +738,128 @@ child=$!
 wait $child
 "#;
 
-/// QEMU, watched.
-fn qemu(disk: &Disk, options: &Options, accelerator: Accelerator, directory: &Path) -> Command {
-    let mut command = Command::new("sh");
-    command.args(["-c", WATCH, "sh", "timeout", "--kill-after=5"]);
-    command.arg(options.limit.as_secs().to_string());
-    command.args([
-        "qemu-system-x86_64",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-    ]);
-    command
-        .args(["-machine", "q35"])
-        .args(accelerator.arguments());
-    command.args([
-        "-smp",
-        &options.processors.to_string(),
-        "-m",
-        &options.memory.to_string(),
-    ]);
-    command.arg("-kernel").arg(disk.file("vmlinuz"));
-    command.arg("-initrd").arg(disk.file("initrd.img"));
-    command.arg("-append").arg(format!(
-        "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0 {}",
-        options.kernel
-    ));
-    let overlay = directory.join("disk.qcow2");
-    command.arg("-drive").arg(format!(
-        "file={},format=qcow2,if=virtio,cache=unsafe,discard=unmap",
-        overlay.display()
-    ));
-    if let Some(second) = &options.second_disk {
-        command.arg("-drive").arg(format!(
-            "file={},format=raw,if=none,id=second,readonly=on",
-            second.display()
-        ));
-        command.args(["-device", "virtio-blk-pci,drive=second,serial=second"]);
+impl Start {
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
     }
-    if options.slow_disk {
-        command.arg("-drive").arg(format!(
-            "file={},format=qcow2,if=none,id=slow,cache=unsafe,{SLOW}",
-            directory.join("slow.qcow2").display()
-        ));
-        command.args(["-device", "virtio-blk-pci,drive=slow,serial=slow"]);
+
+    /// What QEMU has said.
+    fn log(&self) -> String {
+        fs::read_to_string(self.file("qemu.log")).unwrap_or_default()
     }
-    // What is plugged in later has its place here.
-    command.args(["-device", "pcie-root-port,id=plug"]);
-    // Hardware addresses are a machine's own.
-    let number = options.link.map_or(0, |link| link.number);
-    let network = format!("virtio-net-pci,netdev=net,mac=52:54:00:4e:00:{number:02x}");
-    command.args(["-device", "virtio-rng-pci", "-device", &network]);
-    // It reaches nothing, and only QEMU's DHCP server answers.
-    command.args(["-netdev", "user,id=net,restrict=on"]);
-    command.args(options.link.map(Link::arguments).into_iter().flatten());
-    command
-        .arg("-serial")
-        .arg(format!("file:{}", directory.join("console").display()));
-    command.arg("-qmp").arg(format!(
-        "unix:{},server=on,wait=off",
-        directory.join("monitor").display()
-    ));
-    let channel = directory.join("channel");
-    command.arg("-chardev").arg(format!(
-        "socket,id=channel,path={},server=on,wait=off",
-        channel.display()
-    ));
-    command.args(["-serial", "chardev:channel"]);
-    command
+
+    /// Starts QEMU, and connects to the port for commands.
+    fn run(&self) -> Result<(Child, Channel)> {
+        let log = self.file("qemu.log");
+        let log = File::create(&log).with_context(|| log.display().to_string())?;
+        let mut child = self
+            .qemu()
+            .stdin(Stdio::piped())
+            .stdout(log.try_clone().context("opening the log twice")?)
+            .stderr(log)
+            .spawn()
+            .context("starting QEMU")?;
+        let socket = self.file("channel");
+        let mut channel = None;
+        process::wait_until(Duration::from_secs(20), || {
+            channel = Channel::open(&socket).ok();
+            channel.is_some() || !matches!(child.try_wait(), Ok(None))
+        });
+        let Some(channel) = channel else {
+            stop(&mut child);
+            bail!("QEMU did not start: {}", self.log().trim());
+        };
+        Ok((child, channel))
+    }
+
+    /// QEMU, watched.
+    fn qemu(&self) -> Command {
+        let Self { disk, options, .. } = self;
+        let left = self.end.saturating_duration_since(Instant::now());
+        let mut command = Command::new("sh");
+        command.args(["-c", WATCH, "sh", "timeout", "--kill-after=5"]);
+        command.arg(left.as_secs().max(1).to_string());
+        command.args([
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ]);
+        command
+            .args(["-machine", "q35"])
+            .args(self.accelerator.arguments());
+        command.args([
+            "-smp",
+            &options.processors.to_string(),
+            "-m",
+            &options.memory.to_string(),
+        ]);
+        command.arg("-kernel").arg(disk.file("vmlinuz"));
+        command.arg("-initrd").arg(disk.file("initrd.img"));
+        command.arg("-append").arg(format!(
+            "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0 {}",
+            options.kernel
+        ));
+        self.add_disks(&mut command);
+        // What is plugged in later has its place here.
+        command.args(["-device", "pcie-root-port,id=plug"]);
+        self.add_networks(&mut command);
+        self.add_ports(&mut command);
+        command
+    }
+
+    fn add_disks(&self, command: &mut Command) {
+        let Self { options, .. } = self;
+        // What the machine flushes is in this host's memory then, which outlives QEMU.
+        command.arg("-drive").arg(format!(
+            "file={},format=qcow2,if=virtio,cache=unsafe,discard=unmap",
+            self.file(self.top).display()
+        ));
+        if let Some(second) = &options.second_disk {
+            command.arg("-drive").arg(format!(
+                "file={},format=raw,if=none,id=second,readonly=on",
+                second.display()
+            ));
+            command.args(["-device", "virtio-blk-pci,drive=second,serial=second"]);
+        }
+        if options.slow_disk {
+            command.arg("-drive").arg(format!(
+                "file={},format=qcow2,if=none,id=slow,cache=unsafe,{SLOW}",
+                self.file("slow.qcow2").display()
+            ));
+            command.args(["-device", "virtio-blk-pci,drive=slow,serial=slow"]);
+        }
+    }
+
+    fn add_networks(&self, command: &mut Command) {
+        // Hardware addresses are a machine's own.
+        let link = self.options.link;
+        let number = link.map_or(0, |link| link.number);
+        let network = format!("virtio-net-pci,netdev=net,mac=52:54:00:4e:00:{number:02x}");
+        command.args(["-device", "virtio-rng-pci", "-device", &network]);
+        // It reaches nothing, and only QEMU's DHCP server answers.
+        command.args(["-netdev", "user,id=net,restrict=on"]);
+        command.args(link.map(Link::arguments).into_iter().flatten());
+    }
+
+    fn add_ports(&self, command: &mut Command) {
+        // The console goes on where the boot before has ended.
+        command.arg("-chardev").arg(format!(
+            "file,id=console,path={},append=on",
+            self.file("console").display()
+        ));
+        command.arg("-chardev").arg(format!(
+            "socket,id=channel,path={},server=on,wait=off",
+            self.file("channel").display()
+        ));
+        command.args(["-serial", "chardev:console", "-serial", "chardev:channel"]);
+        command.arg("-qmp").arg(format!(
+            "unix:{},server=on,wait=off",
+            self.file("monitor").display()
+        ));
+        command.arg("-pidfile").arg(self.file("pid"));
+    }
 }
 
 /// Ends QEMU, see [`WATCH`].
@@ -744,66 +876,4 @@ fn known_accelerator_file() -> Result<PathBuf> {
         "accelerator-{}",
         &file::sha256(version.as_bytes())[..16]
     )))
-}
-
-fn find(text: &[u8], part: &[u8]) -> Option<usize> {
-    text.windows(part.len()).position(|window| window == part)
-}
-
-fn base64(bytes: &[u8]) -> String {
-    use base64::Engine;
-    base64::engine::general_purpose::STANDARD.encode(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A machine whose channel is the other end of the result.
-    fn machine() -> (Machine, UnixStream) {
-        let (channel, other) = UnixStream::pair().unwrap();
-        let child = Command::new("true").spawn().unwrap();
-        let directory = PathBuf::from("/nonexistent/machine");
-        (
-            Machine {
-                child,
-                directory,
-                channel,
-                pending: Vec::new(),
-                commands: 0,
-            },
-            other,
-        )
-    }
-
-    #[test]
-    fn output_and_exit_code_of_each_command_are_told_apart() {
-        let (mut machine, mut other) = machine();
-        let id = std::process::id();
-        write!(other, "one\ntwo\n\nend-{id}-1 0\n\nend-{id}-2 3\n").unwrap();
-        let mut shown = String::new();
-        let short = Duration::from_secs(5);
-        let (code, output) = machine
-            .run("x", short, &mut |text| shown.push_str(text))
-            .unwrap();
-        assert_eq!(
-            (code, output.as_str(), shown.as_str()),
-            (0, "one\ntwo\n", "one\ntwo\n")
-        );
-        assert_eq!(
-            machine.run("y", short, &mut |_| {}).unwrap(),
-            (3, String::new())
-        );
-        assert!(machine.must("z", Duration::from_millis(10)).is_err());
-    }
-
-    #[test]
-    fn a_machine_that_ends_ends_the_command() {
-        let (mut machine, other) = machine();
-        let (mut other, closing) = (other.try_clone().unwrap(), other);
-        write!(other, "half").unwrap();
-        closing.shutdown(std::net::Shutdown::Both).unwrap();
-        let error = machine.must("x", Duration::from_secs(5)).unwrap_err();
-        assert!(!format!("{error:#}").is_empty());
-    }
 }

@@ -27,9 +27,10 @@ use crate::phases::secrets::{KUBERNETES, store_kubeconfig};
 const RPC: &str = "rpc-ca";
 
 /// Services that know a certificate from their start only. etcd reads its own
-/// anew with every connection; containerd has none. No pod ends with them.
+/// anew with every connection, the API server its own when they change, `care`
+/// kubeconfigs; containerd has none. No pod ends with them
+/// (docs/decisions/0019-who-rereads-certificates.md).
 const RESTARTED: &[&str] = &[
-    "kube-apiserver",
     "kube-controller-manager",
     "kube-scheduler",
     "kubelet",
@@ -39,7 +40,6 @@ const RESTARTED: &[&str] = &[
     "registry",
     "controller",
     "images",
-    "masters",
     "status-hook",
 ];
 /// How long services may take to be ready again.

@@ -28,6 +28,10 @@ pub(crate) async fn run(arguments: &cli::Care) -> Result<ExitCode> {
     let stop = async move {
         terminate.recv().await;
     };
-    agent::care::run(&care, SOCKET.as_ref(), stop).await;
+    let kubeconfig = Care::layout().planet_secrets().join("kubelet.kubeconfig");
+    tokio::select! {
+        () = agent::care::run(&care, SOCKET.as_ref(), stop) => {}
+        never = installer::masters::keep(&kubeconfig) => match never {},
+    }
     Ok(ExitCode::Ok)
 }

@@ -282,7 +282,6 @@ fn volumes_reach_the_planet_with_their_owner() {
             "flannel",
             "kube-proxy",
             "kubelet",
-            "masters",
             "rbac"
         ])
     );

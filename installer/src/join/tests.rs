@@ -220,7 +220,6 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         "images",
         "kube-proxy",
         "kubelet",
-        "masters",
         "registry",
     ];
     assert_eq!(services, expected);

@@ -1,4 +1,4 @@
-//! Care of the node while it runs: certificates, etcd.
+//! Care of the node while it runs: certificates, etcd, who the masters are.
 
 use std::path::Path;
 
@@ -7,16 +7,17 @@ use spec::Role;
 use spec::care::{self, Care};
 use spec::layout::Layout;
 
-use super::{Context, Definition, PROGRAM, config};
+use super::{Context, Definition, config};
 use crate::secrets;
 
 const NAME: &str = "care";
 const FILE: &str = "care.json";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let command = [PROGRAM, "care", "--config", &config(FILE)];
-    // It writes keys, and signs with those of the authorities.
-    let service = context.privileged(NAME, command.map(String::from).into(), Probe::Started);
+    let arguments = ["care", "--config", &config(FILE)];
+    // It writes keys, signs with those of the authorities, and tells the supervisor who
+    // the masters are.
+    let service = context.own(NAME, &arguments, Probe::Started);
     let json = serde_json::json!(care(context));
     let state = Layout::new(&context.node.state_dir);
     let directories = care::DIRECTORIES

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use planet::config::Probe;
 use spec::layout::PLANET_SECRETS;
 
-use super::{Context, Definition, PROGRAM, config, images};
+use super::{Context, Definition, config, images};
 use crate::hooks::NodeHooks;
 
 /// The hooks that it runs.
@@ -14,8 +14,7 @@ const HOOKS: &str = "node-hooks.json";
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let listen = SocketAddr::new(context.address(), spec::CONTROLLER_PORT);
     let listen_text = listen.to_string();
-    let command = [
-        PROGRAM,
+    let arguments = [
         "controller",
         "--listen",
         &listen_text,
@@ -27,11 +26,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     let hooks = NodeHooks::of(context.cluster, context.hooks);
     let hooks = serde_json::json!(hooks);
     // It signs with the keys of the authorities, which are root's.
-    let mut service = context.privileged(
-        "controller",
-        command.map(String::from).into(),
-        Probe::Tcp { address: listen },
-    );
+    let mut service = context.own("controller", &arguments, Probe::Tcp { address: listen });
     service.requires = vec!["kube-apiserver".into()];
     Definition {
         service,

@@ -2,25 +2,29 @@
 
 use std::net::SocketAddr;
 
-use planet::config::{Mount, Probe};
+use planet::config::{Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS, PLANET_STATE};
 
-use super::{Context, Definition, PROGRAM};
+use super::{Context, Definition};
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let listen = SocketAddr::new(context.address(), spec::CONTROLLER_PORT);
     let listen_text = listen.to_string();
-    let command = [
-        PROGRAM,
+    let arguments = [
         "images",
         "--listen",
         &listen_text,
         "--secrets",
         PLANET_SECRETS,
     ];
+    let user = &context.cluster.service_user;
     let ready = Probe::Tcp { address: listen };
     Definition {
-        service: context.unprivileged("images", command.map(String::from).into(), ready),
+        service: Service {
+            uid: user.uid,
+            gid: user.gid,
+            ..context.own("images", &arguments, ready)
+        },
         files: Vec::new(),
         mounts: mounts(context).into(),
     }

@@ -13,8 +13,7 @@ pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
     let job = context.hooks.get(&HookName::Status)?;
     let hook = crate::hooks::hook(context.cluster, HookName::Status, job, NAME);
     let hook = serde_json::json!(hook);
-    let command = [
-        "/opt/gravity/bin/gravity",
+    let arguments = [
         "hook",
         "watch",
         "--kubeconfig",
@@ -22,9 +21,8 @@ pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
         "--node",
         &context.node.hostname,
         &config("status-hook.json"),
-    ]
-    .map(ToString::to_string);
-    let mut service = context.privileged(NAME, command.into(), Probe::Started);
+    ];
+    let mut service = context.own(NAME, &arguments, Probe::Started);
     service.requires = vec!["kube-apiserver".into()];
     Some(Definition {
         service,

@@ -13,9 +13,10 @@ use anyhow::{Context, Result, ensure};
 use console::Console;
 use event::Sink;
 
-use super::{Disk, Machine, Options, SECOND_DISK, SLOW_DISK};
+use super::{Disk, Kept, Machine, Options, SECOND_DISK, SLOW_DISK};
 use crate::checks::{Report, demand};
 use crate::scenario::Setup;
+use crate::snapshot;
 
 /// How long all of it may take.
 const LIMIT: Duration = Duration::from_secs(20 * 60);
@@ -72,15 +73,16 @@ const SNAPSHOT: &str = "
     sysctl -a 2>/dev/null | grep -E '^(net.ipv4.(ip_forward|conf.all)|net.bridge|fs.inotify)' |
         sed 's/^\\([^ ]*\\) = /sysctl \\1 /'";
 
-/// What stays after `gravity leave`, and why: br_netfilter stays loaded, with its
-/// parameters, as others may use it by then.
+/// What stays after `gravity leave` beside what may on any node
+/// ([`snapshot::ALLOWED`]), and why: br_netfilter stays loaded, with its parameters, as
+/// others may use it by then.
 const ALLOWED: &[&str] = &["sysctl net.bridge"];
 
 /// Runs all of it.
 ///
 /// # Errors
 /// At the first thing that is not as it should be.
-pub fn run(setup: &Setup, console: &Console) -> Result<()> {
+pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     let gravity = setup.tele()?.with_file_name("gravity");
     let size = fs::metadata(&gravity)
         .with_context(|| gravity.display().to_string())?
@@ -88,6 +90,7 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     let options = Options {
         memory: 2048,
         slow_disk: true,
+        kept: Some(kept.clone()),
         ..Options::of_node(gravity, LIMIT)
     };
     let mut machine = Machine::boot(&Disk::make(console)?, &options, console)?;
@@ -110,7 +113,9 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
         machine.must(&script(unmake), PATIENCE)?;
         demand(troubles, &usual, found, console).with_context(|| (*what).to_owned())?;
     }
-    mend(&mut machine, console)
+    mend(&mut machine, console)?;
+    machine.end();
+    Ok(())
 }
 
 /// What one `gravity check` with `flags` finds.
@@ -157,15 +162,20 @@ fn mend(machine: &mut Machine, console: &Console) -> Result<()> {
         .context("after a reboot nothing is mended")?;
     console.step("./gravity leave");
     machine.must(&format!("{GRAVITY} leave --force --confirm"), PATIENCE)?;
-    let after = snapshot(machine)?;
-    let left = differences(&before, &after);
-    ensure!(left.is_empty(), "`leave` left\n{}", left.join("\n"));
+    is_as_before(machine, &before)?;
     console.info("After `leave` the machine is as it was");
     Ok(())
 }
 
+/// Fails when the machine is not as before.
+pub(super) fn is_as_before(machine: &mut Machine, before: &BTreeMap<String, String>) -> Result<()> {
+    let left = differences(before, &snapshot(machine)?);
+    ensure!(left.is_empty(), "`leave` left\n{}", left.join("\n"));
+    Ok(())
+}
+
 /// What the machine is like, by kind and name.
-fn snapshot(machine: &mut Machine) -> Result<BTreeMap<String, String>> {
+pub(super) fn snapshot(machine: &mut Machine) -> Result<BTreeMap<String, String>> {
     let lines = machine.must(SNAPSHOT, PATIENCE)?;
     let entry = |line: &str| {
         let (kind, rest) = line.split_once(' ')?;
@@ -178,13 +188,22 @@ fn snapshot(machine: &mut Machine) -> Result<BTreeMap<String, String>> {
 /// What differs and may not.
 fn differences(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Vec<String> {
     let names: BTreeSet<_> = before.keys().chain(after.keys()).collect();
-    let differ = names.into_iter().filter(|name| {
-        let allowed = ALLOWED.iter().any(|prefix| name.starts_with(prefix));
-        !allowed && before.get(*name) != after.get(*name)
-    });
+    let differ = names
+        .into_iter()
+        .filter(|name| before.get(*name) != after.get(*name) && !may_differ(name));
     differ
         .map(|name| format!("{name}: {:?} and {:?}", before.get(name), after.get(name)))
         .collect()
+}
+
+/// Whether it is on a list of what may.
+fn may_differ(name: &str) -> bool {
+    let path = name.split_once(' ').map_or("", |(_, path)| path);
+    let listed = snapshot::ALLOWED.iter();
+    ALLOWED.iter().any(|prefix| name.starts_with(prefix))
+        || listed
+            .filter(|allowed| allowed.section == "files")
+            .any(|allowed| allowed.key == path)
 }
 
 #[cfg(test)]
@@ -199,7 +218,12 @@ mod tests {
         };
         let before = state(&[("file /a", "1"), ("sysctl net.bridge.x", "1")]);
         assert!(differences(&before, &before).is_empty());
-        let after = state(&[("file /a", "2"), ("file /b", "1")]);
+        let after = state(&[
+            ("file /a", "2"),
+            ("file /b", "1"),
+            ("file /etc/passwd-", "1"),
+            ("content /etc/passwd-", "1"),
+        ]);
         assert_eq!(differences(&before, &after).len(), 2);
     }
 }

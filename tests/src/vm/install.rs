@@ -1,5 +1,6 @@
-//! The sample in a machine of its own: installed under systemd, looked at, its
-//! daemon killed, removed.
+//! The sample in a machine of its own: its install under systemd is cut off by a
+//! reboot and gone on with, its daemon killed, the cluster stopped and started, and
+//! removed, after which the machine is as it was.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -8,88 +9,154 @@ use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 use event::Sink;
 
-use super::{ADDRESS, Disk, Machine, Options, SECOND_DISK};
+use super::checks::{is_as_before, snapshot};
+use super::{ADDRESS, Disk, Kept, Machine, Options, SECOND_DISK};
 use crate::sample;
 use crate::scenario::{IMAGE, Setup, check_status};
 
 /// How long the whole of it may take.
-const LIMIT: Duration = Duration::from_secs(25 * 60);
+const LIMIT: Duration = Duration::from_secs(35 * 60);
+/// After which the planet has a unit that is enabled, and much is to be done yet.
+const PLANET_STARTED: &str = "/start/planet completed";
+/// What `gravity stop` leaves, in words of the shell.
+const STOPPED: &str = "
+    test $(systemctl is-active gravity.service) = inactive
+    test $(systemctl is-enabled gravity.service) = disabled
+    test -z \"$(pgrep -x planet-init)\"";
+/// What `gravity start` makes of it again.
+const STARTED: &str = "
+    test $(systemctl is-active gravity.service) = active
+    test $(systemctl is-enabled gravity.service) = enabled
+    pgrep -x planet-init";
+
+/// The machine, and when it began.
+struct Test<'a> {
+    machine: Machine,
+    started: Instant,
+    console: &'a Console,
+}
+
+impl Test<'_> {
+    fn left(&self) -> Duration {
+        LIMIT.saturating_sub(self.started.elapsed())
+    }
+
+    fn must(&mut self, command: &str) -> Result<String> {
+        let left = self.left();
+        self.machine.must(command, left)
+    }
+
+    fn gravity(&mut self, arguments: &str) -> Result<()> {
+        let left = self.left();
+        self.machine
+            .gravity("machine", arguments, left, self.console)
+    }
+
+    fn tell(&self, what: &str) {
+        let took = render::duration(self.started.elapsed());
+        self.console.info(&format!("{what}, {took} from the start"));
+    }
+
+    /// Waits until all is well again.
+    fn wait_well(&mut self) -> Result<()> {
+        self.must(&format!(
+            "until {IMAGE} status >/dev/null 2>&1; do sleep 2; done"
+        ))?;
+        self.is_well()
+    }
+
+    /// Fails unless all is well and the page is served.
+    fn is_well(&mut self) -> Result<()> {
+        let url = check_status(&self.must(&format!("{IMAGE} status --output json"))?)?;
+        let page = self.must(&format!("curl -sS --fail -m 20 {url}"))?;
+        ensure!(
+            page == sample::PAGE,
+            "{url} does not serve the page: {page}"
+        );
+        Ok(())
+    }
+}
 
 /// Installs the sample in a virtual machine with systemd and cgroup v2, checks
 /// it and removes it.
 ///
 /// # Errors
-/// At the first check that fails, or after 25 minutes.
-pub fn run(setup: &Setup, console: &Console) -> Result<()> {
+/// At the first check that fails, or after 35 minutes.
+pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     let started = Instant::now();
-    let left = || LIMIT.saturating_sub(started.elapsed());
     let image = setup.image(console)?;
     let size = fs::metadata(&image)
         .with_context(|| image.display().to_string())?
         .len();
-    let disk = Disk::make(console)?;
-    let options = Options::of_node(image, LIMIT);
-    let mut machine = Machine::boot(&disk, &options, console)?;
-    console.info(&format!(
-        "It is up, {} from the start",
-        render::duration(started.elapsed())
-    ));
-    machine.must(
-        &format!("head -c {size} {SECOND_DISK} >{IMAGE} && chmod 755 {IMAGE}"),
-        left(),
-    )?;
+    let options = Options {
+        kept: Some(kept.clone()),
+        ..Options::of_node(image, LIMIT)
+    };
+    let machine = Machine::boot(&Disk::make(console)?, &options, console)?;
+    let mut test = Test {
+        machine,
+        started,
+        console,
+    };
+    test.tell("It is up");
+    test.must(&format!(
+        "head -c {size} {SECOND_DISK} >{IMAGE} && chmod 755 {IMAGE}"
+    ))?;
+    let before = snapshot(&mut test.machine)?;
+    install(&mut test)?;
+    test.gravity("status")?;
+    test.is_well()?;
+
+    console.step("Killing the daemon");
+    test.must("systemctl kill --signal=KILL --kill-who=main gravity.service; sleep 10")?;
+    test.wait_well()?;
+    test.tell("The cluster is back");
+
+    test.gravity("stop --confirm")?;
+    test.must(&format!("set -e; {STOPPED}"))?;
+    test.tell("The cluster is stopped");
+    test.gravity("start")?;
+    test.must(&format!("set -e; {STARTED}"))?;
+    test.wait_well()?;
+    test.tell("The cluster is started");
+
+    test.gravity("leave --force --confirm")?;
+    let units = test.must("systemctl list-units --all 'gravity*' --no-legend")?;
+    ensure!(units.trim().is_empty(), "units are left: {units}");
+    is_as_before(&mut test.machine, &before)?;
+    test.tell("The machine is as it was");
+    test.machine.end();
+    Ok(())
+}
+
+/// Installs the sample. The machine is rebooted in order in the middle of it, and the
+/// install gone on with.
+fn install(test: &mut Test<'_>) -> Result<()> {
     // Disks of test machines are what they are.
     let install = format!(
         "install --advertise-addr={ADDRESS} --flavor=one --accept-eula --ignore=disk-latency"
     );
-    for command in [install.as_str(), "status"] {
-        machine.gravity("machine", command, left(), console)?;
-        console.info(&format!(
-            "{} from the start",
-            render::duration(started.elapsed())
-        ));
-    }
-    check_services(&mut machine, left())?;
-    let status = machine.must(&format!("{IMAGE} status --output json"), left())?;
-    let url = check_status(&status)?;
-    let page = machine.must(&format!("curl -sS --fail -m 20 {url}"), left())?;
+    test.console.step(&format!("machine: ./gravity {install}"));
+    let left = test.left();
+    test.machine.begin(&install, (1, PLANET_STARTED), left)?;
+    let said = test.must(&format!("tail -n 3 {}", super::SAID))?;
     ensure!(
-        page == sample::PAGE,
-        "{url} does not serve the page: {page}"
+        !said.contains("ended with"),
+        "the install has ended before the reboot: {said}"
     );
-    console.step("Killing the daemon");
-    let killed = Instant::now();
-    machine.must(
-        "systemctl kill --signal=KILL --kill-who=main gravity.service",
-        left(),
-    )?;
-    let back = format!(
-        "sleep 10; until {IMAGE} status >/dev/null 2>&1 && curl -s --fail -m 20 {url}; do sleep 2; done"
-    );
-    let page = machine.must(&back, left())?;
-    ensure!(
-        page == sample::PAGE,
-        "{url} does not serve the page any more: {page}"
-    );
-    console.info(&format!(
-        "The cluster is back {} after it",
-        render::duration(killed.elapsed())
-    ));
-    machine.gravity("machine", "leave --force --confirm", left(), console)?;
-    let units = machine.must("systemctl list-units --all 'gravity*' --no-legend", left())?;
-    ensure!(units.trim().is_empty(), "units are left: {units}");
-    console.info(&format!(
-        "All is well, {}",
-        render::duration(started.elapsed())
-    ));
+    test.console.step("Rebooting in the middle of it");
+    let left = test.left();
+    test.machine.reboot(left)?;
+    test.gravity("resume")?;
+    check_services(test)?;
+    test.tell("The install is done");
     Ok(())
 }
 
 /// Whether systemd has started operation and agent as services of their own.
-fn check_services(machine: &mut Machine, limit: Duration) -> Result<()> {
+fn check_services(test: &mut Test<'_>) -> Result<()> {
     for unit in ["gravity-operation", "gravity-agent"] {
-        let started = format!("journalctl --unit={unit} --output=cat | grep '^Started'");
-        machine.must(&started, limit)?;
+        test.must(&format!("journalctl --unit={unit} --output=cat | grep '^Started'"))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, ensure};
 use console::Console;
 
-use super::{Disk, Link, Machine, Options, SECOND_DISK};
+use super::{Disk, Kept, Link, Machine, Options, SECOND_DISK};
 use crate::join::WORKER;
 use crate::sample;
 use crate::scenario::{IMAGE, Setup, check_status};
@@ -25,8 +25,11 @@ pub(super) const FLAVOR: &str = "--flavor=one --accept-eula";
 const TOKEN: &str = "/root/token";
 
 /// How they are to be.
-pub(super) fn options(setup: &Setup, console: &Console) -> Result<Options> {
-    Ok(Options::of_node(setup.image(console)?, LIMIT))
+pub(super) fn options(setup: &Setup, kept: &Kept, console: &Console) -> Result<Options> {
+    Ok(Options {
+        kept: Some(kept.clone()),
+        ..Options::of_node(setup.image(console)?, LIMIT)
+    })
 }
 
 /// One of the machines.
@@ -67,16 +70,33 @@ impl Member {
         Ok(member)
     }
 
-    /// Boots the first and the second one at the same time.
-    pub(super) fn boot_two(
+    /// Boots the first ones, all at the same time.
+    pub(super) fn boot_first<const N: usize>(
         disk: &Disk,
         options: &Options,
         console: &Console,
-    ) -> Result<(Self, Self)> {
-        on_both(
-            || Self::boot(1, disk, options, console),
-            || Self::boot(2, disk, options, console),
-        )
+    ) -> Result<[Self; N]> {
+        let booted: Vec<_> = thread::scope(|scope| {
+            let boot = |number| scope.spawn(move || Self::boot(number, disk, options, console));
+            let threads: Vec<_> = (1..).take(N).map(boot).collect();
+            let ended = threads.into_iter().map(|thread| thread.join());
+            ended
+                .map(|result| result.map_err(|_| anyhow!("it panicked"))?)
+                .collect::<Result<_>>()
+        })?;
+        booted
+            .try_into()
+            .map_err(|_| anyhow!("not all have booted"))
+    }
+
+    /// Keeps what it is like.
+    pub(super) fn keep(&mut self) {
+        self.machine.keep();
+    }
+
+    /// Ends it; all was well.
+    pub(super) fn end(self) {
+        self.machine.end();
     }
 
     pub(super) fn name(&self) -> String {
@@ -93,10 +113,16 @@ impl Member {
         format!("install --advertise-addr={address} --token-file={TOKEN} --ignore=disk-latency")
     }
 
-    /// Arguments with which it joins the cluster of another one.
+    /// Arguments with which it joins the cluster of another one, as a worker.
     pub(super) fn join(&self, master: &Self) -> String {
+        self.join_as(WORKER, master)
+    }
+
+    /// Arguments with which it joins with another profile.
+    pub(super) fn join_as(&self, profile: &str, master: &Self) -> String {
         format!(
-            "join {} --advertise-addr={} --role={WORKER} --token-file={TOKEN} --ignore=disk-latency",
+            "join {} --advertise-addr={} --role={profile} --token-file={TOKEN} \
+             --ignore=disk-latency",
             master.address(),
             self.address()
         )
@@ -108,6 +134,37 @@ impl Member {
 
     pub(super) fn cut_power(&mut self) -> Result<()> {
         self.machine.cut_power(PATIENCE)
+    }
+
+    pub(super) fn freeze(&mut self) -> Result<()> {
+        self.machine.freeze(PATIENCE)
+    }
+
+    pub(super) fn restore(&mut self) -> Result<()> {
+        self.machine.restore(PATIENCE)
+    }
+
+    pub(super) fn unplug_link(&mut self) -> Result<()> {
+        self.machine.unplug_link(PATIENCE)
+    }
+
+    /// Plugs in its link, and waits until it has its address again.
+    pub(super) fn plug_link(&mut self) -> Result<()> {
+        self.machine.plug_link(PATIENCE)?;
+        let address = self.address();
+        self.must(&format!(
+            "until ip -4 address | grep -q {address}/; do sleep 1; done"
+        ))
+        .map(drop)
+    }
+
+    /// See [`Machine::begin`].
+    pub(super) fn begin(&mut self, arguments: &str, until: (u32, &str)) -> Result<()> {
+        self.machine.begin(arguments, until, PATIENCE)
+    }
+
+    pub(super) fn finish(&mut self) -> Result<()> {
+        self.machine.finish(PATIENCE)
     }
 
     pub(super) fn plug_disk(&mut self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! What happens to real machines, under a cluster that runs on one whose kernel has
-//! no IPv6 and has AppArmor: the clock jumps, the network is gone, memory and disk run
-//! short, a disk is plugged in.
+//! no IPv6 and has AppArmor: the clock jumps, the network is gone, the host's firewall is
+//! loaded anew, memory and disk run short, a disk is plugged in.
 //!
 //! In: the sample. Out: how long each took. Always holds: after each of them the
 //! status says that all is well, the page is served and a write is answered.
@@ -10,7 +10,7 @@ use console::Console;
 use event::Sink;
 
 use super::member::{FLAVOR, Member, options};
-use super::{Disk, Options, PLUGGED_DISK};
+use super::{Disk, Kept, Options, PLUGGED_DISK};
 use crate::scenario::{IMAGE, Setup, Timeline};
 
 /// What happens, by which commands, what the status must say of it meanwhile, if
@@ -33,6 +33,14 @@ const TROUBLES: &[(&str, &str, Option<&str>, &str)] = &[
         "link=$(ip -o -4 address | grep 10.98.0.1/ | awk '{print $2}')
          ip link set $link down; sleep 60; ip link set $link up
          until ip -4 address show $link | grep -q 10.98.0.1/; do sleep 1; done",
+        None,
+        "true",
+    ),
+    // Debian's configuration of it begins by removing all rules of the host.
+    (
+        "the host's nftables are loaded anew",
+        "grep -q '^flush ruleset' /etc/nftables.conf && systemctl restart nftables &&
+         timeout 60 sh -c 'until curl -sf -m 5 http://10.98.0.1:30080; do sleep 1; done'",
         None,
         "true",
     ),
@@ -65,10 +73,10 @@ const TROUBLES: &[(&str, &str, Option<&str>, &str)] = &[
 ///
 /// # Errors
 /// At the first thing that is not as it should be.
-pub fn run(setup: &Setup, console: &Console) -> Result<()> {
+pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     let options = Options {
         kernel: "ipv6.disable=1",
-        ..options(setup, console)?
+        ..options(setup, kept, console)?
     };
     let timeline = Timeline::new(console);
     let disk = Disk::make(console)?;
@@ -100,5 +108,6 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     machine.leave(console)?;
     let left = machine.must("aa-status 2>/dev/null | grep gravity; true")?;
     ensure!(left.trim().is_empty(), "AppArmor still knows {left}");
+    machine.end();
     Ok(())
 }

@@ -19,7 +19,7 @@ use nix::sys::socket::{
 };
 
 use super::member::{Member, options};
-use super::{Disk, Link};
+use super::{Disk, Kept, Link};
 use crate::scenario::{IMAGE, Setup, Timeline};
 
 /// What pods tell each other, many times.
@@ -113,12 +113,12 @@ fn join() -> io::Result<UdpSocket> {
 ///
 /// # Errors
 /// At the first thing that is not as it should be.
-pub fn run(setup: &Setup, console: &Console) -> Result<()> {
-    let options = options(setup, console)?;
+pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
+    let options = options(setup, kept, console)?;
     let timeline = Timeline::new(console);
     let done = |what: &str| timeline.tell(what);
     let disk = Disk::make(console)?;
-    let (mut first, mut second) = Member::boot_two(&disk, &options, console)?;
+    let [mut first, mut second] = Member::boot_first(&disk, &options, console)?;
     done("two machines are up");
     first.run(&first.install(), console)?;
     done("the first is a cluster");
@@ -161,6 +161,8 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
         ensure!(told.is_empty(), "`leave` has left {told:?}");
     }
     done("nothing is left");
+    first.end();
+    second.end();
     Ok(())
 }
 
