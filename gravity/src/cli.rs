@@ -80,7 +80,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Show the state of the cluster, its nodes and services
     Status(Status),
-    /// Collect logs, journals and objects in an archive, without secrets
+    /// Collect logs, journals and objects in an archive, without secrets; on a master
+    /// also logs of the other nodes
     Report(Report),
     /// Show and renew the certificates of this node
     #[command(subcommand)]

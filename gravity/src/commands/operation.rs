@@ -277,9 +277,12 @@ async fn act(
         error: console::render::error(error.as_ref()),
     };
     if *action == Action::RollBackAll {
-        return match roll_back(layout, operation, lock, sink).await {
+        return match roll_back(layout, operation, lock, sink.clone()).await {
             Ok(()) => Outcome::Done,
-            Err(error) => failed(error),
+            Err(error) => {
+                report_failure(layout, operation, &*sink).await;
+                failed(error)
+            }
         };
     }
     let mut aborts = match signal(SignalKind::interrupt()) {
@@ -319,7 +322,7 @@ async fn report_failure(layout: &Layout, operation: &Operation, sink: &dyn Sink)
     let path = operation.directory.join("report.tar.gz");
     let (layout, file) = (layout.clone(), path.clone());
     let written =
-        tokio::task::spawn_blocking(move || report::write(&layout, &file, RECENT, None).map(drop));
+        tokio::task::spawn_blocking(move || report::write(&layout, &file, RECENT, []).map(drop));
     match written.await {
         Ok(Ok(())) => sink.info(&format!("A report of the failure is in {}", path.display())),
         Ok(Err(error)) => sink.warning(&format!("There is no report of the failure: {error:#}")),

@@ -1,20 +1,23 @@
 //! `gravity report`: what somebody needs who helps from afar, in one archive.
 //!
-//! In: the node. Out: logs, journals, plans, facts and Kubernetes objects, as
-//! text without secrets: data of Secrets is never read, and every text goes
-//! through [`redact`]. What can't be had is named in `report.json` and doesn't
-//! keep the rest from being collected.
+//! In: the node, and on a master the cluster. Out: logs, journals, plans, facts and
+//! Kubernetes objects, as text without secrets: data of Secrets is never read, and
+//! every text goes through [`redact`]. What can't be had is named in `report.json`
+//! and doesn't keep the rest from being collected.
 
+mod nodes;
 mod redact;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use agent::etcd::Etcd;
 use anyhow::{Context, Result, bail};
 use console::{ExitCode, render};
 use event::Sink;
@@ -22,10 +25,12 @@ use host::command::Cmd;
 use host::facts::{HostFacts, Interest};
 use jiff::Timestamp;
 use manifest::HookName;
+use planet::client::Request;
 use serde::Serialize;
 use spec::layout::Layout;
+use tokio::sync::mpsc::{self, Sender};
 
-use super::{Session, hook, require_root, status};
+use super::{Session, cert, hook, require_root, status};
 use crate::cli::Report;
 pub(crate) use redact::redact;
 
@@ -55,6 +60,14 @@ const KINDS: &[&str] = &[
     "persistentvolumeclaims",
     "networkpolicies",
     "ingresses",
+    "storageclasses",
+    "customresourcedefinitions",
+    "serviceaccounts",
+    "roles",
+    "rolebindings",
+    "clusterroles",
+    "clusterrolebindings",
+    "leases",
     "events",
 ];
 
@@ -62,11 +75,18 @@ const KINDS: &[&str] = &[
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("ip", &["address"]),
     ("ip", &["route"]),
+    ("ss", &["-tulnp"]),
     ("df", &["-h"]),
     ("df", &["-i"]),
     ("ps", &["-eo", "pid,ppid,user,rss,etime,args"]),
     ("dmesg", &["--ctime"]),
     ("uname", &["-a"]),
+];
+
+/// What our own program says, by the name of the file.
+const OWN: &[(&str, &[&str])] = &[
+    ("status.json", &["status", "--output=json"]),
+    ("host/nft.txt", &["exec", "nft", "list", "ruleset"]),
 ];
 
 /// Files of the kernel.
@@ -86,12 +106,15 @@ pub(crate) async fn run(session: &Session, arguments: &Report) -> Result<ExitCod
             session.layout.state_dir().display()
         );
     }
-    let dump = dump(session).await;
-    session
-        .console
-        .step("Collecting logs, journals and objects");
     let since = Duration::try_from(arguments.since).context("read --since")?;
-    let contents = write(&session.layout, &arguments.file, since, dump.as_deref())?;
+    let (sender, mut receiver) = mpsc::channel(1);
+    let (layout, file) = (session.layout.clone(), arguments.file.clone());
+    let writing = tokio::task::spawn_blocking(move || {
+        let files = std::iter::from_fn(|| receiver.blocking_recv());
+        write(&layout, &file, since, files)
+    });
+    let ((), written) = tokio::join!(send_files(session, since, sender), writing);
+    let contents = written.context("write the report")??;
     match session.console.is_json() {
         true => session.console.print_json(&contents)?,
         false => {
@@ -106,6 +129,66 @@ pub(crate) async fn run(session: &Session, arguments: &Report) -> Result<ExitCod
         }
     }
     Ok(ExitCode::Ok)
+}
+
+/// A file that is not read from this node's disk, or why it can't be had.
+pub(crate) struct Found {
+    name: String,
+    text: Result<String, String>,
+}
+
+impl Found {
+    fn text(name: &str, text: String) -> Self {
+        Self {
+            name: name.into(),
+            text: Ok(text),
+        }
+    }
+
+    fn missing(name: &str, why: impl ToString) -> Self {
+        Self {
+            name: name.into(),
+            text: Err(why.to_string()),
+        }
+    }
+}
+
+/// Sends what comes from the application, from this node's services and from other
+/// nodes.
+async fn send_files(session: &Session, since: Duration, files: Sender<Found>) {
+    if let Some(dump) = dump(session).await {
+        drop(files.send(Found::text("dump.txt", dump)).await);
+    }
+    session
+        .console
+        .step("Collecting logs, journals and objects");
+    let layout = session.layout.clone();
+    let told = tokio::task::spawn_blocking(move || told(&layout)).await;
+    for file in told.unwrap_or_default() {
+        drop(files.send(file).await);
+    }
+    let client = match session.administrator().await {
+        Ok(client) => client,
+        Err(error) => return drop(files.send(Found::missing("nodes", error)).await),
+    };
+    let here = nix::unistd::gethostname().unwrap_or_default();
+    let here = here.to_string_lossy().to_lowercase();
+    let since = Timestamp::try_from(changed_after(since)).unwrap_or(Timestamp::UNIX_EPOCH);
+    tokio::select! {
+        () = nodes::collect(&client, &here, since, &files) => {}
+        () = hook::interrupted() => {
+            drop(files.send(Found::missing("nodes", "interrupted")).await);
+        }
+    }
+}
+
+/// What has not changed since then is left out.
+fn changed_after(since: Duration) -> SystemTime {
+    let epoch = SystemTime::UNIX_EPOCH;
+    match since.is_zero() {
+        true => epoch,
+        false => SystemTime::now().checked_sub(since).unwrap_or(epoch),
+    }
 }
 
 /// What the application's dump hook writes, where it has one.
@@ -137,18 +220,18 @@ pub(crate) struct Contents {
 }
 
 /// Writes a report: `.tar.zst` or, by any other name, gzip. Files that haven't
-/// changed for `since` are left out; zero takes all. `dump` is what the
-/// application says.
+/// changed for `since` are left out; zero takes all. `files` are those that are not
+/// on this node's disk.
 pub(crate) fn write(
     layout: &Layout,
     path: &Path,
     since: Duration,
-    dump: Option<&str>,
+    files: impl IntoIterator<Item = Found>,
 ) -> Result<Contents> {
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     let partial = PathBuf::from(partial);
-    let result = write_to(layout, path, &partial, since, dump);
+    let result = write_to(layout, path, &partial, since, files);
     if result.is_err() {
         drop(std::fs::remove_file(&partial));
     }
@@ -160,7 +243,7 @@ fn write_to(
     path: &Path,
     partial: &Path,
     since: Duration,
-    dump: Option<&str>,
+    files: impl IntoIterator<Item = Found>,
 ) -> Result<Contents> {
     let named = || format!("write {}", path.display());
     drop(std::fs::remove_file(partial));
@@ -184,19 +267,17 @@ fn write_to(
     };
     let mut archive = Archive {
         tar: tar::Builder::new(output),
-        changed_after: match since.is_zero() {
-            true => SystemTime::UNIX_EPOCH,
-            false => SystemTime::now()
-                .checked_sub(since)
-                .unwrap_or(SystemTime::UNIX_EPOCH),
-        },
+        changed_after: changed_after(since),
         contents: Contents {
             version: env!("CARGO_PKG_VERSION"),
             ..Contents::default()
         },
     };
-    if let Some(dump) = dump {
-        archive.add("dump.txt", dump).with_context(named)?;
+    for Found { name, text } in files {
+        match text {
+            Ok(text) => archive.add(&name, &text).with_context(named)?,
+            Err(why) => archive.miss(&name, &why),
+        }
     }
     archive.collect(layout, since).with_context(named)?;
     let contents = archive.finish().with_context(named)?;
@@ -244,6 +325,7 @@ impl Archive {
             );
             self.program(&name, program, arguments)?;
         }
+        self.own(layout)?;
         if host::facts::has_systemd() {
             let mut arguments = vec!["--no-pager".to_owned(), "--unit=gravity.service".into()];
             if !since.is_zero() {
@@ -252,6 +334,21 @@ impl Archive {
             self.program("host/journal.txt", "journalctl", &arguments)?;
         }
         self.kubernetes(layout)
+    }
+
+    /// What we know of the node.
+    fn own(&mut self, layout: &Layout) -> Result<()> {
+        match cert::list(&layout.secrets(), Timestamp::now()) {
+            Ok(rows) => self.add("certificates.json", &serde_json::to_string_pretty(&rows)?)?,
+            Err(error) => self.miss("certificates.json", &render::error(error.as_ref())),
+        }
+        if layout.planet_config().exists() {
+            match services(layout) {
+                Ok(services) => self.add("services.json", &services)?,
+                Err(error) => self.miss("services.json", &error.to_string()),
+            }
+        }
+        Ok(())
     }
 
     fn kubernetes(&mut self, layout: &Layout) -> Result<()> {
@@ -299,15 +396,10 @@ impl Archive {
         program: &str,
         arguments: &[A],
     ) -> Result<()> {
-        let output = Cmd::new(program)
-            .args(arguments)
-            .timeout(PATIENCE)
-            .max_output(usize::try_from(MAX_FILE).unwrap_or(usize::MAX))
-            .run();
-        match output {
-            Ok(output) => self.add(name, &output.stdout),
-            Err(error) => {
-                self.miss(name, &render::error(&error));
+        match output(program, arguments) {
+            Ok(text) => self.add(name, &text),
+            Err(why) => {
+                self.miss(name, &why);
                 Ok(())
             }
         }
@@ -384,6 +476,55 @@ impl Archive {
     }
 }
 
+/// What a program prints, however it ends; why, where it prints nothing and fails.
+fn output<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A]) -> Result<String, String> {
+    let ended = Cmd::new(program)
+        .args(arguments)
+        .timeout(PATIENCE)
+        .max_output(usize::try_from(MAX_FILE).unwrap_or(usize::MAX))
+        .end()
+        .map_err(|error| render::error(&error))?;
+    match ended.status {
+        Some(status) if status.success() || !ended.stdout.is_empty() => Ok(ended.stdout),
+        Some(status) => Err(format!("{status}: {}", ended.stderr.trim())),
+        None => Err(format!("not complete after {} s", PATIENCE.as_secs())),
+    }
+}
+
+/// How the services are, as the supervisor answers.
+fn services(layout: &Layout) -> std::io::Result<String> {
+    let mut stream = UnixStream::connect(layout.planet_run().join("planet.sock"))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    serde_json::to_writer(&mut stream, &Request::Status)?;
+    stream.write_all(b"\n")?;
+    let mut answer = String::new();
+    BufReader::new(stream.take(MAX_FILE)).read_line(&mut answer)?;
+    Ok(answer)
+}
+
+/// What it takes a while to tell, above all where something is broken.
+fn told(layout: &Layout) -> Vec<Found> {
+    let state = format!("--state-dir={}", layout.state_dir().display());
+    let own = OWN.iter().map(|(name, arguments)| {
+        let arguments: Vec<_> = [state.as_str()].iter().chain(*arguments).copied().collect();
+        Found {
+            name: (*name).into(),
+            text: output(layout.gravity(), &arguments),
+        }
+    });
+    let mut files: Vec<_> = own.collect();
+    if layout.admin_kubeconfig().exists() {
+        let status = Etcd::on_host(layout).and_then(|etcd| etcd.within(PATIENCE).status());
+        files.push(Found {
+            name: "etcd.txt".into(),
+            text: status
+                .map(|status| format!("{status:#?}\n"))
+                .map_err(|error| error.message),
+        });
+    }
+    files
+}
+
 /// Files of operations that are taken. Beside them lie resources of the user,
 /// which may be Secrets, and older reports.
 const OPERATION: &[&str] = &["plan.json", "journal", "agent-journal"];
@@ -391,8 +532,9 @@ const OPERATION: &[&str] = &["plan.json", "journal", "agent-journal"];
 /// Whether a file tells what has happened.
 fn is_told(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-    // Logs that were rotated have a number.
-    OPERATION.contains(&name) || name.ends_with(".log") || name.contains(".log.")
+    // Logs that were rotated have a number, or are packed, and then no text.
+    let log = name.ends_with(".log") || name.contains(".log.") && !name.ends_with(".gz");
+    OPERATION.contains(&name) || log
 }
 
 /// The end of a file, as text.
@@ -451,6 +593,7 @@ mod tests {
         put(operation.join("config.yaml"), "data: {a: b64secret}").unwrap();
         put(operation.join("values.json"), "{data: {a: b64secret}}").unwrap();
         put(layout.logs().join("etcd.log"), "elected\n").unwrap();
+        put(layout.logs().join("pod.log.1.gz"), "packed").unwrap();
         put(layout.planet_secrets().join("a.key"), "topsecret").unwrap();
         let old = File::create(layout.logs().join("old.log")).unwrap();
         old.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1))
@@ -460,16 +603,24 @@ mod tests {
             ("report.tar.zst", Duration::from_secs(3600), false),
         ] {
             let path = directory.path().join(name);
-            let contents = write(&layout, &path, since, Some("token=abc")).unwrap();
+            let other = [
+                Found::text("nodes/b/planet/etcd.log", "token=abc".into()),
+                Found::missing("nodes/c", "no answer for password=hunter2"),
+            ];
+            let contents = write(&layout, &path, since, other).unwrap();
             let files = read(&path);
             assert_eq!(files.len(), contents.files);
             assert_eq!(files["log/etcd.log"], "elected\n");
-            assert_eq!(files["dump.txt"], "token=[redacted]");
+            assert_eq!(files["nodes/b/planet/etcd.log"], "token=[redacted]");
+            assert!(files["report.json"].contains("nodes/c: no answer"));
+            assert!(!files["report.json"].contains("hunter2"));
+            assert_eq!(files["certificates.json"], "[]");
             assert_eq!(
                 files["operations/one/operation.log"],
                 "install\npassword=[redacted]\n"
             );
             assert_eq!(files.contains_key("log/old.log"), has_old);
+            assert!(!files.contains_key("log/pod.log.1.gz"));
             assert!(files.contains_key("facts.json"));
             let others = ["report.tar.gz", "config.yaml", "values.json"];
             assert!(
@@ -481,6 +632,6 @@ mod tests {
             assert!(!format!("{files:?}").contains("topsecret"));
         }
         let nowhere = directory.path().join("none/report.tar.gz");
-        assert!(write(&layout, &nowhere, Duration::ZERO, None).is_err());
+        assert!(write(&layout, &nowhere, Duration::ZERO, []).is_err());
     }
 }
