@@ -656,7 +656,10 @@ fn is_over(heard: i64, now: SystemTime, limit: Duration) -> bool {
 fn hear(cluster: &mut ClusterSpec, id: Uuid, now: SystemTime) -> Result<NodeSpec, Refusal> {
     let mut nodes = cluster.nodes.iter_mut();
     let node = nodes.find(|node| node.id == id).ok_or_else(gone)?;
-    if node.taken_in.is_some_and(|heard| is_over(heard, now, LOST / 2)) {
+    if node
+        .taken_in
+        .is_some_and(|heard| is_over(heard, now, LOST / 2))
+    {
         node.taken_in = seconds(now);
     }
     Ok(node.clone())
@@ -696,7 +699,9 @@ fn take_in(
         let is_same = node.hostname == *hostname
             && node.advertise_addresses == candidate.advertise_addresses
             && node.machine == candidate.machine;
-        is_in_the_way(node, candidate) && joins(node) && (is_same || is_over(node.taken_in.unwrap_or_default(), now, LOST))
+        is_in_the_way(node, candidate)
+            && joins(node)
+            && (is_same || is_over(node.taken_in.unwrap_or_default(), now, LOST))
     };
     for node in &cluster.nodes {
         if is_lost(node) {

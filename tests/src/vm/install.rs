@@ -156,7 +156,9 @@ fn install(test: &mut Test<'_>) -> Result<()> {
 /// Whether systemd has started operation and agent as services of their own.
 fn check_services(test: &mut Test<'_>) -> Result<()> {
     for unit in ["gravity-operation", "gravity-agent"] {
-        test.must(&format!("journalctl --unit={unit} --output=cat | grep '^Started'"))?;
+        test.must(&format!(
+            "journalctl --unit={unit} --output=cat | grep '^Started'"
+        ))?;
     }
     Ok(())
 }
