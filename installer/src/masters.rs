@@ -42,9 +42,6 @@ enum Error {
     /// The planet isn't what it should be.
     #[error("restart services for several masters")]
     Planet(#[from] planet::Error),
-    /// The supervisor's configuration can't be read.
-    #[error("read the planet's configuration")]
-    Config(#[source] std::io::Error),
 }
 
 /// Follows the cluster's description, with the rights of `kubeconfig`, which is of
@@ -154,7 +151,7 @@ mod tests {
     async fn a_new_certificate_is_seen() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("kubeconfig");
-        std::fs::write(&file, "old").unwrap();
+        host::atomic::write(&file, b"old", 0o600).unwrap();
         let every = Duration::from_millis(5);
         let mut seen = pin!(renewed(&file, every));
         assert!(timeout(every * 4, &mut seen).await.is_err());

@@ -417,6 +417,7 @@ fn certificates(master: &Test<'_>, worker: &Test<'_>) -> Result<()> {
     let join = format!("join {address} --token={token} --role={WORKER}");
     let joined = Instant::now();
     worker.gravity(&join)?.expect(0, &[])?;
+    master.shell(FORGOTTEN)?.expect(0, &[])?;
     master
         .kubectl("scale deployment web --replicas=4")?
         .expect(0, &[])?;
@@ -462,5 +463,63 @@ fn certificates(master: &Test<'_>, worker: &Test<'_>) -> Result<()> {
     let address = worker.node.address();
     let page = master.said(&["curl", "-sS", "--fail", &format!("http://{address}:30080")])?;
     ensure!(page.text == sample::PAGE, "no page: {}", page.text);
-    Ok(())
+    forgotten_rights_end(master)
+}
+
+/// Rights of hooks whose operation was killed: one has ended, one runs on.
+const FORGOTTEN: &str = "kubectl apply -f - <<'END'
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: gravity-hook-ended
+  namespace: default
+  labels: {gravitational.io/operation: ended}
+  annotations: {gravitational.io/until: '2020-01-01T00:00:00Z'}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: ClusterRoleBinding
+metadata:
+  name: gravity-hook-ended-default
+  labels: {gravitational.io/operation: ended}
+  annotations: {gravitational.io/until: '2020-01-01T00:00:00Z'}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: cluster-admin}
+subjects: [{kind: ServiceAccount, name: gravity-hook-ended, namespace: default}]
+---
+apiVersion: v1
+kind: Secret
+metadata:
+  name: gravity-helm-values-ended
+  namespace: default
+  labels: {gravitational.io/operation: ended}
+  annotations: {gravitational.io/until: '2020-01-01T00:00:00Z'}
+---
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: gravity-hook-runs
+  namespace: default
+  labels: {gravitational.io/operation: runs}
+  annotations: {gravitational.io/until: '2020-01-01T00:00:00Z'}
+---
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: runs
+  namespace: default
+  labels: {gravitational.io/operation: runs}
+spec:
+  suspend: true
+  template: {spec: {restartPolicy: Never, containers: [{name: c, image: c}]}}
+END";
+
+/// The master has ended the rights of the one that has ended, and no others.
+fn forgotten_rights_end(master: &Test<'_>) -> Result<()> {
+    let mut left = String::new();
+    let ended = master.wait("forgotten rights end", LOOK, || {
+        let list = "get serviceaccounts,clusterrolebindings,secrets -A -o name \
+                    -l gravitational.io/operation";
+        left = master.kubectl(list)?.expect(0, &[])?.text;
+        Ok(left.trim() == "serviceaccount/gravity-hook-runs")
+    });
+    ended.with_context(|| format!("these are left: {left}"))
 }

@@ -61,6 +61,8 @@ const CHECKS: &[(&str, Check)] = &[
     ("Hooks of the install", install),
     ("Endpoints", |test, _| endpoints(test)),
     ("Hooks by hand", by_hand),
+    ("Hooks by hand that end or pile up", |test, _| ends(test)),
+    ("A report", report),
     ("The status hook", status),
     ("Stop and start", power),
     ("Hooks of the end", leave),
@@ -319,6 +321,61 @@ fn by_hand(test: &Test<'_>, table: &mut Table) -> Result<()> {
     test.gravity("hook run nothing")?
         .expect(2, &["is not a hook"])?;
     test.no_rights_are_left()
+}
+
+/// SIGTERM takes a hook's Job and rights along. Of many that have ended the last stay.
+fn ends(test: &Test<'_>) -> Result<()> {
+    let terminated = format!(
+        "{IMAGE} hook run dump > /root/out 2>&1 & pid=$!; \
+         until grep -q 'Created Job' /root/out || ! kill -0 $pid; do sleep 0.1; done; \
+         kill $pid; wait $pid; code=$?; cat /root/out; exit $code"
+    );
+    test.said(&["sh", "-c", &terminated])?
+        .expect(1, &["Interrupted", "hook dump was interrupted"])?;
+    let many =
+        format!("for i in 1 2 3 4 5; do {IMAGE} hook run info & done; wait; {IMAGE} hook run info");
+    test.said(&["sh", "-c", &many])?.expect(0, &[])?;
+    let mut jobs = String::new();
+    let few = process::wait_until(CHECKED, || {
+        let list = "get jobs -A -o name -l gravitational.io/hook=info";
+        jobs = test.kubectl(list).unwrap_or_default();
+        jobs.lines().count() == 5
+    });
+    ensure!(few, "Jobs pile up: {jobs}");
+    test.no_rights_are_left()
+}
+
+/// A report has what the dump hook writes, and no secret.
+fn report(test: &Test<'_>, table: &mut Table) -> Result<()> {
+    let made = test.gravity("token create --output json")?.expect(0, &[])?;
+    let values = serde_json::Deserializer::from_str(&made.text).into_iter::<Value>();
+    let token = values.filter_map(Result::ok).last().unwrap_or_default();
+    let token = token["token"].as_str().context("there is no token")?;
+    let secret = token.split('.').nth(1).context("the token has no secret")?;
+    // Not in the command that makes the report: it holds command lines, too.
+    let secrets = format!("umask 077; printf '{secret}\\nhunter2\\n' > /root/secrets");
+    test.said(&["sh", "-c", &secrets])?.expect(0, &[])?;
+    let script = format!(
+        "cd /root && {IMAGE} report --file=r.tar.gz && tar tzf r.tar.gz && \
+         tar xzOf r.tar.gz dump.txt status.json etcd.txt && \
+         ! tar xzOf r.tar.gz | grep -aFf secrets && rm r.tar.gz secrets"
+    );
+    test.said(&["sh", "-c", &script])?.expect(
+        0,
+        &[
+            "password: [redacted]",
+            "/second: exit code 1",
+            "\"cluster\":{\"name\":\"hooks\"",
+            "has_leader: true",
+            "certificates.json",
+            "services.json",
+            "host/nft.txt",
+            "kubernetes/leases.yaml",
+            "kubernetes/clusterrolebindings.yaml",
+        ],
+    )?;
+    table.seen(HookName::Dump, "part of `gravity report`, without secrets");
+    Ok(())
 }
 
 fn status(test: &Test<'_>, table: &mut Table) -> Result<()> {

@@ -111,6 +111,8 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         ready_within(&worker, &two)?,
         "the worker is not ready without the first master"
     );
+    report(&two, &[&three, &worker], &dead)?;
+    told("a report holds logs of all nodes but the dead one, and names that");
 
     run_visibly(&mut two.command(&[IMAGE, "remove", &dead, "--force", "--confirm"])?)?;
     wait_members(&two, &[(two.name(), false), (three.name(), false)])?;
@@ -131,6 +133,22 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     check(&two)?;
     for node in [two, three, worker, five] {
         node.delete()?;
+    }
+    Ok(())
+}
+
+/// A report on `node` has what `others` have logged, and says that `dead` is missing.
+fn report(node: &Node, others: &[&Node], dead: &str) -> Result<()> {
+    let script = format!(
+        "cd /root && {IMAGE} report --file=r.tar.gz && tar tzf r.tar.gz && \
+         tar xzOf r.tar.gz report.json && rm r.tar.gz"
+    );
+    let text = node.text(&["sh", "-c", &script])?;
+    let logs = others
+        .iter()
+        .map(|other| format!("nodes/{}/planet/kubelet.log\n", other.name()));
+    for words in logs.chain([format!("\"nodes/{dead}: ")]) {
+        ensure!(text.contains(&words), "no {words} in the report: {text}");
     }
     Ok(())
 }

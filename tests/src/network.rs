@@ -92,6 +92,19 @@ fn fails_at_first(node: &Node) -> Result<()> {
             "the network is not to be had",
         ],
     )?;
+    let report = "tar tzf /var/lib/gravity/operations/*/report.tar.gz";
+    said(node, &["sh", "-c", report])?.expect(
+        0,
+        &[
+            "/operation.log",
+            "/agent-journal",
+            "log/kubelet.log",
+            "services.json",
+            "certificates.json",
+            "kubernetes/pods.yaml",
+            "report.json",
+        ],
+    )?;
     let ready = "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].status}";
     let nodes = said(node, &["kubectl", "get", "nodes", "-o", ready])?.expect(0, &[])?;
     ensure!(

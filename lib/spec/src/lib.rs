@@ -311,3 +311,88 @@ impl ClusterSpec {
         self.masters().map(address).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// `cluster.json` as version 6.0.0 wrote it, with all that it can hold. It must be
+    /// readable for ever.
+    const VERSION_1: &str = include_str!("../fixtures/cluster-1.json");
+
+    fn node() -> NodeSpec {
+        NodeSpec {
+            id: Uuid::from_u128(11),
+            hostname: "node-1".into(),
+            advertise_addresses: vec!["192.168.7.9".parse().unwrap()],
+            profile: "web".into(),
+            role: Role::Master,
+            pod_cidrs: vec!["10.244.0.0/24".into()],
+            labels: BTreeMap::from([("tier".into(), "front".into())]),
+            taints: vec![Taint {
+                key: "custom".into(),
+                value: "yes".into(),
+                effect: "NoExecute".into(),
+            }],
+            dns_listen: vec!["192.168.7.9:53".parse().unwrap()],
+            state_dir: "/var/lib/gravity".into(),
+            leaving: true,
+            machine: "6f0a".into(),
+            taken_in: Some(1_764_400_000),
+        }
+    }
+
+    #[test]
+    fn a_cluster_of_version_1_is_read() {
+        let cluster = ClusterSpec {
+            version: 1,
+            id: Uuid::from_u128(10),
+            name: "shop".into(),
+            image: ImageRef {
+                name: "shop".into(),
+                version: "1.2.3".into(),
+                digest: "sha256:aa".into(),
+                resources: "sha256:bb".into(),
+            },
+            flavor: Some("three".into()),
+            service_user: ServiceUser {
+                name: "planet".into(),
+                uid: 1000,
+                gid: 1001,
+            },
+            pod_cidrs: vec!["10.244.0.0/16".into()],
+            service_cidrs: vec!["10.100.0.0/16".into()],
+            pod_network: PodNetwork::Wireguard,
+            vxlan_port: 8473,
+            domain: "cluster.local".into(),
+            dns_zones: vec![DnsZone {
+                name: "example.com".into(),
+                servers: vec!["10.0.0.53:53".parse().unwrap()],
+            }],
+            license: Some(License {
+                holder: "Example Ltd".into(),
+                max_nodes: Some(5),
+                ends: 2_000_000_000,
+            }),
+            leaf_seconds: 86400,
+            nodes: vec![node()],
+        };
+        let read: ClusterSpec = serde_json::from_str(VERSION_1).unwrap();
+        assert_eq!(read, cluster);
+        // What it had before this is not needed to read it.
+        let mut older: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
+        for field in ["pod_network", "dns_zones", "license", "leaf_seconds"] {
+            older.as_object_mut().unwrap().remove(field).unwrap();
+        }
+        for field in ["taints", "dns_listen", "leaving", "machine", "taken_in"] {
+            older["nodes"][0]
+                .as_object_mut()
+                .unwrap()
+                .remove(field)
+                .unwrap();
+        }
+        let read: ClusterSpec = serde_json::from_value(older).unwrap();
+        assert_eq!(read.leaf_seconds, care::LEAF_SECONDS);
+        assert!(!read.nodes[0].leaving);
+    }
+}

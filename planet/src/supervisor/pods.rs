@@ -78,9 +78,15 @@ mod tests {
         let bundle = |pid: i32, annotations: serde_json::Value| {
             let bundle = directory.path().join(pid.to_string());
             fs::create_dir(&bundle).unwrap();
-            fs::write(bundle.join("init.pid"), pid.to_string()).unwrap();
+            host::atomic::write(&bundle.join("init.pid"), pid.to_string().as_bytes(), 0o644)
+                .unwrap();
             let json = serde_json::json!({ "ociVersion": "1.0", "annotations": annotations });
-            fs::write(bundle.join("config.json"), json.to_string()).unwrap();
+            host::atomic::write(
+                &bundle.join("config.json"),
+                json.to_string().as_bytes(),
+                0o644,
+            )
+            .unwrap();
         };
         bundle(1, serde_json::json!({ KIND: "sandbox" }));
         bundle(2, serde_json::json!({ KIND: "container", GRACE: "7" }));

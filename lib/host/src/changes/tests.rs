@@ -410,3 +410,102 @@ fn a_daemon_reads_its_configuration_when_ours_is_gone() {
     assert_eq!(report.removed.len(), 2, "{report}");
     assert_eq!(bench.fake.0.lock().unwrap().reloads, [true, true, false]);
 }
+
+/// A change of each kind.
+fn every_change() -> Vec<Change> {
+    let attributes = |uid, mode| Attributes {
+        uid,
+        gid: uid + 1,
+        mode,
+    };
+    vec![
+        Change::OwnedTree {
+            path: "/var/lib/gravity".into(),
+        },
+        Change::Directory {
+            path: "/srv/data".into(),
+            parent: true,
+        },
+        Change::Attributes {
+            path: "/srv/data".into(),
+            attributes: attributes(1000, 0o750),
+            previous: attributes(0, 0o755),
+        },
+        Change::File {
+            path: "/etc/systemd/system/gravity.service".into(),
+            written: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".into(),
+            previous: Some(Previous {
+                content: "b2xkCg==".into(),
+                mode: 0o644,
+                uid: 3,
+                gid: 4,
+            }),
+        },
+        Change::Symlink {
+            path: "/usr/local/bin/kubectl".into(),
+            target: "/var/lib/gravity/bin/gravity".into(),
+            previous: Some("/opt/kubectl".into()),
+        },
+        Change::Group {
+            name: "planet".into(),
+            gid: 1000,
+        },
+        Change::User {
+            name: "planet".into(),
+            uid: 1000,
+        },
+        Change::Sysctl {
+            name: "net.ipv4.ip_forward".into(),
+            value: "1".into(),
+            previous: "0".into(),
+        },
+        Change::Module {
+            name: "overlay".into(),
+        },
+        Change::Unit {
+            name: "gravity.service".into(),
+        },
+        Change::UnitEnabled {
+            name: "gravity.service".into(),
+        },
+        Change::Configuration {
+            daemon: Daemon::NetworkManager,
+        },
+        Change::Configuration {
+            daemon: Daemon::Firewalld,
+        },
+        Change::Mount {
+            target: "/run/planet".into(),
+        },
+        Change::Interface {
+            name: "flannel.1".into(),
+        },
+        Change::Address {
+            interface: "lo".into(),
+            address: "169.254.20.10/32".into(),
+        },
+        Change::Cgroup {
+            path: "/sys/fs/cgroup/gravity".into(),
+        },
+    ]
+}
+
+/// A journal of [`every_change`] as version 6.0.0 wrote it, the first of them without
+/// a scope, and a last one that was undone. It must be readable for ever.
+const VERSION_1: &str = include_str!("../../fixtures/host-changes-1");
+
+#[test]
+fn a_journal_of_version_1_is_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("host-changes");
+    atomic::write(&path, VERSION_1.as_bytes(), 0o600).unwrap();
+    assert_eq!(Journal::read(&path).unwrap(), every_change());
+    let journal = Journal::open_on(&path, Box::new(Fake::default())).unwrap();
+    let scopes: Vec<_> = journal
+        .live
+        .iter()
+        .map(|live| live.scope.as_deref())
+        .collect();
+    assert_eq!(scopes[..2], [None, Some("5f6a/bootstrap")]);
+    assert_eq!(journal.next, every_change().len() as u64 + 2);
+}

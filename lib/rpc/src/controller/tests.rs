@@ -407,7 +407,8 @@ async fn hundreds_of_half_open_connections_of_one_address_leave_room_for_others(
         let mut session = Session::open(&[served.address], &trust(token), None)
             .await
             .unwrap();
-        let joined = session.join(token, &candidate(), &request.request_pem);
+        let candidate = candidate();
+        let joined = session.join(token, &candidate, &request.request_pem);
         joined.await.unwrap()
     };
     // Sooner than any of the others is ended.
