@@ -36,6 +36,8 @@ e2e: base ## tests on nodes in namespaces; needs root
 	@./tests/setup.sh vagrant
 	$(CARGO) test -p gravity-tests --test node --test sources --test vagrant
 	GRAVITY_TELE=$(abspath $(BIN))/tele $(CARGO) test -p gravity-tests --test hub --test builds
+	$(BIN)/make-base --gravity $(BIN)/gravity --programs $(CACHE)/programs
+	GRAVITY_TEST_BIN=$(CACHE)/programs $(CARGO) test -p gravity-cluster --test api
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 17/53
 	$(BIN)/testnode crash --nodes --shard 127/250

@@ -272,8 +272,8 @@ async fn set_status(pods: &Api<Pod>, name: &str, phase: &str, state: Value) {
         .unwrap();
 }
 
-/// Plays the kubelet for the newest pod of a hook: runs it, lets its logs be
-/// read, ends it.
+/// Plays the kubelet for the pod of a hook that has not ended: runs it, lets its logs
+/// be read, ends it.
 async fn play(pods: &Api<Pod>, hook: &str, sink: &Memory, exit_code: i32) {
     seen(sink, "Created Pod").await;
     let labels = format!("gravitational.io/hook={hook}");
@@ -284,7 +284,14 @@ async fn play(pods: &Api<Pod>, hook: &str, sink: &Memory, exit_code: i32) {
     let pod = list
         .items
         .iter()
-        .find(|pod| pod.metadata.deletion_timestamp.is_none())
+        .find(|pod| {
+            let phase = pod
+                .status
+                .as_ref()
+                .and_then(|status| status.phase.as_deref());
+            pod.metadata.deletion_timestamp.is_none()
+                && !matches!(phase, Some("Succeeded" | "Failed"))
+        })
         .unwrap();
     let name = pod.name_any();
     set_status(
@@ -312,16 +319,27 @@ fn logged(sink: &Memory) -> Vec<String> {
     sink.events().into_iter().filter_map(line).collect()
 }
 
-#[tokio::test]
-async fn a_real_api_server() {
+#[test]
+fn a_real_api_server() {
     let Some(bin) = std::env::var_os("GRAVITY_TEST_BIN").map(PathBuf::from) else {
         let _ = writeln!(std::io::stderr(), "skipped: GRAVITY_TEST_BIN is not set");
         return;
     };
+    let test = move || {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        runtime.block_on(against(&bin));
+    };
+    // Unoptimized it takes more than the stack that a test has.
+    let thread = std::thread::Builder::new().stack_size(32 << 20);
+    thread.spawn(test).unwrap().join().unwrap();
+}
+
+/// All of it, against the programs in `bin`.
+async fn against(bin: &Path) {
     let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
         .unwrap();
-    let server = start(&bin, listener.local_addr().unwrap().port());
+    let server = start(bin, listener.local_addr().unwrap().port());
     let client = Client::connect(&server.kubeconfig).await.unwrap();
     client.wait_api(Duration::from_secs(60)).await.unwrap();
     let kubelet = tokio::spawn(serve_logs(listener, server.dir.path().into()));

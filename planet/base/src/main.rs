@@ -30,7 +30,7 @@ use event::Sink;
 use oci::Layout;
 
 use crate::assemble::Programs;
-use crate::component::Workshop;
+use crate::component::{Built, Workshop};
 use crate::versions::Versions;
 
 /// Builds the base image and publishes it into a hub on this machine.
@@ -76,6 +76,10 @@ struct Options {
     /// Builds kubeadm into this directory, and nothing else. Only benchmarks need it.
     #[arg(long, value_name = "DIR")]
     kubeadm: Option<PathBuf>,
+    /// Copies the components' programs into this directory, builds those that are
+    /// missing, and nothing else. Only tests need it.
+    #[arg(long, value_name = "DIR")]
+    programs: Option<PathBuf>,
 }
 
 fn main() -> std::process::ExitCode {
@@ -113,7 +117,10 @@ fn run(options: &Options, console: &Console) -> Result<()> {
     }
     let _lock = lock(&cache, console)?;
     if let Some(directory) = &options.kubeadm {
-        return kubeadm(&versions, &workshop, directory, console);
+        return copy(&workshop.tools(&versions.components)?, directory, console);
+    }
+    if let Some(directory) = &options.programs {
+        return copy(&workshop.build(&versions.components)?, directory, console);
     }
     let hub = match &options.hub {
         Some(hub) => hub.clone(),
@@ -237,14 +244,10 @@ fn list(versions: &Versions, workshop: &Workshop<'_>, console: &Console) -> Resu
     Ok(())
 }
 
-fn kubeadm(
-    versions: &Versions,
-    workshop: &Workshop<'_>,
-    directory: &Path,
-    console: &Console,
-) -> Result<()> {
+/// Copies what was built into a directory.
+fn copy(all: &[Built], directory: &Path, console: &Console) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    for built in workshop.tools(&versions.components)? {
+    for built in all {
         for file in &built.files {
             let to = directory.join(&file.output);
             let temporary = file::beside(&to);
