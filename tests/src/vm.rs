@@ -527,7 +527,9 @@ impl Machine {
     /// # Errors
     /// When it does not come up in `timeout`.
     pub fn reboot(&mut self, timeout: Duration) -> Result<()> {
-        self.must("systemctl --no-block reboot", timeout)?;
+        // Later, so that the answer comes before what answers has ended.
+        let reboot = "(sleep 2; exec systemctl reboot) >/dev/null 2>&1 &";
+        self.must(reboot, timeout)?;
         self.wait_up(timeout)
     }
 
