@@ -244,12 +244,13 @@ fn list(versions: &Versions, workshop: &Workshop<'_>, console: &Console) -> Resu
     Ok(())
 }
 
-/// Copies what was built into a directory.
+/// Copies what was built into a directory, whatever its place in the image is.
 fn copy(all: &[Built], directory: &Path, console: &Console) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
     for built in all {
         for file in &built.files {
-            let to = directory.join(&file.output);
+            let name = Path::new(&file.output).file_name();
+            let to = directory.join(name.with_context(|| file.output.clone())?);
             let temporary = file::beside(&to);
             std::fs::copy(built.path(file), &temporary)
                 .and_then(|_| std::fs::rename(&temporary, &to))
