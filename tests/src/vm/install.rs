@@ -57,10 +57,11 @@ impl Test<'_> {
         self.console.info(&format!("{what}, {took} from the start"));
     }
 
-    /// Waits until all is well again.
+    /// Waits until all is well again, and the page is served, which takes a while more.
     fn wait_well(&mut self) -> Result<()> {
         self.must(&format!(
-            "until {IMAGE} status >/dev/null 2>&1; do sleep 2; done"
+            "until {IMAGE} status >/dev/null 2>&1 && curl -s --fail -m 20 http://{ADDRESS}:30080; \
+             do sleep 2; done"
         ))?;
         self.is_well()
     }
