@@ -28,6 +28,8 @@ struct Fake {
     manner: Manner,
     asked: AtomicUsize,
     read: Mutex<Vec<Range>>,
+    /// Who is asked for something before this one is there.
+    after: Option<Arc<Fake>>,
 }
 
 #[async_trait::async_trait]
@@ -37,6 +39,13 @@ impl Source for Fake {
     }
 
     async fn connect(&self) -> Result<(), Failure> {
+        while self
+            .after
+            .as_ref()
+            .is_some_and(|other| other.asked.load(Ordering::SeqCst) == 0)
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         Ok(())
     }
 
@@ -125,7 +134,17 @@ fn site() -> Site {
 
 impl Site {
     fn source(&self, name: &'static str, manner: Manner) -> Arc<Fake> {
+        self.source_after(name, manner, None)
+    }
+
+    fn source_after(
+        &self,
+        name: &'static str,
+        manner: Manner,
+        after: Option<Arc<Fake>>,
+    ) -> Arc<Fake> {
         Arc::new(Fake {
+            after,
             image: self.image.clone(),
             name,
             manner,
@@ -284,11 +303,9 @@ async fn what_has_come_before_all_died_is_not_fetched_again() {
 #[tokio::test]
 async fn who_gets_the_image_too_gives_what_it_has_and_is_asked_for_nothing_else() {
     let site = site();
-    let master = [site.source("master", Manner::Good)];
-    let passing = [
-        site.source("neighbour", Manner::Has(3)),
-        site.source("gone", Manner::Dies(0)),
-    ];
+    let neighbour = site.source("neighbour", Manner::Has(3));
+    let master = [site.source_after("master", Manner::Good, Some(neighbour.clone()))];
+    let passing = [neighbour, site.source("gone", Manner::Dies(0))];
     let given = site.fetch_passed(&master, &passing).await.unwrap();
     site.assert_fetched();
     let of = |name: &str| given.iter().find(|(who, _)| who == name).unwrap().1;
