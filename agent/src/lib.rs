@@ -55,8 +55,8 @@ pub async fn serve(state_dir: &Path) -> Result<(), rpc::Error> {
     rpc::serve(&socket, IDLE, terminated(), Arc::new(open)).await
 }
 
-/// Comes back at the first SIGTERM.
-async fn terminated() {
+/// Comes back at the first SIGTERM. From then on that does not end the process by itself.
+pub async fn terminated() {
     match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
         Ok(mut signals) => drop(signals.recv().await),
         // Then the signal kills at once, as it does by default.

@@ -17,7 +17,7 @@ const REASON: usize = 300;
 
 /// Announces for ever.
 pub(super) async fn announce(care: &Care, planet: &Client) {
-    let kubeconfig = Care::layout().planet_secrets().join("kubelet.kubeconfig");
+    let kubeconfig = Care::layout().kubelet_kubeconfig();
     let mut announced = None;
     loop {
         tokio::time::sleep(EVERY).await;

@@ -28,7 +28,7 @@ pub(crate) async fn run(arguments: &cli::Care) -> Result<ExitCode> {
     let stop = async move {
         terminate.recv().await;
     };
-    let kubeconfig = Care::layout().planet_secrets().join("kubelet.kubeconfig");
+    let kubeconfig = Care::layout().kubelet_kubeconfig();
     tokio::select! {
         () = agent::care::run(&care, SOCKET.as_ref(), stop) => {}
         never = installer::masters::keep(&kubeconfig) => match never {},

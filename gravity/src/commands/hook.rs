@@ -10,7 +10,6 @@ use console::ExitCode;
 use event::Sink;
 use manifest::{HookName, Manifest};
 use spec::phase;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Session, require_root, status};
 use crate::cli::Hook;
@@ -86,16 +85,9 @@ pub(crate) async fn once(
 
 /// Comes back at Ctrl+C or SIGTERM. From then on neither ends the process by itself.
 pub(crate) async fn interrupted() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signals) => drop(signals.recv().await),
-            // Then it ends the process at once, as it does by default.
-            Err(_) => std::future::pending().await,
-        }
-    };
     tokio::select! {
         _ = tokio::signal::ctrl_c() => {}
-        () = terminated => {}
+        () = agent::terminated() => {}
     }
 }
 

@@ -30,7 +30,7 @@ use serde::Serialize;
 use spec::layout::Layout;
 use tokio::sync::mpsc::{self, Sender};
 
-use super::{Session, cert, hook, require_root, status};
+use super::{Session, cert, hook, own, require_root, status};
 use crate::cli::Report;
 pub(crate) use redact::redact;
 
@@ -171,8 +171,9 @@ async fn send_files(session: &Session, since: Duration, files: Sender<Found>) {
         Ok(client) => client,
         Err(error) => return drop(files.send(Found::missing("nodes", error)).await),
     };
-    let here = nix::unistd::gethostname().unwrap_or_default();
-    let here = here.to_string_lossy().to_lowercase();
+    // By the name that the cluster knows: the host may have got another one.
+    let here = own::node(&session.layout).map(|node| node.hostname);
+    let here = here.unwrap_or_default();
     let since = Timestamp::try_from(changed_after(since)).unwrap_or(Timestamp::UNIX_EPOCH);
     tokio::select! {
         () = nodes::collect(&client, &here, since, &files) => {}

@@ -684,7 +684,7 @@ fn progress(operation: Operation) -> Result<Progress> {
 
 /// Whether a worker is ready, by its kubelet's own rights.
 async fn own_node(session: &Session, name: &str, reasons: &mut Vec<String>) -> &'static str {
-    let kubeconfig = session.layout.planet_secrets().join("kubelet.kubeconfig");
+    let kubeconfig = session.layout.kubelet_kubeconfig();
     let ready = async {
         let client = cluster::Client::connect(&kubeconfig).await?;
         client.wait_node_ready(name, PATIENCE).await

@@ -110,6 +110,11 @@ impl Layout {
         self.planet_secrets().join("admin.kubeconfig")
     }
 
+    /// Kubeconfig of the node's own kubelet.
+    pub fn kubelet_kubeconfig(&self) -> PathBuf {
+        self.planet_secrets().join("kubelet.kubeconfig")
+    }
+
     /// Certificate by which the cluster knows this node; its key lies beside it.
     pub fn node_certificate(&self) -> PathBuf {
         self.secrets().join("node.crt")
