@@ -1,14 +1,14 @@
-//! The crash matrix: an install, or a `leave`, is hit at one of its records and
-//! then gone on with, or taken back.
+//! The crash matrix: an install, or a `leave`, is hit at its records and then gone
+//! on with, or taken back.
 //!
-//! In: a cluster image and a shard. Out: a line a cell, and their count. A cell
-//! is a blow and what follows. A blow is what is hit (the process that runs the
-//! operation, the agent, both, the supervisor, the planet with all in it, one of
-//! its services, the disk's space, the disk itself) and at which record of the
-//! operation's journal. A cell that is gone on with must give the objects, the
-//! certificates and the hook runs of an undisturbed install; one that is taken back,
-//! the node as it was. Where an install comes to its end by itself, the blow has one
-//! cell, not three.
+//! In: a cluster image and a shard. Out: a line a trial, and their count. What is hit
+//! is the process that runs the operation, the agent, both, the supervisor, the planet
+//! with all in it, one of its services, the disk's space or the disk itself. A trial is
+//! a row or a blow. A row hits one operation at each of its records, and goes on with it
+//! after each: at its end must be the objects, the certificates and the hook runs of an
+//! undisturbed install, or the node as it was. A blow hits an install at one record,
+//! and takes it back: the node must be as it was. What an operation survives there is
+//! only to be gone on with, so blows are of hits that end it.
 
 pub mod nodes;
 pub mod power;
@@ -20,7 +20,7 @@ use std::process::Command;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use console::{Console, render};
 
 use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
@@ -30,6 +30,10 @@ use crate::{file, process, scenario};
 /// Events of an operation that follow a record in its journal, as a pattern of
 /// the shell.
 const RECORD: &str = "*/*' in progress: '*|*/*' completed: '*";
+/// Where the node keeps the records that were met, and those at which something was hit:
+/// where nobody looks for what is left of a cluster.
+const MET: &str = "/dev/met";
+const HIT: &str = "/dev/hit";
 /// Parts of the lines of a `leave` that tell what a hook's pod does, as many times as
 /// it happens to.
 const OF_PODS: [&str; 3] = [" Pod \"", " Container \"", "  ["];
@@ -67,6 +71,8 @@ const ENDS: [(&str, &str, &str); 2] = [
 ];
 /// How long controllers may take until a cluster is as one that nobody disturbed.
 const SAME: Duration = Duration::from_secs(60);
+/// Seconds that an operation may take that is hit again and again.
+const LIMIT: &str = "1200";
 /// Size of the disk that is filled, in MB: the install fits.
 const DISK: u32 = 3400;
 /// File of the disk that breaks: what a file that may not be changed is the
@@ -108,7 +114,7 @@ impl Shard {
     }
 }
 
-/// Which blows of all.
+/// Which trials of all.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Choice {
     /// Only one part of what is tried
@@ -117,9 +123,12 @@ pub struct Choice {
     /// Only what contains this: "break the disk"
     #[arg(long)]
     only: Option<String>,
-    /// Go on with the blow of this number, which is the first one of its line
+    /// Go on with the trial of this number, which is the first one of its line
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     from: usize,
+    /// Have a row hit at one of its records only, to look closer
+    #[arg(long, value_name = "RECORD")]
+    at: Option<usize>,
     /// Name of the node, or the first part of their names: with others, and
     /// --image, several parts run at the same time
     #[arg(long, default_value = "crash")]
@@ -127,8 +136,8 @@ pub struct Choice {
 }
 
 impl Choice {
-    fn holds(&self, index: usize, blow: &impl fmt::Display) -> bool {
-        self.shard.holds(index) && index >= self.from && self.names(&blow.to_string())
+    fn holds(&self, index: usize, trial: &impl fmt::Display) -> bool {
+        self.shard.holds(index) && index >= self.from && self.names(&trial.to_string())
     }
 
     fn names(&self, what: &str) -> bool {
@@ -168,11 +177,17 @@ impl Hit {
         Self::FullDisk,
         Self::BrokenDisk,
     ];
+    /// What an operation doesn't survive.
+    const ENDING: [Self; 4] = [
+        Self::Operation,
+        Self::Both,
+        Self::FullDisk,
+        Self::BrokenDisk,
+    ];
 
-    /// These, and the service whose turn it is.
-    fn in_turn(hits: &[Self], turn: usize) -> impl Iterator<Item = Self> {
-        let service = Self::Service(SERVICES[turn % SERVICES.len()]);
-        hits.iter().copied().chain([service])
+    /// These, and each service.
+    fn and_services(hits: &[Self]) -> impl Iterator<Item = Self> {
+        hits.iter().copied().chain(SERVICES.map(Self::Service))
     }
 
     /// What it is called among those of its kind.
@@ -183,14 +198,18 @@ impl Hit {
         }
     }
 
-    /// How, in words of the shell. It must not fail where there is none yet.
+    /// How, in words of the shell, which say HIT. It must not fail where there is
+    /// nothing to hit yet.
     fn script(self) -> String {
         let kill = |locks: &[&str]| {
             let files: Vec<_> = locks
                 .iter()
                 .map(|lock| format!("{STATE}/{lock}.lock"))
                 .collect();
-            format!("kill -9 $(cat {} 2>/dev/null) 2>/dev/null", files.join(" "))
+            format!(
+                "kill -9 $(cat {} 2>/dev/null) 2>/dev/null && echo HIT",
+                files.join(" ")
+            )
         };
         match self {
             Self::Operation => kill(&["operation"]),
@@ -199,8 +218,8 @@ impl Hit {
             // Process 1 of the planet has the supervisor's command in its arguments.
             Self::Supervisor => kill_program("/opt/gravity/bin/gravity planet supervise"),
             Self::Planet => kill_program("/usr/local/bin/planet-init"),
-            Self::FullDisk => fill_disk(),
-            Self::BrokenDisk => format!("chattr +i {DISK_FILE}"),
+            Self::FullDisk => format!("{}; echo HIT", fill_disk()),
+            Self::BrokenDisk => format!("chattr +i {DISK_FILE}; echo HIT"),
             Self::Service(command) => kill_program(command),
         }
     }
@@ -228,86 +247,92 @@ impl fmt::Display for Hit {
 pub(crate) fn kill_program(command: &str) -> String {
     format!(
         "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' 2>/dev/null <$p/cmdline)\" in \
-         '{command}'*) kill -9 ${{p#/proc/}} && echo KILLED;; esac; done; true"
+         '{command}'*) kill -9 ${{p#/proc/}} && echo HIT;; esac; done; true"
     )
 }
 
-/// What follows an install that was hit.
+/// How an install that was hit is taken back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    Resume,
+enum Back {
     Rollback,
     Leave,
 }
 
-impl fmt::Display for End {
+impl fmt::Display for Back {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Resume => "resume",
-            Self::Rollback => "roll back",
-            Self::Leave => "leave",
+            Self::Rollback => "rolled back",
+            Self::Leave => "left",
         })
     }
 }
 
 /// What is hit, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Blow {
-    Install {
-        hit: Hit,
-        record: usize,
-    },
-    /// `leave` of a whole cluster, at a step of its output, or a little later.
-    Leave {
-        hit: Hit,
-        step: usize,
-        late: bool,
-    },
+enum Trial {
+    /// An install, at each of its records.
+    Install(Hit),
+    /// A `leave` of a whole cluster, at each step of its output, or a little later.
+    Leave { hit: Hit, late: bool },
+    /// An install at one record.
+    Blow { hit: Hit, record: usize, back: Back },
 }
 
-impl Blow {
+impl Trial {
     /// What it is called among those of its kind.
     fn kind(self) -> String {
         match self {
-            Self::Install { hit, .. } => format!("install: {}", hit.kind()),
+            Self::Install(hit) => format!("install: {}", hit.kind()),
             Self::Leave { hit, .. } => format!("leave: {}", hit.kind()),
+            Self::Blow { hit, back, .. } => format!("install, {back}: {}", hit.kind()),
         }
     }
 }
 
-impl fmt::Display for Blow {
+impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Install { hit, record } => write!(f, "install: {hit} at record {record}"),
-            Self::Leave { hit, step, late } => {
+            Self::Install(hit) => write!(f, "install: {hit} at each record"),
+            Self::Leave { hit, late } => {
                 let later = if *late { ", half a second later" } else { "" };
-                write!(f, "leave: {hit} at step {step}{later}")
+                write!(f, "leave: {hit} at each step{later}")
+            }
+            Self::Blow { hit, record, back } => {
+                write!(f, "install, {back}: {hit} at record {record}")
             }
         }
     }
 }
 
-/// All blows to an install with so many records and a `leave` with so many steps.
-fn blows(records: usize, steps: usize) -> Vec<Blow> {
-    let install = (1..=records).flat_map(|record| {
-        Hit::in_turn(&Hit::INSTALL, record).map(move |hit| Blow::Install { hit, record })
+/// All that is tried with an install of so many records. Each record meets each way
+/// back, with hits in turn.
+fn trials(records: usize) -> Vec<Trial> {
+    let installs = Hit::and_services(&Hit::INSTALL).map(Trial::Install);
+    let leaves = Hit::and_services(&Hit::LEAVE)
+        .flat_map(|hit| [false, true].map(|late| Trial::Leave { hit, late }));
+    let blows = (0..records).flat_map(|index| {
+        // Every second record is the end of a phase: hits must not fall into step.
+        let turn = index + index / Hit::ENDING.len();
+        [(Back::Rollback, turn), (Back::Leave, turn + 1)].map(|(back, turn)| Trial::Blow {
+            hit: Hit::ENDING[turn % Hit::ENDING.len()],
+            record: index + 1,
+            back,
+        })
     });
-    let moments = (1..=steps).flat_map(|step| [(step, false), (step, true)]);
-    let leave = moments.enumerate().flat_map(|(turn, (step, late))| {
-        Hit::in_turn(&Hit::LEAVE, turn).map(move |hit| Blow::Leave { hit, step, late })
-    });
-    install.chain(leave).collect()
+    installs.chain(leaves).chain(blows).collect()
 }
 
-/// How often each kind of blow was struck, in how many cells, and how many of these
+/// How many trials of each kind there were, how often was hit in them, and how many
 /// ended badly.
 #[derive(Debug, Default)]
 struct Tally(BTreeMap<String, [usize; 3]>);
 
 impl Tally {
-    fn add(&mut self, kind: String, cells: usize, bad: usize) {
+    /// Counts a trial by how often it hit, or that it ended badly.
+    fn add(&mut self, kind: String, hits: Option<usize>) {
         let counts = self.0.entry(kind).or_default();
-        for (count, more) in counts.iter_mut().zip([1, cells, bad]) {
+        let more = [1, hits.unwrap_or_default(), usize::from(hits.is_none())];
+        for (count, more) in counts.iter_mut().zip(more) {
             *count += more;
         }
     }
@@ -324,13 +349,41 @@ impl Tally {
             [kind.clone()].into_iter().chain(counts).collect()
         };
         let rows: Vec<_> = self.0.iter().map(row).collect();
-        console.table(&["Blow", "Struck", "Cells", "Ended badly"], &rows);
-        let [struck, cells, bad] = self.sum();
+        console.table(&["Kind", "Trials", "Hits", "Ended badly"], &rows);
+        let [trials, hits, bad] = self.sum();
         console.print(&format!(
-            "{struck} of {all} blows in {cells} cells, {bad} ended badly"
+            "{trials} of {all} trials with {hits} hits, {bad} ended badly"
         ));
         bad == 0
     }
+}
+
+/// Does the chosen trials one after the other. Says whether all ended well.
+///
+/// `run` says how often a trial has hit, or how it ended badly; it fails where nothing
+/// can be tried any more.
+fn run_chosen<T: Copy + fmt::Display>(
+    all: &[T],
+    choice: &Choice,
+    console: &Console,
+    kind: impl Fn(T) -> String,
+    mut run: impl FnMut(T) -> Result<Result<usize>>,
+) -> Result<bool> {
+    let mut tally = Tally::default();
+    for (index, trial) in all.iter().enumerate() {
+        if !choice.holds(index, trial) {
+            continue;
+        }
+        let started = Instant::now();
+        let result = run(*trial).with_context(|| format!("after {trial}"))?;
+        let took = render::duration(started.elapsed());
+        console.print(&match &result {
+            Ok(hits) => format!("ok {index} {trial}, {hits} hits ({took})"),
+            Err(error) => format!("FAILED {index} {trial} ({took}): {error:#}"),
+        });
+        tally.add(kind(*trial), result.ok());
+    }
+    Ok(tally.show(all.len(), console))
 }
 
 /// The sample, with hooks for the end of its application.
@@ -368,15 +421,13 @@ pub fn image(setup: &scenario::Setup, console: &Console) -> Result<PathBuf> {
     with_ends.image(console)
 }
 
-/// What an undisturbed install and `leave` were like.
+/// What an undisturbed install was like.
 struct Reference {
     records: usize,
-    /// Of a `leave`.
-    steps: usize,
     cluster: String,
 }
 
-/// Runs the cells of chosen blows. Says whether all ended well.
+/// Does the chosen trials. Says whether all ended well.
 ///
 /// # Errors
 /// When the node can't be made or an undisturbed install fails.
@@ -384,49 +435,23 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
     let new = || Setup::new(&choice.name, image, console);
     let mut setup = new()?;
     let reference = undisturbed(&setup).context("an undisturbed install")?;
-    let all = blows(reference.records, reference.steps);
-    let chosen = all
-        .iter()
-        .enumerate()
-        .filter(|(index, blow)| choice.holds(*index, *blow));
-    let mut tally = Tally::default();
-    for (index, blow) in chosen {
-        let (mut cells, mut bad) = (0, 0);
-        for end in [End::Resume, End::Rollback, End::Leave] {
-            cells += 1;
-            let started = Instant::now();
-            let result = match *blow {
-                Blow::Install { hit, record } => run_install(&setup, &reference, hit, record, end),
-                Blow::Leave { hit, step, late } => {
-                    run_leave(&setup, hit, step, late).map(|()| true)
-                }
-            };
-            let took = render::duration(started.elapsed());
-            let ended_by_itself = match result {
-                Ok(by_itself) => {
-                    let how = match by_itself {
-                        true => "by itself".to_owned(),
-                        false => end.to_string(),
-                    };
-                    console.print(&format!("ok {index} {blow}, {how} ({took})"));
-                    by_itself
-                }
-                Err(error) => {
-                    bad += 1;
-                    console.print(&format!("FAILED {index} {blow}, {end} ({took}): {error:#}"));
-                    Disk::let_go(&setup);
-                    drop(setup);
-                    setup = new().context("making a new node after a bad end")?;
-                    false
-                }
-            };
-            if ended_by_itself {
-                break;
-            }
+    let all = trials(reference.records);
+    run_chosen(&all, choice, console, Trial::kind, |trial| {
+        let result = match trial {
+            Trial::Install(hit) => until_all_are_hit(&setup, hit, choice.at, || {
+                hit_install(&setup, &reference, hit, choice.at)
+            }),
+            Trial::Leave { hit, late } => until_all_are_hit(&setup, hit, choice.at, || {
+                hit_leave(&setup, hit, late, choice.at)
+            }),
+            Trial::Blow { hit, record, back } => take_back(&setup, hit, record, back),
+        };
+        if result.is_err() {
+            Disk::let_go(&setup);
+            setup = new().context("making a new node after a bad end")?;
         }
-        tally.add(blow.kind(), cells, bad);
-    }
-    Ok(tally.show(all.len(), console))
+        Ok(result)
+    })
 }
 
 /// Arguments by which a node becomes one that others can join.
@@ -464,20 +489,12 @@ fn all_nodes(master: &Setup) -> Result<Vec<String>> {
     Ok(names.map(ToOwned::to_owned).collect())
 }
 
-fn install(setup: &Setup, at: usize, then: &str) -> Result<(bool, Said)> {
-    at_line(
-        setup,
-        &format!(
-            "install --accept-eula --skip-disk-test {FLAVOR} --advertise-addr={}",
-            setup.node.address()
-        ),
-        RECORD,
-        at,
-        then,
-    )
+fn install_command(setup: &Setup) -> String {
+    let address = setup.node.address();
+    format!("install --accept-eula --skip-disk-test {FLAVOR} --advertise-addr={address}")
 }
 
-/// The same for steps of a `leave`: lines that are of no pod.
+/// What [`RECORD`] is, for steps of a `leave`: lines that are of no pod.
 fn leave_steps() -> String {
     let of_pods = OF_PODS.map(|part| format!("*'{part}'*"));
     format!("{}) ;; *'{AT_ONCE}'*", of_pods.join("|"))
@@ -487,41 +504,80 @@ fn is_leave_step(line: &str) -> bool {
     line.contains(AT_ONCE) && !OF_PODS.iter().any(|part| line.contains(part))
 }
 
-/// Runs a command of `gravity` and does `then` at one of its lines of a
-/// pattern, counted from 1. Whether there was that line.
-fn at_line(
+/// Runs a command of `gravity` and does `then` at each of its lines of a pattern at which
+/// it has hit nothing yet: a record that was told when its process was dead already is
+/// told again by the next one. With `at` only at the line that is met as that number,
+/// counted from 1. Whether something was hit.
+fn hitting(
     setup: &Setup,
     command: &str,
     pattern: &str,
-    at: usize,
+    at: Option<usize>,
     then: &str,
 ) -> Result<(bool, Said)> {
+    let at = at.map_or_else(|| "$n".to_owned(), |at| at.to_string());
+    // The time and names that are made up each time are not what a line says.
     let script = format!(
-        "{{ {IMAGE} {command} 2>&1; echo exit $?; }} | {{ n=0; while IFS= read -r line; do \
+        "touch {MET} {HIT}; \
+         {{ {IMAGE} {command} 2>&1; echo exit $?; }} | {{ while IFS= read -r line; do \
            echo \"$line\"; \
-           case \"$line\" in {pattern}) n=$((n+1)); [ $n = {at} ] && {{ {then}; echo REACHED; }};; esac; \
+           case \"$line\" in {pattern}) \
+             key=$(echo \"${{line#*UTC}}\" | sed 's/\"[^\"]*\"//g'); \
+             n=$(grep -nxF -- \"$key\" {MET} | cut -d: -f1); \
+             [ \"$n\" ] || {{ echo \"$key\" >>{MET}; n=$(wc -l <{MET}); }}; \
+             [ $n = {at} ] && ! grep -qxF -- \"$key\" {HIT} && \
+               case $({then}) in *HIT*) echo \"$key\" >>{HIT}; echo HIT;; esac;; \
+           esac; \
          done; true; }}"
     );
-    let said = setup.shell(&script)?;
-    let reached = said.text.lines().any(|line| line == "REACHED");
-    let code = said
-        .text
-        .lines()
-        .rev()
-        .find_map(|line| line.strip_prefix("exit "))
-        .and_then(|code| code.parse().ok());
-    Ok((
-        reached,
-        Said {
-            code: code.unwrap_or(said.code),
-            ..said
-        },
-    ))
+    let said = setup.said_within(LIMIT, &["sh", "-c", &script])?;
+    let hit = said.text.lines().any(|line| line == "HIT");
+    let mut lines = said.text.lines().rev();
+    let code = lines.find_map(|line| line.strip_prefix("exit "));
+    let code = code.and_then(|code| code.parse().ok()).unwrap_or(said.code);
+    Ok((hit, Said { code, ..said }))
+}
+
+/// How many records were met, and at how many something was hit.
+fn met(setup: &Setup) -> Result<(usize, usize)> {
+    let met = setup.shell(&format!("wc -l <{MET}; wc -l <{HIT}"))?;
+    let met = met.expect(0, &[])?.text;
+    let mut counts = met.lines().map(|line| line.trim().parse());
+    match (counts.next(), counts.next()) {
+        (Some(Ok(met)), Some(Ok(hits))) => Ok((met, hits)),
+        _ => bail!("no numbers of records: {met}"),
+    }
+}
+
+/// The node forgets which records were met.
+fn forget_met(setup: &Setup) -> Result<()> {
+    let forget = format!("rm -f {MET} {HIT}");
+    setup.shell(&forget)?.expect(0, &[]).map(drop)
+}
+
+/// Does an operation with its hits, and once more as long as there are records that were
+/// not hit: what ends an operation leaves out those that it had told already. Returns
+/// how many were hit.
+fn until_all_are_hit(
+    setup: &Setup,
+    hit: Hit,
+    at: Option<usize>,
+    operation: impl Fn() -> Result<()>,
+) -> Result<usize> {
+    let mut before = 0;
+    loop {
+        operation()?;
+        let (_, hits) = met(setup)?;
+        if hits == before || at.is_some() || !Hit::ENDING.contains(&hit) {
+            forget_met(setup)?;
+            return Ok(hits);
+        }
+        before = hits;
+    }
 }
 
 fn undisturbed(setup: &Setup) -> Result<Reference> {
-    let (_, said) = install(setup, 0, ":")?;
-    let said = said.expect(0, &["is active"])?;
+    let said = gravity(setup, &install_command(setup))?.expect(0, &["is active"])?;
     let records = said
         .text
         .lines()
@@ -530,13 +586,9 @@ fn undisturbed(setup: &Setup) -> Result<Reference> {
     ensure!(records > 0, "no records were told: {}", said.text);
     setup.is_active()?;
     let cluster = cluster(setup)?;
-    let left = setup.leave()?.expect(0, &[])?;
+    setup.leave()?.expect(0, &[])?;
     setup.is_untouched()?;
-    Ok(Reference {
-        records,
-        steps: left.text.lines().filter(|line| is_leave_step(line)).count(),
-        cluster,
-    })
+    Ok(Reference { records, cluster })
 }
 
 /// What is in the cluster, without what differs from install to install: names
@@ -586,76 +638,93 @@ fn is_same_but_for_lost_pods(found: &str, expected: &str) -> bool {
     lines.eq(expected.lines().map(without_lost))
 }
 
-/// Hits an install and ends it so. Whether it came to its end by itself: what
-/// else could follow is the same then.
-fn run_install(
-    setup: &Setup,
-    reference: &Reference,
-    hit: Hit,
-    record: usize,
-    end: End,
-) -> Result<bool> {
+fn gravity(setup: &Setup, command: &str) -> Result<Said> {
+    setup.shell(&format!("{IMAGE} {command}"))
+}
+
+/// Hits an install at each of its records, or at one, and goes on with it after each.
+fn hit_install(setup: &Setup, reference: &Reference, hit: Hit, at: Option<usize>) -> Result<()> {
     let disk = Disk::mount(setup, hit)?;
-    let (reached, said) = install(setup, record, &hit.script())?;
-    ensure!(reached, "there was no such record: {}", said.text);
+    let mut command = install_command(setup);
+    // Each is hit once at the most, and the last command is not.
+    for _ in 0..=reference.records {
+        let (_, said) = hitting(setup, &command, RECORD, at, &hit.script())?;
+        disk.mend(setup, true)?;
+        if said.code == 0 {
+            break;
+        }
+        command = match said.code {
+            RESUMABLE => "resume".into(),
+            code => bail!("exit code {code}: {}", said.text),
+        };
+    }
+    let (met, _) = met(setup)?;
+    ensure!(
+        met >= reference.records,
+        "only {met} of {} records were met",
+        reference.records
+    );
+    if hit == Hit::BrokenDisk {
+        gravity(setup, "start")?.expect(0, &[])?;
+    }
+    setup.is_active()?;
+    is_as(setup, &reference.cluster, |found, expected| match disk {
+        Disk::Small => is_same_but_for_lost_pods(found, expected),
+        _ => found == expected,
+    })?;
+    setup.leave()?.expect(0, &[])?;
+    disk.unmount(setup)?;
+    setup.is_untouched()
+}
+
+/// Hits an install at a record and takes it back. Where it came to its end, by itself
+/// or because that was the last record, it is left.
+fn take_back(setup: &Setup, hit: Hit, record: usize, back: Back) -> Result<usize> {
+    let disk = Disk::mount(setup, hit)?;
+    let install = install_command(setup);
+    let (_, said) = hitting(setup, &install, RECORD, Some(record), &hit.script())?;
+    let (met, hits) = met(setup)?;
+    forget_met(setup)?;
+    ensure!(met >= record, "there was no such record: {}", said.text);
     ensure!(
         matches!(said.code, 0 | RESUMABLE),
         "exit code {}: {}",
         said.code,
         said.text
     );
-    let is_done = said.code == 0;
-    disk.mend(setup, end == End::Resume)?;
-    match end {
-        End::Resume => {
-            if !is_done {
-                setup.said(&[IMAGE, "resume"])?.expect(0, &["is active"])?;
-            } else if hit == Hit::BrokenDisk {
-                setup.said(&[IMAGE, "start"])?.expect(0, &[])?;
-            }
-            setup.is_active()?;
-            is_as(setup, &reference.cluster, |found, expected| match disk {
-                Disk::Small => is_same_but_for_lost_pods(found, expected),
-                _ => found == expected,
-            })?;
-            setup.leave()?.expect(0, &[])?;
-        }
-        End::Rollback if !is_done => {
-            setup
-                .said(&[IMAGE, "rollback", "--confirm"])?
-                .expect(0, &[])?;
-        }
-        End::Rollback | End::Leave => {
-            setup.leave()?.expect(0, &[])?;
-        }
+    // A full disk is one still.
+    disk.mend(setup, false)?;
+    match back {
+        Back::Rollback if said.code != 0 => gravity(setup, "rollback --confirm")?,
+        _ => setup.leave()?,
     }
+    .expect(0, &[])?;
     disk.unmount(setup)?;
     setup.is_untouched()?;
-    Ok(is_done)
+    Ok(hits)
 }
 
-/// Hits a `leave` and does it again.
-fn run_leave(setup: &Setup, hit: Hit, step: usize, late: bool) -> Result<()> {
+/// Whether nothing of a cluster is on a node.
+fn is_left(setup: &Setup) -> Result<bool> {
+    // What a check of its filesystem made is not ours.
+    let left = format!("ls -A {STATE} 2>/dev/null | grep -qvx lost+found");
+    Ok(setup.shell(&left)?.code != 0)
+}
+
+/// Hits a `leave` at each of its steps, or at one, and does it again after each.
+fn hit_leave(setup: &Setup, hit: Hit, late: bool, at: Option<usize>) -> Result<()> {
     let disk = Disk::mount(setup, hit)?;
-    let (_, said) = install(setup, 0, ":")?;
-    said.expect(0, &["is active"])?;
+    gravity(setup, &install_command(setup))?.expect(0, &["is active"])?;
     let wait = if late { "sleep 0.5; " } else { "" };
     let script = format!("{wait}{}", hit.script());
-    at_line(
-        setup,
-        "leave --force --confirm",
-        &leave_steps(),
-        step,
-        &script,
-    )?;
-    disk.mend(setup, true)?;
-    // It may have been done already.
-    if setup
-        .shell(&format!("ls -A {STATE} 2>/dev/null | grep -q ."))?
-        .code
-        == 0
-    {
-        setup.leave()?.expect(0, &[])?;
+    loop {
+        let leave = "leave --force --confirm";
+        let (hit, said) = hitting(setup, leave, &leave_steps(), at, &script)?;
+        disk.mend(setup, true)?;
+        if is_left(setup)? {
+            break;
+        }
+        ensure!(hit, "exit code {}: {}", said.code, said.text);
     }
     disk.unmount(setup)?;
     setup.is_untouched()
@@ -792,18 +861,14 @@ mod tests {
     }
 
     #[test]
-    fn each_service_is_killed_in_its_turn() {
-        let all = blows(SERVICES.len(), SERVICES.len());
+    fn each_service_is_killed_at_each_record() {
+        let all = trials(8);
         for service in SERVICES {
-            let hit = |of: &Hit| *of == Hit::Service(service);
-            let installs = all
-                .iter()
-                .filter(|blow| matches!(blow, Blow::Install { hit: of, .. } if hit(of)));
-            assert_eq!(installs.count(), 1, "{service}");
-            assert!(
-                all.iter()
-                    .any(|blow| matches!(blow, Blow::Leave { hit: of, .. } if hit(of)))
-            );
+            let hit = Hit::Service(service);
+            assert!(all.contains(&Trial::Install(hit)), "{service}");
+            for late in [false, true] {
+                assert!(all.contains(&Trial::Leave { hit, late }), "{service}");
+            }
         }
         let care = Hit::Service("/opt/gravity/bin/gravity care ");
         assert_eq!(care.to_string(), "kill the service care");
@@ -813,19 +878,43 @@ mod tests {
     }
 
     #[test]
-    fn a_tally_counts_each_kind() {
-        let mut tally = Tally::default();
-        tally.add("install: kill the agent".into(), 3, 1);
-        tally.add("install: kill the agent".into(), 1, 0);
-        tally.add("leave: kill a service".into(), 1, 0);
-        assert_eq!(tally.0["install: kill the agent"], [2, 4, 1]);
-        assert_eq!(tally.sum(), [3, 5, 1]);
+    fn each_record_is_taken_back_both_ways_and_each_hit_meets_ends_and_beginnings() {
+        let mut met = [Back::Rollback, Back::Leave].map(|back| {
+            let blows = trials(28).into_iter().filter_map(move |trial| match trial {
+                Trial::Blow {
+                    hit,
+                    record,
+                    back: of,
+                } if of == back => Some((record, hit)),
+                _ => None,
+            });
+            blows.collect::<Vec<_>>()
+        });
+        for blows in &mut met {
+            assert!(blows.iter().map(|(record, _)| *record).eq(1..=28));
+            for hit in Hit::ENDING {
+                for parity in [0, 1] {
+                    let meets = |(record, of): &&(usize, Hit)| *of == hit && record % 2 == parity;
+                    assert!(blows.iter().filter(meets).count() > 2, "{hit} {parity}");
+                }
+            }
+        }
     }
 
     #[test]
-    fn every_blow_is_in_exactly_one_shard() {
-        let all = blows(28, 20);
-        assert_eq!(all.len(), 28 * 8 + 20 * 2 * 6);
+    fn a_tally_counts_each_kind() {
+        let mut tally = Tally::default();
+        tally.add("install: kill the agent".into(), Some(3));
+        tally.add("install: kill the agent".into(), None);
+        tally.add("leave: kill a service".into(), Some(1));
+        assert_eq!(tally.0["install: kill the agent"], [2, 3, 1]);
+        assert_eq!(tally.sum(), [3, 4, 1]);
+    }
+
+    #[test]
+    fn every_trial_is_in_exactly_one_shard() {
+        let all = trials(28);
+        assert_eq!(all.len(), 20 + 18 * 2 + 28 * 2);
         let held = |index: usize| {
             (1..=8)
                 .filter(|number| {

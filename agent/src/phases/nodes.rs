@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use event::Sink;
+use event::{Event, NodeState, Sink};
 use operation::PhaseError;
 use spec::ClusterSpec;
 use spec::phase::Nodes;
@@ -21,9 +21,14 @@ pub(crate) async fn execute(node: &Node, phase: &Nodes, sink: &dyn Sink) -> Resu
     let client = node.kubernetes().await?;
     let end = Instant::now() + PATIENCE;
     let mut told = String::new();
+    let mut shown = BTreeMap::new();
     loop {
-        let ready = profiles(&client).await?;
-        let missing = phase.missing(ready.iter().map(String::as_str));
+        let nodes = nodes(&client).await?;
+        for event in changes(&mut shown, &nodes) {
+            sink.emit(event);
+        }
+        let ready = nodes.iter().filter(|node| node.state == NodeState::Ready);
+        let missing = phase.missing(ready.map(|node| node.profile.as_str()));
         if missing.is_empty() {
             sink.info("All nodes of the flavor have joined");
             return Ok(());
@@ -40,25 +45,70 @@ pub(crate) async fn execute(node: &Node, phase: &Nodes, sink: &dyn Sink) -> Resu
     }
 }
 
-/// Profiles of the nodes that are ready.
-async fn profiles(client: &cluster::Client) -> Result<Vec<String>, PhaseError> {
+/// One of the cluster's nodes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Seen {
+    name: String,
+    address: String,
+    profile: String,
+    state: NodeState,
+}
+
+impl Seen {
+    fn event(self) -> Event {
+        Event::Node {
+            name: self.name,
+            address: self.address,
+            profile: self.profile,
+            state: self.state,
+        }
+    }
+}
+
+/// What differs from what was shown, which becomes what there is.
+fn changes(shown: &mut BTreeMap<String, Seen>, nodes: &[Seen]) -> Vec<Event> {
+    let now: BTreeMap<_, _> = nodes
+        .iter()
+        .map(|node| (node.name.clone(), node.clone()))
+        .collect();
+    let before = std::mem::replace(shown, now);
+    let gone = before
+        .values()
+        .filter(|node| !shown.contains_key(&node.name));
+    let gone = gone.map(|node| Seen {
+        state: NodeState::Gone,
+        ..node.clone()
+    });
+    let changed = shown
+        .values()
+        .filter(|node| before.get(&node.name) != Some(node));
+    gone.chain(changed.cloned()).map(Seen::event).collect()
+}
+
+/// The nodes that the cluster knows, and how far they are.
+async fn nodes(client: &cluster::Client) -> Result<Vec<Seen>, PhaseError> {
     let read = client
         .description()
         .await
         .map_err(|error| transient(&error))?;
     let cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(|error| lasting(&error))?;
     let status = client.status().await.map_err(|error| transient(&error))?;
-    let is_ready = |name: &str| {
-        status
-            .nodes
-            .iter()
-            .any(|node| node.ready && node.name == name)
+    let state = |name: &str| match status.nodes.iter().find(|node| node.name == name) {
+        Some(node) if node.ready => NodeState::Ready,
+        Some(_) => NodeState::Starting,
+        None => NodeState::Joining,
     };
-    let ready = cluster
-        .nodes
-        .into_iter()
-        .filter(|node| is_ready(&node.hostname));
-    Ok(ready.map(|node| node.profile).collect())
+    let seen = cluster.nodes.into_iter().map(|node| Seen {
+        state: state(&node.hostname),
+        name: node.hostname,
+        address: node
+            .advertise_addresses
+            .first()
+            .map(ToString::to_string)
+            .unwrap_or_default(),
+        profile: node.profile,
+    });
+    Ok(seen.collect())
 }
 
 fn text(missing: &BTreeMap<&str, u32>) -> String {
@@ -77,6 +127,35 @@ fn text(missing: &BTreeMap<&str, u32>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_is_told_once() {
+        let node = |name: &str, state| Seen {
+            name: name.into(),
+            address: "10.0.0.2".into(),
+            profile: "db".into(),
+            state,
+        };
+        let mut shown = BTreeMap::new();
+        let mut told = |nodes: &[Seen]| -> Vec<(String, NodeState)> {
+            let events = changes(&mut shown, nodes).into_iter();
+            let pair = |event| match event {
+                Event::Node { name, state, .. } => (name, state),
+                other => panic!("{other:?}"),
+            };
+            events.map(pair).collect()
+        };
+        let pair = |name: &str, state| (name.to_owned(), state);
+        let one = node("a", NodeState::Ready);
+        let two = |state| node("b", state);
+        assert_eq!(told(&[one.clone()]), [pair("a", NodeState::Ready)]);
+        assert_eq!(told(&[one.clone()]), []);
+        let joining = [one.clone(), two(NodeState::Joining)];
+        assert_eq!(told(&joining), [pair("b", NodeState::Joining)]);
+        let starting = [one.clone(), two(NodeState::Starting)];
+        assert_eq!(told(&starting), [pair("b", NodeState::Starting)]);
+        assert_eq!(told(&[one]), [pair("b", NodeState::Gone)]);
+    }
 
     #[test]
     fn nodes_are_waited_for_by_profile_and_more_are_fine() {

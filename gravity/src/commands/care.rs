@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use spec::care::Care;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli;
 
@@ -24,13 +23,9 @@ pub(crate) async fn run(arguments: &cli::Care) -> Result<ExitCode> {
             spec::VERSION
         );
     }
-    let mut terminate = signal(SignalKind::terminate()).context("wait for signals")?;
-    let stop = async move {
-        terminate.recv().await;
-    };
     let kubeconfig = Care::layout().kubelet_kubeconfig();
     tokio::select! {
-        () = agent::care::run(&care, SOCKET.as_ref(), stop) => {}
+        () = agent::care::run(&care, SOCKET.as_ref(), agent::terminated()) => {}
         never = installer::masters::keep(&kubeconfig) => match never {},
     }
     Ok(ExitCode::Ok)

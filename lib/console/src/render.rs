@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use annotate_snippets::{AnnotationKind, Level, Origin, Renderer, Snippet};
 use comfy_table::Table;
-use event::{Event, Unit};
+use event::{Event, NodeState, Unit};
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
@@ -110,6 +110,23 @@ pub fn event(event: &Event) -> Option<String> {
                 Some(error) => format!("{text}: {}", sanitize(error)),
                 None => text,
             }
+        }
+        Event::Node {
+            name,
+            address,
+            profile,
+            state,
+        } => {
+            let state = match state {
+                NodeState::Joining => "is joining",
+                NodeState::Starting => "is starting",
+                NodeState::Ready => "is ready",
+                NodeState::Gone => "is gone",
+                NodeState::Unknown => return None,
+            };
+            sanitize(&format!(
+                "Node {name} ({address}, profile {profile}) {state}"
+            ))
         }
         Event::Log { source, line } => format!("[{}] {}", sanitize(source), sanitize(line)),
         Event::Unknown => return None,
@@ -370,6 +387,23 @@ error[unknown-field]: there is no field `baseimage`
             event(&log).unwrap(),
             "[pod/c] \u{fffd}[2Jhello\tthere\u{fffd}"
         );
+    }
+
+    #[test]
+    fn nodes_tell_how_far_they_are() {
+        let node = |state| {
+            event(&Event::Node {
+                name: "db-1".into(),
+                address: "10.0.0.2".into(),
+                profile: "db".into(),
+                state,
+            })
+        };
+        assert_eq!(
+            node(NodeState::Joining).unwrap(),
+            "Node db-1 (10.0.0.2, profile db) is joining"
+        );
+        assert_eq!(node(NodeState::Unknown), None);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use event::{Event, Sink, Unit};
+use event::{Event, NodeState, Sink, Unit};
 use indicatif::{
     MultiProgress, ProgressBar, ProgressDrawTarget, ProgressFinish, ProgressState, ProgressStyle,
 };
@@ -345,13 +345,24 @@ fn update_bars(
             let id = format!("phase {id}");
             if state != "in_progress" {
                 tasks.remove(&id);
+                // Nodes are waited for no longer than a phase.
+                tasks.retain(|id, _| !id.starts_with(NODE));
                 return true;
             }
-            let spinner =
-                bars.add(ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear));
+            let spinner = spinner(bars);
             spinner.set_message(render::sanitize(description));
-            spinner.enable_steady_tick(Duration::from_millis(120));
             tasks.insert(id, spinner);
+            false
+        }
+        Event::Node { name, state, .. } => {
+            let id = format!("{NODE}{name}");
+            if !matches!(state, NodeState::Joining | NodeState::Starting) {
+                tasks.remove(&id);
+                return true;
+            }
+            let text = render::event(event).unwrap_or_default();
+            let row = tasks.entry(id).or_insert_with(|| spinner(bars));
+            row.set_message(text);
             false
         }
         Event::Step { .. } => {
@@ -361,6 +372,15 @@ fn update_bars(
         }
         _ => true,
     }
+}
+
+/// How tasks that show a node begin.
+const NODE: &str = "node: ";
+
+fn spinner(bars: &MultiProgress) -> ProgressBar {
+    let spinner = bars.add(ProgressBar::new_spinner().with_finish(ProgressFinish::AndClear));
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    spinner
 }
 
 fn bar(bars: &MultiProgress, task: &str, total: Option<u64>, unit: Unit) -> ProgressBar {
@@ -622,6 +642,21 @@ mod tests {
         assert_eq!(update(&copied(9, Some(9))), (true, 0));
         assert_eq!(update(&copied(9, Some(9))), (false, 0));
         assert_eq!(update(&copied(5, None)), (false, 1));
+        let node = |name: &str, state| Event::Node {
+            name: name.into(),
+            address: "10.0.0.2".into(),
+            profile: "db".into(),
+            state,
+        };
+        let before = update(&phase("in_progress")).1;
+        for name in ["a", "b"] {
+            update(&node(name, NodeState::Joining));
+        }
+        // A row for each, which stays until the node is ready or nobody waits.
+        let starting = update(&node("a", NodeState::Starting));
+        assert_eq!(starting, (false, before + 2));
+        assert_eq!(update(&node("a", NodeState::Ready)), (true, before + 1));
+        assert_eq!(update(&phase("completed")), (true, before - 1));
         assert_eq!(
             update(&Event::Step {
                 message: "next".into()

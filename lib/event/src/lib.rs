@@ -63,6 +63,17 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         error: Option<String>,
     },
+    /// A node that others wait for changed its state; the last one of a name holds.
+    Node {
+        /// Its name.
+        name: String,
+        /// Its address.
+        address: String,
+        /// Its profile.
+        profile: String,
+        /// How far it is.
+        state: NodeState,
+    },
     /// A line that a program wrote, such as a hook's pod.
     Log {
         /// Who wrote it: `pod/container`, or a program's name.
@@ -71,6 +82,23 @@ pub enum Event {
         line: String,
     },
     /// An event of a later version.
+    #[serde(other)]
+    Unknown,
+}
+
+/// How far a node is on its way into a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeState {
+    /// The cluster has taken it in.
+    Joining,
+    /// Kubernetes knows it, and it is not ready.
+    Starting,
+    /// It is ready.
+    Ready,
+    /// It is not there any more.
+    Gone,
+    /// One of a later version.
     #[serde(other)]
     Unknown,
 }

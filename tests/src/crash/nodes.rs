@@ -1,24 +1,29 @@
-//! The crash matrix over two nodes: a `join`, a `leave` or a `remove` is hit at
-//! one of its steps, on the node that runs it or on the other one.
+//! The crash matrix over two nodes: a `join`, a `leave` or a `remove` is hit at its
+//! steps, on the node that runs it or on the other one.
 //!
-//! In: a cluster image and a shard. Out: a line a blow, and their count. What
-//! follows a blow takes turns: it is gone on with or done again, rolled back, or
-//! the node never comes back. So does what the other node is: a worker, or a master
-//! that stands by. Always holds after that: the master's cluster is whole with
-//! itself alone, and the other node is as it was before it joined.
+//! In: a cluster image and a shard. Out: a line a trial, and their count. A trial is a
+//! row, which strikes one operation at each of its steps and goes on with it, or does it
+//! again, after each; or a join that is struck at one step and rolled back; or a node
+//! that ends at a step and never comes back. The other node takes turns: a worker, a
+//! second master, which stands by, or a third one, by which all come to vote. Always
+//! holds after a trial: the cluster is whole without the other node, and that is as it
+//! was before it joined.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::node::Node;
 use anyhow::{Context, Result, ensure};
-use console::{Console, render};
+use console::Console;
 
-use super::{Choice, Disk, Hit, Tally, has, install_arguments, join_arguments, kill_program};
+use super::{
+    Choice, Disk, Hit, LIMIT, has, install_arguments, is_leave_step, is_left, join_arguments,
+    kill_program, run_chosen,
+};
 use crate::faults::{IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
 use crate::join::{WORKER, nodes};
 use crate::masters::MASTER;
@@ -26,9 +31,6 @@ use crate::masters::MASTER;
 /// How long a link is cut, a node or a process stands still, a master's disk is full:
 /// longer than a message waits, shorter than until a node counts as lost.
 const PAUSE: Duration = Duration::from_secs(20);
-/// Longest time of one command, in seconds.
-const LIMIT: &str = "420";
-
 /// What happens to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strike {
@@ -41,6 +43,13 @@ enum Strike {
     Stop,
     /// The disk has no room for a while.
     Fill,
+}
+
+impl Strike {
+    /// Whether all is as before after a [`PAUSE`].
+    const fn is_pause(self) -> bool {
+        !matches!(self, Self::Kill(_) | Self::Controller)
+    }
 }
 
 impl fmt::Display for Strike {
@@ -141,110 +150,137 @@ impl Operation {
         ]
         .concat()
     }
+}
 
-    /// What may follow.
-    fn ends(self) -> &'static [End] {
+/// What of an operation's line is a step of it, if anything: records of the journal of a
+/// join, and what the others tell, without what they tell of a hook's pods. Names that
+/// are made up each time are left out.
+fn step(operation: Operation, line: &str) -> Option<String> {
+    let is_step = match operation {
+        Operation::Join => line.contains(" in progress: ") || line.contains(" completed: "),
+        Operation::Leave | Operation::Remove => is_leave_step(line),
+    };
+    let (_, what) = line.split_once(" UTC ").filter(|_| is_step)?;
+    Some(what.split('"').step_by(2).collect())
+}
+
+/// What is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum What {
+    /// A strike at each step.
+    Row(Operation, Party, Strike),
+    /// A join that is hit at a step on its own node, and rolled back.
+    Rollback(Hit, usize),
+    /// The node ends at a step, and the master removes it.
+    Lost(Operation, usize),
+}
+
+/// What the other node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum As {
+    Worker,
+    SecondMaster,
+    ThirdMaster,
+}
+
+impl As {
+    const ALL: [Self; 3] = [Self::Worker, Self::SecondMaster, Self::ThirdMaster];
+
+    const fn profile(self) -> &'static str {
         match self {
-            Self::Join => &[End::GoOn, End::Rollback, End::Lost],
-            Self::Leave => &[End::GoOn, End::Lost],
-            Self::Remove => &[End::GoOn],
+            Self::Worker => WORKER,
+            Self::SecondMaster | Self::ThirdMaster => MASTER,
         }
     }
 }
 
-/// What follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
-    /// It is gone on with, or done again.
-    GoOn,
-    Rollback,
-    /// The node ends, and the master removes it.
-    Lost,
-}
-
-impl fmt::Display for End {
+impl fmt::Display for As {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::GoOn => "go on",
-            Self::Rollback => "roll back",
-            Self::Lost => "lose the node",
+            Self::Worker => "a worker",
+            Self::SecondMaster => "a second master",
+            Self::ThirdMaster => "a third master",
         })
     }
 }
 
-/// Steps of an operation among its lines: records of the journal of a join, and
-/// what the others tell, without what they tell of a hook's pods.
-fn is_step(operation: Operation, line: &str) -> bool {
-    let has = |words: &[&str]| words.iter().any(|word| line.contains(word));
-    match operation {
-        Operation::Join => has(&[" in progress: ", " completed: "]),
-        Operation::Leave | Operation::Remove => {
-            !has(&["Created ", "Container \"", "Pod \"", "Job \"", " ["])
+/// What is tried, and with what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Trial {
+    what: What,
+    node: As,
+}
+
+impl Trial {
+    /// What it is called among those of its kind.
+    fn kind(self) -> String {
+        match self.what {
+            What::Row(operation, party, strike) => format!("{operation}: {strike} {party}"),
+            What::Rollback(hit, _) => format!("join, rolled back: {hit}"),
+            What::Lost(operation, _) => format!("{operation}: lose the node"),
         }
     }
 }
 
-/// What is hit, where, by what, at which of its steps, and what follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Blow {
-    operation: Operation,
-    party: Party,
-    strike: Strike,
-    step: usize,
-    /// Profile of the other node.
-    profile: &'static str,
-    end: End,
-}
-
-impl Blow {
-    /// What it is called among those of its kind.
-    fn kind(&self) -> String {
-        format!("{}: {} {}", self.operation, self.strike, self.party)
-    }
-}
-
-impl fmt::Display for Blow {
+impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            operation,
-            party,
-            strike,
-            step,
-            profile,
-            end,
-        } = self;
-        let what = if *profile == MASTER {
-            "master"
-        } else {
-            "worker"
-        };
-        write!(
-            f,
-            "{operation} of a {what}: {strike} {party} at step {step}, {end}"
-        )
+        let node = self.node;
+        match self.what {
+            What::Row(operation, party, strike) => {
+                write!(f, "{operation} of {node}: {strike} {party} at each step")
+            }
+            What::Rollback(hit, step) => {
+                write!(f, "join of {node}, rolled back: {hit} at step {step}")
+            }
+            What::Lost(operation, step) => {
+                write!(f, "{operation} of {node}: lose the node at step {step}")
+            }
+        }
     }
 }
 
-/// All blows to operations with so many steps. Each strike meets, step after step,
-/// each end with a worker and then each with a master.
-fn blows(steps: [usize; 3]) -> Vec<Blow> {
-    let each = Operation::ALL.into_iter().zip(steps);
-    each.flat_map(|(operation, steps)| {
-        let ends = operation.ends();
-        let profiles = [WORKER, MASTER];
-        (1..=steps).flat_map(move |step| {
-            let strikes = operation.strikes().into_iter().enumerate();
-            strikes.map(move |(turn, (party, strike))| Blow {
-                operation,
-                party,
-                strike,
-                step,
-                profile: profiles[((step - 1) / ends.len() + turn) % profiles.len()],
-                end: ends[(step - 1 + turn) % ends.len()],
-            })
-        })
-    })
-    .collect()
+/// All that is tried with joins and `leave`s of so many steps. A worker and a second
+/// master take turns, but where something is killed: that is done with both. What only
+/// takes a while is not tried with a third master.
+fn trials(joins: usize, leaves: usize) -> Vec<Trial> {
+    const IN_TURN: [As; 2] = [As::Worker, As::SecondMaster];
+    const ENDING: [Hit; 3] = [Hit::Operation, Hit::Both, Hit::FullDisk];
+    let with = |node: As, what: What| Trial { what, node };
+    let rows = Operation::ALL.into_iter().flat_map(|operation| {
+        let strikes = operation.strikes().into_iter().enumerate();
+        strikes.map(move |(turn, (party, strike))| (turn, What::Row(operation, party, strike)))
+    });
+    let rows: Vec<_> = rows.collect();
+    let is_pause = |what: &What| matches!(what, What::Row(_, _, strike) if strike.is_pause());
+    let few = rows.iter().flat_map(|(turn, what)| {
+        let first = turn % IN_TURN.len();
+        let nodes = [first, 1 - first].map(|index| with(IN_TURN[index], *what));
+        nodes.into_iter().take(if is_pause(what) { 1 } else { 2 })
+    });
+    // Every second step is the end of a phase: what takes turns must not fall into step.
+    let in_turn = |step: usize| IN_TURN[(step / 2) % IN_TURN.len()];
+    let rollbacks = (1..=joins).map(|step| {
+        let hit = ENDING[step % ENDING.len()];
+        with(in_turn(step), What::Rollback(hit, step))
+    });
+    let steps = [(Operation::Join, joins), (Operation::Leave, leaves)];
+    let lost = steps
+        .into_iter()
+        .flat_map(|(operation, steps)| (1..=steps).map(move |step| (operation, step)));
+    let lost: Vec<_> = lost.collect();
+    let lost_few = lost
+        .iter()
+        .map(|(operation, step)| with(in_turn(step + 1), What::Lost(*operation, *step)));
+    let third = rows
+        .iter()
+        .filter(|(_, what)| !is_pause(what))
+        .map(|(_, what)| *what)
+        .chain(
+            lost.iter()
+                .map(|(operation, step)| What::Lost(*operation, *step)),
+        )
+        .map(|what| with(As::ThirdMaster, what));
+    few.chain(rollbacks).chain(lost_few).chain(third).collect()
 }
 
 /// The nodes, the master with a cluster.
@@ -253,7 +289,9 @@ struct Pair<'a> {
     /// The other one.
     worker: Setup,
     /// As what it joins.
-    profile: &'static str,
+    node: As,
+    /// The second master, while the other node is the third one.
+    second: Option<Setup>,
     /// First part of their names.
     name: &'a str,
     /// Of the worker; one that is lost is followed by the next.
@@ -262,36 +300,27 @@ struct Pair<'a> {
     console: &'a Console,
 }
 
-/// Runs the cells of chosen blows. Says whether all ended well.
+/// Does the chosen trials. Says whether all ended well.
 ///
 /// # Errors
 /// When the nodes can't be made or undisturbed operations fail.
 pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
     let mut pair = Pair::new(&choice.name, image, console)?;
-    let steps = pair.undisturbed().context("undisturbed operations")?;
-    let all = blows(steps);
-    let chosen = all
-        .iter()
-        .enumerate()
-        .filter(|(index, blow)| choice.holds(*index, *blow));
-    let mut tally = Tally::default();
-    for (index, blow) in chosen {
-        let started = Instant::now();
-        let result = pair.receive(*blow);
-        let took = render::duration(started.elapsed());
-        tally.add(blow.kind(), 1, usize::from(result.is_err()));
-        match result {
-            Ok(true) => console.print(&format!("ok {index} {blow}: it ended by itself ({took})")),
-            Ok(false) => console.print(&format!("ok {index} {blow} ({took})")),
-            Err(error) => {
-                console.print(&format!("FAILED {index} {blow} ({took}): {error:#}"));
-                drop(pair);
-                pair =
-                    Pair::new(&choice.name, image, console).context("new nodes after a bad end")?;
+    let (joins, leaves) = pair.undisturbed().context("undisturbed operations")?;
+    let all = trials(joins, leaves);
+    run_chosen(&all, choice, console, Trial::kind, |trial| {
+        let result = pair.will_be(trial.node).and_then(|()| match trial.what {
+            What::Row(operation, party, strike) => {
+                pair.strike_each(operation, party, strike, choice.at)
             }
+            What::Rollback(hit, step) => pair.roll_back(hit, step),
+            What::Lost(operation, step) => pair.lose_at(operation, step),
+        });
+        if result.is_err() {
+            pair = Pair::new(&choice.name, image, console).context("new nodes after a bad end")?;
         }
-    }
-    Ok(tally.show(all.len(), console))
+        Ok(result)
+    })
 }
 
 impl<'a> Pair<'a> {
@@ -299,7 +328,8 @@ impl<'a> Pair<'a> {
         let pair = Self {
             master: Setup::new(&format!("{name}-1"), image, console)?,
             worker: worker(name, 2, image, console)?,
-            profile: WORKER,
+            node: As::Worker,
+            second: None,
             name,
             number: 2,
             image,
@@ -310,144 +340,213 @@ impl<'a> Pair<'a> {
         Ok(pair)
     }
 
-    /// How many steps the operations have: joins those of the longer one, of a worker
-    /// or of a master.
-    fn undisturbed(&mut self) -> Result<[usize; 3]> {
-        let join = self.steps(Operation::Join)?;
-        let leave = self.steps(Operation::Leave)?;
-        self.is_alone()?;
-        self.profile = MASTER;
-        let join = join.max(self.steps(Operation::Join)?);
-        let remove = self.steps(Operation::Remove)?;
-        self.worker.leave()?.expect(0, &[])?;
-        self.is_alone()?;
-        Ok([join, leave, remove])
+    /// How many steps a join and a `leave` have: the most that there are.
+    fn undisturbed(&mut self) -> Result<(usize, usize)> {
+        let mut most = (0, 0);
+        for node in As::ALL {
+            self.will_be(node)?;
+            let joins = self.steps(Operation::Join)?;
+            let leaves = self.steps(Operation::Leave)?;
+            self.is_alone()?;
+            most = (joins.max(most.0), leaves.max(most.1));
+        }
+        self.will_be(As::Worker)?;
+        Ok(most)
+    }
+
+    /// Has the other node join as this from now on.
+    fn will_be(&mut self, node: As) -> Result<()> {
+        self.node = node;
+        match (node, self.second.take()) {
+            (As::ThirdMaster, None) => {
+                let second =
+                    Setup::new(&format!("{}-second", self.name), self.image, self.console)?;
+                let join = join_arguments(&self.master, MASTER);
+                gravity(&second.node, &join)?.expect(0, &["is part of cluster"])?;
+                self.second = Some(second);
+            }
+            (As::ThirdMaster, second) => self.second = second,
+            (As::Worker | As::SecondMaster, Some(second)) => {
+                gravity(&second.node, "leave --confirm")?.expect(0, &[])?;
+            }
+            (As::Worker | As::SecondMaster, None) => return Ok(()),
+        }
+        self.is_alone()
+    }
+
+    /// Names of the nodes without the other one.
+    fn names(&self) -> Vec<&str> {
+        let second = self.second.iter().map(|second| second.node.name());
+        [self.master.node.name()]
+            .into_iter()
+            .chain(second)
+            .collect()
     }
 
     fn steps(&self, operation: Operation) -> Result<usize> {
-        let said = self.operate(operation, 0, || Ok(()))?.expect(0, &[])?;
-        let steps = said.text.lines().filter(|line| is_step(operation, line));
-        Ok(steps.count())
+        let mut steps = BTreeSet::new();
+        let counted = |line: &str| {
+            steps.extend(step(operation, line));
+            Ok(())
+        };
+        self.operate(operation, counted)?.expect(0, &[])?;
+        Ok(steps.len())
     }
 
-    /// Runs an operation, and does `then` at one of its steps, counted from 1.
-    fn operate(
-        &self,
-        operation: Operation,
-        step: usize,
-        then: impl FnOnce() -> Result<()>,
-    ) -> Result<Said> {
-        let worker = &self.worker.node;
-        let master = &self.master.node;
+    /// Runs an operation, and does `then` with each of its lines.
+    fn operate(&self, operation: Operation, then: impl FnMut(&str) -> Result<()>) -> Result<Said> {
+        let (worker, master): (&Node, &Node) = (&self.worker.node, &self.master.node);
         let (node, command) = match operation {
-            Operation::Join => (worker, join_arguments(&self.master, self.profile)),
+            Operation::Join => (worker, join_arguments(&self.master, self.node.profile())),
             Operation::Leave => (worker, "leave --confirm".into()),
             Operation::Remove => (
                 master,
                 format!("remove {} --force --confirm", worker.name()),
             ),
         };
-        let is_step = |line: &str| is_step(operation, line);
-        gravity_until(node, &command, is_step, step, then)
+        gravity_with(node, &command, then)
+    }
+
+    /// The same, and strikes at one step, counted from 1.
+    fn operate_until(
+        &self,
+        operation: Operation,
+        at: usize,
+        strike: impl Fn() -> Result<()>,
+    ) -> Result<Said> {
+        let mut met = BTreeSet::new();
+        let said = self.operate(operation, |line| {
+            let is_new = step(operation, line).is_some_and(|step| met.insert(step));
+            if is_new && met.len() == at {
+                strike()?;
+            }
+            Ok(())
+        })?;
+        ensure!(met.len() >= at, "there was no such step: {}", said.text);
+        Ok(said)
     }
 
     fn join(&self) -> Result<()> {
-        self.operate(Operation::Join, 0, || Ok(()))?
+        self.operate(Operation::Join, |_| Ok(()))?
             .expect(0, &["is part of cluster"])
             .map(drop)
     }
 
-    fn strike(&self, party: Party, strike: Strike) -> Result<()> {
+    /// Whether there was something to strike.
+    fn strike(&self, party: Party, strike: Strike) -> Result<bool> {
         let setup = match party {
             Party::Master => &self.master,
             Party::Worker => &self.worker,
         };
-        let run = |script: &str| setup.shell(script).map(drop);
+        let run = |script: &str| setup.shell(script).map(|said| said.text.contains("HIT"));
         let pause = |change: &dyn Fn(bool) -> Result<()>| {
             change(true)?;
             std::thread::sleep(PAUSE);
-            change(false)
+            change(false).map(|()| true)
         };
         match strike {
             Strike::Kill(hit) => run(&hit.script()),
             Strike::Controller => run(&kill_program("/opt/gravity/bin/gravity controller")),
             Strike::Cut => pause(&|cut| setup.node.cut(cut)),
             Strike::Freeze => pause(&|frozen| setup.node.freeze(frozen)),
-            Strike::Stop => pause(&|stopped| run(&stop(stopped))),
-            Strike::Fill => pause(&|full| run(&if full { fill_disk() } else { free_disk() })),
+            Strike::Stop => pause(&|stopped| run(&stop(stopped)).map(drop)),
+            Strike::Fill => {
+                pause(&|full| run(&if full { fill_disk() } else { free_disk() }).map(drop))
+            }
         }
     }
 
-    /// Does one cell. Whether the operation came to its end by itself.
-    fn receive(&mut self, blow: Blow) -> Result<bool> {
-        self.profile = blow.profile;
-        let disk = match blow.strike {
+    /// Strikes at each step, or at one. Returns how often.
+    fn strike_each(
+        &mut self,
+        operation: Operation,
+        party: Party,
+        strike: Strike,
+        at: Option<usize>,
+    ) -> Result<usize> {
+        let disk = match strike {
             Strike::Kill(hit) => Disk::mount(&self.worker, hit)?,
             _ => Disk::Own,
         };
-        if blow.operation != Operation::Join {
+        if operation != Operation::Join {
             self.join()?;
         }
         let before = self.hooks()?;
-        let said = self.operate(blow.operation, blow.step, || {
-            self.strike(blow.party, blow.strike)
-        })?;
-        let is_done = said.code == 0;
-        match blow.end {
-            End::Lost => {
-                self.lose()?;
-                return self.is_alone().map(|()| is_done);
+        let (mut met, mut hits) = (Vec::new(), BTreeSet::new());
+        let mut goes_on = false;
+        loop {
+            let before = hits.len();
+            let strikes = |line: &str| {
+                let Some(step) = step(operation, line) else {
+                    return Ok(());
+                };
+                if !met.contains(&step) {
+                    met.push(step.clone());
+                }
+                let number = met.iter().position(|of| *of == step).map(|index| index + 1);
+                // The end of a phase is the beginning of the next one for what takes time.
+                let is_twice = strike.is_pause() && line.contains(" completed: ");
+                let is_chosen = at.is_none_or(|at| number == Some(at));
+                // What was told when its process was dead already is told again.
+                if is_chosen && !is_twice && !hits.contains(&step) && self.strike(party, strike)? {
+                    hits.insert(step);
+                }
+                Ok(())
+            };
+            let said = match operation {
+                Operation::Join if goes_on => gravity_with(&self.worker.node, "resume", strikes)?,
+                _ => self.operate(operation, strikes)?,
+            };
+            disk.mend(&self.worker, true)?;
+            let is_done = said.code == 0
+                || match operation {
+                    Operation::Join => false,
+                    Operation::Leave => is_left(&self.worker)?,
+                    // Who is out is out.
+                    Operation::Remove => nodes(&self.master.node)? == self.names(),
+                };
+            if is_done {
+                break;
             }
-            End::Rollback if !is_done => {
-                gravity(&self.worker.node, "rollback --confirm")?.expect(0, &[])?;
-            }
-            End::GoOn | End::Rollback => {
-                disk.mend(&self.worker, true)?;
-                self.go_on(blow.operation, &said, &before)?;
-            }
+            ensure!(
+                hits.len() > before && (operation != Operation::Join || said.code == RESUMABLE),
+                "exit code {}: {}",
+                said.code,
+                said.text
+            );
+            goes_on = true;
         }
+        if operation == Operation::Join {
+            self.has_joined(&before)?;
+        }
+        self.end(operation)?;
         disk.unmount(&self.worker)?;
-        self.is_alone().map(|()| is_done)
+        self.is_alone()?;
+        Ok(hits.len())
     }
 
-    /// Brings an operation to its end, and has the node out of the cluster.
-    fn go_on(&self, operation: Operation, said: &Said, before: &Hooks) -> Result<()> {
-        match operation {
-            Operation::Join => {
-                ensure!(
-                    matches!(said.code, 0 | RESUMABLE),
-                    "exit code {}: {}",
-                    said.code,
-                    said.text
-                );
-                if said.code != 0 {
-                    let said = gravity(&self.worker.node, "resume")?;
-                    said.expect(0, &["is part of cluster"])?;
-                }
-                let both = [self.master.node.name(), self.worker.node.name()];
-                has(&self.master, &both)?;
-                let mut hooks = before.clone();
-                for hook in ["preNodeAdd", "postNodeAdd"] {
-                    *hooks.entry(hook.into()).or_default() += 1;
-                }
-                let found = self.hooks()?;
-                ensure!(found == hooks, "hooks ran {found:?}, not {hooks:?}");
-            }
-            Operation::Leave => {}
-            // What was cut off is done again; who is out is out.
-            Operation::Remove if said.code != 0 => {
-                let again = self.operate(Operation::Remove, 0, || Ok(()))?;
-                let gone = nodes(&self.master.node)? == [self.master.node.name()];
-                ensure!(gone, "exit code {}: {}", again.code, again.text);
-            }
-            Operation::Remove => {}
+    /// Both nodes are well, and the hooks of a join have run once more than `before`.
+    fn has_joined(&self, before: &Hooks) -> Result<()> {
+        let mut names = self.names();
+        // The other one's name is that of the master with a number, not "second".
+        names.insert(1, self.worker.node.name());
+        has(&self.master, &names)?;
+        let mut hooks = before.clone();
+        for hook in ["preNodeAdd", "postNodeAdd"] {
+            *hooks.entry(hook.into()).or_default() += 1;
         }
-        let left = format!("ls -A {STATE} 2>/dev/null | grep -q .");
-        if self.worker.shell(&left)?.code != 0 {
+        let found = self.hooks()?;
+        ensure!(found == hooks, "hooks ran {found:?}, not {hooks:?}");
+        Ok(())
+    }
+
+    /// Has the other node out of the cluster and as it was, after an operation.
+    fn end(&self, operation: Operation) -> Result<()> {
+        if is_left(&self.worker)? {
             return Ok(());
         }
         match operation {
-            Operation::Join | Operation::Leave => self.operate(Operation::Leave, 0, || Ok(()))?,
+            Operation::Join | Operation::Leave => self.operate(Operation::Leave, |_| Ok(()))?,
             // The cluster knows it no more.
             Operation::Remove => self.worker.leave()?,
         }
@@ -455,10 +554,36 @@ impl<'a> Pair<'a> {
         .map(drop)
     }
 
-    /// The node ends for ever, and a new one takes its place.
+    /// Hits a join at a step and rolls it back, or leaves where it came to its end.
+    fn roll_back(&mut self, hit: Hit, at: usize) -> Result<usize> {
+        let disk = Disk::mount(&self.worker, hit)?;
+        let said = self.operate_until(Operation::Join, at, || {
+            self.strike(Party::Worker, Strike::Kill(hit)).map(drop)
+        })?;
+        if said.code == 0 {
+            disk.mend(&self.worker, true)?;
+            self.end(Operation::Join)?;
+        } else {
+            gravity(&self.worker.node, "rollback --confirm")?.expect(0, &[])?;
+        }
+        disk.unmount(&self.worker)?;
+        self.is_alone().map(|()| 1)
+    }
+
+    /// Ends the node for ever at a step of an operation. A new one takes its place.
+    fn lose_at(&mut self, operation: Operation, at: usize) -> Result<usize> {
+        if operation != Operation::Join {
+            self.join()?;
+        }
+        let end = || self.worker.shell("kill -9 -1").map(drop);
+        self.operate_until(operation, at, end)?;
+        self.lose()?;
+        self.is_alone().map(|()| 1)
+    }
+
+    /// The master removes a node that has ended, and a new one takes its place.
     fn lose(&mut self) -> Result<()> {
         let name = self.worker.node.name().to_owned();
-        self.worker.shell("kill -9 -1")?;
         // Of the cluster is who the status names.
         let known = gravity(&self.master.node, "status")?.text;
         if known.contains(&name) {
@@ -477,7 +602,7 @@ impl<'a> Pair<'a> {
 
     /// The cluster is whole without the other node, which is as it was.
     fn is_alone(&self) -> Result<()> {
-        has(&self.master, &[self.master.node.name()])?;
+        has(&self.master, &self.names())?;
         self.worker.is_untouched()
     }
 
@@ -503,17 +628,14 @@ fn worker(name: &str, number: u8, image: &Path, console: &Console) -> Result<Set
 }
 
 fn gravity(node: &Node, command: &str) -> Result<Said> {
-    gravity_until(node, command, |_| false, 0, || Ok(()))
+    gravity_with(node, command, |_| Ok(()))
 }
 
-/// Runs a command of `gravity` and does `then` at one of its steps, counted from
-/// 1.
-fn gravity_until(
+/// Runs a command of `gravity` and does `then` with each of its lines.
+fn gravity_with(
     node: &Node,
     command: &str,
-    is_step: impl Fn(&str) -> bool,
-    at: usize,
-    then: impl FnOnce() -> Result<()>,
+    mut then: impl FnMut(&str) -> Result<()>,
 ) -> Result<Said> {
     let script = format!("exec 2>&1 timeout --kill-after=5 {LIMIT} {IMAGE} {command}");
     let mut child = node
@@ -523,21 +645,12 @@ fn gravity_until(
         .spawn()
         .context("starting a command")?;
     let output = child.stdout.take().context("no output")?;
-    let mut then = Some(then);
     let mut text = String::new();
-    let mut steps = 0;
     for line in BufReader::new(output).lines() {
         let line = line.context("reading what it says")?;
+        then(&line)?;
         text.push_str(&line);
         text.push('\n');
-        if is_step(&line) {
-            steps += 1;
-            if steps == at
-                && let Some(then) = then.take()
-            {
-                then()?;
-            }
-        }
     }
     let code = child.wait().context("waiting for a command")?.code();
     Ok(Said {
@@ -551,45 +664,50 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_strike_meets_every_end_with_a_worker_and_with_a_master() {
-        let all = blows([6, 4, 2]);
-        assert_eq!(all.len(), 6 * 14 + 4 * 11 + 2 * 9);
+    fn every_strike_has_a_row_and_every_step_ways_to_end() {
+        let all = trials(28, 10);
+        let count = |what: &dyn Fn(&Trial) -> bool| all.iter().filter(|trial| what(trial)).count();
         for operation in Operation::ALL {
             for (party, strike) in operation.strikes() {
-                let mut met: Vec<_> = all
-                    .iter()
-                    .filter(|blow| {
-                        (blow.operation, blow.party, blow.strike) == (operation, party, strike)
-                    })
-                    .map(|blow| (blow.profile, blow.end.to_string()))
-                    .collect();
-                met.sort();
-                met.dedup();
-                let expected = 2 * operation.ends().len();
-                assert_eq!(met.len(), expected, "{operation}: {strike} {party}");
+                let what = What::Row(operation, party, strike);
+                let expected = if strike.is_pause() { 1 } else { As::ALL.len() };
+                let rows = count(&|trial| trial.what == what);
+                assert_eq!(rows, expected, "{operation}: {strike} {party}");
             }
         }
+        let lost = |operation: Operation, step: usize| {
+            count(&|trial| trial.what == What::Lost(operation, step))
+        };
+        for step in 1..=28 {
+            assert_eq!(lost(Operation::Join, step), 2, "{step}");
+            let rollback =
+                |trial: &Trial| matches!(trial.what, What::Rollback(_, at) if at == step);
+            assert_eq!(count(&rollback), 1, "{step}");
+        }
+        assert!((1..=10).all(|step| lost(Operation::Leave, step) == 2));
     }
 
     #[test]
-    fn what_a_hooks_pod_does_is_no_step() {
-        let leave = |line| is_step(Operation::Leave, line);
-        assert!(leave(
-            "Mon Nov 23 12:51:43 UTC  Running the preNodeRemove hook"
-        ));
-        assert!(leave("removed link /usr/local/bin/helm"));
-        assert!(!leave(
-            "Mon Nov 23 12:51:44 UTC  Created Job \"x\" in namespace \"default\""
-        ));
-        assert!(!leave(
-            "Mon Nov 23 12:51:45 UTC  [x/check] nj-2 is about to go"
-        ));
-        let join = |line| is_step(Operation::Join, line);
-        assert!(join(
-            "Mon Nov 23 12:52:37 UTC  /image completed: Keep the image"
-        ));
-        assert!(!join(
-            "Mon Nov 23 12:52:37 UTC  Running the preNodeAdd hook"
-        ));
+    fn what_a_hooks_pod_does_is_no_step_and_names_are_left_out() {
+        let leave = |line| step(Operation::Leave, line);
+        assert_eq!(
+            leave("Mon Nov 23 12:51:43 UTC  Running the preNodeRemove hook").as_deref(),
+            Some(" Running the preNodeRemove hook")
+        );
+        assert_eq!(
+            leave("Mon Nov 23 12:51:44 UTC  Created Job \"x-2\" in namespace \"default\"")
+                .as_deref(),
+            Some(" Created Job  in namespace ")
+        );
+        for line in [
+            "removed link /usr/local/bin/helm",
+            "Mon Nov 23 12:51:44 UTC  Created Pod \"x-2-y\" in namespace \"default\"",
+            "Mon Nov 23 12:51:45 UTC  [x/check] nj-2 is about to go",
+        ] {
+            assert_eq!(leave(line), None, "{line}");
+        }
+        let join = |line| step(Operation::Join, line);
+        assert!(join("Mon Nov 23 12:52:37 UTC  /image completed: Keep the image").is_some());
+        assert!(join("Mon Nov 23 12:52:37 UTC  Running the preNodeAdd hook").is_none());
     }
 }

@@ -1,11 +1,12 @@
 //! Power that real machines lose at random moments: one that installs, one whose
 //! cluster takes writes, one that joins.
 //!
-//! In: the sample, how often, a seed. Out: a line a cut, and their count. A cut kills
-//! QEMU in the middle of what it does and boots the machine anew
-//! ([`super::Machine::cut_power`] says what is lost). Always holds after that, and after
-//! `gravity resume` where an operation was cut off: the status says that all is well,
-//! the page is served, and no write is lost that was answered.
+//! In: the sample, how often, a seed. Out: a line an operation or a cut of a cluster
+//! that runs, and the count of cuts. A cut kills QEMU in the middle of what it does and
+//! boots the machine anew ([`super::Machine::cut_power`] says what is lost). An operation
+//! that was cut off is gone on with by `gravity resume`, which may be cut off again.
+//! Always holds at its end: the status says that all is well, the page is served, and no
+//! write is lost that was answered.
 
 use std::thread;
 use std::time::Duration;
@@ -21,10 +22,10 @@ use crate::scenario::{Setup, Timeline};
 const ANSWERED: &str = "/root/answered";
 /// What an operation says of each of its records.
 const RECORD: &str = " completed: ";
-/// How many of them a cut may wait for: about as many as there are.
-const RECORDS: u32 = 24;
-/// How long a cut may wait after that.
-const AFTER: Duration = Duration::from_secs(5);
+/// How many of them a cut waits for: fewer than this.
+const RECORDS: u32 = 4;
+/// How long a cut may wait after that: about as long as a step takes without KVM.
+const AFTER: Duration = Duration::from_secs(15);
 /// How long a cluster that writes runs before a cut, at most.
 const RUN: Duration = Duration::from_secs(20);
 /// How long machines live beside the cuts, and for one cut of each kind.
@@ -90,16 +91,20 @@ pub fn run(setup: &Setup, kept: &Kept, cuts: Cuts, console: &Console) -> Result<
         struck: 0,
         well: 0,
     };
-    let each = || 0..cuts.cuts;
-    if cuts.has(Kind::Install) {
-        each().try_for_each(|_| power.install())?;
+    // Operations until all cuts are done: each is cut off several times.
+    let mut left = cuts.cuts;
+    while cuts.has(Kind::Install) && left > 0 {
+        left -= power.install(left)?;
     }
     if cuts.has(Kind::Running) {
-        each().try_for_each(|_| power.running())?;
+        (0..cuts.cuts).try_for_each(|_| power.running())?;
     }
     if cuts.has(Kind::Join) {
         let mut second = boot(2)?;
-        each().try_for_each(|_| power.join(&mut second))?;
+        let mut left = cuts.cuts;
+        while left > 0 {
+            left -= power.join(&mut second, left)?;
+        }
         second.end();
     }
     let Power { struck, well, .. } = power;
@@ -131,9 +136,9 @@ struct Power<'a> {
 }
 
 impl Power<'_> {
-    /// Tells how a cut ended, and keeps what the machines are like after a bad end.
-    fn tell(&mut self, kind: &str, ended: Result<String>, second: Option<&mut Member>) {
-        self.struck += 1;
+    /// Tells how `cuts` ended, and keeps what the machines are like after a bad end.
+    fn tell(&mut self, kind: &str, cuts: u32, ended: Result<String>, second: Option<&mut Member>) {
+        self.struck += cuts;
         if ended.is_err() {
             self.first.keep();
             if let Some(second) = second {
@@ -142,7 +147,7 @@ impl Power<'_> {
         }
         match self.kept.tell(ended) {
             Ok(how) => {
-                self.well += 1;
+                self.well += cuts;
                 self.timeline.tell(&format!("ok {kind}: {how}"));
             }
             Err(error) => self.timeline.tell(&format!("FAILED {kind}: {error:#}")),
@@ -189,21 +194,20 @@ impl Power<'_> {
         ended
     }
 
-    fn install(&mut self) -> Result<()> {
+    /// An install that is cut off, `most` times at the most. Returns how often.
+    fn install(&mut self, most: u32) -> Result<u32> {
         self.become_bare()?;
         let arguments = self.arguments();
+        let mut cuts = 0;
         let ended = self.strike(|power| {
-            let how = cut_off(
-                &mut power.first,
-                &arguments,
-                &mut power.random,
-                power.console,
-            )?;
+            let Power { first, random, .. } = power;
+            cut_off(first, &arguments, random, most, &mut cuts)?;
             power.wait_alone()?;
-            Ok(how)
+            Ok(format!("cut off {cuts} times"))
         });
-        self.tell("install", ended, None);
-        Ok(())
+        let cuts = cuts.max(1);
+        self.tell("install", cuts, ended, None);
+        Ok(cuts)
     }
 
     fn running(&mut self) -> Result<()> {
@@ -217,58 +221,69 @@ impl Power<'_> {
             let there = all_there(&mut power.first)?;
             Ok(format!("all {there} writes that were answered are there"))
         });
-        self.tell("running", ended, None);
+        self.tell("running", 1, ended, None);
         Ok(())
     }
 
-    fn join(&mut self, second: &mut Member) -> Result<()> {
+    /// A join that is cut off, `most` times at the most. Returns how often.
+    fn join(&mut self, second: &mut Member, most: u32) -> Result<u32> {
         self.become_cluster()?;
         let join = second.join(&self.first);
         let addresses = [self.first.address(), second.address()];
+        let mut cuts = 0;
         let ended = self.strike(|power| {
-            let how = cut_off(second, &join, &mut power.random, power.console)?;
+            cut_off(second, &join, &mut power.random, most, &mut cuts)?;
             power.first.wait_well(2, &addresses)?;
             second.leave(power.console)?;
             power.wait_alone()?;
-            Ok(how)
+            Ok(format!("cut off {cuts} times"))
         });
         let well = ended.is_ok();
-        self.tell("join", ended, Some(second));
+        let cuts = cuts.max(1);
+        self.tell("join", cuts, ended, Some(second));
         if !well {
             // Both begin anew.
             second.restore()?;
         }
-        Ok(())
+        Ok(cuts)
     }
 }
 
-/// Begins an operation, cuts the power at a random moment of it, and does what a user
-/// does then. Says what that was.
+/// Does an operation, cuts the power at random moments of it, `most` times at the most,
+/// and goes on with it after each as a user does. Counts the `cuts`.
 fn cut_off(
     member: &mut Member,
     arguments: &str,
     random: &mut fastrand::Rng,
-    console: &Console,
-) -> Result<String> {
-    let (records, after) = (random.u32(..RECORDS), AFTER.mul_f64(random.f64()));
-    // One that ends before is done, or has failed, which shows later.
-    member.begin(arguments, (records, RECORD))?;
-    thread::sleep(after);
-    let last = member.must(&format!("tail -n 1 {SAID}"))?;
-    console.print(last.trim_end());
-    member.cut_power()?;
-    let (code, said) = member.said("resume")?;
-    let how = if said.contains("no operation was found") {
-        member.run(arguments, console)?;
-        "begun anew"
-    } else {
-        ensure!(code == 0, "exit code {code}: {said}");
-        match said.contains("operation is complete") {
-            true => "it was done",
-            false => "resumed",
+    most: u32,
+    cuts: &mut u32,
+) -> Result<()> {
+    let mut command = arguments;
+    loop {
+        let is_last = *cuts >= most;
+        let records = if is_last {
+            u32::MAX
+        } else {
+            random.u32(..RECORDS)
+        };
+        // It may end before.
+        member.begin(command, (records, RECORD))?;
+        if !is_last {
+            thread::sleep(AFTER.mul_f64(random.f64()));
         }
-    };
-    Ok(format!("cut after {records} records, {how}"))
+        let said = member.must(&format!("tail -n 5 {SAID}"))?;
+        command = "resume";
+        if said.contains("no operation was found") {
+            // Nothing of it was on the disk yet.
+            command = arguments;
+        } else if said.contains("ended with") {
+            ensure!(said.trim_end().ends_with("ended with 0"), "it says {said}");
+            return Ok(());
+        } else {
+            member.cut_power()?;
+            *cuts += 1;
+        }
+    }
 }
 
 /// Begins to make one object after the other, and waits for the first answer.
