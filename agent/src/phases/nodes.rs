@@ -146,15 +146,15 @@ mod tests {
             events.map(pair).collect()
         };
         let pair = |name: &str, state| (name.to_owned(), state);
-        let one = node("a", NodeState::Ready);
+        let one = [node("a", NodeState::Ready)];
         let two = |state| node("b", state);
-        assert_eq!(told(&[one.clone()]), [pair("a", NodeState::Ready)]);
-        assert_eq!(told(&[one.clone()]), []);
-        let joining = [one.clone(), two(NodeState::Joining)];
+        assert_eq!(told(&one), [pair("a", NodeState::Ready)]);
+        assert_eq!(told(&one), []);
+        let joining = [one[0].clone(), two(NodeState::Joining)];
         assert_eq!(told(&joining), [pair("b", NodeState::Joining)]);
-        let starting = [one.clone(), two(NodeState::Starting)];
+        let starting = [one[0].clone(), two(NodeState::Starting)];
         assert_eq!(told(&starting), [pair("b", NodeState::Starting)]);
-        assert_eq!(told(&[one]), [pair("b", NodeState::Gone)]);
+        assert_eq!(told(&one), [pair("b", NodeState::Gone)]);
     }
 
     #[test]

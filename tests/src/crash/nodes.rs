@@ -305,10 +305,16 @@ struct Pair<'a> {
 /// # Errors
 /// When the nodes can't be made or undisturbed operations fail.
 pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
-    let mut pair = Pair::new(&choice.name, image, console)?;
-    let (joins, leaves) = pair.undisturbed().context("undisturbed operations")?;
+    let new = || Pair::new(&choice.name, image, console);
+    let mut first = new()?;
+    let (joins, leaves) = first.undisturbed().context("undisturbed operations")?;
+    let mut nodes = Some(first);
     let all = trials(joins, leaves);
     run_chosen(&all, choice, console, Trial::kind, |trial| {
+        let mut pair = match nodes.take() {
+            Some(pair) => pair,
+            None => new().context("new nodes after a bad end")?,
+        };
         let result = pair.will_be(trial.node).and_then(|()| match trial.what {
             What::Row(operation, party, strike) => {
                 pair.strike_each(operation, party, strike, choice.at)
@@ -316,8 +322,8 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
             What::Rollback(hit, step) => pair.roll_back(hit, step),
             What::Lost(operation, step) => pair.lose_at(operation, step),
         });
-        if result.is_err() {
-            pair = Pair::new(&choice.name, image, console).context("new nodes after a bad end")?;
+        if result.is_ok() {
+            nodes = Some(pair);
         }
         Ok(result)
     })
