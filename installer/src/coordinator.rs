@@ -390,6 +390,49 @@ async fn agent(layout: &Layout, operation: &str, log: &Path) -> Result<rpc::Conn
 mod tests {
     use super::*;
 
+    /// The plan of an install as version 6.0.0 wrote it, with long texts cut off. It must
+    /// be readable for ever: whoever goes on with it may be of a later version.
+    const VERSION_1: &str = include_str!("../fixtures/plan-1.json");
+
+    #[test]
+    fn a_plan_of_version_1_is_read_with_all_that_agents_are_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let id = "df5bcc05-6d5f-4805-abfe-16bf268ccf25";
+        let layout = Layout::new(directory.path());
+        let files = layout.operations().join(id);
+        std::fs::create_dir_all(&files).unwrap();
+        std::fs::write(files.join("plan.json"), VERSION_1).unwrap();
+        let plan = Operation::open(&layout, id).unwrap().plan;
+        plan.validate().unwrap();
+        for phase in plan.leaves() {
+            let read: PhaseSpec = serde_json::from_value(phase.payload.clone())
+                .unwrap_or_else(|error| panic!("{}: {error}", phase.id));
+            // Nothing that it says is passed over.
+            let again = serde_json::to_value(&read).unwrap();
+            let has_all = contains(&again, &phase.payload);
+            assert!(has_all, "{}: {again} is not {}", phase.id, phase.payload);
+        }
+        assert_eq!(plan.leaves().len(), 16);
+    }
+
+    /// Whether all of `part` is in `whole`.
+    fn contains(whole: &serde_json::Value, part: &serde_json::Value) -> bool {
+        use serde_json::Value::{Array, Object};
+        match (whole, part) {
+            (Object(whole), Object(part)) => part
+                .iter()
+                .all(|(key, value)| whole.get(key).is_some_and(|whole| contains(whole, value))),
+            (Array(whole), Array(part)) => {
+                whole.len() == part.len()
+                    && whole
+                        .iter()
+                        .zip(part)
+                        .all(|(whole, part)| contains(whole, part))
+            }
+            _ => whole == part,
+        }
+    }
+
     #[test]
     fn the_oldest_operations_go_once_they_have_ended() {
         let directory = tempfile::tempdir().unwrap();
