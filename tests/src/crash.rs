@@ -286,12 +286,12 @@ impl Trial {
     /// Does it. Returns at how many records something was hit.
     fn run(self, setup: &Setup, reference: &Reference, at: Option<usize>) -> Result<usize> {
         match self {
-            Self::Install(hit) => until_all_are_hit(setup, hit, reference.records, at, || {
+            Self::Install(hit) => until_all_are_hit(setup, reference.records, at, || {
                 hit_install(setup, reference, hit, at)
             }),
-            Self::Leave { hit, late } => until_all_are_hit(setup, hit, usize::MAX, at, || {
-                hit_leave(setup, hit, late, at)
-            }),
+            Self::Leave { hit, late } => {
+                until_all_are_hit(setup, usize::MAX, at, || hit_leave(setup, hit, late, at))
+            }
             Self::Blow { hit, record, back } => take_back(setup, hit, record, back),
         }
     }
@@ -570,11 +570,10 @@ fn forget_met(setup: &Setup) -> Result<()> {
 }
 
 /// Does an operation with its hits, and once more as long as more of `all` records are
-/// hit: what ends an operation leaves out those that it had told already. Returns how
+/// hit: what is hit is not there for those that come until it runs again. Returns how
 /// many were hit.
 fn until_all_are_hit(
     setup: &Setup,
-    hit: Hit,
     all: usize,
     at: Option<usize>,
     operation: impl Fn() -> Result<()>,
@@ -583,7 +582,7 @@ fn until_all_are_hit(
     loop {
         operation()?;
         let (_, hits) = met(setup)?;
-        if hits >= all || hits == before || at.is_some() || !Hit::ENDING.contains(&hit) {
+        if hits >= all || hits == before || at.is_some() {
             ensure!(hits > 0, "nothing was hit");
             forget_met(setup)?;
             return Ok(hits);

@@ -164,6 +164,25 @@ fn step(operation: Operation, line: &str) -> Option<String> {
     Some(what.split('"').step_by(2).collect())
 }
 
+/// Steps that were met, in their order, and those at which something was hit.
+#[derive(Debug, Default)]
+struct Steps {
+    met: Vec<String>,
+    hit: BTreeSet<String>,
+}
+
+impl Steps {
+    /// As which one it was met, counted from 1.
+    fn number(&mut self, step: &str) -> usize {
+        let known = self.met.iter().position(|of| of == step);
+        let index = known.unwrap_or_else(|| {
+            self.met.push(step.to_owned());
+            self.met.len() - 1
+        });
+        index + 1
+    }
+}
+
 /// What is tried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
@@ -317,7 +336,7 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
         };
         let result = pair.will_be(trial.node).and_then(|()| match trial.what {
             What::Row(operation, party, strike) => {
-                pair.strike_each(operation, party, strike, choice.at)
+                pair.strike_all(operation, party, strike, choice.at)
             }
             What::Rollback(hit, step) => pair.roll_back(hit, step),
             What::Lost(operation, step) => pair.lose_at(operation, step),
@@ -462,14 +481,38 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Strikes at each step, or at one. Returns how often.
-    fn strike_each(
+    /// Strikes at each step, or at one, of an operation, and of another one as long as
+    /// more steps are hit: what is hit is not there for those that come until it runs
+    /// again. Returns how many were hit.
+    fn strike_all(
         &mut self,
         operation: Operation,
         party: Party,
         strike: Strike,
         at: Option<usize>,
     ) -> Result<usize> {
+        let mut steps = Steps::default();
+        let mut before = 0;
+        loop {
+            self.strike_each(operation, party, strike, at, &mut steps)?;
+            let hits = steps.hit.len();
+            if hits == before || at.is_some() || strike.is_pause() {
+                ensure!(hits > 0, "nothing was hit");
+                return Ok(hits);
+            }
+            before = hits;
+        }
+    }
+
+    /// Strikes at each step that was not hit, or at one.
+    fn strike_each(
+        &mut self,
+        operation: Operation,
+        party: Party,
+        strike: Strike,
+        at: Option<usize>,
+        steps: &mut Steps,
+    ) -> Result<()> {
         let disk = match strike {
             Strike::Kill(hit) => Disk::mount(&self.worker, hit)?,
             _ => Disk::Own,
@@ -478,24 +521,23 @@ impl<'a> Pair<'a> {
             self.join()?;
         }
         let before = self.hooks()?;
-        let (mut met, mut hits) = (Vec::new(), BTreeSet::new());
         let mut goes_on = false;
         loop {
-            let before = hits.len();
+            let before = steps.hit.len();
             let strikes = |line: &str| {
                 let Some(step) = step(operation, line) else {
                     return Ok(());
                 };
-                if !met.contains(&step) {
-                    met.push(step.clone());
-                }
-                let number = met.iter().position(|of| *of == step).map(|index| index + 1);
+                let number = steps.number(&step);
                 // The end of a phase is the beginning of the next one for what takes time.
                 let is_twice = strike.is_pause() && line.contains(" completed: ");
-                let is_chosen = at.is_none_or(|at| number == Some(at));
-                // What was told when its process was dead already is told again.
-                if is_chosen && !is_twice && !hits.contains(&step) && self.strike(party, strike)? {
-                    hits.insert(step);
+                let is_chosen = at.is_none_or(|at| number == at);
+                if is_chosen
+                    && !is_twice
+                    && !steps.hit.contains(&step)
+                    && self.strike(party, strike)?
+                {
+                    steps.hit.insert(step);
                 }
                 Ok(())
             };
@@ -515,7 +557,8 @@ impl<'a> Pair<'a> {
                 break;
             }
             ensure!(
-                hits.len() > before && (operation != Operation::Join || said.code == RESUMABLE),
+                steps.hit.len() > before
+                    && (operation != Operation::Join || said.code == RESUMABLE),
                 "exit code {}: {}",
                 said.code,
                 said.text
@@ -527,8 +570,7 @@ impl<'a> Pair<'a> {
         }
         self.end(operation)?;
         disk.unmount(&self.worker)?;
-        self.is_alone()?;
-        Ok(hits.len())
+        self.is_alone()
     }
 
     /// Both nodes are well, and the hooks of a join have run once more than `before`.
