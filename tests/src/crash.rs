@@ -40,12 +40,11 @@ const OF_PODS: [&str; 3] = [" Pod \"", " Container \"", "  ["];
 /// Part of lines that are told when it happens: what was removed is told at the end.
 const AT_ONCE: &str = " UTC  ";
 /// How the command lines of a master's services begin.
-const SERVICES: [&str; 13] = [
+const SERVICES: [&str; 12] = [
     "/usr/local/bin/registry ",
     "/usr/local/bin/coredns ",
     "/usr/local/bin/kube-proxy ",
     "/opt/gravity/bin/gravity care ",
-    "/opt/gravity/bin/gravity images ",
     "/usr/local/bin/flanneld ",
     "/usr/local/bin/kube-controller-manager ",
     "/usr/local/bin/kube-scheduler ",
@@ -922,7 +921,7 @@ mod tests {
     #[test]
     fn every_trial_is_in_exactly_one_shard() {
         let all = trials(28);
-        assert_eq!(all.len(), 20 + 5 * 2 + 13 + 28 * 2);
+        assert_eq!(all.len(), 19 + 5 * 2 + 12 + 28 * 2);
         let held = |index: usize| {
             (1..=8)
                 .filter(|number| {
