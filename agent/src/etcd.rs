@@ -339,6 +339,25 @@ impl Etcd {
     }
 }
 
+/// Removes what a first start of etcd that was cut off left in the directory of its data:
+/// nothing was stored, and etcd would not get on with it. Whether there was such a thing.
+///
+/// # Errors
+/// When it can't be read or removed.
+pub fn forget_first_start(data: &Path) -> std::io::Result<bool> {
+    let member = data.join("member");
+    let is_unborn = match log::is_unborn(&member.join("wal")) {
+        // Its first start is to come, or made no log yet.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        read => read?,
+    };
+    if is_unborn {
+        tracing::warn!("etcd begins anew: its first start was cut off");
+        std::fs::remove_dir_all(member)?;
+    }
+    Ok(is_unborn)
+}
+
 /// What a program of etcd said of its failure: its last line, which may be JSON
 /// with a stack trace.
 fn words(error: &CommandError) -> String {

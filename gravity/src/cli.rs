@@ -614,6 +614,12 @@ pub(crate) enum Etcd {
     },
     /// List the snapshots that the node keeps
     Snapshots,
+    /// Remove the data of a first start that was cut off; before each start of etcd
+    #[command(hide = true)]
+    Prepare {
+        /// Where etcd keeps its data
+        data: PathBuf,
+    },
     /// Give the cluster the state of a snapshot; or go on as the only master
     /// when all others with a vote, or too many, are lost; pods go on
     Recover {

@@ -401,7 +401,7 @@ mod tests {
         let layout = Layout::new(directory.path());
         let files = layout.operations().join(id);
         std::fs::create_dir_all(&files).unwrap();
-        std::fs::write(files.join("plan.json"), VERSION_1).unwrap();
+        host::atomic::write(&files.join("plan.json"), VERSION_1.as_bytes(), 0o600).unwrap();
         let plan = Operation::open(&layout, id).unwrap().plan;
         plan.validate().unwrap();
         for phase in plan.leaves() {

@@ -190,6 +190,7 @@ impl Context<'_> {
             readiness: ready,
             directories: Vec::new(),
             cpu_weight: None,
+            pre_start: Vec::new(),
             post_start: Vec::new(),
             oneshot: false,
             stop_timeout_seconds: 10,

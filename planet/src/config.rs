@@ -301,6 +301,10 @@ pub struct Service {
     /// on cgroup v1 it becomes `cpu.shares`.
     #[serde(default)]
     pub cpu_weight: Option<u32>,
+    /// Commands that run before each start, one after the other. They must be
+    /// idempotent; one that fails keeps the service from starting for now.
+    #[serde(default)]
+    pub pre_start: Vec<Vec<String>>,
     /// Commands that run once, each time the service has become ready, before
     /// services that require it start. They must be idempotent.
     #[serde(default)]
@@ -364,8 +368,11 @@ impl Service {
                 "service {name}: the alternative must be of the same program"
             ));
         }
-        if self.post_start.iter().any(Vec::is_empty) {
-            return Err(format!("service {name}: an empty command in post_start"));
+        let mut commands = self.pre_start.iter().chain(&self.post_start);
+        if commands.any(Vec::is_empty) {
+            return Err(format!(
+                "service {name}: an empty command in pre_start or post_start"
+            ));
         }
         if let Some(unknown) = self
             .capabilities
@@ -448,6 +455,7 @@ mod tests {
             readiness: Probe::Started,
             directories: Vec::new(),
             cpu_weight: None,
+            pre_start: Vec::new(),
             post_start: Vec::new(),
             oneshot: false,
             stop_timeout_seconds: 1,

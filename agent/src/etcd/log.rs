@@ -24,6 +24,10 @@ use crate::node::file;
 const MAX_FILE: u64 = 512 << 20;
 /// Bytes of a frame's length.
 const FRAME: usize = 8;
+/// The first file of a log, and how much of it holds what a first start writes: less
+/// than a kilobyte.
+const FIRST_FILE: &str = "0000000000000000-0000000000000000.wal";
+const FIRST_RECORDS: u64 = 64 << 10;
 /// Disks write whole sectors.
 const SECTOR: usize = 512;
 /// Types of records.
@@ -98,6 +102,33 @@ pub(super) fn commit_all(directory: &Path) -> Result<u64, PhaseError> {
         .and_then(|()| log.sync_all())
         .map_err(failed)?;
     Ok(end.index)
+}
+
+/// Whether the log in `directory` is of a first start that was cut off. etcd writes its
+/// first members when its log is there already; one whose log says of none that it is
+/// committed finds itself in no cluster, and waits for an election for ever. A log that is
+/// damaged is none of these.
+///
+/// # Errors
+/// When it can't be read.
+pub(super) fn is_unborn(directory: &Path) -> std::io::Result<bool> {
+    let mut logs = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        logs.extend(
+            name.to_str()
+                .filter(|name| numbers(name).is_some())
+                .map(ToOwned::to_owned),
+        );
+    }
+    if logs != [FIRST_FILE] {
+        return Ok(false);
+    }
+    let mut bytes = Vec::new();
+    File::open(directory.join(FIRST_FILE))?
+        .take(FIRST_RECORDS)
+        .read_to_end(&mut bytes)?;
+    Ok(read(&bytes, 0).is_ok_and(|end| end.state.commit == 0))
 }
 
 fn unreadable(path: &Path, why: &str) -> PhaseError {
@@ -396,6 +427,38 @@ mod tests {
     fn end(directory: &tempfile::TempDir) -> End {
         let (path, first) = last_file(directory.path()).unwrap();
         read(&std::fs::read(path).unwrap(), first - 1).unwrap()
+    }
+
+    #[test]
+    fn a_first_start_that_was_cut_off_has_committed_nothing() {
+        let unborn = |log: &Log, name: &str| {
+            let directory = tempfile::tempdir().unwrap();
+            let mut bytes = log.0.clone();
+            bytes.resize(bytes.len() + 4096, 0);
+            for (name, bytes) in [("1.tmp", &b"next"[..]), (name, &bytes)] {
+                host::atomic::write(&directory.path().join(name), bytes, 0o600).unwrap();
+            }
+            is_unborn(directory.path()).unwrap()
+        };
+        let begun = || Log::begun(0);
+        for log in [
+            begun(),
+            begun().entry(1, 1),
+            begun().entry(1, 1).state(1, 0, 0),
+        ] {
+            assert!(unborn(&log, FIRST_FILE));
+            assert!(!unborn(&log, "0000000000000001-0000000000000001.wal"));
+        }
+        let whole = begun().entry(1, 1).state(1, 0, 1);
+        assert!(!unborn(&whole, FIRST_FILE));
+        assert!(!unborn(&whole.state(2, 9, 1).entry(2, 2), FIRST_FILE));
+        let mut damaged = begun();
+        damaged.0[20] ^= 1;
+        assert!(!unborn(&damaged, FIRST_FILE));
+        // One that goes on in another file has begun, whatever is in the first one.
+        let directory = begun().kept(&[]);
+        host::atomic::write(&directory.path().join(FIRST_FILE), &begun().0, 0o600).unwrap();
+        assert!(!is_unborn(directory.path()).unwrap());
     }
 
     #[test]

@@ -41,9 +41,14 @@ struct Taken {
 
 pub(crate) async fn run(session: &Session, command: &cli::Etcd) -> Result<ExitCode> {
     require_root()?;
+    if let cli::Etcd::Prepare { data } = command {
+        agent::etcd::forget_first_start(data).context("remove what a first start left")?;
+        return Ok(ExitCode::Ok);
+    }
     status::cluster(session)?;
     session.administrator().await?;
     match command {
+        cli::Etcd::Prepare { .. } => Ok(ExitCode::Ok),
         cli::Etcd::Snapshot { file } => snapshot(session, file.as_deref()),
         cli::Etcd::Snapshots => show(session),
         cli::Etcd::Recover { snapshot, confirm } => {

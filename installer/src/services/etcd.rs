@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use planet::config::Probe;
 use spec::Role;
 
-use super::{Context, Definition, choose, command, secret};
+use super::{Context, Definition, PROGRAM, choose, command, secret};
 
 /// Port of clients.
 const CLIENT_PORT: u16 = 2379;
@@ -17,6 +17,9 @@ const METRICS_PORT: u16 = 2381;
 const TIMES: [&str; 2] = ["heartbeat-interval", "election-timeout"];
 /// Where etcd keeps its data inside.
 const DATA: &str = "/var/lib/etcd";
+
+/// State of the cluster of a member that begins one.
+const NEW: &str = "new";
 
 /// Heartbeat and election timeout of a single member, in ms: it elects itself,
 /// and need not wait a second for others.
@@ -52,7 +55,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     let metrics = format!("http://127.0.0.1:{METRICS_PORT}");
     // All masters: those that are members already, and this node.
     let members: Vec<_> = masters(context).collect();
-    let state = if members.len() > 1 { "existing" } else { "new" };
+    let state = if members.len() > 1 { "existing" } else { NEW };
     let command = |several: bool| {
         let (heartbeat, election) = if several { SEVERAL } else { SINGLE };
         let mut command = command(
@@ -108,6 +111,10 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         context.unprivileged("etcd", command, ready)
     });
     service.directories = vec![DATA.into()];
+    if state == NEW {
+        let prepare = [PROGRAM, "etcd", "prepare", DATA];
+        service.pre_start = vec![prepare.map(ToOwned::to_owned).into()];
+    }
     service.stop_timeout_seconds = 20;
     Definition {
         service,

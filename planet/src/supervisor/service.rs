@@ -57,7 +57,7 @@ const LOOKS: u32 = 3;
 /// How often it is looked whether packet filter tables are still there.
 const TABLES: Duration = Duration::from_secs(2);
 /// How long a command after the start may take.
-const POST_START: Duration = Duration::from_mins(2);
+const AROUND_START: Duration = Duration::from_mins(2);
 /// How long processes may take to go away once killed.
 const KILL: Duration = Duration::from_secs(10);
 
@@ -381,6 +381,9 @@ impl Unit {
             chown(directory, Some(service.uid), Some(service.gid))
                 .at("change the owner of", directory)?;
         }
+        self.run_each(&service.pre_start)
+            .await
+            .map_err(|failure| Error::Start(self.describe(Err(failure))))?;
         let process = self.spawn()?;
         *saved = Saved {
             process: Some(process),
@@ -496,7 +499,7 @@ impl Unit {
         let mut wait = PROBE_MIN;
         loop {
             let failure = match probe::attempt(&self.service.readiness).await {
-                Ok(()) => match self.post_start().await {
+                Ok(()) => match self.run_each(&self.service.post_start).await {
                     Ok(()) => return,
                     Err(failure) => failure,
                 },
@@ -547,14 +550,15 @@ impl Unit {
         lost(&tables, TABLES, Table::exists).await
     }
 
-    async fn post_start(&self) -> Result<(), String> {
-        for command in &self.service.post_start {
+    /// Runs commands that belong to its start, as root.
+    async fn run_each(&self, commands: &[Vec<String>]) -> Result<(), String> {
+        for command in commands {
             let log = logs::open(&self.service.name).map_err(|error| error.to_string())?;
-            timeout(POST_START, probe::run(command, log.into()))
+            timeout(AROUND_START, probe::run(command, log.into()))
                 .await
                 .unwrap_or_else(|_| {
                     Err(format!(
-                        "{} takes longer than {POST_START:?}",
+                        "{} takes longer than {AROUND_START:?}",
                         command.join(" ")
                     ))
                 })?;
