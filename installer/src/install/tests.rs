@@ -490,6 +490,20 @@ const WIREGUARD: &str = "providers: {generic: {network: {type: wireguard}}}\n";
 const NETWORK_HOOK: &str = "  networkInstall: {job: '{kind: Job}'}\n";
 
 #[test]
+fn a_first_start_of_etcd_that_was_cut_off_is_forgotten_before_the_next() {
+    let config = planet_of(&planned_with("", None).unwrap());
+    let mut services = config.services.iter();
+    let etcd = services.find(|service| service.name == "etcd").unwrap();
+    let command = [
+        "/opt/gravity/bin/gravity",
+        "etcd",
+        "prepare",
+        "/var/lib/etcd",
+    ];
+    assert_eq!(etcd.pre_start, [command]);
+}
+
+#[test]
 fn wireguard_keeps_its_key_from_all_but_root() {
     let backend = |prepared: &Prepared| {
         let config = planet_of(prepared);

@@ -339,6 +339,8 @@ fn a_second_master_stands_by_and_a_third_is_waited_for() {
         );
     }
     assert_eq!(etcd.alternative, None);
+    // What it stores was others' before: it is never thrown away.
+    assert!(etcd.pre_start.is_empty());
     let of_masters: Vec<_> = config
         .services
         .iter()
