@@ -42,6 +42,7 @@ struct Taken {
 pub(crate) async fn run(session: &Session, command: &cli::Etcd) -> Result<ExitCode> {
     require_root()?;
     if let cli::Etcd::Prepare { data } = command {
+        super::log_to_stderr();
         agent::etcd::forget_first_start(data).context("remove what a first start left")?;
         return Ok(ExitCode::Ok);
     }
