@@ -498,7 +498,7 @@ impl Unit {
         let started = Instant::now();
         let mut wait = PROBE_MIN;
         loop {
-            let failure = match probe::attempt(&self.service.readiness).await {
+            let failure = match self.answers_twice().await {
                 Ok(()) => match self.run_each(&self.service.post_start).await {
                     Ok(()) => return,
                     Err(failure) => failure,
@@ -513,6 +513,14 @@ impl Unit {
             sleep(wait).await;
             wait = (wait * 2).min(PROBE_MAX);
         }
+    }
+
+    /// Probes two times. A member of etcd that stands by says that it votes until it has
+    /// read in the others' log that it doesn't: its first good answer comes after that,
+    /// and may still say what was before.
+    async fn answers_twice(&self) -> Result<(), String> {
+        probe::attempt(&self.service.readiness).await?;
+        probe::attempt(&self.service.readiness).await
     }
 
     /// Tells whether a service that was ready still is. It is not restarted: what
