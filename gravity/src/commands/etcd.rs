@@ -41,21 +41,24 @@ struct Taken {
 
 pub(crate) async fn run(session: &Session, command: &cli::Etcd) -> Result<ExitCode> {
     require_root()?;
-    if let cli::Etcd::Prepare { data } = command {
-        super::log_to_stderr();
-        agent::etcd::forget_first_start(data).context("remove what a first start left")?;
-        return Ok(ExitCode::Ok);
+    if !matches!(command, cli::Etcd::Prepare { .. }) {
+        status::cluster(session)?;
+        session.administrator().await?;
     }
-    status::cluster(session)?;
-    session.administrator().await?;
     match command {
-        cli::Etcd::Prepare { .. } => Ok(ExitCode::Ok),
         cli::Etcd::Snapshot { file } => snapshot(session, file.as_deref()),
         cli::Etcd::Snapshots => show(session),
+        cli::Etcd::Prepare { data } => prepare(data),
         cli::Etcd::Recover { snapshot, confirm } => {
             recover(session, snapshot.as_deref(), *confirm).await
         }
     }
+}
+
+fn prepare(data: &Path) -> Result<ExitCode> {
+    super::log_to_stderr();
+    agent::etcd::forget_first_start(data).context("remove what a first start left")?;
+    Ok(ExitCode::Ok)
 }
 
 fn told(error: PhaseError) -> anyhow::Error {
