@@ -340,11 +340,11 @@ impl Etcd {
 }
 
 /// Removes what a first start of etcd that was cut off left in the directory of its data:
-/// nothing was stored, and etcd would not get on with it. Whether there was such a thing.
+/// nothing was stored, and etcd would not get on with it.
 ///
 /// # Errors
 /// When it can't be read or removed.
-pub fn forget_first_start(data: &Path) -> std::io::Result<bool> {
+pub fn forget_first_start(data: &Path) -> std::io::Result<()> {
     let member = data.join("member");
     let is_unborn = match log::is_unborn(&member.join("wal")) {
         // Its first start is to come, or made no log yet.
@@ -355,7 +355,7 @@ pub fn forget_first_start(data: &Path) -> std::io::Result<bool> {
         tracing::warn!("etcd begins anew: its first start was cut off");
         std::fs::remove_dir_all(member)?;
     }
-    Ok(is_unborn)
+    Ok(())
 }
 
 /// What a program of etcd said of its failure: its last line, which may be JSON

@@ -605,17 +605,14 @@ impl<'a> Pair<'a> {
 
     /// Hits a join at a step and rolls it back, or leaves where it came to its end.
     fn roll_back(&mut self, hit: Hit, at: usize) -> Result<usize> {
-        let disk = Disk::mount(&self.worker, hit)?;
         let said = self.operate_until(Operation::Join, at, || {
             self.strike(Party::Worker, Strike::Kill(hit)).map(drop)
         })?;
         if said.code == 0 {
-            disk.mend(&self.worker, true)?;
             self.end(Operation::Join)?;
         } else {
             gravity(&self.worker.node, "rollback --confirm")?.expect(0, &[])?;
         }
-        disk.unmount(&self.worker)?;
         self.is_alone().map(|()| 1)
     }
 
