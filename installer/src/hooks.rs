@@ -120,6 +120,16 @@ impl NodeHooks {
         }
         ended
     }
+
+    /// Deletes the Job of one that has run, so that `operation` runs it anew.
+    pub async fn forget(&self, client: &Client, name: HookName, node: &NodeSpec, operation: Uuid) {
+        let Some(hook) = self.ready(name, node, operation) else {
+            return;
+        };
+        if let Err(error) = cluster::hooks::remove(client, &agent::hook_run(hook)).await {
+            tracing::warn!(%error, "the hook is not run anew");
+        }
+    }
 }
 
 #[cfg(test)]

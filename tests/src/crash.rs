@@ -529,13 +529,13 @@ fn hitting(
     then: &str,
 ) -> Result<(bool, Said)> {
     let at = at.map_or_else(|| "$n".to_owned(), |at| at.to_string());
-    // The time and names that are made up each time are not what a line says.
+    // The time, names that are made up each time and numbers are not what a line says.
     let script = format!(
         "touch {MET} {HIT}; \
          {{ {IMAGE} {command} 2>&1; echo exit $?; }} | {{ while IFS= read -r line; do \
            echo \"$line\"; \
            case \"$line\" in {pattern}) \
-             key=$(echo \"${{line#*UTC}}\" | sed 's/\"[^\"]*\"//g'); \
+             key=$(echo \"${{line#*UTC}}\" | sed 's/\"[^\"]*\"\\|[0-9]//g'); \
              n=$(grep -nxF -- \"$key\" {MET} | cut -d: -f1); \
              [ \"$n\" ] || {{ echo \"$key\" >>{MET}; n=$(wc -l <{MET}); }}; \
              [ $n = {at} ] && ! grep -qxF -- \"$key\" {HIT} && \

@@ -1,7 +1,9 @@
 //! How a node is let go.
 //!
 //! In: its name. Out: a cluster without it. What fails half-way can be done
-//! again: the description has the node until the end.
+//! again: the description has the node until the end. One that was begun goes on when
+//! nobody listens any more, so a second one may run beside it: its hooks are those of the
+//! first, by the operation's name, and what it does besides may be done twice.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,11 +14,14 @@ use event::Sink;
 use manifest::HookName;
 use rpc::controller::Refusal;
 use spec::{NodeSpec, Role};
-use uuid::Uuid;
+use tokio::time::sleep;
 
 use super::{DRAIN, change, description, is_other_master, is_ready, let_go, not_now, of_etcd};
 use crate::etcd::Etcd;
 use crate::hooks::NodeHooks;
+
+/// How often is looked whether a node is lost while its pods are waited for.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Moves pods off a node, takes it out of etcd, deletes it from Kubernetes and the
 /// description, with hooks before and after.
@@ -58,23 +63,29 @@ impl Removal<'_> {
             let what = format!("the removal of {hostname}");
             etcd.snapshot(&what, &*sink).await;
         }
-        let operation = Uuid::new_v4();
         if let Some(node) = node {
             let hook = HookName::PreNodeRemove;
-            let ran = self.hooks.run(client, hook, node, operation, sink.clone());
+            let ran = self.hooks.run(client, hook, node, node.id, sink.clone());
             match ran.await {
                 Ok(()) => {}
                 Err(error) if self.force => sink.warning(&error.to_string()),
                 Err(error) => return Err(Refusal::Refused(error.to_string())),
             }
         }
-        self.drain(hostname).await?;
+        if let Err(refusal) = self.drain(hostname).await {
+            // It goes on as before: another try is to run the hook anew.
+            if let Some(node) = node {
+                let hook = HookName::PreNodeRemove;
+                self.hooks.forget(client, hook, node, node.id).await;
+            }
+            return Err(refusal);
+        }
         let Some(node) = node else {
             return client.delete_node(hostname).await.map_err(not_now);
         };
         if node.role == Role::Worker {
             client.delete_node(hostname).await.map_err(not_now)?;
-            return self.forget(client, node, operation, sink).await;
+            return self.forget(client, node, sink).await;
         }
         // From here on nobody counts on it, and no other one leaves.
         let (cluster, ()) = change(client, |cluster| {
@@ -88,16 +99,18 @@ impl Removal<'_> {
         etcd.remove(&cluster, node).await.map_err(of_etcd)?;
         // Its API server ends with its etcd; it may be the one that was asked.
         let client = Client::connect(&etcd.kubeconfig()).await.map_err(not_now)?;
-        self.forget(&client, node, operation, sink).await
+        self.forget(&client, node, sink).await
     }
 
     async fn drain(&self, hostname: &str) -> Result<(), Refusal> {
-        // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
-        let patience = match self.force && !is_ready(self.client, hostname).await? {
-            true => Duration::ZERO,
-            false => DRAIN,
+        let drained = tokio::select! {
+            drained = self.client.drain(hostname, DRAIN) => drained,
+            // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
+            () = self.is_dead(hostname), if self.force => {
+                self.client.drain(hostname, Duration::ZERO).await
+            }
         };
-        match self.client.drain(hostname, patience).await {
+        match drained {
             Ok(()) => Ok(()),
             Err(error) if self.force => {
                 tracing::warn!(%hostname, %error, "went on without its pods");
@@ -107,11 +120,17 @@ impl Removal<'_> {
         }
     }
 
+    /// Comes back when Kubernetes counts the node as lost, which takes its time.
+    async fn is_dead(&self, hostname: &str) {
+        while !matches!(is_ready(self.client, hostname).await, Ok(false)) {
+            sleep(LOOK).await;
+        }
+    }
+
     async fn forget(
         &self,
         client: &Client,
         node: &NodeSpec,
-        operation: Uuid,
         sink: Arc<dyn Sink>,
     ) -> Result<(), Refusal> {
         change(client, |cluster| {
@@ -120,7 +139,7 @@ impl Removal<'_> {
         })
         .await?;
         let hook = HookName::PostNodeRemove;
-        let ran = self.hooks.run(client, hook, node, operation, sink.clone());
+        let ran = self.hooks.run(client, hook, node, node.id, sink.clone());
         // The node is gone, whatever the hook says.
         if let Err(error) = ran.await {
             sink.warning(&error.to_string());

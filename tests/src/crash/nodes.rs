@@ -154,14 +154,15 @@ impl Operation {
 
 /// What of an operation's line is a step of it, if anything: records of the journal of a
 /// join, and what the others tell, without what they tell of a hook's pods. Names that
-/// are made up each time are left out.
+/// are made up each time, and numbers of seconds, are left out.
 fn step(operation: Operation, line: &str) -> Option<String> {
     let is_step = match operation {
         Operation::Join => line.contains(" in progress: ") || line.contains(" completed: "),
         Operation::Leave | Operation::Remove => is_leave_step(line),
     };
     let (_, what) = line.split_once(" UTC ").filter(|_| is_step)?;
-    Some(what.split('"').step_by(2).collect())
+    let text = what.split('"').step_by(2).flat_map(str::chars);
+    Some(text.filter(|c| !c.is_ascii_digit()).collect())
 }
 
 /// Steps that were met, in their order, and those at which something was hit.
@@ -745,6 +746,13 @@ mod tests {
                 .as_deref(),
             Some(" Created Job  in namespace ")
         );
+        let ended = |seconds| {
+            leave(&format!(
+                "Mon Nov 23 12:51:44 UTC  Job \"x-2\" in namespace \"default\" has completed, \
+                 {seconds} seconds elapsed"
+            ))
+        };
+        assert!(ended(4).is_some() && ended(4) == ended(15));
         for line in [
             "removed link /usr/local/bin/helm",
             "Mon Nov 23 12:51:44 UTC  Created Pod \"x-2-y\" in namespace \"default\"",
