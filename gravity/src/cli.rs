@@ -158,7 +158,8 @@ pub(crate) struct Install {
     /// Flavor of the cluster image
     #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub(crate) flavor: Option<String>,
-    /// Kubernetes resources, YAML, that are created at the end of the install
+    /// Kubernetes resources, YAML, that are created at the end of the install, and a
+    /// ClusterConfiguration and RuntimeEnvironment of Gravity
     #[arg(long, value_name = "FILE", help_heading = "Cluster")]
     pub(crate) config: Option<PathBuf>,
     /// Helm values for the application's hooks, YAML; can be repeated, later files win
@@ -207,14 +208,12 @@ pub(crate) struct Install {
     /// How image layers are stored: both are the kernel's overlay filesystem
     #[arg(long, value_name = "DRIVER", value_enum, help_heading = "This node")]
     pub(crate) storage_driver: Option<StorageDriver>,
-    /// Addresses of pods, at least a /24
-    #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_POD_CIDR,
-          help_heading = "Network")]
-    pub(crate) pod_network_cidr: String,
-    /// Addresses of services, at least a /24
-    #[arg(long, value_name = "CIDR", default_value = installer::install::DEFAULT_SERVICE_CIDR,
-          help_heading = "Network")]
-    pub(crate) service_cidr: String,
+    /// Addresses of pods, at least a /24 [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
+    pub(crate) pod_network_cidr: Option<String>,
+    /// Addresses of services, at least a /24 [default: 10.100.0.0/16]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
+    pub(crate) service_cidr: Option<String>,
     /// UDP port of VXLAN, by which pods reach those of other nodes [default: 8472]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..),
           help_heading = "Network")]

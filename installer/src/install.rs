@@ -16,7 +16,8 @@ use planet::config::{Device, PlanetConfig};
 use spec::layout::Layout;
 use spec::phase::{self, PhaseSpec, Volume};
 use spec::{
-    ClusterSpec, DnsZone, ImageRef, NodeSpec, PodNetwork, RegistryImage, Role, ServiceUser, Taint,
+    ClusterSpec, DnsZone, ImageRef, NodeSpec, PodNetwork, RegistryImage, Role, ServiceSettings,
+    ServiceUser, Taint,
 };
 use uuid::Uuid;
 
@@ -85,7 +86,7 @@ pub struct Options {
     pub dns_listen: Vec<IpAddr>,
     /// `--dns-port`
     pub dns_port: u16,
-    /// Whether there is a `--config`, as [`CONFIG_FILE`] of the operation
+    /// Whether there are resources of Kubernetes in `--config`, as [`CONFIG_FILE`] of the operation
     pub config: bool,
     /// Whether there is a token of the user's own, as [`TOKEN_FILE`] of the operation
     pub token: bool,
@@ -95,6 +96,8 @@ pub struct Options {
     /// What the license allows that the image demands, whose Secret is
     /// [`LICENSE_FILE`] of the operation
     pub license: Option<spec::License>,
+    /// What resources of Gravity of `--config` say of the services
+    pub services: ServiceSettings,
     /// `--leaf-seconds`
     pub leaf_seconds: u64,
     /// `--state-dir`
@@ -122,6 +125,7 @@ impl Options {
             token: false,
             values: false,
             license: None,
+            services: ServiceSettings::default(),
             leaf_seconds: spec::care::LEAF_SECONDS,
             state_dir: state_dir.to_owned(),
         }
@@ -643,6 +647,7 @@ pub fn prepare(
         dns_zones: zones(&options.dns_zones)?,
         license: options.license.clone(),
         leaf_seconds: options.leaf_seconds,
+        settings: options.services.clone(),
         nodes: vec![node.clone()],
     };
     let volumes = volumes(profile, &options.mounts);

@@ -23,6 +23,7 @@ mod planet_config;
 pub mod recover;
 mod secrets;
 pub mod services;
+pub mod settings;
 
 pub use planet_config::SYSCTLS;
 

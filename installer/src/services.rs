@@ -37,6 +37,12 @@ pub(crate) const CONFIG: &str = "/etc/planet";
 /// Our own program inside.
 const PROGRAM: &str = "/opt/gravity/bin/gravity";
 
+/// Variables that tell what is reached without a proxy; Go takes the first that is set.
+const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// What is always reached without one: addresses, and names of the cluster.
+const DIRECT: &str = "0.0.0.0/0,::/0,.local,.svc";
+
 /// Makes one service.
 type Define = fn(&Context<'_>) -> Definition;
 
@@ -94,11 +100,39 @@ pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
         Role::Worker => all.extend(OF_WORKERS.iter().map(|define| define(context))),
     }
     let names: Vec<_> = all.iter().map(|made| made.service.name.clone()).collect();
+    let environment = environment(&context.cluster.settings.environment);
     for definition in &mut all {
-        let requires = &mut definition.service.requires;
-        requires.retain(|name| names.contains(name));
+        let service = &mut definition.service;
+        service.requires.retain(|name| names.contains(name));
+        if service
+            .command
+            .first()
+            .is_some_and(|program| program != PROGRAM)
+        {
+            for (name, value) in &environment {
+                service
+                    .env
+                    .entry(name.clone())
+                    .or_insert_with(|| value.clone());
+            }
+        }
     }
     all
+}
+
+/// The user's variables. Where there is a proxy among them, the cluster itself is not
+/// reached by it.
+fn environment(chosen: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let mut environment = chosen.clone();
+    let is_proxy =
+        |name: &String| ["HTTP_PROXY", "HTTPS_PROXY"].contains(&name.to_uppercase().as_str());
+    if environment.keys().any(is_proxy) {
+        let without = NO_PROXY.map(|name| environment.remove(name));
+        let mut without: Vec<_> = without.into_iter().flatten().take(1).collect();
+        without.push(DIRECT.into());
+        environment.insert(NO_PROXY[0].into(), without.join(","));
+    }
+    environment
 }
 
 /// Services that every node has.
@@ -271,6 +305,16 @@ pub(crate) fn command(name: &str, arguments: &[(&str, String)]) -> Vec<String> {
             .map(|(key, value)| format!("--{key}={value}")),
     );
     command
+}
+
+/// The flag of the user's feature gates, where there are any.
+pub(crate) fn feature_gates(context: &Context<'_>) -> Option<String> {
+    let gates = &context.cluster.settings.feature_gates;
+    let gates: Vec<_> = gates
+        .iter()
+        .map(|(gate, is_on)| format!("{gate}={is_on}"))
+        .collect();
+    (!gates.is_empty()).then(|| format!("--feature-gates={}", gates.join(",")))
 }
 
 /// Puts chosen flags in place of ours.

@@ -47,6 +47,21 @@ apiVersion: v1
 kind: ConfigMap
 metadata: {name: given, namespace: mine}
 data: {key: value}
+---
+kind: ClusterConfiguration
+version: v1
+spec:
+  global:
+    podCIDR: 10.77.0.0/16
+    serviceNodePortRange: 31000-31999
+    featureGates: {AllAlpha: false}
+  kubelet:
+    config: {maxPods: 42}
+---
+kind: RuntimeEnvironment
+version: v1
+spec:
+  data: {GRAVITY_TEST: given}
 END
 ";
 
@@ -154,6 +169,7 @@ const CHECKS: &[(&str, Check)] = &[
     ("devices in the planet", devices),
     ("services and their user", services),
     ("labels, taints and resources of the user", kubernetes),
+    ("resources of Gravity of the user", settings),
     ("DNS", dns),
     ("pods", pods),
 ];
@@ -324,6 +340,34 @@ fn services(node: &Node) -> Result<()> {
         ],
     )?;
     ensure!(!text.contains("planet:x:"), "{text}");
+    Ok(())
+}
+
+/// What Kubernetes itself says of the settings, and of which environment its processes are.
+fn settings(node: &Node) -> Result<()> {
+    let text = node.text(&[
+        "kubectl",
+        "get",
+        "nodes",
+        "-o",
+        "jsonpath={.items[0].status.capacity.pods} {.items[0].spec.podCIDR}",
+    ])?;
+    ensure!(text == "42 10.77.0.0/24", "the node has {text}");
+    let gate = "kubectl get --raw /metrics | grep 'feature_enabled{name=\"AllAlpha\"'; \
+        kubectl create service nodeport far --tcp=80 --node-port=30080 2>&1; \
+        for p in /proc/[0-9]*; do tr '\\0' '\\n' <$p/environ 2>/dev/null | grep -q ^GRAVITY_TEST=given \
+            && tr '\\0' ' ' <$p/cmdline && echo; done";
+    let text = node.text(&["bash", "-c", gate])?;
+    has(
+        &text,
+        &[
+            "stage=\"ALPHA\"} 0",
+            "31000-31999",
+            "/usr/local/bin/kubelet ",
+            "/usr/local/bin/etcd ",
+        ],
+    )?;
+    ensure!(!text.contains("gravity/bin/gravity"), "{text}");
     Ok(())
 }
 

@@ -11,7 +11,9 @@ use crate::node::{file, lasting, transient};
 pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError> {
     let path = path(node, &phase);
     let text = std::fs::read_to_string(&path).map_err(|error| file("read", &path, &error))?;
-    let objects = cluster::documents(&text).map_err(|error| lasting(&error))?;
+    let mut objects = cluster::documents(&text).map_err(|error| lasting(&error))?;
+    // Gravity's own, of no API, are in the plan since it was made.
+    objects.retain(|object| !object["apiVersion"].is_null());
     let client = node.kubernetes().await?;
     client
         .apply(&objects)

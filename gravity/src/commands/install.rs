@@ -1,12 +1,12 @@
 //! `gravity install`: asks, checks, plans, and has the plan executed.
 
+mod config;
 mod dry_run;
 mod license;
 mod values;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ::preflight::{Report, Requirements};
 use anyhow::{Context, Result, anyhow, bail};
@@ -24,6 +24,8 @@ use spec::layout::Layout;
 use spec::phase::Layer;
 use spec::{ImageRef, RegistryImage};
 
+use self::config::Config;
+pub(crate) use self::config::WrongConfig;
 pub(crate) use self::license::WrongLicense;
 use self::values::Values;
 pub(crate) use self::values::WrongValues;
@@ -48,7 +50,7 @@ pub(crate) struct DamagedImage {
 pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCode> {
     require_root()?;
     refuse_former(&session.layout)?;
-    let config = arguments.config.as_deref().map(read_config).transpose()?;
+    let config = arguments.config.as_deref().map(Config::read).transpose()?;
     let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?;
     let values = Values::given(&arguments.values, &arguments.set)?;
     let image = session.image()?;
@@ -63,7 +65,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
     let facts = ::preflight::host_facts();
     let mut license = license::given(arguments.license.as_deref(), &manifest, &cluster.config)?;
-    let options = options(session, arguments, flavor);
+    let options = options(session, arguments, flavor, config.as_ref());
     let users = KnownUsers {
         with_id: host::users::user_by_id(options.service_uid)?,
         named: host::users::user_by_name(install::SERVICE_USER)?,
@@ -87,7 +89,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         ignore: &arguments.ignore,
     };
     if arguments.dry_run {
-        dry_run::show(console, &prepared, &requirements, config.as_deref())?;
+        dry_run::show(console, &prepared, &requirements, config.as_ref())?;
         preflight(session, requirements, facts, decided)?;
         return Ok(ExitCode::Ok);
     }
@@ -102,7 +104,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let license = license.map(|license| license.text);
     let token = token.map(|token| token_secret(&token)).transpose()?;
     let secrets = Secrets {
-        config: config.as_deref(),
+        config: config.as_ref().map(|config| config.text.as_str()),
         license: license.as_deref(),
         token: token.as_deref(),
         values: values.as_deref(),
@@ -124,54 +126,6 @@ fn merge(
     let planet = content.planets.get("").context("the image has no planet")?;
     let secret = cluster::hooks::values_secret(&values.merge(image, planet)?);
     serde_json::to_string(&secret).context("write the Secret with values for hooks")
-}
-
-/// The file of `--config` can't be used.
-#[derive(Debug, thiserror::Error)]
-#[error("--config {}: {reason}", path.display())]
-pub(crate) struct WrongConfig {
-    path: PathBuf,
-    reason: String,
-}
-
-/// Reads and checks the resources of `--config`, before anything is changed.
-fn read_config(path: &Path) -> Result<String, WrongConfig> {
-    let wrong = |reason: String| WrongConfig {
-        path: path.to_owned(),
-        reason,
-    };
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|error| wrong(error.to_string()))?;
-    let limit = manifest::MAX_SIZE as u64;
-    file.take(limit + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| wrong(error.to_string()))?;
-    if text.len() as u64 > limit {
-        return Err(wrong(format!("it has more than {limit} bytes")));
-    }
-    let objects = cluster::documents(&text).map_err(|error| wrong(error.to_string()))?;
-    if objects.is_empty() {
-        return Err(wrong("it holds no resources".into()));
-    }
-    for (index, object) in objects.iter().enumerate() {
-        let field = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        let (kind, name) = (field(&object["kind"]), field(&object["metadata"]["name"]));
-        let known = format!("its resource {} ({kind} {name:?})", index + 1);
-        if object["apiVersion"].as_str().is_none() && object["version"].is_string() {
-            let reason = "is one of Gravity, which this release does not support yet";
-            return Err(wrong(format!("{known} {reason}; remove it")));
-        }
-        for (key, value) in [
-            ("apiVersion", field(&object["apiVersion"])),
-            ("kind", kind),
-            ("metadata.name", name),
-        ] {
-            if value.is_empty() {
-                return Err(wrong(format!("{known} has no {key}")));
-            }
-        }
-    }
-    Ok(text)
 }
 
 /// Release notes are HTML; people read them as text.
@@ -414,7 +368,17 @@ fn choose_flavor(
     }
 }
 
-fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Options {
+fn options(
+    session: &Session,
+    arguments: &Install,
+    flavor: Option<String>,
+    config: Option<&Config>,
+) -> Options {
+    let settings = config.map(|config| config.settings.clone());
+    let settings = settings.unwrap_or_default();
+    let network = |given: &Option<String>, set: Option<String>, default: &str| {
+        given.clone().or(set).unwrap_or_else(|| default.into())
+    };
     let mut zones: BTreeMap<&str, spec::DnsZone> = BTreeMap::new();
     for zone in &arguments.dns_zone {
         zones
@@ -427,7 +391,7 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         dns_zones: zones.into_values().collect(),
         dns_listen: arguments.dns_listen_addr.clone(),
         dns_port: arguments.dns_port,
-        config: arguments.config.is_some(),
+        config: config.is_some_and(|config| !config.objects.is_empty()),
         token: arguments.token.is_some() || arguments.token_file.is_some(),
         values: !arguments.values.is_empty() || !arguments.set.is_empty(),
         license: None,
@@ -435,8 +399,17 @@ fn options(session: &Session, arguments: &Install, flavor: Option<String>) -> Op
         cluster: arguments.cluster.clone(),
         flavor,
         role: arguments.role.clone(),
-        pod_cidr: arguments.pod_network_cidr.clone(),
-        service_cidr: arguments.service_cidr.clone(),
+        pod_cidr: network(
+            &arguments.pod_network_cidr,
+            settings.pod_cidr,
+            install::DEFAULT_POD_CIDR,
+        ),
+        service_cidr: network(
+            &arguments.service_cidr,
+            settings.service_cidr,
+            install::DEFAULT_SERVICE_CIDR,
+        ),
+        services: settings.services,
         vxlan_port: arguments.vxlan_port,
         service_uid: arguments.service_uid,
         service_gid: arguments.service_gid,
@@ -567,29 +540,6 @@ mod tests {
             error.contains("not empty") && error.contains("photos"),
             "{error}"
         );
-    }
-
-    #[test]
-    fn only_whole_kubernetes_resources_are_taken() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("config.yaml");
-        let read = |text: &str| {
-            host::atomic::write(&path, text.as_bytes(), 0o600).unwrap();
-            read_config(&path).map_err(|error| error.to_string())
-        };
-        let good = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n";
-        let two = format!("{good}---\n{good}");
-        assert_eq!(read(&two).as_deref(), Ok(two.as_str()));
-        let wrong = |text: &str| read(text).unwrap_err();
-        assert!(wrong("").ends_with("it holds no resources"));
-        assert!(wrong("a: [").contains("config.yaml"));
-        let user = "kind: user\nversion: v2\nmetadata: {name: alice}\n";
-        assert!(
-            wrong(&format!("{good}---\n{user}")).contains("2 (user \"alice\") is one of Gravity")
-        );
-        assert!(wrong("kind: Pod\napiVersion: v1\n").contains("no metadata.name"));
-        assert!(wrong("kind: Pod\n").contains("no apiVersion"));
-        assert!(read_config(&path.join("x")).is_err());
     }
 
     #[test]

@@ -45,6 +45,7 @@ fn cluster() -> ClusterSpec {
         dns_zones: Vec::new(),
         license: None,
         leaf_seconds: spec::care::LEAF_SECONDS,
+        settings: spec::ServiceSettings::default(),
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
     }
 }

@@ -187,6 +187,52 @@ fn a_node_looks_for_all_that_it_may_be_short_of() {
 }
 
 #[test]
+fn services_are_as_the_user_has_chosen() {
+    let (cluster, planet) = planned(|options| {
+        let services = &mut options.services;
+        services.environment = [("HTTP_PROXY", "proxy:8001"), ("no_proxy", ".example")]
+            .map(|(name, value)| (name.into(), value.into()))
+            .into();
+        services.feature_gates = BTreeMap::from([("AllAlpha".into(), false)]);
+        services.node_ports = Some("31000-31999".into());
+        services.kubelet = serde_json::from_str(r#"{"maxPods": 50}"#).unwrap();
+    });
+    assert_eq!(cluster.settings.kubelet["maxPods"], 50);
+    for service in &planet.services {
+        let is_own = service.command[0] == "/opt/gravity/bin/gravity";
+        let proxy = service.env.get("HTTP_PROXY");
+        assert_eq!(proxy.is_none(), is_own, "{}", service.name);
+        let direct = service.env.get("NO_PROXY").map(String::as_str);
+        let direct_of_all = ".example,0.0.0.0/0,::/0,.local,.svc";
+        assert_eq!(direct, (!is_own).then_some(direct_of_all));
+        assert!(!service.env.contains_key("no_proxy"));
+        let has = |flag: &str| service.command.iter().any(|argument| argument == flag);
+        let gates = [
+            "kube-apiserver",
+            "kube-controller-manager",
+            "kube-scheduler",
+        ];
+        let is_gated = gates.contains(&service.name.as_str());
+        assert_eq!(has("--feature-gates=AllAlpha=false"), is_gated);
+        let is_api = service.name == "kube-apiserver";
+        assert_eq!(has("--service-node-port-range=31000-31999"), is_api);
+    }
+    let settings = |name: &str| -> serde_json::Value {
+        let mut files = planet.files.iter();
+        let file = files.find(|file| file.path.ends_with(name)).unwrap();
+        serde_json::from_str(&file.content).unwrap()
+    };
+    let kubelet = settings("kubelet.yaml");
+    assert_eq!(
+        (&kubelet["maxPods"], &kubelet["failSwapOn"]),
+        (&50.into(), &false.into())
+    );
+    for settings in [kubelet, settings("kube-proxy.yaml")] {
+        assert_eq!(settings["featureGates"]["AllAlpha"], false);
+    }
+}
+
+#[test]
 fn a_plan_is_whole_and_runs_hooks_last() {
     let prepared = plan_with(|_| (), &KnownUsers::default()).unwrap();
     prepared.plan.validate().unwrap();

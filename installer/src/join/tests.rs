@@ -51,6 +51,7 @@ fn cluster() -> ClusterSpec {
         dns_zones: Vec::new(),
         license: None,
         leaf_seconds: spec::care::LEAF_SECONDS,
+        settings: spec::ServiceSettings::default(),
         nodes: vec![
             node("first", "192.168.7.8", Role::Master, "10.244.0.0/24"),
             node("node-1", "192.168.7.9", Role::Worker, "10.244.1.0/24"),

@@ -2,7 +2,7 @@
 
 use planet::config::Probe;
 
-use super::{Context, Definition, command, config, secret};
+use super::{Context, Definition, command, config, feature_gates, secret};
 
 /// Anonymous requests may ask for health and nothing else.
 const AUTHENTICATION: &str = "\
@@ -55,7 +55,7 @@ rules:
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let address = context.address();
-    let command = command(
+    let mut command = command(
         "kube-apiserver",
         &[
             ("advertise-address", address.to_string()),
@@ -110,6 +110,10 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("v", "1".into()),
         ],
     );
+    let settings = &context.cluster.settings;
+    let ports = settings.node_ports.iter();
+    command.extend(ports.map(|ports| format!("--service-node-port-range={ports}")));
+    command.extend(feature_gates(context));
     let ready = Probe::Http {
         url: format!("https://{address}:{}/readyz", spec::API_PORT),
     };

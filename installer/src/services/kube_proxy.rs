@@ -24,6 +24,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             "tcpCloseWaitTimeout": "0s",
         },
         "oomScoreAdj": 0,
+        "featureGates": context.cluster.settings.feature_gates,
     });
     let command = command(
         "kube-proxy",

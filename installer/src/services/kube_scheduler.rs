@@ -2,12 +2,12 @@
 
 use planet::config::Probe;
 
-use super::{Context, Definition, command, secret};
+use super::{Context, Definition, command, feature_gates, secret};
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let kubeconfig = secret("scheduler.kubeconfig");
     let command = |several: bool| {
-        command(
+        let mut command = command(
             "kube-scheduler",
             &[
                 ("bind-address", "127.0.0.1".into()),
@@ -19,7 +19,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
                 ("profiling", "false".into()),
                 ("v", "1".into()),
             ],
-        )
+        );
+        command.extend(feature_gates(context));
+        command
     };
     let ready = Probe::Http {
         url: "https://127.0.0.1:10259/healthz".into(),

@@ -40,7 +40,7 @@ fn settings(context: &Context<'_>) -> String {
     } else {
         0
     };
-    let settings = serde_json::json!({
+    let mut settings = serde_json::json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
         "authentication": {
@@ -86,5 +86,15 @@ fn settings(context: &Context<'_>) -> String {
         "containerLogMaxSize": "20Mi",
         "containerLogMaxFiles": 3,
     });
+    let chosen = &context.cluster.settings;
+    for (field, value) in &chosen.kubelet {
+        settings[field] = value.clone();
+    }
+    // Those of its own fields are for kubelets alone.
+    for (gate, is_on) in &chosen.feature_gates {
+        if settings["featureGates"][gate].is_null() {
+            settings["featureGates"][gate] = (*is_on).into();
+        }
+    }
     format!("{settings:#}\n")
 }

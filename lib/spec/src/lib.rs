@@ -84,8 +84,28 @@ pub struct ClusterSpec {
     /// How long certificates of services and nodes live, in seconds.
     #[serde(default = "care::leaf_seconds")]
     pub leaf_seconds: u64,
+    /// What the user chose for the services.
+    #[serde(default)]
+    pub settings: ServiceSettings,
     /// All nodes.
     pub nodes: Vec<NodeSpec>,
+}
+
+/// What a user chose for the services of all nodes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceSettings {
+    /// Variables of the environment of the services that are not our own program.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
+    /// Feature gates of Kubernetes by their names.
+    #[serde(default)]
+    pub feature_gates: BTreeMap<String, bool>,
+    /// Ports of Services that nodes answer at, `FIRST-LAST`; Kubernetes' own otherwise.
+    #[serde(default)]
+    pub node_ports: Option<String>,
+    /// Fields of kubelets' configuration, in place of ours.
+    #[serde(default)]
+    pub kubelet: serde_json::Map<String, serde_json::Value>,
 }
 
 /// How packets of pods travel between nodes.
@@ -375,13 +395,25 @@ mod tests {
                 ends: 2_000_000_000,
             }),
             leaf_seconds: 86400,
+            settings: ServiceSettings {
+                environment: BTreeMap::from([("HTTP_PROXY".into(), "proxy:8001".into())]),
+                feature_gates: BTreeMap::from([("AllAlpha".into(), false)]),
+                node_ports: Some("31000-31999".into()),
+                kubelet: serde_json::from_str(r#"{"maxPods": 50}"#).unwrap(),
+            },
             nodes: vec![node()],
         };
         let read: ClusterSpec = serde_json::from_str(VERSION_1).unwrap();
         assert_eq!(read, cluster);
         // What it had before this is not needed to read it.
         let mut older: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
-        for field in ["pod_network", "dns_zones", "license", "leaf_seconds"] {
+        for field in [
+            "pod_network",
+            "dns_zones",
+            "license",
+            "leaf_seconds",
+            "settings",
+        ] {
             older.as_object_mut().unwrap().remove(field).unwrap();
         }
         for field in ["taints", "dns_listen", "leaving", "machine", "taken_in"] {

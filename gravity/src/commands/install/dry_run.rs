@@ -9,6 +9,8 @@ use preflight::Requirements;
 use serde::Serialize;
 use spec::ClusterSpec;
 
+use super::Config;
+
 /// All that an install would change.
 #[derive(Debug, Serialize)]
 struct DryRun<'a> {
@@ -42,7 +44,7 @@ pub(super) fn show(
     console: &Console,
     prepared: &Prepared,
     requirements: &Requirements,
-    config: Option<&str>,
+    config: Option<&Config>,
 ) -> Result<()> {
     let host = preview::preview(&prepared.plan).map_err(|error| anyhow!(error.message))?;
     let run = DryRun {
@@ -50,7 +52,9 @@ pub(super) fn show(
         host: &host,
         bytes: requirements.state_bytes,
         ports: ports(requirements),
-        resources: resources(config)?,
+        resources: config
+            .map(|config| config.objects.clone())
+            .unwrap_or_default(),
         phases: steps(&prepared.plan),
     };
     match console.is_json() {
@@ -74,19 +78,6 @@ fn ports(requirements: &Requirements) -> Vec<Port> {
         .into_iter()
         .map(port)
         .collect()
-}
-
-fn resources(config: Option<&str>) -> Result<Vec<String>> {
-    let objects = cluster::documents(config.unwrap_or_default())?;
-    let named = |object: &serde_json::Value| {
-        let field = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
-        format!(
-            "{} {}",
-            field(&object["kind"]),
-            field(&object["metadata"]["name"])
-        )
-    };
-    Ok(objects.iter().map(named).collect())
 }
 
 fn steps(plan: &Plan) -> Vec<Step> {

@@ -55,6 +55,7 @@ fn cluster() -> ClusterSpec {
         dns_zones: Vec::new(),
         license: None,
         leaf_seconds: spec::care::LEAF_SECONDS,
+        settings: spec::ServiceSettings::default(),
         nodes: Vec::new(),
     }
 }
