@@ -110,8 +110,9 @@ fn masters(layout: &Layout) -> Vec<SocketAddr> {
     addresses.into_iter().map(at).collect()
 }
 
-/// How long a controller that was ended may take to be back.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a controller that was ended may take to be back: longer than the supervisor
+/// waits, at most 38 s, before it starts once more what ends again and again.
+const PATIENCE: Duration = Duration::from_secs(45);
 /// Between one try to reach one and the next.
 const PAUSE: Duration = Duration::from_secs(1);
 

@@ -17,6 +17,9 @@ use crate::cli::Leave;
 /// How long Kubernetes may take to answer before hooks are run.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often the cluster is asked to let the node go, where controllers end meanwhile.
+const TRIES: usize = 5;
+
 /// What is run before the node is cleaned up, in order.
 const HOOKS: [HookName; 2] = [HookName::PreUninstall, HookName::Uninstall];
 
@@ -167,8 +170,18 @@ async fn leave_cluster(session: &Session) -> Result<()> {
         };
         return Ok(removal.run(name, session.console.clone()).await?);
     }
-    let mut member = agent::session(&session.layout, &cluster.controllers())
-        .await
-        .map_err(|error| anyhow!(error.message))?;
-    Ok(member.leave(false, &*session.console).await?)
+    let mut left = TRIES;
+    loop {
+        let mut member = agent::session(&session.layout, &cluster.controllers())
+            .await
+            .map_err(|error| anyhow!(error.message))?;
+        left -= 1;
+        match member.leave(false, &*session.console).await {
+            // The controller has ended, or its node has; the next one goes on with it.
+            Err(broken @ rpc::controller::Error::Broken(_)) if left > 0 => {
+                session.console.warning(&format!("{broken}; asking again"));
+            }
+            ended => return Ok(ended?),
+        }
+    }
 }
