@@ -36,6 +36,9 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use console::{Console, ExitCode};
 use image::Image;
+use installer::coordinator::Operation;
+use manifest::Manifest;
+use spec::ClusterSpec;
 use spec::layout::Layout;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -58,6 +61,37 @@ impl Session {
         .context("open the cluster image")
     }
 
+    /// What is known of the node's cluster.
+    pub(crate) fn cluster(&self) -> Result<ClusterSpec> {
+        let path = self.layout.cluster();
+        if self.layout.leaving().exists() {
+            bail!("the cluster is being removed from this node; go on with `gravity leave`");
+        }
+        let Ok(json) = std::fs::read(&path) else {
+            match Operation::last(&self.layout) {
+                Ok(last) => bail!(
+                    "the {} has not ended; see `gravity plan`, go on with `gravity resume`",
+                    last.plan.kind
+                ),
+                Err(_) => bail!("there is no cluster on this node; `gravity install` makes one"),
+            }
+        };
+        serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// The manifest of the installed image.
+    pub(crate) fn manifest(&self) -> Result<Manifest> {
+        let path = self.layout.manifest();
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        manifest::parse(&text, &path.display().to_string()).map_err(|errors| {
+            anyhow::anyhow!(
+                "{}",
+                errors.first().map(ToString::to_string).unwrap_or_default()
+            )
+        })
+    }
+
     /// Kubernetes, as its administrator. Masters only.
     pub(crate) async fn administrator(&self) -> Result<cluster::Client> {
         let kubeconfig = self.layout.admin_kubeconfig();
@@ -71,10 +105,7 @@ impl Session {
     }
 
     /// This node in a cluster, whatever its host is called by now.
-    pub(crate) fn own_node<'a>(
-        &self,
-        cluster: &'a spec::ClusterSpec,
-    ) -> Result<&'a spec::NodeSpec> {
+    pub(crate) fn own_node<'a>(&self, cluster: &'a ClusterSpec) -> Result<&'a spec::NodeSpec> {
         let own = own::node(&self.layout)?;
         let node = cluster.node(own.id);
         node.with_context(|| format!("the cluster goes on without this node, {}", own.hostname))

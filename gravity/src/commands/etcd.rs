@@ -22,7 +22,7 @@ use spec::layout::Layout;
 use spec::phase::EtcdRestore;
 use tokio::net::TcpStream;
 
-use super::{Session, operation as process, require_root, status};
+use super::{Session, operation as process, require_root};
 use crate::cli;
 
 /// How long etcd of this node may take to say whom it knows.
@@ -42,7 +42,7 @@ struct Taken {
 pub(crate) async fn run(session: &Session, command: &cli::Etcd) -> Result<ExitCode> {
     require_root()?;
     if !matches!(command, cli::Etcd::Prepare { .. }) {
-        status::cluster(session)?;
+        session.cluster()?;
         session.administrator().await?;
     }
     match command {
@@ -173,7 +173,7 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
     {
         return Err(recover::Error::Quorum(members).into());
     }
-    let cluster = status::cluster(session)?;
+    let cluster = session.cluster()?;
     let node = session.own_node(&cluster)?;
     let others = other_masters(layout, &cluster, &node.advertise_addresses);
     if others.is_empty() && snapshot.is_none() {
@@ -184,7 +184,7 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
         return Err(recover::Error::OthersAnswer(named(&cluster, &answering)).into());
     }
     let planet = super::planet::config(layout)?;
-    let hooks = NodeHooks::of(&cluster, &status::manifest(session)?.hooks);
+    let hooks = NodeHooks::of(&cluster, &session.manifest()?.hooks);
     let plan = recover::plan(&Recovery {
         cluster: &cluster,
         node,

@@ -11,7 +11,7 @@ use event::Sink;
 use manifest::{HookName, Manifest};
 use spec::phase;
 
-use super::{Session, require_root, status};
+use super::{Session, require_root};
 use crate::cli::Hook;
 
 /// How often the status hook is run (page: "called every minute").
@@ -40,8 +40,8 @@ pub(crate) async fn by_hand(
     env: &[(String, String)],
     sink: Arc<dyn Sink>,
 ) -> Result<()> {
-    let cluster = status::cluster(session)?;
-    let manifest = status::manifest(session)?;
+    let cluster = session.cluster()?;
+    let manifest = session.manifest()?;
     let operation = format!("{}{}", cluster::hooks::BY_HAND, uuid::Uuid::new_v4());
     let mut hook = installer::hooks::hook(&cluster, name, job(&manifest, name)?, &operation);
     hook.env.extend(env.iter().cloned());

@@ -11,7 +11,7 @@ use installer::coordinator::Operation;
 use installer::hooks::NodeHooks;
 use manifest::{HookName, Manifest};
 
-use super::{Session, hook, require_root, status};
+use super::{Session, hook, require_root};
 use crate::cli::Leave;
 
 /// How long Kubernetes may take to answer before hooks are run.
@@ -105,7 +105,7 @@ async fn end_application(session: &Session, force: bool) -> Result<()> {
 
 /// Runs the hooks of the end. The status hook is silent meanwhile.
 async fn uninstall(session: &Session, force: bool) -> Result<()> {
-    let manifest = status::manifest(session)?;
+    let manifest = session.manifest()?;
     if !HOOKS.iter().any(|hook| manifest.hooks.contains_key(hook)) {
         return Ok(());
     }
@@ -128,7 +128,7 @@ async fn hooks(
     manifest: &Manifest,
     force: bool,
 ) -> Result<()> {
-    let cluster = status::cluster(session)?;
+    let cluster = session.cluster()?;
     // The same each time: a hook that has completed is not run again.
     let operation = format!("leave-{}", cluster.id);
     let mut ended = Ok(());
@@ -161,7 +161,7 @@ async fn leave_cluster(session: &Session) -> Result<()> {
         // The first master has rights of its own.
         let client = session.administrator().await?;
         let name = &session.own_node(&cluster)?.hostname;
-        let hooks = NodeHooks::of(&cluster, &status::manifest(session)?.hooks);
+        let hooks = NodeHooks::of(&cluster, &session.manifest()?.hooks);
         let removal = Removal {
             client: &client,
             etcd: &session.etcd()?,

@@ -10,12 +10,12 @@ use installer::coordinator::Operation;
 use manifest::HookName;
 use spec::phase::{Health, PhaseSpec};
 
-use super::{Session, hook, own, require_root, status};
+use super::{Session, hook, own, require_root};
 use crate::cli::Stop;
 
 pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode> {
     require_root()?;
-    status::cluster(session)?;
+    session.cluster()?;
     if !arguments.confirm
         && !session
             .console
@@ -46,7 +46,7 @@ pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode
 
 pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
     require_root()?;
-    let cluster = status::cluster(session)?;
+    let cluster = session.cluster()?;
     let node = session.own_node(&cluster)?;
     if let Some(reason) = own::lost_address(node, &own::addresses()) {
         bail!(reason);
@@ -81,7 +81,7 @@ fn health(session: &Session) -> Result<Health> {
 
 /// Runs a hook where the image has it, on masters.
 async fn run_hook(session: &Session, name: HookName) -> Result<()> {
-    if !status::manifest(session)?.hooks.contains_key(&name) {
+    if !session.manifest()?.hooks.contains_key(&name) {
         return Ok(());
     }
     if !session.layout.admin_kubeconfig().exists() {

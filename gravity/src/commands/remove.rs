@@ -6,7 +6,7 @@ use event::Sink;
 use installer::controller::{self, Removal};
 use installer::hooks::NodeHooks;
 
-use super::{Session, require_root, status};
+use super::{Session, require_root};
 use crate::cli::Remove;
 
 pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCode> {
@@ -37,7 +37,7 @@ pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCod
         bail!("nothing was changed");
     }
     session.console.step(&format!("Removing {node}"));
-    let hooks = NodeHooks::of(&cluster, &status::manifest(session)?.hooks);
+    let hooks = NodeHooks::of(&cluster, &session.manifest()?.hooks);
     let removal = Removal {
         client: &client,
         etcd: &session.etcd()?,

@@ -30,7 +30,7 @@ use serde::Serialize;
 use spec::layout::Layout;
 use tokio::sync::mpsc::{self, Sender};
 
-use super::{Session, cert, hook, own, require_root, status};
+use super::{Session, cert, hook, own, require_root};
 use crate::cli::Report;
 pub(crate) use redact::redact;
 
@@ -194,7 +194,7 @@ fn changed_after(since: Duration) -> SystemTime {
 
 /// What the application's dump hook writes, where it has one.
 async fn dump(session: &Session) -> Option<String> {
-    let manifest = status::manifest(session).ok()?;
+    let manifest = session.manifest().ok()?;
     manifest.hooks.get(&HookName::Dump)?;
     session.console.step("Running the dump hook");
     let written = Arc::new(event::Memory::default());

@@ -1,6 +1,9 @@
 use std::collections::BTreeSet;
 
 use host::facts::{Address, Cgroup, HostFacts, Os};
+use planet::config::PlanetConfig;
+use spec::phase::PhaseSpec;
+use spec::{PodNetwork, ServiceUser};
 
 use super::*;
 
