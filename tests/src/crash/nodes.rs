@@ -35,6 +35,8 @@ const PAUSE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strike {
     Kill(Hit),
+    /// The command that removes a node, which holds no lock.
+    Removal,
     /// The process with which nodes of the cluster speak.
     Controller,
     Cut,
@@ -48,7 +50,7 @@ enum Strike {
 impl Strike {
     /// Whether all is as before after a [`PAUSE`].
     const fn is_pause(self) -> bool {
-        !matches!(self, Self::Kill(_) | Self::Controller)
+        !matches!(self, Self::Kill(_) | Self::Removal | Self::Controller)
     }
 }
 
@@ -56,6 +58,7 @@ impl fmt::Display for Strike {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill(hit) => hit.fmt(f),
+            Self::Removal => f.write_str("kill the command"),
             Self::Controller => f.write_str("kill the controller"),
             Self::Cut => f.write_str("cut the link"),
             Self::Freeze => f.write_str("freeze the node"),
@@ -130,10 +133,10 @@ impl Operation {
             Self::Remove => &[Strike::Cut, Strike::Freeze],
             _ => &[Strike::Cut, Strike::Freeze, Strike::Stop],
         };
-        let masters = kills(match self {
-            Self::Remove => &[Operation, Supervisor],
-            _ => &[Supervisor],
-        });
+        let commands: &[Strike] = match self {
+            Self::Remove => &[Strike::Removal],
+            _ => &[],
+        };
         let room: &[Strike] = match self {
             Self::Join => &[Strike::Fill],
             _ => &[],
@@ -141,10 +144,15 @@ impl Operation {
         [
             on(Party::Worker, &own),
             on(Party::Worker, still),
-            on(Party::Master, &masters),
+            on(Party::Master, commands),
             on(
                 Party::Master,
-                &[Strike::Controller, Strike::Freeze, Strike::Stop],
+                &[
+                    Strike::Kill(Supervisor),
+                    Strike::Controller,
+                    Strike::Freeze,
+                    Strike::Stop,
+                ],
             ),
             on(Party::Master, room),
         ]
@@ -473,6 +481,7 @@ impl<'a> Pair<'a> {
         };
         match strike {
             Strike::Kill(hit) => run(&hit.script()),
+            Strike::Removal => run(&kill_program(&format!("{IMAGE} remove "))),
             Strike::Controller => run(&kill_program("/opt/gravity/bin/gravity controller")),
             Strike::Cut => pause(&|cut| setup.node.cut(cut)),
             Strike::Freeze => pause(&|frozen| setup.node.freeze(frozen)),
