@@ -40,7 +40,8 @@ e2e: base ## tests on nodes in namespaces; needs root
 	GRAVITY_TEST_BIN=$(CACHE)/programs $(CARGO) test -p gravity-cluster --test api
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 3/60
-	$(BIN)/testnode crash --nodes --only "join of a worker: kill operation and agent" --at 9
+	$(BIN)/testnode crash --nodes --at 3 --only "join of a worker: kill operation and agent" \
+		--only "leave of a worker: kill the operation"
 	$(BIN)/testnode crash --power --cuts 1
 	$(BIN)/testnode faults --only abort --only lost-terminal
 	$(BIN)/testnode checks

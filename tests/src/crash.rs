@@ -119,9 +119,9 @@ pub struct Choice {
     /// Only one part of what is tried
     #[arg(long, value_name = "N/OF", default_value = "1/1")]
     shard: Shard,
-    /// Only what contains this: "break the disk"
+    /// Only what contains this, "break the disk", or one of several of it
     #[arg(long)]
-    only: Option<String>,
+    only: Vec<String>,
     /// Go on with the trial of this number, which is the first one of its line
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     from: usize,
@@ -140,7 +140,7 @@ impl Choice {
     }
 
     fn names(&self, what: &str) -> bool {
-        self.only.as_ref().is_none_or(|only| what.contains(only))
+        self.only.is_empty() || self.only.iter().any(|only| what.contains(only))
     }
 }
 

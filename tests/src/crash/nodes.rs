@@ -745,7 +745,7 @@ mod tests {
 
     #[test]
     fn what_a_hooks_pod_does_is_no_step_and_names_are_left_out() {
-        let leave = |line| step(Operation::Leave, line);
+        let leave = |line: &str| step(Operation::Leave, line);
         assert_eq!(
             leave("Mon Nov 23 12:51:43 UTC  Running the preNodeRemove hook").as_deref(),
             Some(" Running the preNodeRemove hook")
