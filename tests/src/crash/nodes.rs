@@ -25,12 +25,14 @@ use super::{
     kill_program, run_chosen,
 };
 use crate::faults::{IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
-use crate::join::{WORKER, nodes};
+use crate::join::WORKER;
 use crate::masters::MASTER;
 
 /// How long a link is cut, a node or a process stands still, a master's disk is full:
 /// longer than a message waits, shorter than until a node counts as lost.
 const PAUSE: Duration = Duration::from_secs(20);
+/// What a removal says of a node that is out already.
+const REMOVED: &str = "has no node";
 /// What happens to a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Strike {
@@ -561,8 +563,8 @@ impl<'a> Pair<'a> {
                 || match operation {
                     Operation::Join => false,
                     Operation::Leave => is_left(&self.worker)?,
-                    // Who is out is out.
-                    Operation::Remove => nodes(&self.master.node)? == self.names(),
+                    // Kubernetes forgets a node before its cluster does.
+                    Operation::Remove => said.text.contains(REMOVED),
                 };
             if is_done {
                 break;
@@ -646,7 +648,7 @@ impl<'a> Pair<'a> {
             let remove = format!("remove {name} --force --confirm");
             let said = gravity(&self.master.node, &remove)?;
             // The removal that the node had asked for may have come to its end.
-            if !said.text.contains("has no node") {
+            if !said.text.contains(REMOVED) {
                 said.expect(0, &[])?;
             }
         }

@@ -280,6 +280,11 @@ fn joining_since(node: &NodeSpec, now: Timestamp) -> Option<Timestamp> {
 fn not_ready(node: &NodeSpec, kubernetes: &str, reason: Option<&str>) -> String {
     let name = &node.hostname;
     let reason = reason.unwrap_or("no reason is known");
+    if node.leaving {
+        return format!(
+            "node {name} is being removed; where that was cut off, `gravity remove {name}` goes on"
+        );
+    }
     match node.taken_in.map(Timestamp::from_second) {
         Some(Ok(since)) => format!(
             "node {name} began to join on {} and has not come: `gravity resume` on it goes on, \
@@ -549,6 +554,10 @@ pub(super) mod tests {
         assert_eq!(joining_since(&node, now), None);
         let lost = not_ready(&node, "unknown", None);
         assert!(lost.contains("one is unknown in Kubernetes"), "{lost}");
+        node.leaving = true;
+        let leaves = not_ready(&node, "unknown", None);
+        assert!(leaves.contains("`gravity remove one` goes on"), "{leaves}");
+        node.leaving = false;
         node.taken_in = Some(now.as_second());
         assert_eq!(joining_since(&node, now), Some(now));
         let later = now + JOIN - SignedDuration::from_secs(1);
