@@ -122,7 +122,13 @@ impl NodeHooks {
     }
 
     /// Deletes the Job of one that has run, so that `operation` runs it anew.
-    pub async fn forget(&self, client: &Client, name: HookName, node: &NodeSpec, operation: Uuid) {
+    pub async fn delete_job(
+        &self,
+        client: &Client,
+        name: HookName,
+        node: &NodeSpec,
+        operation: Uuid,
+    ) {
         let Some(hook) = self.ready(name, node, operation) else {
             return;
         };

@@ -100,22 +100,9 @@ pub(crate) fn definitions(context: &Context<'_>) -> Vec<Definition> {
         Role::Worker => all.extend(OF_WORKERS.iter().map(|define| define(context))),
     }
     let names: Vec<_> = all.iter().map(|made| made.service.name.clone()).collect();
-    let environment = environment(&context.cluster.settings.environment);
     for definition in &mut all {
-        let service = &mut definition.service;
-        service.requires.retain(|name| names.contains(name));
-        if service
-            .command
-            .first()
-            .is_some_and(|program| program != PROGRAM)
-        {
-            for (name, value) in &environment {
-                service
-                    .env
-                    .entry(name.clone())
-                    .or_insert_with(|| value.clone());
-            }
-        }
+        let requires = &mut definition.service.requires;
+        requires.retain(|name| names.contains(name));
     }
     all
 }
@@ -216,7 +203,7 @@ impl Context<'_> {
             name: name.into(),
             command,
             alternative: None,
-            env: std::collections::BTreeMap::new(),
+            env: environment(&self.cluster.settings.environment),
             uid: 0,
             gid: 0,
             capabilities: Vec::new(),
@@ -237,10 +224,13 @@ impl Context<'_> {
     pub(crate) fn own(&self, name: &str, arguments: &[&str], ready: Probe) -> Service {
         let command = std::iter::once(&PROGRAM).chain(arguments);
         let command = command.map(|word| (*word).to_owned()).collect();
-        let mut service = self.privileged(name, command, ready);
         // glibc would keep memory for every thread, which ours seldom need again.
-        service.env.insert("MALLOC_ARENA_MAX".into(), "1".into());
-        service
+        let arenas = ("MALLOC_ARENA_MAX".into(), "1".into());
+        Service {
+            // Not the user's: it goes through no proxy.
+            env: BTreeMap::from([arenas]),
+            ..self.privileged(name, command, ready)
+        }
     }
 
     /// The service with the command that fits the number of masters. Where there
@@ -307,14 +297,21 @@ pub(crate) fn command(name: &str, arguments: &[(&str, String)]) -> Vec<String> {
     command
 }
 
-/// The flag of the user's feature gates, where there are any.
-pub(crate) fn feature_gates(context: &Context<'_>) -> Option<String> {
-    let gates = &context.cluster.settings.feature_gates;
+/// A program of Kubernetes' control plane, with the user's feature gates.
+pub(crate) fn control_plane_command(
+    context: &Context<'_>,
+    name: &str,
+    arguments: &[(&str, String)],
+) -> Vec<String> {
+    let mut command = command(name, arguments);
+    let gates = context.cluster.settings.feature_gates.iter();
     let gates: Vec<_> = gates
-        .iter()
         .map(|(gate, is_on)| format!("{gate}={is_on}"))
         .collect();
-    (!gates.is_empty()).then(|| format!("--feature-gates={}", gates.join(",")))
+    if !gates.is_empty() {
+        command.push(format!("--feature-gates={}", gates.join(",")));
+    }
+    command
 }
 
 /// Puts chosen flags in place of ours.

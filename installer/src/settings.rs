@@ -6,14 +6,16 @@
 //! nodes have. Always holds: what could take a node's services from each other, or open
 //! them to others, is refused, and so is any field that nothing would come of. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use spec::ServiceSettings;
 
-/// Version of the resources that are understood.
+/// Kinds of the resources that are understood, and their version.
+const ENVIRONMENT: &str = "RuntimeEnvironment";
+const CONFIGURATION: &str = "ClusterConfiguration";
 const VERSION: &str = "v1";
 /// Most that the settings may take, in bytes of JSON: the description of a cluster,
 /// which holds them, is one object of Kubernetes.
@@ -57,6 +59,8 @@ pub struct Settings {
     pub service_cidr: Option<String>,
     /// What all nodes have to know.
     pub services: ServiceSettings,
+    /// Kinds of the resources that were taken in.
+    kinds: BTreeSet<&'static str>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -104,11 +108,6 @@ struct Kubelet {
     config: Map<String, Value>,
 }
 
-/// Whether a document is a resource of Gravity: it has a version, but no API's.
-pub fn is_of_gravity(document: &Value) -> bool {
-    document["apiVersion"].is_null() && document["version"].is_string()
-}
-
 impl Settings {
     /// Takes one of the resources in.
     ///
@@ -116,20 +115,23 @@ impl Settings {
     /// With the reason why it can't be: it is of another kind, comes a second time, or
     /// its values are none.
     pub fn add(&mut self, resource: &Value) -> Result<(), String> {
-        match resource["kind"].as_str().unwrap_or_default() {
-            kind if kind.eq_ignore_ascii_case("RuntimeEnvironment") => {
-                self.add_environment(read(resource)?)?;
-            }
-            kind if kind.eq_ignore_ascii_case("ClusterConfiguration") => {
-                self.add_configuration(read(resource)?)?;
-            }
-            _ => {
-                return Err(
-                    "is of a kind of Gravity that this release does not support: it knows \
-                     ClusterConfiguration and RuntimeEnvironment; remove it"
-                        .into(),
-                );
-            }
+        let is = |kind: &&str| {
+            let given = resource["kind"].as_str();
+            given.is_some_and(|given| given.eq_ignore_ascii_case(kind))
+        };
+        let kind = [ENVIRONMENT, CONFIGURATION].into_iter().find(is);
+        let kind = kind.ok_or_else(|| {
+            format!(
+                "is of a kind of Gravity that this release does not support: it knows \
+                 {CONFIGURATION} and {ENVIRONMENT}; remove it"
+            )
+        })?;
+        if !self.kinds.insert(kind) {
+            return Err(format!("is the second {kind}: make one of both"));
+        }
+        match kind {
+            ENVIRONMENT => self.add_environment(read(resource)?)?,
+            _ => self.add_configuration(read(resource)?)?,
         }
         let size = serde_json::to_vec(&self.services).map_or(usize::MAX, |json| json.len());
         match size > MAX_SIZE {
@@ -142,10 +144,6 @@ impl Settings {
         &mut self,
         RuntimeEnvironment { data }: RuntimeEnvironment,
     ) -> Result<(), String> {
-        let environment = &mut self.services.environment;
-        if !environment.is_empty() {
-            return Err("is the second RuntimeEnvironment: make one of both".into());
-        }
         for (name, value) in &data {
             let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
             let begins = name.starts_with(|c: char| !c.is_ascii_digit());
@@ -156,23 +154,12 @@ impl Settings {
                 return Err(format!("has a value of {name} with a NUL in it"));
             }
         }
-        *environment = data;
+        self.services.environment = data;
         Ok(())
     }
 
     fn add_configuration(&mut self, added: ClusterConfiguration) -> Result<(), String> {
         let ClusterConfiguration { global, kubelet } = added;
-        let was = (
-            &self.pod_cidr,
-            &self.service_cidr,
-            &self.services.node_ports,
-        );
-        let services = &self.services;
-        if was != (&None, &None, &None)
-            || !(services.feature_gates.is_empty() && services.kubelet.is_empty())
-        {
-            return Err("is the second ClusterConfiguration: make one of both".into());
-        }
         if let Some(ports) = &global.service_node_port_range {
             check_ports(ports)?;
         }
@@ -235,6 +222,7 @@ fn kubelet_fields(mut fields: Map<String, Value>) -> Result<Map<String, Value>, 
 
 #[cfg(test)]
 mod tests {
+    use cluster::is_of_gravity;
     use serde_json::json;
 
     use super::*;

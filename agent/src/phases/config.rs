@@ -12,8 +12,8 @@ pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError
     let path = path(node, &phase);
     let text = std::fs::read_to_string(&path).map_err(|error| file("read", &path, &error))?;
     let mut objects = cluster::documents(&text).map_err(|error| lasting(&error))?;
-    // Gravity's own, of no API, are in the plan since it was made.
-    objects.retain(|object| !object["apiVersion"].is_null());
+    // Gravity's own are in the plan since it was made.
+    objects.retain(|object| !cluster::is_of_gravity(object));
     let client = node.kubernetes().await?;
     client
         .apply(&objects)

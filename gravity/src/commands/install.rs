@@ -51,6 +51,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     require_root()?;
     refuse_former(&session.layout)?;
     let config = arguments.config.as_deref().map(Config::read).transpose()?;
+    let config = config.unwrap_or_default();
     let token = token::chosen(arguments.token.as_deref(), arguments.token_file.as_deref())?;
     let values = Values::given(&arguments.values, &arguments.set)?;
     let image = session.image()?;
@@ -65,7 +66,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
     let facts = ::preflight::host_facts();
     let mut license = license::given(arguments.license.as_deref(), &manifest, &cluster.config)?;
-    let options = options(session, arguments, flavor, config.as_ref());
+    let options = options(session, arguments, flavor, &config);
     let users = KnownUsers {
         with_id: host::users::user_by_id(options.service_uid)?,
         named: host::users::user_by_name(install::SERVICE_USER)?,
@@ -89,7 +90,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         ignore: &arguments.ignore,
     };
     if arguments.dry_run {
-        dry_run::show(console, &prepared, &requirements, config.as_ref())?;
+        dry_run::show(console, &prepared, &requirements, &config)?;
         preflight(session, requirements, facts, decided)?;
         return Ok(ExitCode::Ok);
     }
@@ -104,7 +105,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
     let license = license.map(|license| license.text);
     let token = token.map(|token| token_secret(&token)).transpose()?;
     let secrets = Secrets {
-        config: config.as_ref().map(|config| config.text.as_str()),
+        config: arguments.config.is_some().then_some(&*config.text),
         license: license.as_deref(),
         token: token.as_deref(),
         values: values.as_deref(),
@@ -372,10 +373,9 @@ fn options(
     session: &Session,
     arguments: &Install,
     flavor: Option<String>,
-    config: Option<&Config>,
+    config: &Config,
 ) -> Options {
-    let settings = config.map(|config| config.settings.clone());
-    let settings = settings.unwrap_or_default();
+    let settings = config.settings.clone();
     let network = |given: &Option<String>, set: Option<String>, default: &str| {
         given.clone().or(set).unwrap_or_else(|| default.into())
     };
@@ -391,7 +391,7 @@ fn options(
         dns_zones: zones.into_values().collect(),
         dns_listen: arguments.dns_listen_addr.clone(),
         dns_port: arguments.dns_port,
-        config: config.is_some_and(|config| !config.objects.is_empty()),
+        config: !config.objects.is_empty(),
         token: arguments.token.is_some() || arguments.token_file.is_some(),
         values: !arguments.values.is_empty() || !arguments.set.is_empty(),
         license: None,

@@ -153,10 +153,7 @@ async fn hooks(
 
 /// Has the cluster move pods off this node and forget it.
 async fn leave_cluster(session: &Session) -> Result<()> {
-    let path = session.layout.cluster();
-    let json = std::fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-    let cluster: spec::ClusterSpec =
-        serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))?;
+    let cluster = session.cluster()?;
     if !session.layout.node_certificate().exists() {
         // The first master has rights of its own.
         let client = session.administrator().await?;

@@ -20,7 +20,6 @@ use jiff::SignedDuration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use operation::RunError;
-use spec::ClusterSpec;
 use spec::layout::Layout;
 use spec::phase::Nodes;
 use tokio::signal::unix::{SignalKind, signal};
@@ -209,9 +208,7 @@ async fn show_joins(session: &Session) -> Result<()> {
 }
 
 async fn show_cluster(session: &Session) -> Result<()> {
-    let cluster: ClusterSpec = serde_json::from_slice(
-        &std::fs::read(session.layout.cluster()).context("read the cluster's description")?,
-    )?;
+    let cluster = session.cluster()?;
     if session.layout.node_certificate().exists() {
         let text = format!("This node is part of cluster {}", cluster.name);
         session.console.info(&text);

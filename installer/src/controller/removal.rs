@@ -46,43 +46,32 @@ impl Removal<'_> {
     pub async fn run(&self, hostname: &str, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
         let Self { client, etcd, .. } = self;
         let cluster = description(client).await?;
-        let node = cluster.nodes.iter().find(|node| node.hostname == hostname);
-        let started = match node.filter(|node| node.role == Role::Master) {
-            Some(master) => {
-                let mut started = BTreeSet::new();
-                let mut others = cluster.nodes.iter();
-                if others.any(|other| is_other_master(other, master)) {
-                    started = etcd.started(&cluster).await.map_err(of_etcd)?;
-                }
-                let_go(&cluster, master, &started)?;
-                started
-            }
-            None => BTreeSet::new(),
+        let Some(node) = cluster.nodes.iter().find(|node| node.hostname == hostname) else {
+            self.drain(hostname).await?;
+            return client.delete_node(hostname).await.map_err(not_now);
         };
-        if node.is_some() {
-            let what = format!("the removal of {hostname}");
-            etcd.snapshot(&what, &*sink).await;
-        }
-        if let Some(node) = node {
-            let hook = HookName::PreNodeRemove;
-            let ran = self.hooks.run(client, hook, node, node.id, sink.clone());
-            match ran.await {
-                Ok(()) => {}
-                Err(error) if self.force => sink.warning(&error.to_string()),
-                Err(error) => return Err(Refusal::Refused(error.to_string())),
+        let mut started = BTreeSet::new();
+        if node.role == Role::Master {
+            let mut others = cluster.nodes.iter();
+            if others.any(|other| is_other_master(other, node)) {
+                started = etcd.started(&cluster).await.map_err(of_etcd)?;
             }
+            let_go(&cluster, node, &started)?;
+        }
+        let what = format!("the removal of {hostname}");
+        etcd.snapshot(&what, &*sink).await;
+        let hook = HookName::PreNodeRemove;
+        let ran = self.hooks.run(client, hook, node, node.id, sink.clone());
+        match ran.await {
+            Ok(()) => {}
+            Err(error) if self.force => sink.warning(&error.to_string()),
+            Err(error) => return Err(Refusal::Refused(error.to_string())),
         }
         if let Err(refusal) = self.drain(hostname).await {
             // It goes on as before: another try is to run the hook anew.
-            if let Some(node) = node {
-                let hook = HookName::PreNodeRemove;
-                self.hooks.forget(client, hook, node, node.id).await;
-            }
+            self.hooks.delete_job(client, hook, node, node.id).await;
             return Err(refusal);
         }
-        let Some(node) = node else {
-            return client.delete_node(hostname).await.map_err(not_now);
-        };
         if node.role == Role::Worker {
             client.delete_node(hostname).await.map_err(not_now)?;
             return self.forget(client, node, sink).await;

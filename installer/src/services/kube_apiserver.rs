@@ -2,7 +2,7 @@
 
 use planet::config::Probe;
 
-use super::{Context, Definition, command, config, feature_gates, secret};
+use super::{Context, Definition, config, control_plane_command, secret};
 
 /// Anonymous requests may ask for health and nothing else.
 const AUTHENTICATION: &str = "\
@@ -55,7 +55,8 @@ rules:
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let address = context.address();
-    let mut command = command(
+    let mut command = control_plane_command(
+        context,
         "kube-apiserver",
         &[
             ("advertise-address", address.to_string()),
@@ -110,10 +111,8 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
             ("v", "1".into()),
         ],
     );
-    let settings = &context.cluster.settings;
-    let ports = settings.node_ports.iter();
+    let ports = context.cluster.settings.node_ports.iter();
     command.extend(ports.map(|ports| format!("--service-node-port-range={ports}")));
-    command.extend(feature_gates(context));
     let ready = Probe::Http {
         url: format!("https://{address}:{}/readyz", spec::API_PORT),
     };

@@ -2,12 +2,13 @@
 
 use planet::config::Probe;
 
-use super::{Context, Definition, command, feature_gates, secret};
+use super::{Context, Definition, control_plane_command, secret};
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let kubeconfig = secret("controller-manager.kubeconfig");
     let command = |several: bool| {
-        let mut command = command(
+        control_plane_command(
+            context,
             "kube-controller-manager",
             &[
                 ("bind-address", "127.0.0.1".into()),
@@ -29,9 +30,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
                 ("profiling", "false".into()),
                 ("v", "1".into()),
             ],
-        );
-        command.extend(feature_gates(context));
-        command
+        )
     };
     let ready = Probe::Http {
         url: "https://127.0.0.1:10257/healthz".into(),

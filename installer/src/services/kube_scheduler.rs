@@ -2,12 +2,13 @@
 
 use planet::config::Probe;
 
-use super::{Context, Definition, command, feature_gates, secret};
+use super::{Context, Definition, control_plane_command, secret};
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let kubeconfig = secret("scheduler.kubeconfig");
     let command = |several: bool| {
-        let mut command = command(
+        control_plane_command(
+            context,
             "kube-scheduler",
             &[
                 ("bind-address", "127.0.0.1".into()),
@@ -19,9 +20,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
                 ("profiling", "false".into()),
                 ("v", "1".into()),
             ],
-        );
-        command.extend(feature_gates(context));
-        command
+        )
     };
     let ready = Probe::Http {
         url: "https://127.0.0.1:10259/healthz".into(),

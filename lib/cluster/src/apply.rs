@@ -51,6 +51,11 @@ pub fn documents(text: &str) -> Result<Vec<Value>, Error> {
     Ok(objects)
 }
 
+/// Whether a document is a resource of Gravity: it has a version, but no API's.
+pub fn is_of_gravity(document: &Value) -> bool {
+    document["apiVersion"].is_null() && document["version"].is_string()
+}
+
 /// What an object is called in messages, and what finds its API.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {

@@ -16,7 +16,7 @@ mod node;
 mod node_logs;
 mod status;
 
-pub use apply::documents;
+pub use apply::{documents, is_of_gravity};
 pub use client::{Client, Error};
 pub use endpoints::Endpoint;
 pub use history::Kept;

@@ -6,7 +6,8 @@
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use installer::settings::{Settings, is_of_gravity};
+use cluster::is_of_gravity;
+use installer::settings::Settings;
 use serde_json::Value;
 
 /// What the file holds.

@@ -20,7 +20,7 @@ struct DryRun<'a> {
     bytes: u64,
     ports: Vec<Port>,
     /// Resources of `--config`.
-    resources: Vec<String>,
+    resources: &'a [String],
     phases: Vec<Step>,
 }
 
@@ -44,7 +44,7 @@ pub(super) fn show(
     console: &Console,
     prepared: &Prepared,
     requirements: &Requirements,
-    config: Option<&Config>,
+    config: &Config,
 ) -> Result<()> {
     let host = preview::preview(&prepared.plan).map_err(|error| anyhow!(error.message))?;
     let run = DryRun {
@@ -52,9 +52,7 @@ pub(super) fn show(
         host: &host,
         bytes: requirements.state_bytes,
         ports: ports(requirements),
-        resources: config
-            .map(|config| config.objects.clone())
-            .unwrap_or_default(),
+        resources: &config.objects,
         phases: steps(&prepared.plan),
     };
     match console.is_json() {
@@ -143,7 +141,7 @@ fn text(run: &DryRun<'_>) -> String {
         format!("{}/{}{at}: {}", port.ports, port.protocol, port.service)
     });
     section("Ports", ports.collect());
-    section("Resources of --config", run.resources.clone());
+    section("Resources of --config", run.resources.to_vec());
     let steps = run
         .phases
         .iter()
