@@ -12,10 +12,12 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::{Arc, OnceLock, Weak};
 
+use host::facts::{HostFacts, Interest};
 use image::{Encoding, Image, Partial};
 use pki::tls::Identity;
 use rpc::controller::Refusal;
 use rpc::images::{Have, Images, Range};
+use rpc::peer::Here;
 use spec::layout::{Layout, PLANET_STATE};
 use tokio::net::TcpListener;
 
@@ -140,8 +142,8 @@ fn read_at(path: &Path, range: &Range) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Gives the image away at `listen` until `stop` comes back. `secrets` holds a
-/// certificate and the authority of nodes.
+/// Gives the image away at `listen` until `stop` comes back, and answers who measures
+/// the way to this node. `secrets` holds a certificate and the authority of nodes.
 ///
 /// # Errors
 /// When it can't begin or go on.
@@ -163,7 +165,9 @@ pub async fn run(
             address: listen,
             source,
         })?;
-    Ok(rpc::images::serve(listener, tls, Arc::new(Kept::inside()), stop).await?)
+    let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
+    let kept = Arc::new(Kept::inside());
+    Ok(rpc::images::serve(listener, tls, kept, Some(here), stop).await?)
 }
 
 #[cfg(test)]

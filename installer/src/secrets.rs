@@ -229,8 +229,7 @@ fn of_master(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
 }
 
 fn address(node: &NodeSpec) -> IpAddr {
-    let first = node.advertise_addresses.first().copied();
-    first.unwrap_or(spec::LEADER_ADDRESS)
+    node.address().unwrap_or(spec::LEADER_ADDRESS)
 }
 
 fn server(

@@ -193,6 +193,19 @@ fn without_image(
         "{text}"
     );
     differences("a refused join")?;
+    let closed = "nft add table ip t
+         nft add chain ip t c '{ type filter hook output priority 0; }'
+         nft add rule ip t c udp dport 8472 drop";
+    worker.run(&["sh", "-ec", closed])?;
+    let text = said(&mut join(master, &node, &token.token, WORKER)?);
+    worker.run(&["nft", "delete", "table", "ip", "t"])?;
+    let text = text?;
+    let from = format!("ports of this node, from {}", worker.address());
+    ensure!(
+        text.contains(&from) && text.contains("refused by 8472/udp"),
+        "what a worker's firewall drops is not found: {text}"
+    );
+    differences("a join that a worker's firewall is in the way of")?;
 
     let other = setup.create(other, console)?;
     other.copy(&program, IMAGE)?;

@@ -47,6 +47,14 @@ pub(crate) const TROUBLES: &[(&str, &str, &str, &str)] = &[
         "peer-ports",
     ),
     (
+        "a firewall that lets no VXLAN out",
+        "nft add table ip t
+         nft add chain ip t c '{ type filter hook output priority 0; }'
+         nft add rule ip t c udp dport 8472 drop",
+        "nft delete table ip t",
+        "peer-ports",
+    ),
+    (
         "a firewall that refuses a port of the application",
         "nft add table ip t
          nft add chain ip t c '{ type filter hook input priority 0; }'

@@ -20,8 +20,10 @@ use installer::coordinator::Operation;
 use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
 use preflight::{Check as Known, Effort, Facts, Finding, Fix, Report, Requirements};
+use rpc::peer::{self, MAX_PORTS};
 use spec::PodNetwork;
 
+use super::peers::Way;
 use super::{Session, install as command, peers, token};
 use crate::cli::Check;
 
@@ -87,10 +89,15 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
             "a token is needed: --token or --token-file with what `gravity check --listen` printed, \
              or a cluster's",
         )?;
-        // Whoever asks for it wants to see the best.
-        let rate = Some(u64::MAX);
-        let peers = &arguments.peer;
-        let measured = peers::measure(session, peers, token, &requirements, host, rate);
+        let way = Way {
+            known: peer::Known::Token(token),
+            from: requirements.advertise_address,
+            facts: host,
+            // Whoever asks for it wants to see the best.
+            rate: Some(u64::MAX),
+        };
+        let ports = preflight::ports_between(&requirements, false, MAX_PORTS);
+        let measured = way.measure(session, &arguments.peer, &ports);
         anyhow::Ok(Some(measured.await))
     };
     if let Some(measured) = peers(&facts.host).await? {

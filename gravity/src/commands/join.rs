@@ -3,6 +3,7 @@
 
 mod fetch;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -12,24 +13,30 @@ use host::facts::Peer;
 use image::Image;
 use image::cluster::ClusterImage;
 use installer::coordinator::{Action, Operation};
+use installer::fetch::Neighbours;
 use installer::install::{self, KnownUsers, choose_address};
 use installer::join;
 use pki::tls::Trust;
 use pki::{JoinToken, Request};
+use preflight::Requirements;
 use rpc::controller::Refusal;
+use rpc::peer::MAX_PORTS;
 use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
 use tokio::runtime::Handle;
 
 use self::fetch::Fetch;
 use super::install::{content, host_traits, refuse_former, verify};
-use super::{Session, check, peers, require_root, token};
+use super::peers::Way;
+use super::{Session, check, require_root, token};
 use crate::cli::Join;
 
 /// How long a node waits for its turn: masters join one after the other.
 const TURN: Duration = Duration::from_secs(300);
 /// How often it asks.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Workers to which the way is measured, at most.
+const WORKERS: usize = 4;
 
 pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode> {
     require_root()?;
@@ -42,9 +49,10 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     session
         .console
         .step(&format!("Joining cluster {}", cluster.name));
+    let neighbours = admit(arguments, &token).await?;
     let fetch = match &own {
         Some(_) => None,
-        None => Some(Fetch::begin(session, arguments, &token, &cluster).await?),
+        None => Some(Fetch::begin(session, arguments, &cluster, neighbours.clone()).await?),
     };
     let image = match (own, &fetch) {
         (None, Some(fetch)) => fetch.documents().clone(),
@@ -88,14 +96,17 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     );
     let room = fetch.as_ref().map_or(0, |fetch| fetch.room(session));
     requirements.state_bytes = requirements.state_bytes.saturating_add(room);
-    let masters = cluster.controllers();
-    let rate = requirements.profile.network.min_transfer_rate;
     let between = requirements.clone();
     let runtime = Handle::current();
     let peers = || {
-        let rate = rate.map(|rate| rate.0);
-        let measured = peers::measure(session, &masters, &token, &between, &facts, rate);
-        reachable(session, runtime.block_on(measured))
+        let way = Way {
+            known: neighbours.known(),
+            from: between.advertise_address,
+            facts: &facts,
+            rate: between.profile.network.min_transfer_rate.map(|rate| rate.0),
+        };
+        let measured = runtime.block_on(measure(session, &way, &cluster, &between));
+        reachable(session, measured)
     };
     let console = &session.console;
     let decided = check::Decided {
@@ -133,7 +144,24 @@ fn own_image(session: &Session) -> Result<Option<Image>> {
     }
 }
 
-/// Those that answered: a master that is down is no reason not to join others.
+/// Measures the way to all masters, and to some of the workers: which ones is left to
+/// chance, so that many joins try many of them.
+async fn measure(
+    session: &Session,
+    way: &Way<'_>,
+    cluster: &ClusterSpec,
+    requirements: &Requirements,
+) -> Vec<Peer> {
+    let ports = preflight::ports_between(requirements, false, MAX_PORTS);
+    let mut peers = way.measure(session, &cluster.controllers(), &ports).await;
+    let address = |worker| SocketAddr::new(worker, spec::CONTROLLER_PORT);
+    let workers = fastrand::choose_multiple(cluster.workers().map(address), WORKERS);
+    let ports = preflight::ports_between(requirements, true, MAX_PORTS);
+    peers.extend(way.measure(session, &workers, &ports).await);
+    peers
+}
+
+/// Those that answered: a node that is down is no reason not to join others.
 fn reachable(session: &Session, mut peers: Vec<Peer>) -> Vec<Peer> {
     peers.retain(|peer| match &peer.seen {
         Ok(_) => true,
@@ -154,6 +182,23 @@ fn first(cidrs: &[String]) -> String {
 async fn open(arguments: &Join, token: &JoinToken) -> Result<rpc::controller::Session> {
     let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
     Ok(rpc::controller::Session::open(&arguments.peers, &trust, None).await?)
+}
+
+/// Has the cluster admit this node to its image, and to measuring the way to its nodes.
+async fn admit(arguments: &Join, token: &JoinToken) -> Result<Neighbours> {
+    let request = pki::request()?;
+    let mut controller = open(arguments, token).await?;
+    let admission = controller
+        .admit(token, &request.request_pem)
+        .await
+        .context("ask the cluster to admit this node")?;
+    let (controllers, local) = (arguments.peers.clone(), controller.local());
+    Ok(Neighbours::new(
+        controllers,
+        admission,
+        request.key_pem,
+        local,
+    ))
 }
 
 async fn describe(arguments: &Join, token: &JoinToken) -> Result<ClusterSpec> {

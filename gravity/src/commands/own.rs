@@ -51,8 +51,8 @@ pub(crate) fn renamed(node: &NodeSpec, name: &str) -> Option<String> {
 
 /// What to do where the host no longer has the node's address.
 pub(crate) fn lost_address(node: &NodeSpec, here: &[IpAddr]) -> Option<String> {
-    let address = node.advertise_addresses.first()?;
-    (!here.contains(address)).then(|| {
+    let address = node.address()?;
+    (!here.contains(&address)).then(|| {
         format!(
             "this node is known to its cluster as {address}, and no interface that is up has that \
              address: give it back. To get another one a node has to leave, with `gravity leave`, \

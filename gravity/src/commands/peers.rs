@@ -11,13 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
-use host::facts::{HostFacts, Peer};
+use host::facts::{HostFacts, Peer, Port};
 use installer::install::choose_address;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
-use preflight::Requirements;
 use rpc::controller::{Refusal, Tokens};
-use rpc::peer::{self, Here, MAX_PORTS, Wanted};
+use rpc::peer::{self, Here, Known, Wanted};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
@@ -36,46 +35,52 @@ struct Listening {
 }
 
 /// The one token that is known here.
-struct Known(JoinToken);
+struct OneToken(JoinToken);
 
 #[async_trait::async_trait]
-impl Tokens for Known {
+impl Tokens for OneToken {
     async fn tokens(&self) -> Result<Vec<JoinToken>, Refusal> {
         Ok(vec![self.0.clone()])
     }
 }
 
-/// Measures the way to `peers`, one after the other, so that none disturbs another;
-/// rates until both are `rate`, in bytes a second.
-pub(crate) async fn measure(
-    session: &Session,
-    peers: &[SocketAddr],
-    token: &JoinToken,
-    requirements: &Requirements,
-    facts: &HostFacts,
-    rate: Option<u64>,
-) -> Vec<Peer> {
-    let here = Here::of(facts);
-    let ports = preflight::ports_between(requirements, MAX_PORTS);
-    let wanted = Wanted {
-        ports: &ports,
-        rate,
-    };
-    let from = requirements.advertise_address;
-    let from = (!from.is_unspecified()).then_some(from);
-    let mut found = Vec::new();
-    for address in peers {
-        session
-            .console
-            .step(&format!("Measuring the way to {address}"));
-        let seen = peer::measure(*address, from, token, &here, wanted).await;
-        let seen = seen.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
-        found.push(Peer {
-            address: *address,
-            seen,
-        });
+/// The way from this node to others.
+pub(crate) struct Way<'a> {
+    /// By what they know each other.
+    pub(crate) known: Known<'a>,
+    /// Address by which they reach this node; unspecified where it isn't chosen yet.
+    pub(crate) from: IpAddr,
+    pub(crate) facts: &'a HostFacts,
+    /// Rates are measured until both are so high, in bytes a second.
+    pub(crate) rate: Option<u64>,
+}
+
+impl Way<'_> {
+    /// Measures it to `peers`, one after the other, so that none disturbs another.
+    pub(crate) async fn measure(
+        &self,
+        session: &Session,
+        peers: &[SocketAddr],
+        ports: &[Port],
+    ) -> Vec<Peer> {
+        let here = Here::of(self.facts);
+        let rate = self.rate;
+        let wanted = Wanted { ports, rate };
+        let from = (!self.from.is_unspecified()).then_some(self.from);
+        let mut found = Vec::new();
+        for address in peers {
+            session
+                .console
+                .step(&format!("Measuring the way to {address}"));
+            let seen = peer::measure(*address, from, self.known, &here, wanted).await;
+            let seen = seen.map_err(|error| format!("{:#}", anyhow::Error::from(error)));
+            found.push(Peer {
+                address: *address,
+                seen,
+            });
+        }
+        found
     }
-    found
 }
 
 /// Answers nodes that measure, until it is told to end.
@@ -108,7 +113,7 @@ pub(crate) async fn listen(
             () = tokio::time::sleep(LISTEN) => {}
         }
     };
-    let known = Arc::new(Known(token));
+    let known = Arc::new(OneToken(token));
     peer::serve(listener, tls, known, Here::of(&facts), stop)
         .await
         .context("answer other nodes")?;

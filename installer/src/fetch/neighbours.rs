@@ -13,6 +13,7 @@ use std::time::Duration;
 use image::Partial;
 use pki::tls::{Identity, Trust};
 use rpc::controller::{Admission, Session};
+use rpc::peer::Known;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -53,6 +54,14 @@ impl Neighbours {
         }
     }
 
+    /// By what this node and those of the cluster know each other.
+    pub fn known(&self) -> Known<'_> {
+        Known::Certificate {
+            authority: &self.authority,
+            identity: &self.identity,
+        }
+    }
+
     /// The node at `address` as a source.
     pub fn source(&self, address: SocketAddr) -> Arc<dyn Source> {
         let trust = Trust::Authority(self.authority.clone());
@@ -76,7 +85,7 @@ impl Neighbours {
             let tls = pki::tls::server(&self.identity, &self.authority)?;
             let listener = TcpListener::bind(address).await?;
             let images = Arc::new(Coming::new(partial));
-            rpc::images::serve(listener, tls, images, std::future::pending()).await?;
+            rpc::images::serve(listener, tls, images, None, std::future::pending()).await?;
             Ok::<_, Box<dyn std::error::Error + Send + Sync>>(())
         };
         // It gets the image all the same.

@@ -368,7 +368,7 @@ pub(crate) fn devices(profile: Option<&NodeProfile>) -> Vec<Device> {
 /// Labels of a node in Kubernetes.
 pub(crate) fn node_labels(node: &NodeSpec) -> BTreeMap<String, String> {
     let mut labels = node.labels.clone();
-    let address = node.advertise_addresses.first().map(ToString::to_string);
+    let address = node.address().map(|address| address.to_string());
     labels.insert(
         "gravitational.io/advertise-ip".into(),
         address.unwrap_or_default(),

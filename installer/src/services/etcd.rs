@@ -43,7 +43,7 @@ fn masters(context: &Context<'_>) -> impl Iterator<Item = String> {
     masters
         .filter(|node| node.role == Role::Master)
         .filter_map(|node| {
-            let address = *node.advertise_addresses.first()?;
+            let address = node.address()?;
             Some(format!("{}={}", node.hostname, peer_url(address)))
         })
 }

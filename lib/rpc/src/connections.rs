@@ -30,7 +30,8 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Status};
 
 use self::door::{Door, Guest};
-use crate::controller::{Error, Refusal};
+use crate::controller::{Error, Refusal, member};
+use crate::images::ADMITTED;
 
 /// Connections at a time; more wait.
 const MAX_CONNECTIONS: usize = 256;
@@ -199,6 +200,13 @@ impl Caller {
     /// It is no guest any more.
     fn welcome(&self) {
         *self.guest() = None;
+    }
+
+    /// Whether its certificate is one of a node of the cluster, or of one that may
+    /// become one.
+    pub(crate) fn is_of_cluster(&self) -> bool {
+        let name = self.name.as_deref().unwrap_or_default();
+        name == ADMITTED || member(name).is_some()
     }
 
     /// Whether it has proven on this connection that it knows a token.

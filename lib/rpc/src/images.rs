@@ -22,7 +22,7 @@ pub const PROTOCOL: u32 = 1;
 pub const MAX_RANGE: usize = 4 << 20;
 
 /// Common name in the certificate of a node that a controller has admitted to the
-/// image, and to nothing else.
+/// image and to measuring the way to other nodes, and to nothing else.
 pub const ADMITTED: &str = "joining";
 
 /// Bytes of one message.

@@ -1,10 +1,10 @@
 //! What two nodes find out about the way between them.
 //!
-//! In: a token that both know, ports. Out: [`host::facts::Seen`]. One side
-//! serves ([`serve`], or a cluster's controller), the other one
+//! In: what both know each other by, ports. Out: [`host::facts::Seen`]. One side
+//! serves ([`serve`], or any node of a cluster), the other one
 //! [`measure`]s: names, clocks, ports both ways, the largest packet, the rate.
 //! Ports are open only meanwhile, and only to who has shown that it knows the
-//! token.
+//! token, or that a controller has admitted it to its cluster.
 
 mod client;
 mod ports;
@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use host::facts::{HostFacts, Introduction};
 
-pub use client::{Wanted, measure};
+pub use client::{Known, Wanted, measure};
 pub use ports::{Opened, State};
 pub use server::serve;
 pub(crate) use server::service;

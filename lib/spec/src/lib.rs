@@ -300,6 +300,13 @@ pub struct Membership {
     pub authorities: BTreeMap<String, String>,
 }
 
+impl NodeSpec {
+    /// The address by which it is advertised.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.advertise_addresses.first().copied()
+    }
+}
+
 impl ClusterSpec {
     /// The node with an identity.
     pub fn node(&self, id: Uuid) -> Option<&NodeSpec> {
@@ -313,11 +320,19 @@ impl ClusterSpec {
 
     /// Addresses of the masters, but of those that leave.
     pub fn masters(&self) -> impl Iterator<Item = IpAddr> {
-        let masters = self
-            .nodes
-            .iter()
-            .filter(|node| node.role == Role::Master && !node.leaving);
-        masters.filter_map(|node| node.advertise_addresses.first().copied())
+        self.staying(Role::Master).filter_map(NodeSpec::address)
+    }
+
+    /// Addresses of the workers, but of those that leave and of those whose join goes on.
+    pub fn workers(&self) -> impl Iterator<Item = IpAddr> {
+        let workers = self.staying(Role::Worker);
+        let joined = workers.filter(|node| node.taken_in.is_none());
+        joined.filter_map(NodeSpec::address)
+    }
+
+    fn staying(&self, role: Role) -> impl Iterator<Item = &NodeSpec> {
+        let nodes = self.nodes.iter();
+        nodes.filter(move |node| node.role == role && !node.leaving)
     }
 
     /// Whether the control plane is on more than one node.
@@ -362,9 +377,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_cluster_of_version_1_is_read() {
-        let cluster = ClusterSpec {
+    fn cluster() -> ClusterSpec {
+        ClusterSpec {
             version: 1,
             id: Uuid::from_u128(10),
             name: "shop".into(),
@@ -402,9 +416,13 @@ mod tests {
                 kubelet: serde_json::from_str(r#"{"maxPods": 50}"#).unwrap(),
             },
             nodes: vec![node()],
-        };
+        }
+    }
+
+    #[test]
+    fn a_cluster_of_version_1_is_read() {
         let read: ClusterSpec = serde_json::from_str(VERSION_1).unwrap();
-        assert_eq!(read, cluster);
+        assert_eq!(read, cluster());
         // What it had before this is not needed to read it.
         let mut older: serde_json::Value = serde_json::from_str(VERSION_1).unwrap();
         for field in [
@@ -426,5 +444,33 @@ mod tests {
         let read: ClusterSpec = serde_json::from_value(older).unwrap();
         assert_eq!(read.leaf_seconds, care::LEAF_SECONDS);
         assert!(!read.nodes[0].leaving);
+    }
+    #[test]
+    fn workers_are_those_that_have_joined_and_stay() {
+        let worker = |last: u8, leaving, taken_in| NodeSpec {
+            advertise_addresses: vec![IpAddr::from([10, 0, 0, last])],
+            role: Role::Worker,
+            leaving,
+            taken_in,
+            ..node()
+        };
+        let master = NodeSpec {
+            leaving: false,
+            taken_in: None,
+            ..node()
+        };
+        let cluster = ClusterSpec {
+            nodes: vec![
+                worker(1, true, None),
+                worker(2, false, Some(1_764_400_000)),
+                worker(3, false, None),
+                master.clone(),
+            ],
+            ..cluster()
+        };
+        let workers: Vec<_> = cluster.workers().collect();
+        assert_eq!(workers, [IpAddr::from([10, 0, 0, 3])]);
+        let masters: Vec<_> = cluster.masters().collect();
+        assert_eq!(masters, master.advertise_addresses);
     }
 }

@@ -440,8 +440,10 @@ impl Hook {
     /// The same hook, for a node that comes or goes.
     #[must_use]
     pub fn about(mut self, node: &crate::NodeSpec) -> Self {
-        let address = node.advertise_addresses.first();
-        let address = address.map(ToString::to_string).unwrap_or_default();
+        let address = node.address();
+        let address = address
+            .map(|address| address.to_string())
+            .unwrap_or_default();
         let name = node.hostname.clone();
         self.env.insert("GRAVITY_NODE_NAME".into(), name);
         self.env.insert("GRAVITY_NODE_ADDRESS".into(), address);

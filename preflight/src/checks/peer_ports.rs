@@ -16,14 +16,18 @@ pub(super) const CHECK: Check = Check {
     ..Check::PLAIN
 };
 
-/// Ports that other nodes have to reach, `most` at most: all of the cluster's, and of
-/// large ranges of the profile some, evenly spread, the first and the last among
-/// them.
-pub fn needed(requirements: &Requirements, most: usize) -> Vec<Port> {
+/// Ports that nodes have to reach of each other, `most` at most: all of the cluster's,
+/// and of large ranges of the profile some, evenly spread, the first and the last among
+/// them. What only masters offer is left out `with_worker`.
+pub fn needed(requirements: &Requirements, with_worker: bool, most: usize) -> Vec<Port> {
     let wanted = wanted(requirements);
     let (own, others): (Vec<_>, Vec<_>) = wanted
         .iter()
-        .filter(|wanted| wanted.remote != Remote::Nobody)
+        .filter(|wanted| match wanted.remote {
+            Remote::Nobody => false,
+            Remote::Masters | Remote::AllToMasters => !with_worker,
+            Remote::All => true,
+        })
         .partition(|wanted| wanted.range.first == wanted.range.last);
     let ports = |wanted: &&super::ports::Wanted<'_>| {
         let protocol = wanted.protocol;
@@ -153,10 +157,14 @@ mod tests {
 
     #[test]
     fn what_stays_on_a_node_is_not_tried_and_ranges_are_spread() {
-        let numbers = |requirements: &_, most| -> Vec<u16> {
-            let needed = needed(requirements, most).into_iter();
+        let with = |requirements: &_, with_worker, most| -> Vec<u16> {
+            let needed = needed(requirements, with_worker, most).into_iter();
             needed.map(|port| port.number).collect()
         };
+        let numbers = |requirements: &_, most| with(requirements, false, most);
+        // Workers have neither etcd nor the API.
+        let of_workers = [3009, 5000, 10250, 8472];
+        assert_eq!(with(&requirements(), true, 256), of_workers);
         let own = [2379, 2380, 3009, 5000, 6443, 10250, 8472];
         assert_eq!(numbers(&requirements(), 256), own);
         let profile =

@@ -20,7 +20,7 @@ const OWN: &[(u16, &str, Remote)] = &[
         Remote::All,
     ),
     (REGISTRY_PORT, "the registry", Remote::All),
-    (API_PORT, "the Kubernetes API", Remote::All),
+    (API_PORT, "the Kubernetes API", Remote::AllToMasters),
     (10248, "kubelet", Remote::Nobody),
     (10249, "kube-proxy", Remote::Nobody),
     (10250, "kubelet", Remote::All),
@@ -36,6 +36,8 @@ pub enum Remote {
     Nobody,
     /// Masters, to those of masters.
     Masters,
+    /// All, to those of masters.
+    AllToMasters,
     /// All.
     All,
 }

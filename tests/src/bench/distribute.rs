@@ -163,7 +163,7 @@ impl Node {
         let images = Arc::new(Uplink(images, self.up.clone()));
         let stopped = self.stopped.clone();
         let stop = async move { stopped.notified().await };
-        tokio::spawn(rpc::images::serve(listener, tls, images, stop));
+        tokio::spawn(rpc::images::serve(listener, tls, images, None, stop));
         Ok(())
     }
 

@@ -17,11 +17,9 @@ use image::cluster::{ClusterImage, MAX_DOCUMENT};
 use image::digest::Hasher;
 use image::{Image, Partial};
 use installer::fetch::{self, Neighbours, Source};
-use pki::JoinToken;
-use spec::ClusterSpec;
+use spec::{ClusterSpec, NodeSpec};
 use tokio::sync::mpsc;
 
-use super::open;
 use crate::cli::Join;
 use crate::commands::Session;
 
@@ -39,24 +37,15 @@ pub(super) struct Fetch {
 }
 
 impl Fetch {
-    /// Has this node admitted to the image, and gets its documents.
+    /// Gets the documents of the image, to which this node was admitted.
     pub(super) async fn begin(
         session: &Session,
         arguments: &Join,
-        token: &JoinToken,
         cluster: &ClusterSpec,
+        neighbours: Neighbours,
     ) -> Result<Self> {
         let console = &session.console;
         console.step("Getting the image's documents from the cluster's nodes");
-        let request = pki::request()?;
-        let mut controller = open(arguments, token).await?;
-        let admission = controller
-            .admit(token, &request.request_pem)
-            .await
-            .context("ask the cluster for its image")?;
-        let local = controller.local();
-        let controllers = arguments.peers.clone();
-        let neighbours = Neighbours::new(controllers, admission, request.key_pem, local);
         let holders = holders(arguments, cluster);
         let sources: Vec<_> = holders.iter().map(|at| neighbours.source(*at)).collect();
         let root = &cluster.image.digest;
@@ -137,8 +126,8 @@ impl Fetch {
 fn holders(arguments: &Join, cluster: &ClusterSpec) -> Vec<SocketAddr> {
     let mut holders = arguments.peers.clone();
     let nodes = cluster.nodes.iter().filter(|node| !node.leaving);
-    for address in nodes.filter_map(|node| node.advertise_addresses.first()) {
-        let address = SocketAddr::new(*address, spec::CONTROLLER_PORT);
+    for address in nodes.filter_map(NodeSpec::address) {
+        let address = SocketAddr::new(address, spec::CONTROLLER_PORT);
         if !holders.contains(&address) {
             holders.push(address);
         }

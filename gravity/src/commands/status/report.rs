@@ -320,10 +320,12 @@ fn certificates(session: &Session) -> Vec<String> {
 }
 
 pub(super) fn shown(node: &NodeSpec, kubernetes: &'static str) -> Node {
-    let address = node.advertise_addresses.first();
+    let address = node.address();
     Node {
         hostname: node.hostname.clone(),
-        address: address.map(ToString::to_string).unwrap_or_default(),
+        address: address
+            .map(|address| address.to_string())
+            .unwrap_or_default(),
         role: node.role,
         profile: node.profile.clone(),
         kubernetes,

@@ -38,7 +38,7 @@ pub async fn serve(
     images: Arc<dyn Images>,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), crate::Error> {
-    let peer = peer::service(controller.clone(), here);
+    let peer = peer::service(Some(controller.clone()), here);
     let service = ControllerServer::new(Service(controller))
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);

@@ -10,9 +10,10 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use super::{ADMITTED, Have, Images, MAX_MESSAGE, MAX_RANGE, PIECE, PROTOCOL, Range};
+use super::{Have, Images, MAX_MESSAGE, MAX_RANGE, PIECE, PROTOCOL, Range};
 use crate::connections::{self, Caller, status};
-use crate::controller::{Refusal, member};
+use crate::controller::Refusal;
+use crate::peer::{self, Here};
 use crate::proto::images::images_server::{self, ImagesServer};
 use crate::proto::images::{EndRequest, HaveReply, HaveRequest, Piece, ReadRequest};
 
@@ -25,7 +26,8 @@ const TIME: Duration = Duration::from_secs(60);
 
 type Pieces = ReceiverStream<Result<Piece, Status>>;
 
-/// Serves other nodes until `stop` comes back.
+/// Serves other nodes until `stop` comes back. Where this host is a node, `here`, they
+/// can measure what lies between them and it, too.
 ///
 /// # Errors
 /// When the transport fails.
@@ -33,10 +35,12 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     images: Arc<dyn Images>,
+    here: Option<Here>,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), crate::Error> {
     connections::server()
         .add_service(service(images))
+        .add_optional_service(here.map(|here| peer::service(None, here)))
         .serve_with_incoming_shutdown(connections::incoming(listener, tls), stop)
         .await
         .map_err(crate::Error::Serve)
@@ -58,8 +62,7 @@ pub(crate) struct Service {
 
 /// Demands the certificate of a node, or of one that may become one.
 fn known<T>(request: &Request<T>) -> Result<(), Status> {
-    let name = Caller::of(request)?.name.unwrap_or_default();
-    match name == ADMITTED || member(&name).is_some() {
+    match Caller::of(request)?.is_of_cluster() {
         true => Ok(()),
         false => Err(Status::unauthenticated(
             "the image is for nodes of the cluster and those that join it",

@@ -69,7 +69,13 @@ async fn ranges_come_as_they_are_and_what_is_beyond_is_refused() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let images = Arc::new(Fake(5 << 20));
-    let task = tokio::spawn(serve(listener, server, images, std::future::pending()));
+    let task = tokio::spawn(serve(
+        listener,
+        server,
+        images,
+        None,
+        std::future::pending(),
+    ));
     let trust = Trust::Authority(pem.into());
 
     let stranger = identity(&authority, "somebody");

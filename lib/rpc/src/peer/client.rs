@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use host::facts::{Introduction, Offset, Port, Seen, Way};
 use pki::JoinToken;
-use pki::tls::Trust;
+use pki::tls::{Identity, Trust};
 
 use super::ports::{Opened, Ports, Route, probe};
 use super::{Here, MAX_MESSAGE, MAX_PORTS, PROTOCOL, Secrets};
@@ -18,6 +18,20 @@ use crate::proto::peer::{ClockRequest, GreetRequest, OpenRequest, ProbeRequest};
 const ANSWER: Duration = Duration::from_secs(60);
 /// How often the clock is asked; the shortest round trip counts.
 const ROUNDS: usize = 8;
+
+/// By what both sides know each other.
+#[derive(Debug, Clone, Copy)]
+pub enum Known<'a> {
+    /// A token.
+    Token(&'a JoinToken),
+    /// Certificates of a cluster's `authority`, PEM.
+    Certificate {
+        /// Certificate of the authority, PEM.
+        authority: &'a str,
+        /// That of this node.
+        identity: &'a Identity,
+    },
+}
 
 /// What is to be tried.
 #[derive(Debug, Clone, Copy)]
@@ -33,21 +47,30 @@ pub struct Wanted<'a> {
 /// is the address of this host that the other one reaches it by.
 ///
 /// # Errors
-/// When the other side doesn't answer or doesn't know the token.
+/// When the other side doesn't answer or isn't `known`.
 pub async fn measure(
     address: SocketAddr,
     from: Option<IpAddr>,
-    token: &JoinToken,
+    known: Known<'_>,
     here: &Here,
     wanted: Wanted<'_>,
 ) -> Result<Seen, Error> {
-    let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
-    let connection = connections::Opened::first(&[address], from, &trust, None).await?;
+    let (trust, identity) = match known {
+        Known::Token(token) => {
+            let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
+            (trust, None)
+        }
+        Known::Certificate {
+            authority,
+            identity,
+        } => (Trust::Authority(authority.to_owned()), Some(identity)),
+    };
+    let connection = connections::Opened::first(&[address], from, &trust, identity).await?;
     let client = PeerClient::new(connection.transport.clone())
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     let mut session = Session { connection, client };
-    let who = session.greet(token).await?;
+    let who = session.greet(known).await?;
     let clock = session.clock(here).await?;
     let ports = &wanted.ports[..wanted.ports.len().min(MAX_PORTS)];
     let there = session.there(here, ports, wanted.rate).await?;
@@ -67,14 +90,22 @@ struct Session {
 }
 
 impl Session {
-    async fn greet(&mut self, token: &JoinToken) -> Result<Introduction, Error> {
+    async fn greet(&mut self, known: Known<'_>) -> Result<Introduction, Error> {
+        let token = match known {
+            Known::Token(token) => Some(token),
+            Known::Certificate { .. } => None,
+        };
+        let proof = |token: &JoinToken| (token.id.clone(), self.connection.proof(token));
+        let (token_id, hmac) = token.map(proof).unwrap_or_default();
         let request = GreetRequest {
             protocol: PROTOCOL,
-            token_id: token.id.clone(),
-            hmac: self.connection.proof(token),
+            token_id,
+            hmac,
         };
         let reply = answer(ANSWER, self.client.greet(request)).await?;
-        self.connection.demand(token, &reply.hmac)?;
+        if let Some(token) = token {
+            self.connection.demand(token, &reply.hmac)?;
+        }
         read(&reply.who)
     }
 

@@ -287,8 +287,10 @@ async fn reach(route: Route, target: &Opened, secrets: &Secrets) -> Reach {
     match tried {
         Ok(Ok(reach)) => reach,
         Ok(Err(error)) => match error.kind() {
-            // Firewalls refuse in either way.
-            io::ErrorKind::ConnectionRefused | io::ErrorKind::HostUnreachable => Reach::Refused,
+            // Firewalls refuse in each of these ways, the last one that of the sender.
+            io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::HostUnreachable
+            | io::ErrorKind::PermissionDenied => Reach::Refused,
             io::ErrorKind::TimedOut => Reach::Silent,
             _ => Reach::Unknown(error.to_string()),
         },

@@ -38,14 +38,14 @@ pub async fn serve(
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), crate::Error> {
     connections::server()
-        .add_service(service(tokens, here))
+        .add_service(service(Some(tokens), here))
         .serve_with_incoming_shutdown(connections::incoming(listener, tls), stop)
         .await
         .map_err(crate::Error::Serve)
 }
 
-/// The service alone.
-pub(crate) fn service(tokens: Arc<dyn Tokens>, here: Here) -> PeerServer<Service> {
+/// The service alone. Without `tokens` it is for those of the cluster only.
+pub(crate) fn service(tokens: Option<Arc<dyn Tokens>>, here: Here) -> PeerServer<Service> {
     PeerServer::new(Service { tokens, here })
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE)
@@ -53,14 +53,14 @@ pub(crate) fn service(tokens: Arc<dyn Tokens>, here: Here) -> PeerServer<Service
 
 /// Answers other nodes.
 pub(crate) struct Service {
-    tokens: Arc<dyn Tokens>,
+    tokens: Option<Arc<dyn Tokens>>,
     here: Here,
 }
 
-/// Who has shown that it knows a token.
+/// Who has shown that it knows a token, or is of the cluster.
 fn known<T>(request: &Request<T>) -> Result<Caller, Status> {
     let caller = Caller::of(request)?;
-    match caller.has_proven() {
+    match caller.has_proven() || caller.is_of_cluster() {
         true => Ok(caller),
         false => Err(Status::unauthenticated("a session begins with a token")),
     }
@@ -95,11 +95,20 @@ impl peer_server::Peer for Service {
                 message.protocol
             )));
         }
-        let tokens = self.tokens.tokens().await.map_err(status)?;
         let caller = Caller::of(&request)?;
-        let hmac = caller
-            .prove(&tokens, &message.token_id, &message.hmac)
-            .await?;
+        let hmac = match &self.tokens {
+            _ if caller.is_of_cluster() => Vec::new(),
+            Some(tokens) => {
+                let tokens = tokens.tokens().await.map_err(status)?;
+                let (id, hmac) = (&message.token_id, &message.hmac);
+                caller.prove(&tokens, id, hmac).await?
+            }
+            None => {
+                return Err(Status::unauthenticated(
+                    "this node is a worker, which knows no tokens: name a master of its cluster",
+                ));
+            }
+        };
         let who = json(&self.here.who)?;
         Ok(Response::new(GreetReply { hmac, who }))
     }

@@ -101,7 +101,7 @@ async fn both_sides_find_out_who_they_are_and_what_comes_through() {
     let seen = measure(
         address,
         Some(LOCAL),
-        &token,
+        Known::Token(&token),
         &here("one", now_us),
         all(&[port, udp]),
     )
@@ -136,13 +136,27 @@ async fn who_does_not_know_the_token_measures_nothing() {
         secret: "another".into(),
         ..token.clone()
     };
-    let refused = measure(address, None, &wrong, &here("one", now_us), all(&[])).await;
+    let refused = measure(
+        address,
+        None,
+        Known::Token(&wrong),
+        &here("one", now_us),
+        all(&[]),
+    )
+    .await;
     assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
     let other = JoinToken {
         fingerprint: Some([0; 32]),
         ..token.clone()
     };
-    let refused = measure(address, None, &other, &here("one", now_us), all(&[])).await;
+    let refused = measure(
+        address,
+        None,
+        Known::Token(&other),
+        &here("one", now_us),
+        all(&[]),
+    )
+    .await;
     assert!(
         matches!(refused, Err(Error::WrongCluster { .. })),
         "{refused:?}"
@@ -167,7 +181,14 @@ async fn who_does_not_know_the_token_measures_nothing() {
 async fn no_more_ports_are_opened_than_it_says() {
     let (address, token) = start(here("two", now_us)).await;
     let ports = vec![free(); MAX_PORTS + 1];
-    let seen = measure(address, None, &token, &here("one", now_us), all(&ports)).await;
+    let seen = measure(
+        address,
+        None,
+        Known::Token(&token),
+        &here("one", now_us),
+        all(&ports),
+    )
+    .await;
     assert_eq!(seen.unwrap().there.ports.len(), MAX_PORTS);
 }
 
@@ -185,7 +206,7 @@ async fn ports_of_services_are_not_tried_in_a_cluster() {
     let seen = measure(
         address,
         Some(LOCAL),
-        &token,
+        Known::Token(&token),
         &here("one", now_us),
         without_rates,
     )
@@ -197,4 +218,101 @@ async fn ports_of_services_are_not_tried_in_a_cluster() {
         "{seen:?}"
     );
     assert_eq!(seen.back.ports, [(port, Reach::Reached)]);
+}
+
+/// Certificates of one authority: of this side and of the other one.
+fn certified(name: &str) -> (Authority, Identity, Identity) {
+    let authority = Authority::generate("rpc", HOUR).unwrap();
+    let identity = |name: &str| {
+        let leaf = Leaf {
+            ip_addresses: vec![OTHER],
+            server: true,
+            ..Leaf::client(name, &[], HOUR)
+        };
+        let issued = authority.issue(&leaf).unwrap();
+        Identity {
+            certificate_pem: issued.certificate_pem,
+            key_pem: issued.key_pem,
+        }
+    };
+    let (own, other) = (identity(name), identity("images"));
+    (authority, own, other)
+}
+
+/// A node of a cluster that gives its image and knows no tokens.
+async fn start_worker(authority: &Authority, identity: &Identity) -> SocketAddr {
+    struct Nothing;
+    impl crate::images::Images for Nothing {
+        fn end(&self) -> Result<Vec<u8>, Refusal> {
+            Err(Refusal::Refused("nothing".into()))
+        }
+        fn have(&self, _: &str) -> Result<crate::images::Have, Refusal> {
+            Err(Refusal::Refused("nothing".into()))
+        }
+        fn read(&self, _: &crate::images::Range) -> Result<Vec<u8>, Refusal> {
+            Err(Refusal::Refused("nothing".into()))
+        }
+    }
+    let tls = pki::tls::server(identity, authority.certificate_pem()).unwrap();
+    let listener = TcpListener::bind((OTHER, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let worker = Some(here("worker", now_us).in_cluster());
+    let never = std::future::pending();
+    tokio::spawn(crate::images::serve(
+        listener,
+        tls,
+        Arc::new(Nothing),
+        worker,
+        never,
+    ));
+    address
+}
+
+#[tokio::test]
+async fn workers_are_measured_with_by_who_was_admitted_and_by_nobody_else() {
+    let (authority, admitted, worker) = certified(crate::images::ADMITTED);
+    let address = start_worker(&authority, &worker).await;
+    let pem = authority.certificate_pem();
+    let known = Known::Certificate {
+        authority: pem,
+        identity: &admitted,
+    };
+    let port = free();
+    let one = here("one", now_us);
+    let seen = measure(address, Some(LOCAL), known, &one, all(&[port])).await;
+    let seen = seen.unwrap();
+    assert_eq!(seen.who.hostname, "worker");
+    for way in [&seen.there, &seen.back] {
+        assert_eq!(way.ports, [(port, Reach::Reached)]);
+    }
+
+    // Who has another certificate of the same authority, or of another one, or a token.
+    let services = {
+        let issued = authority.issue(&Leaf::client("etcd", &[], HOUR)).unwrap();
+        Identity {
+            certificate_pem: issued.certificate_pem,
+            key_pem: issued.key_pem,
+        }
+    };
+    let (foreign, foreigner, _) = certified(crate::images::ADMITTED);
+    for (authority, identity) in [
+        (pem, &services),
+        (pem, &foreigner),
+        (foreign.certificate_pem(), &admitted),
+    ] {
+        let known = Known::Certificate {
+            authority,
+            identity,
+        };
+        let refused = measure(address, None, known, &one, all(&[port])).await;
+        assert!(refused.is_err(), "{refused:?}");
+    }
+    let token = JoinToken::generate(pki::tls::fingerprint(pem).unwrap()).unwrap();
+    let token = JoinToken {
+        fingerprint: None,
+        ..token
+    };
+    let refused = measure(address, None, Known::Token(&token), &one, all(&[port])).await;
+    let refused = refused.unwrap_err().to_string();
+    assert!(refused.contains("knows no tokens"), "{refused}");
 }
