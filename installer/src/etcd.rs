@@ -18,6 +18,7 @@ use serde::Deserialize;
 use spec::care::Care;
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
+use tokio::time::{Instant, sleep};
 
 use crate::services::etcd::{client_url, peer_url};
 
@@ -29,6 +30,11 @@ const VOTERS: usize = 3;
 const TRY: Duration = Duration::from_secs(10);
 /// How long a learner may take to catch up before it must vote.
 const CATCH_UP: Duration = Duration::from_secs(60);
+/// How long a change of members is tried. etcd refuses it while one of them is not
+/// connected, and for 5 s after that ("unhealthy cluster").
+const SETTLE: Duration = Duration::from_secs(30);
+/// How long it is waited before the next try.
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// Why the membership can't be seen or changed.
 #[derive(Debug, thiserror::Error)]
@@ -166,22 +172,28 @@ impl Etcd {
     /// # Errors
     /// When the other masters don't do it.
     pub(crate) async fn add(&self, cluster: &ClusterSpec, node: &NodeSpec) -> Result<(), Error> {
-        let address = *node.advertise_addresses.first().ok_or(Error::NoOther)?;
+        let address = node.address().ok_or(Error::NoOther)?;
         let others = others(cluster, address)?;
-        let members = self.members(&others).await?;
+        let tries = Tries::until(SETTLE);
+        loop {
+            let tried = self.try_add(&others, address, &node.hostname).await;
+            if let Some(ended) = tries.ended(tried).await {
+                return ended;
+            }
+        }
+    }
+
+    async fn try_add(&self, others: &[IpAddr], address: IpAddr, name: &str) -> Result<(), Error> {
+        let members = self.members(others).await?;
         if let Some(member) = members.iter().find(|member| member.is_at(address)) {
             if !member.is_started() || self.works(address, member).await {
                 return Ok(());
             }
-            self.expel(&others, &members, member).await?;
+            self.expel(others, &members, member).await?;
         }
         let peer = format!("--peer-urls={}", peer_url(address));
-        self.call(
-            &others,
-            &["member", "add", &node.hostname, "--learner", &peer],
-        )
-        .await
-        .map(drop)
+        let add = ["member", "add", name, "--learner", &peer];
+        self.call(others, &add).await.map(drop)
     }
 
     /// Removes a master's member. None is fine.
@@ -189,13 +201,23 @@ impl Etcd {
     /// # Errors
     /// When it is the last one, or the others don't do it.
     pub(crate) async fn remove(&self, cluster: &ClusterSpec, node: &NodeSpec) -> Result<(), Error> {
-        let address = *node.advertise_addresses.first().ok_or(Error::NoOther)?;
+        let address = node.address().ok_or(Error::NoOther)?;
         let mut servers = others(cluster, address)?;
         // Until a learner votes, who leaves is the only one to ask.
         servers.push(address);
-        let members = self.members(&servers).await?;
+        let tries = Tries::until(SETTLE);
+        loop {
+            let tried = self.try_remove(&servers, address).await;
+            if let Some(ended) = tries.ended(tried).await {
+                return ended;
+            }
+        }
+    }
+
+    async fn try_remove(&self, servers: &[IpAddr], address: IpAddr) -> Result<(), Error> {
+        let members = self.members(servers).await?;
         match members.iter().find(|member| member.is_at(address)) {
-            Some(member) => self.expel(&servers, &members, member).await,
+            Some(member) => self.expel(servers, &members, member).await,
             None => Ok(()),
         }
     }
@@ -267,19 +289,18 @@ impl Etcd {
 
     /// Gives a vote to the first learner that can take it.
     async fn promote_one(&self, servers: &[IpAddr], members: &[Member]) -> Result<(), Error> {
-        let end = tokio::time::Instant::now() + CATCH_UP;
+        let tries = Tries::until(CATCH_UP);
         loop {
-            let mut last = Error::NoOther;
+            let mut tried = Err(Error::NoOther);
             for heir in learners(members) {
-                match self.promote(servers, heir).await {
-                    Ok(()) => return Ok(()),
-                    Err(error) => last = error,
+                tried = self.promote(servers, heir).await;
+                if tried.is_ok() {
+                    break;
                 }
             }
-            if matches!(last, Error::NoOther) || tokio::time::Instant::now() > end {
-                return Err(last);
+            if let Some(ended) = tries.ended(tried).await {
+                return ended;
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
         }
     }
 
@@ -330,6 +351,31 @@ impl Etcd {
     }
 }
 
+/// Tries to change members, for a bounded time.
+#[derive(Debug, Clone, Copy)]
+struct Tries {
+    end: Instant,
+}
+
+impl Tries {
+    fn until(limit: Duration) -> Self {
+        let end = Instant::now() + limit;
+        Self { end }
+    }
+
+    /// How it ended; nothing, a moment later, where another try may do it.
+    async fn ended(self, tried: Result<(), Error>) -> Option<Result<(), Error>> {
+        match tried {
+            Err(error) if !matches!(error, Error::NoOther) && Instant::now() < self.end => {
+                tracing::info!(%error, "etcd does not change its members, asking again");
+                sleep(PAUSE).await;
+                None
+            }
+            ended => Some(ended),
+        }
+    }
+}
+
 /// Whether what `etcdctl endpoint status` prints is of this member.
 fn is_of(json: &str, id: u64) -> bool {
     let answers: Vec<serde_json::Value> = serde_json::from_str(json).unwrap_or_default();
@@ -345,7 +391,7 @@ fn masters(cluster: &ClusterSpec) -> impl Iterator<Item = (&NodeSpec, IpAddr)> {
         .nodes
         .iter()
         .filter(|node| node.role == Role::Master)
-        .filter_map(|node| Some((node, *node.advertise_addresses.first()?)))
+        .filter_map(|node| Some((node, node.address()?)))
 }
 
 fn others(cluster: &ClusterSpec, address: IpAddr) -> Result<Vec<IpAddr>, Error> {
@@ -395,6 +441,44 @@ mod tests {
             panic!("{:?}", told.events())
         };
         assert!(message.contains("before the removal of two"), "{message}");
+    }
+
+    #[tokio::test]
+    async fn changes_are_tried_again_until_their_time_is_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("usr/local/bin/etcdctl");
+        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
+        // As etcd does it 5 s long after a member has come back.
+        let script = format!(
+            r#"#!/bin/sh
+case "$*" in
+*"member list"*) echo '{{"members":[{{"ID":1,"name":"a","peerURLs":["https://10.0.0.1:2380"]}},
+    {{"ID":2,"name":"b","peerURLs":["https://10.0.0.2:2380"]}}]}}' ;;
+*"member remove 2"*)
+    echo >>{0}/tries
+    test $(wc -l <{0}/tries) -ge 2 || {{ echo unhealthy cluster >&2; exit 1; }} ;;
+*) exit 1 ;;
+esac
+"#,
+            directory.path().display()
+        );
+        host::atomic::write(&program, script.as_bytes(), 0o755).unwrap();
+        let etcd = Etcd::on_host(directory.path(), &Layout::new(directory.path()));
+        let servers = ["10.0.0.1".parse().unwrap()];
+        let other = "10.0.0.2".parse().unwrap();
+        let tries = Tries::until(SETTLE);
+        let first = etcd.try_remove(&servers, other).await;
+        assert!(matches!(first, Err(Error::Command(_))), "{first:?}");
+        assert!(tries.ended(first).await.is_none());
+        let second = etcd.try_remove(&servers, other).await;
+        assert!(tries.ended(second).await.unwrap().is_ok());
+
+        // Not where the time is over, nor where there is nobody to ask.
+        let late = Tries::until(Duration::ZERO);
+        let failed = etcd.call(&servers, &["member", "add"]).await.map(drop);
+        assert!(late.ended(failed).await.unwrap().is_err());
+        let nobody = tries.ended(Err(Error::NoOther)).await.unwrap();
+        assert!(matches!(nobody, Err(Error::NoOther)), "{nobody:?}");
     }
 
     #[test]
