@@ -230,6 +230,11 @@ fn populate(root: &Path, files: &[(&str, u32, &str)], enabled: &[(&str, &str)]) 
     file::write(&root.join("etc/machine-id"), "")
 }
 
+/// The processor that is emulated: without what costs more there than it gains, as large
+/// page tables and instructions that software has others for. A boot that reads a
+/// program of 150 MB and starts some takes 85 s of processor time, 113 s with them.
+const EMULATED: &str = "max,-la57,-erms,-avx,-avx2";
+
 /// How the machine's processors are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Accelerator {
@@ -241,7 +246,16 @@ impl Accelerator {
     fn arguments(self) -> [&'static str; 4] {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
-            Self::Emulation => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::Emulation => ["-accel", "tcg,thread=multi", "-cpu", EMULATED],
+        }
+    }
+
+    /// What the kernel is told.
+    const fn kernel(self) -> &'static str {
+        match self {
+            Self::Kvm => "",
+            // Nobody else is on a processor that is emulated.
+            Self::Emulation => "mitigations=off",
         }
     }
 }
@@ -800,7 +814,8 @@ impl Start {
         command.arg("-kernel").arg(disk.file("vmlinuz"));
         command.arg("-initrd").arg(disk.file("initrd.img"));
         command.arg("-append").arg(format!(
-            "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0 {}",
+            "root=LABEL=root rw console=ttyS0 panic=-1 systemd.show_status=0 {} {}",
+            self.accelerator.kernel(),
             options.kernel
         ));
         self.add_disks(&mut command);
