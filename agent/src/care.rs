@@ -102,9 +102,7 @@ fn look_at_etcd(etcd: &Etcd, directory: &Path) -> Result<(), PhaseError> {
     if status.is_full {
         status = relieve(etcd, &status)?;
     }
-    let all = snapshots::list(directory)?;
-    let last = all.last().map(|snapshot| snapshot.time);
-    if !is_snapshot_due(last, Timestamp::now()) {
+    if !is_snapshot_due(directory, Timestamp::now())? {
         return Ok(());
     }
     let taken = snapshots::take(etcd, directory, Kind::Scheduled);
@@ -154,12 +152,13 @@ fn is_fragmented(status: &Status) -> bool {
     status.size > SMALL && status.used < status.size / 2
 }
 
-fn is_snapshot_due(last: Option<Timestamp>, now: Timestamp) -> bool {
-    // A time to come is of a clock that was wrong.
-    last.is_none_or(|last| {
-        let age = now.duration_since(last);
+fn is_snapshot_due(directory: &Path, now: Timestamp) -> Result<bool, PhaseError> {
+    let all = snapshots::list_at(directory, now)?;
+    // One of a time to come is the last where there is no other.
+    Ok(all.last().is_none_or(|last| {
+        let age = now.duration_since(last.time);
         age.is_negative() || age.unsigned_abs() >= snapshots::EVERY
-    })
+    }))
 }
 
 #[cfg(test)]
@@ -195,14 +194,69 @@ mod tests {
         assert!(!has_room(&status(901 * MB, 0)));
     }
 
+    fn put(directory: &Path, time: Timestamp) {
+        let name = format!("{}-scheduled.db", time.strftime("%Y%m%dT%H%M%SZ"));
+        host::atomic::write(&directory.join(name), b"x", 0o600).unwrap();
+    }
+
     #[test]
     fn a_snapshot_is_due_when_there_is_none_or_it_is_old_or_of_the_future() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
-        let ago = |hours: i64| now - jiff::SignedDuration::from_hours(hours);
-        assert!(is_snapshot_due(None, now));
-        assert!(!is_snapshot_due(Some(ago(0)), now));
-        assert!(!is_snapshot_due(Some(ago(5)), now));
-        assert!(is_snapshot_due(Some(ago(6)), now));
-        assert!(is_snapshot_due(Some(ago(-1)), now));
+        let due = |hours: &[i64]| {
+            let directory = tempfile::tempdir().unwrap();
+            for hours in hours {
+                let time = now - jiff::SignedDuration::from_hours(*hours);
+                put(directory.path(), time);
+            }
+            is_snapshot_due(directory.path(), now).unwrap()
+        };
+        for (hours, expected) in [
+            (&[][..], true),
+            (&[0], false),
+            (&[5], false),
+            (&[6], true),
+            (&[-1], true),
+            (&[5, -1, -1000], false),
+            (&[6, -1, -1000], true),
+        ] {
+            assert_eq!(due(hours), expected, "{hours:?}");
+        }
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_takes_no_history_along() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let after = |minutes| now + jiff::SignedDuration::from_mins(minutes);
+        // It was a year off when the node started, one way or the other.
+        for wrong in [-365 * 24 * 60, 365 * 24 * 60] {
+            let directory = tempfile::tempdir().unwrap();
+            let directory = directory.path();
+            let look = |time| {
+                let due = is_snapshot_due(directory, time).unwrap();
+                if due {
+                    put(directory, time);
+                    snapshots::remove_surplus(directory, time).unwrap();
+                }
+                due
+            };
+            let looks = |minutes: std::ops::Range<i64>| {
+                let looks = minutes.step_by(5).filter(|minute| look(after(*minute)));
+                looks.count()
+            };
+            let oldest = |time| {
+                let all = snapshots::list_at(directory, time).unwrap().into_iter();
+                let times = all.map(|snapshot| snapshot.time);
+                times.filter(|past| (now..=time).contains(past)).min()
+            };
+            const DAY: i64 = 24 * 60;
+            assert_eq!(looks(0..2 * DAY), 8);
+            look(after(2 * DAY + wrong));
+            // The last one was taken six hours ago.
+            assert_eq!(looks(2 * DAY..4 * DAY), 8);
+            let kept = oldest(after(4 * DAY)).unwrap();
+            assert_eq!(kept, after(2 * DAY), "{wrong}");
+            let all = snapshots::list_at(directory, after(4 * DAY)).unwrap();
+            assert_eq!(all.first().unwrap().time, kept, "{wrong} is left");
+        }
     }
 }

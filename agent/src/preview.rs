@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use operation::{PhaseError, Plan};
 use planet::config::PlanetConfig;
 use serde::Serialize;
+use spec::LINKS;
 use spec::phase::{PhaseSpec, Volume};
 
 use crate::phases::planet::{MODULES_AT_BOOT, missing_module};
-use crate::phases::program::LINKS;
 use crate::{daemon, network_manager, read};
 
 /// Changes to come. Of what is there already nothing is said.

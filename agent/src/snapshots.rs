@@ -74,11 +74,16 @@ pub struct Snapshot {
     pub path: PathBuf,
 }
 
-/// All snapshots of a directory, the oldest first.
+/// All snapshots of a directory, the oldest first. Those of a time to come count
+/// as the oldest: the clock was wrong, and they would be the youngest for long.
 ///
 /// # Errors
 /// When it can't be read.
 pub fn list(directory: &Path) -> Result<Vec<Snapshot>, PhaseError> {
+    list_at(directory, Timestamp::now())
+}
+
+pub(crate) fn list_at(directory: &Path, now: Timestamp) -> Result<Vec<Snapshot>, PhaseError> {
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -107,7 +112,7 @@ pub fn list(directory: &Path) -> Result<Vec<Snapshot>, PhaseError> {
             });
         }
     }
-    found.sort_by_key(|snapshot| (snapshot.time, snapshot.kind));
+    found.sort_by_key(|snapshot| (snapshot.time <= now, snapshot.time, snapshot.kind));
     Ok(found)
 }
 
@@ -148,9 +153,8 @@ pub fn take(etcd: &Etcd, directory: &Path, kind: Kind) -> Result<(Snapshot, Cont
     })?;
     std::fs::rename(&new, &path).map_err(|error| file("rename", &new, &error))?;
     host::atomic::sync_directory(directory).map_err(|error| file("sync", directory, &error))?;
-    for old in surplus(&list(directory)?) {
-        std::fs::remove_file(&old).map_err(|error| file("remove", &old, &error))?;
-    }
+    // Whatever the clock does meanwhile, this one is the youngest.
+    remove_surplus(directory, time)?;
     let size = path.metadata().map_or(0, |metadata| metadata.len());
     let snapshot = Snapshot {
         name,
@@ -201,7 +205,14 @@ fn check_room(size: u64, directory: &Path) -> Result<(), PhaseError> {
     }
 }
 
-/// What is too much of snapshots that are sorted by time.
+pub(crate) fn remove_surplus(directory: &Path, now: Timestamp) -> Result<(), PhaseError> {
+    for old in surplus(&list_at(directory, now)?) {
+        std::fs::remove_file(&old).map_err(|error| file("remove", &old, &error))?;
+    }
+    Ok(())
+}
+
+/// What is too much of snapshots, the oldest of which is first.
 fn surplus(all: &[Snapshot]) -> Vec<PathBuf> {
     let mut kept = Vec::new();
     let mut surplus = Vec::new();
@@ -302,6 +313,36 @@ mod tests {
         assert!(!directory.path().join(unfinished).exists());
         assert_eq!(names(), expected);
         assert!(list(&directory.path().join("none")).unwrap().is_empty());
+    }
+
+    #[test]
+    fn one_of_a_time_to_come_is_the_oldest() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |minute| {
+            let name = snapshot(minute, Kind::Scheduled, 0).name;
+            host::atomic::write(&directory.path().join(&name), b"x", 0o600).unwrap();
+            name
+        };
+        let at = |minute| snapshot(minute, Kind::Scheduled, 0).time;
+        let names = |now| -> Vec<_> {
+            let all = list_at(directory.path(), now).unwrap().into_iter();
+            all.map(|one| one.name).collect()
+        };
+        let (past, to_come, further) = (put(0), put(1000), put(2000));
+        assert_eq!(names(at(0)), [&to_come, &further, &past].map(String::clone));
+        assert_eq!(
+            names(at(999)),
+            [&to_come, &further, &past].map(String::clone)
+        );
+        assert_eq!(
+            names(at(1000)),
+            [&further, &past, &to_come].map(String::clone)
+        );
+
+        let taken: Vec<_> = (1..8).map(put).collect();
+        remove_surplus(directory.path(), at(7)).unwrap();
+        let kept: Vec<_> = std::iter::once(past).chain(taken).collect();
+        assert_eq!(names(at(7)), kept);
     }
 
     #[test]

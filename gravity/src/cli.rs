@@ -28,9 +28,10 @@ pub(crate) struct Cli {
 /// Options of all commands.
 #[derive(Debug, Args)]
 pub(crate) struct Global {
-    /// Where the node keeps everything
-    #[arg(long, global = true, value_name = "DIR", default_value = spec::DEFAULT_STATE_DIR)]
-    pub(crate) state_dir: PathBuf,
+    /// Where the node keeps everything [default: what its cluster was installed with,
+    /// else /var/lib/gravity]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub(crate) state_dir: Option<PathBuf>,
     /// Cluster image to use instead of the one that this program carries
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
@@ -150,14 +151,39 @@ impl Command {
     }
 }
 
+/// What of an install decides what a node must offer, so that a check is told it, too.
 #[derive(Debug, Args)]
-pub(crate) struct Install {
-    /// Name of the cluster; by default the image's name
-    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
-    pub(crate) cluster: Option<String>,
+pub(crate) struct Terms {
     /// Flavor of the cluster image
     #[arg(long, value_name = "NAME", help_heading = "Cluster")]
     pub(crate) flavor: Option<String>,
+    /// Path on this node of a volume that the profile names; can be repeated
+    #[arg(long, value_name = "NAME:PATH", value_parser = mount, help_heading = "This node")]
+    pub(crate) mount: Vec<(String, PathBuf)>,
+    /// Addresses of pods, at least a /24 [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
+    pub(crate) pod_network_cidr: Option<String>,
+    /// Addresses of services, at least a /24 [default: 10.100.0.0/16]
+    #[arg(long, value_name = "CIDR", help_heading = "Network")]
+    pub(crate) service_cidr: Option<String>,
+    /// UDP port of VXLAN, by which pods reach those of other nodes [default: 8472]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..),
+          help_heading = "Network")]
+    pub(crate) vxlan_port: Option<u16>,
+    /// User id of the service user; a user that has it is taken
+    #[arg(long, value_name = "UID", env = "GRAVITY_SERVICE_USER",
+          default_value_t = installer::install::DEFAULT_SERVICE_ID,
+          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Service user")]
+    pub(crate) service_uid: u32,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Install {
+    #[command(flatten)]
+    pub(crate) terms: Terms,
+    /// Name of the cluster; by default the image's name
+    #[arg(long, value_name = "NAME", help_heading = "Cluster")]
+    pub(crate) cluster: Option<String>,
     /// Kubernetes resources, YAML, that are created at the end of the install, and a
     /// ClusterConfiguration and RuntimeEnvironment of Gravity
     #[arg(long, value_name = "FILE", help_heading = "Cluster")]
@@ -202,22 +228,9 @@ pub(crate) struct Install {
     /// Profile of this node; by default the flavor's first
     #[arg(long, value_name = "PROFILE", help_heading = "This node")]
     pub(crate) role: Option<String>,
-    /// Path on this node of a volume that the profile names; can be repeated
-    #[arg(long, value_name = "NAME:PATH", value_parser = mount, help_heading = "This node")]
-    pub(crate) mount: Vec<(String, PathBuf)>,
     /// How image layers are stored: both are the kernel's overlay filesystem
     #[arg(long, value_name = "DRIVER", value_enum, help_heading = "This node")]
     pub(crate) storage_driver: Option<StorageDriver>,
-    /// Addresses of pods, at least a /24 [default: 10.244.0.0/16]
-    #[arg(long, value_name = "CIDR", help_heading = "Network")]
-    pub(crate) pod_network_cidr: Option<String>,
-    /// Addresses of services, at least a /24 [default: 10.100.0.0/16]
-    #[arg(long, value_name = "CIDR", help_heading = "Network")]
-    pub(crate) service_cidr: Option<String>,
-    /// UDP port of VXLAN, by which pods reach those of other nodes [default: 8472]
-    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..),
-          help_heading = "Network")]
-    pub(crate) vxlan_port: Option<u16>,
     /// DNS zone that another server answers for; can be repeated
     #[arg(long, value_name = "ZONE/IP[:PORT]", value_parser = dns_zone, help_heading = "Network")]
     pub(crate) dns_zone: Vec<spec::DnsZone>,
@@ -230,11 +243,6 @@ pub(crate) struct Install {
           value_parser = clap::value_parser!(u16).range(1..), requires = "dns_listen_addr",
           help_heading = "Network")]
     pub(crate) dns_port: u16,
-    /// User id of the service user; a user that has it is taken
-    #[arg(long, value_name = "UID", env = "GRAVITY_SERVICE_USER",
-          default_value_t = installer::install::DEFAULT_SERVICE_ID,
-          value_parser = clap::value_parser!(u32).range(1..), help_heading = "Service user")]
-    pub(crate) service_uid: u32,
     /// Group id of the service user where it is created; by default its user id
     #[arg(long, value_name = "GID", env = "GRAVITY_SERVICE_GROUP",
           value_parser = clap::value_parser!(u32).range(1..), help_heading = "Service user")]
@@ -436,6 +444,8 @@ pub(crate) struct Images {
 
 #[derive(Debug, Args)]
 pub(crate) struct Check {
+    #[command(flatten)]
+    pub(crate) terms: Terms,
     /// Cluster image or Image Manifest to check against; by default the image
     /// that this program carries
     #[arg(value_name = "IMAGE|MANIFEST")]
@@ -771,7 +781,7 @@ mod tests {
         assert_eq!(read.values, [PathBuf::from("a.yaml"), "b,c.yaml".into()]);
         assert_eq!(read.set, ["a=1,b={2,3}", "c=-1"]);
         assert_eq!(
-            read.mount,
+            read.terms.mount,
             [("data".to_owned(), PathBuf::from("/mnt/data"))]
         );
         let zones: Vec<_> = read

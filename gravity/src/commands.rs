@@ -31,6 +31,8 @@ mod token;
 mod verify;
 mod version;
 
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -111,6 +113,19 @@ impl Session {
         node.with_context(|| format!("the cluster goes on without this node, {}", own.hostname))
     }
 
+    /// Asks whether to go on, unless that was `confirmed`.
+    pub(crate) fn go_on(&self, confirmed: bool, question: &str) -> Result<()> {
+        let agreed = || {
+            self.console
+                .confirm(question)
+                .context("use --confirm to go on without being asked")
+        };
+        if !confirmed && !agreed()? {
+            bail!("nothing was changed");
+        }
+        Ok(())
+    }
+
     /// What changes the members of etcd, on a master.
     pub(crate) fn etcd(&self) -> Result<installer::etcd::Etcd> {
         let config = ::planet::container::load(&self.layout.planet_config())?;
@@ -128,11 +143,21 @@ impl Session {
     }
 }
 
+/// Where the cluster of this host keeps everything, as the link to its program says.
+fn installed(links: &Path) -> Option<PathBuf> {
+    let program = std::fs::read_link(links.join("gravity")).ok()?;
+    let state_dir = program.parent()?.parent()?.to_owned();
+    (Layout::new(&state_dir).gravity() == program).then_some(state_dir)
+}
+
 /// Runs a command.
 pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
     // The agent and the planet have other working directories.
-    let state_dir =
-        std::path::absolute(&cli.global.state_dir).context("find the state directory")?;
+    let given = cli.global.state_dir.clone();
+    let state_dir = given
+        .or_else(|| installed(Path::new(spec::LINKS)))
+        .unwrap_or_else(|| spec::DEFAULT_STATE_DIR.into());
+    let state_dir = std::path::absolute(state_dir).context("find the state directory")?;
     let session = Session {
         layout: Layout::new(state_dir),
         global: cli.global,
@@ -141,7 +166,8 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
     if session.global.output == Output::Yaml
         && !matches!(&cli.command, Command::Plan(plan) if plan.command.is_none() && !plan.tail)
     {
-        bail!("only `gravity plan` writes YAML; use --output=json");
+        let text = "only `gravity plan` writes YAML; use --output=json";
+        return Err(WrongUsage(text.into()).into());
     }
     match cli.command {
         Command::Install(arguments) => block_on(install::run(&session, &arguments)),
@@ -210,6 +236,28 @@ pub(crate) fn log_to_stderr() {
         .init();
 }
 
+/// The command line is wrong, as its parser can't see.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct WrongUsage(pub(crate) String);
+
+/// How a copy of the file that was run is run on another node, in its directory.
+pub(crate) fn copy_of_this() -> String {
+    copy_of(std::env::args_os().next().as_deref())
+}
+
+/// The same for a program that was called so.
+fn copy_of(called: Option<&OsStr>) -> String {
+    let name = called.and_then(|called| Path::new(called).file_name()?.to_str());
+    let name = name.unwrap_or("gravity");
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.+@%".contains(c);
+    match name.chars().all(plain) {
+        true => format!("./{name}"),
+        // As a shell reads it.
+        false => format!("'./{}'", name.replace('\'', r"'\''")),
+    }
+}
+
 /// Refuses everyone but root.
 pub(crate) fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -230,6 +278,8 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
             || cause.is::<install::WrongConfig>()
             || cause.is::<install::WrongLicense>()
             || cause.is::<install::WrongValues>()
+            || cause.is::<preflight::IgnoreError>()
+            || cause.is::<WrongUsage>()
         {
             return ExitCode::Usage;
         }
@@ -274,6 +324,44 @@ mod tests {
         assert_eq!(exit_code(&foreign.into()), ExitCode::Usage);
         let user = Error::ServiceUser("taken".into());
         assert_eq!(exit_code(&user.into()), ExitCode::Failed);
+        let unknown = preflight::Report::default().ignore(&["nosuch".into()]);
+        assert_eq!(exit_code(&unknown.unwrap_err().into()), ExitCode::Usage);
+        let short = token::parse("ab").unwrap_err().context("join");
+        assert_eq!(exit_code(&short), ExitCode::Usage);
+    }
+
+    #[test]
+    fn others_run_a_copy_by_the_name_of_the_file_that_was_run() {
+        for (called, shown) in [
+            ("./sample", "./sample"),
+            ("/root/shop-1.2.0+b", "./shop-1.2.0+b"),
+            ("/usr/local/bin/gravity", "./gravity"),
+            ("gravity", "./gravity"),
+            ("./it's mine", r"'./it'\''s mine'"),
+            ("", "./gravity"),
+        ] {
+            assert_eq!(copy_of(Some(OsStr::new(called))), shown);
+        }
+        assert_eq!(copy_of(None), "./gravity");
+    }
+
+    #[test]
+    fn the_state_directory_is_that_of_the_program_that_is_linked() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("gravity");
+        assert_eq!(installed(directory.path()), None);
+        for (target, found) in [
+            ("/data/g/bin/gravity", Some("/data/g")),
+            ("/opt/vendor/gravity", None),
+            ("/bin/gravity-6", None),
+        ] {
+            std::os::unix::fs::symlink(target, &link).unwrap();
+            assert_eq!(installed(directory.path()), found.map(PathBuf::from));
+            std::fs::remove_file(&link).unwrap();
+        }
+        // Somebody's own program.
+        host::atomic::write(&link, b"", 0o755).unwrap();
+        assert_eq!(installed(directory.path()), None);
     }
 
     #[test]

@@ -37,7 +37,7 @@ use crate::images::Kept;
 use crate::install::{NODE_PREFIX, node_labels};
 use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
 
-pub use removal::Removal;
+pub use removal::{Removal, RemovalError};
 
 /// How long pods may take to leave a node; their own limit is 30 s by default.
 const DRAIN: Duration = Duration::from_secs(300);
@@ -601,7 +601,7 @@ impl Controller for Site {
                     hooks: &self.hooks,
                     force,
                 };
-                removal.run(&node.hostname, sink).await
+                Ok(removal.run(&node.hostname, sink).await?)
             }
             // It asks again after an answer that was lost.
             None => Ok(()),

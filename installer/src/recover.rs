@@ -17,6 +17,12 @@ use crate::hooks::NodeHooks;
 /// Kind of the operation.
 pub const KIND: &str = "recover";
 
+/// The phase from which on the node has other data.
+pub const REPLACE: &str = "/replace";
+
+/// The phase of a recovery without the other masters that takes them out.
+pub const FORGET: &str = "/forget";
+
 /// Why there is nothing to recover.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -130,7 +136,7 @@ pub fn plan(recovery: &Recovery<'_>) -> Result<Plan, Error> {
         without_quorum: without_others.is_some(),
     };
     phases.push(leaf(
-        "/replace",
+        REPLACE,
         "Stop etcd and what uses it, put the data in place",
         PhaseSpec::EtcdReplace(replace),
     )?);
@@ -148,7 +154,7 @@ pub fn plan(recovery: &Recovery<'_>) -> Result<Plan, Error> {
             hook: hooks.get(HookName::PostNodeRemove).cloned(),
         };
         phases.push(leaf(
-            "/forget",
+            FORGET,
             "Take the other masters out of the cluster",
             PhaseSpec::ForgetMasters(forget),
         )?);

@@ -2,8 +2,9 @@
 //!
 //! In: a manifest or its directory. Out: everything that is wrong with the
 //! manifest, with the files that it names, with the charts beside it; what this
-//! release doesn't do; and warnings about resources that hooks name and that
-//! are not there. As text with the lines in question, or as JSON.
+//! release doesn't do; and warnings about arguments that are retired and resources
+//! that hooks name and that are not there. As text with the lines in question, or
+//! as JSON.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -116,6 +117,7 @@ fn lint_with(path: &Path, environment: &Environment) -> Result<Vec<Diagnostic>> 
         Ok(mut manifest) => {
             found.extend(manifest.inline(&mut |uri| fetch(uri, &source)));
             found.extend(check(&manifest)?);
+            found.extend(manifest.retired());
             found.extend(resources(&manifest, &source));
         }
     }
@@ -350,6 +352,23 @@ hooks:
             ("invalid-chart", "charts/b/Chart.yaml".to_owned(), 1),
         ];
         assert_eq!(lines(&dir), expected);
+    }
+
+    #[test]
+    fn retired_arguments_are_warnings_as_in_a_build() {
+        let app = "\
+metadata: {name: shop, resourceVersion: 1.0.0}
+systemOptions: {etcd: {args: [-debug]}}
+nodeProfiles:
+  - name: node
+    systemOptions: {kubelet: {hairpinMode: promiscuous-bridge}}
+";
+        let dir = dir(&[("app.yaml", app)]);
+        let at = |line| ("retired", "app.yaml".to_owned(), line);
+        assert_eq!(lines(&dir), [at(2), at(5)]);
+        let found = lint(dir.path()).unwrap();
+        let warns = |one: &Diagnostic| one.severity == Severity::Warning;
+        assert!(found.iter().all(warns), "{found:?}");
     }
 
     #[test]

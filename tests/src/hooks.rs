@@ -414,6 +414,8 @@ fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
         .expect(0, &["the application is stopped"])?;
     test.gravity("status")?
         .expect(6, &["the planet does not run"])?;
+    test.gravity("leave --confirm")?
+        .expect(1, &["can't be told whether", "gravity start"])?;
     let written = ["find", "/var/lib/gravity/containerd", "-name", SLOW_WROTE];
     test.said(&written)?.expect(0, &[SLOW_WROTE])?;
     table.seen(HookName::Stop, "runs before the services end");

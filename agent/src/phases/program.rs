@@ -6,13 +6,11 @@ use std::path::Path;
 use image::Image;
 use image::cluster::ClusterImage;
 use operation::PhaseError;
+use spec::LINKS;
 use spec::phase::Program;
 
 use crate::Node;
 use crate::node::lasting;
-
-/// Where the links are made: on every distribution's PATH.
-pub(crate) const LINKS: &str = "/usr/local/bin";
 
 pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
     let program = node.layout().gravity();

@@ -6,7 +6,8 @@
 //!
 //! Always holds: `member` is there with all of the former data or all of the
 //! restored ones, as the two are exchanged at once. Which of them it is tells
-//! the inode that is written down first.
+//! the inode that is written down first. `former` is whole or not there: what
+//! is removed gets the name `trash` before.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::path::{Path, PathBuf};
@@ -85,6 +86,11 @@ impl Place {
         self.aside.join("former")
     }
 
+    /// Former data that nobody gets back.
+    fn trash(&self) -> PathBuf {
+        self.aside.join("trash")
+    }
+
     fn inode(&self) -> Option<u64> {
         let metadata = self.member.symlink_metadata().ok()?;
         metadata.is_dir().then_some(metadata.ino())
@@ -143,12 +149,7 @@ impl Place {
     /// Puts the former data back, in one step.
     fn exchange_back(&self) -> Result<(), PhaseError> {
         if self.is_replaced()? {
-            // Wherever the last try ended.
-            let former = [self.former(), self.restored()]
-                .map(|directory| directory.join("member"))
-                .into_iter()
-                .find(|path| path.exists());
-            let moved = match former {
+            let moved = match self.former_member()? {
                 Some(former) => {
                     renameat_with(CWD, &former, CWD, &self.member, RenameFlags::EXCHANGE)
                         .map_err(std::io::Error::from)
@@ -160,6 +161,36 @@ impl Place {
             self.sync()?;
         }
         self.rename(&self.former(), &self.restored())
+    }
+
+    /// Where the former data are while the restored ones are in place; `None`
+    /// where there were none.
+    fn former_member(&self) -> Result<Option<PathBuf>, PhaseError> {
+        // Wherever the last try ended.
+        let found = [self.former(), self.restored()]
+            .map(|directory| directory.join("member"))
+            .into_iter()
+            .find(|path| path.exists());
+        let had = self.read()?.and_then(|record| record.former);
+        match (found, had) {
+            (None, Some(_)) => Err(removed()),
+            (found, _) => Ok(found),
+        }
+    }
+
+    /// Removes the former data: who is cut off leaves all of them or none.
+    fn discard(&self) -> Result<(), PhaseError> {
+        let trash = self.trash();
+        // What a try left that was cut off.
+        remove(&trash)?;
+        self.rename(&self.former(), &trash)?;
+        match host::atomic::sync_directory(&self.aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(file("sync", &self.aside, &error));
+            }
+            _ => {}
+        }
+        remove(&trash)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), PhaseError> {
@@ -326,9 +357,10 @@ pub(super) async fn released(
 /// Removes the data that etcd had before, and the operation's snapshot.
 pub(super) fn clean(node: &Node, phase: &EtcdClean) -> Result<(), PhaseError> {
     let place = Place::of(node);
-    // Without them the record would say that all is replaced.
-    remove(&place.former())?;
+    // Before the record, without which they would not be put back.
+    place.discard()?;
     remove(&place.aside)?;
+    place.sync()?;
     remove_file(&snapshot(node, &phase.operation))
 }
 
@@ -348,7 +380,10 @@ pub(super) async fn undo_replace(
     phase: &EtcdReplace,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    if Place::of(node).is_replaced()? {
+    let place = Place::of(node);
+    if place.is_replaced()? {
+        // Nothing is stopped for data that are not there.
+        place.former_member()?;
         stop(node, &*sink).await?;
         exchanged(node, Place::exchange_back).await?;
     }
@@ -366,10 +401,15 @@ pub(super) async fn undo_replace(
 pub(super) fn undo_clean(node: &Node) -> Result<(), PhaseError> {
     match Place::of(node).former().exists() {
         true => Ok(()),
-        false => Err(PhaseError::lasting(
-            "the data that etcd had before are removed; `gravity etcd snapshots` lists others",
-        )),
+        false => Err(removed()),
     }
+}
+
+fn removed() -> PhaseError {
+    PhaseError::lasting(
+        "the data that etcd had before are removed; go on with `gravity resume`, or look at \
+         `gravity etcd snapshots` for others",
+    )
 }
 
 pub(super) fn remove_file(path: &Path) -> Result<(), PhaseError> {
@@ -392,9 +432,13 @@ pub(super) fn remove(path: &Path) -> Result<(), PhaseError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use spec::layout::Layout;
 
     use super::*;
+
+    const NOBODY: u32 = 65534;
 
     fn put(directory: &Path, text: &str) {
         std::fs::create_dir_all(directory).unwrap();
@@ -484,6 +528,55 @@ mod tests {
             clean(&node, &phase).unwrap();
         }
         assert!(undo_clean(&node).is_err());
+        assert_eq!(data(&place).as_deref(), Some("restored"));
+    }
+
+    /// Does it as somebody else where this is root, whom no mode stops.
+    fn as_nobody<T: Send>(what: impl FnOnce() -> T + Send) -> T {
+        let doing = move || {
+            // Of this thread alone.
+            nix::unistd::setfsuid(NOBODY.into());
+            what()
+        };
+        std::thread::scope(|scope| scope.spawn(doing).join().unwrap())
+    }
+
+    #[test]
+    fn data_that_are_removed_in_part_do_not_come_back() {
+        let (directory, place) = begun(Some("former"));
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let phase = EtcdClean {
+            operation: "1".into(),
+        };
+        put(&place.member.join("snap"), "former");
+        place.exchange().unwrap();
+        // Something in the middle can't be removed.
+        if nix::unistd::geteuid().is_root() {
+            let user = spec::ServiceUser {
+                name: "nobody".into(),
+                uid: NOBODY,
+                gid: NOBODY,
+            };
+            own(directory.path(), &user).unwrap();
+        }
+        let snap = place.former().join("member/snap");
+        let mode = |path: &Path, mode| {
+            let mode = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(path, mode).unwrap();
+        };
+        mode(&snap, 0o500);
+        for _ in 0..2 {
+            as_nobody(|| clean(&node, &phase)).unwrap_err();
+            assert!(undo_clean(&node).is_err());
+            assert!(place.former_member().is_err());
+            assert!(place.exchange_back().is_err());
+            assert!(undo_restore(&node).is_err());
+            assert_eq!(data(&place).as_deref(), Some("restored"));
+        }
+
+        mode(&place.trash().join("member/snap"), 0o700);
+        as_nobody(|| clean(&node, &phase)).unwrap();
+        assert!(!place.aside.exists());
         assert_eq!(data(&place).as_deref(), Some("restored"));
     }
 

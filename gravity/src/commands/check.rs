@@ -21,7 +21,7 @@ use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
 use preflight::{Check as Known, Effort, Facts, Finding, Fix, Report, Requirements};
 use rpc::peer::{self, MAX_PORTS};
-use spec::PodNetwork;
+use spec::{ClusterSpec, PodNetwork};
 
 use super::peers::Way;
 use super::{Session, install as command, peers, token};
@@ -55,10 +55,14 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
         return peers::listen(session, arguments.advertise_addr, token).await;
     }
     let (manifest, image) = against(session, arguments.against.as_deref())?;
-    let profile = install::choose_profile(&manifest, None, arguments.profile.as_deref())?;
-    let mut options = Options::of_defaults(session.layout.state_dir());
-    options.advertise_address = arguments.advertise_addr;
-    let network = install::pod_network(&manifest, options.vxlan_port)?;
+    let terms = &arguments.terms;
+    let flavor = terms.flavor.as_deref().or_else(|| usual_flavor(&manifest));
+    let profile = install::choose_profile(&manifest, flavor, arguments.profile.as_deref())?;
+    let joined = session.layout.cluster().exists() && arguments.facts.is_none();
+    let cluster = joined.then(|| session.cluster()).transpose()?;
+    let options = options(session, arguments, cluster.as_ref());
+    let profile = install::with_mounts(profile, &options.mounts)?;
+    let network = install::pod_network(&manifest, terms.vxlan_port)?;
     let mut stored = match &arguments.facts {
         Some(path) => Some(read_facts(path)?),
         None => None,
@@ -74,8 +78,9 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
             .advertise_address
             .unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
     };
-    let mut requirements = requirements(&options, network, address, profile, image.as_ref());
-    requirements.joined = session.layout.cluster().exists() && stored.is_none();
+    let mut requirements =
+        requirements(&options, network, address, profile.as_ref(), image.as_ref());
+    requirements.joined = joined;
     let effort = effort(!arguments.quick, Duration::from_secs(arguments.timeout))?;
     let mut facts = match stored {
         Some(stored) => Facts { host, ..stored },
@@ -192,6 +197,45 @@ fn effort(thorough: bool, script_timeout: Duration) -> Result<Effort> {
         script_timeout,
         directory: std::env::current_dir().context("find the working directory")?,
     })
+}
+
+/// The flavor that an install takes where nobody chooses one.
+fn usual_flavor(manifest: &Manifest) -> Option<&str> {
+    match manifest.flavors() {
+        [only] => Some(&only.name),
+        _ => manifest.default_flavor(),
+    }
+}
+
+/// What an install would be told, or the `cluster` was that this node is of.
+fn options(session: &Session, arguments: &Check, cluster: Option<&ClusterSpec>) -> Options {
+    let terms = &arguments.terms;
+    let network = |given: &Option<String>, of_cluster: Option<&Vec<String>>, usual: &str| {
+        let known = of_cluster.and_then(|cidrs| cidrs.first());
+        given
+            .clone()
+            .or_else(|| known.cloned())
+            .unwrap_or_else(|| usual.into())
+    };
+    Options {
+        advertise_address: arguments.advertise_addr,
+        mounts: terms.mount.iter().cloned().collect(),
+        pod_cidr: network(
+            &terms.pod_network_cidr,
+            cluster.map(|cluster| &cluster.pod_cidrs),
+            install::DEFAULT_POD_CIDR,
+        ),
+        service_cidr: network(
+            &terms.service_cidr,
+            cluster.map(|cluster| &cluster.service_cidrs),
+            install::DEFAULT_SERVICE_CIDR,
+        ),
+        vxlan_port: terms
+            .vxlan_port
+            .or(cluster.map(|cluster| cluster.vxlan_port)),
+        service_uid: cluster.map_or(terms.service_uid, |cluster| cluster.service_user.uid),
+        ..Options::of_defaults(session.layout.state_dir())
+    }
 }
 
 /// What image and options need of the node.
@@ -382,8 +426,7 @@ fn explain(session: &Session, id: &str) -> Result<ExitCode> {
         .filter(|check| id == "all" || check.id == id)
         .collect();
     if known.is_empty() {
-        let ids: Vec<_> = preflight::checks().map(|check| check.id).collect();
-        bail!("there is no check `{id}`; there are {}", ids.join(", "));
+        return Err(preflight::IgnoreError::Unknown(id.to_owned()).into());
     }
     let texts: Vec<_> = known.into_iter().map(explanation).collect();
     session.console.print(&texts.join("\n\n"));

@@ -211,9 +211,7 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
             named(&cluster, &others)
         ),
     };
-    if !confirm && !session.console.confirm(&format!("{state}{alone} Go on?"))? {
-        bail!("nothing was changed");
-    }
+    session.go_on(confirm, &format!("{state}{alone} Go on?"))?;
     let operation = {
         let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
         match before(session, "the recovery") {
@@ -225,6 +223,33 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
         create(session, plan, snapshot.as_deref())?
     };
     process::start(session, &operation, &Action::Run).await
+}
+
+/// Refuses to go on with a recovery that was taken back, or that would make a second
+/// cluster: masters that it took for lost may have come back since it was cut off.
+pub(crate) async fn may_go_on(session: &Session, operation: &Operation) -> Result<()> {
+    let state = operation.state()?;
+    ensure!(
+        state.overall() != State::RolledBack,
+        "the recovery was taken back; `gravity etcd recover` begins another one"
+    );
+    let is_done = |phase| state.phase(phase).state == State::Completed;
+    let forgets = operation.plan.phase(recover::FORGET).is_some();
+    if !forgets || is_done(recover::REPLACE) {
+        return Ok(());
+    }
+    let cluster = session.cluster()?;
+    let node = session.own_node(&cluster)?;
+    let others = other_masters(&session.layout, &cluster, &node.advertise_addresses);
+    let answering = answering(&others).await;
+    if !answering.is_empty() {
+        let named = named(&cluster, &answering);
+        let refused = anyhow::Error::from(recover::Error::OthersAnswer(named));
+        return Err(refused.context(
+            "the recovery does not go on; `gravity rollback` takes back what it has done",
+        ));
+    }
+    Ok(())
 }
 
 /// Addresses of the other masters, from all that this node knows by itself.

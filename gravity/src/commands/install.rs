@@ -63,7 +63,7 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         content.reference.name, content.reference.version
     ));
     show_release_notes(session, &manifest);
-    let flavor = choose_flavor(session, &manifest, arguments.flavor.as_deref())?;
+    let flavor = choose_flavor(session, &manifest, arguments.terms.flavor.as_deref())?;
     let facts = ::preflight::host_facts();
     let mut license = license::given(arguments.license.as_deref(), &manifest, &cluster.config)?;
     let options = options(session, arguments, flavor, &config);
@@ -387,7 +387,7 @@ fn options(
             .or_insert_with(|| zone.clone());
     }
     Options {
-        mounts: arguments.mount.iter().cloned().collect(),
+        mounts: arguments.terms.mount.iter().cloned().collect(),
         dns_zones: zones.into_values().collect(),
         dns_listen: arguments.dns_listen_addr.clone(),
         dns_port: arguments.dns_port,
@@ -400,18 +400,18 @@ fn options(
         flavor,
         role: arguments.role.clone(),
         pod_cidr: network(
-            &arguments.pod_network_cidr,
+            &arguments.terms.pod_network_cidr,
             settings.pod_cidr,
             install::DEFAULT_POD_CIDR,
         ),
         service_cidr: network(
-            &arguments.service_cidr,
+            &arguments.terms.service_cidr,
             settings.service_cidr,
             install::DEFAULT_SERVICE_CIDR,
         ),
         services: settings.services,
-        vxlan_port: arguments.vxlan_port,
-        service_uid: arguments.service_uid,
+        vxlan_port: arguments.terms.vxlan_port,
+        service_uid: arguments.terms.service_uid,
         service_gid: arguments.service_gid,
         leaf_seconds: arguments.leaf_seconds,
         state_dir: session.layout.state_dir().to_owned(),

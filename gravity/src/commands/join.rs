@@ -19,7 +19,7 @@ use installer::join;
 use pki::tls::Trust;
 use pki::{JoinToken, Request};
 use preflight::Requirements;
-use rpc::controller::Refusal;
+use rpc::controller::{Error, Refusal, Session as Controller};
 use rpc::peer::MAX_PORTS;
 use spec::layout::Layout;
 use spec::{Candidate, ClusterSpec, Membership};
@@ -179,9 +179,9 @@ fn first(cidrs: &[String]) -> String {
     cidrs.first().cloned().unwrap_or_default()
 }
 
-async fn open(arguments: &Join, token: &JoinToken) -> Result<rpc::controller::Session> {
+async fn open(arguments: &Join, token: &JoinToken) -> Result<Controller, Error> {
     let trust = token.fingerprint.map_or(Trust::Proof, Trust::Fingerprint);
-    Ok(rpc::controller::Session::open(&arguments.peers, &trust, None).await?)
+    Controller::open(&arguments.peers, &trust, None).await
 }
 
 /// Has the cluster admit this node to its image, and to measuring the way to its nodes.
@@ -218,7 +218,7 @@ async fn fits(arguments: &Join, token: &JoinToken, candidate: &Candidate) -> Res
     let mut controller = open(arguments, token).await?;
     match controller.fits(token, candidate).await {
         // It waits for its turn when it is checked.
-        Err(rpc::controller::Error::Refused(Refusal::NotNow(_))) => Ok(()),
+        Err(Error::Refused(Refusal::NotNow(_))) => Ok(()),
         told => Ok(told?),
     }
 }
@@ -246,6 +246,14 @@ async fn begin(
     };
     match joined.await {
         Ok(operation) => Ok(operation),
+        // The same command goes on with what has come of the image.
+        Err(error) if layout.cluster_image().exists() => {
+            for identity in [layout.node_key(), layout.node_certificate()] {
+                // The next one writes its own.
+                let _ = std::fs::remove_file(identity);
+            }
+            Err(error)
+        }
         Err(error) => {
             agent::leave::leave(layout, false, &event::Discard)
                 .map_err(|error| anyhow!(error.message))
@@ -255,7 +263,7 @@ async fn begin(
     }
 }
 
-/// Has the node taken in; while others join it waits for its turn.
+/// Has the node taken in; while others join, or nobody answers, it waits for its turn.
 async fn taken_in(
     session: &Session,
     arguments: &Join,
@@ -266,20 +274,28 @@ async fn taken_in(
     let end = Instant::now() + TURN;
     let mut told = false;
     loop {
-        let mut controller = open(arguments, token).await?;
-        let taken = controller.join(token, candidate, &request.request_pem);
-        match taken.await {
-            Err(rpc::controller::Error::Refused(Refusal::NotNow(reason)))
-                if Instant::now() < end =>
-            {
-                if !told {
-                    session.console.info(&format!("Waiting: {reason}"));
-                    told = true;
-                }
-                tokio::time::sleep(PAUSE).await;
-            }
-            other => return Ok(other?),
+        let taken = async {
+            let mut controller = open(arguments, token).await?;
+            let request = &request.request_pem;
+            controller.join(token, candidate, request).await
+        };
+        let error = match taken.await {
+            Ok(membership) => return Ok(membership),
+            Err(error) => error,
+        };
+        // A controller that ends now is back soon: what has come of the image took longer.
+        let may_help = matches!(
+            error,
+            Error::Refused(Refusal::NotNow(_)) | Error::Connect { .. } | Error::Broken(_)
+        );
+        if !may_help || Instant::now() >= end {
+            return Err(error.into());
         }
+        if !told {
+            session.console.info(&format!("Waiting: {error}"));
+            told = true;
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

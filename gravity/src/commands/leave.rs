@@ -14,8 +14,9 @@ use manifest::{HookName, Manifest};
 use super::{Session, hook, require_root};
 use crate::cli::Leave;
 
-/// How long Kubernetes may take to answer before hooks are run.
-const PATIENCE: Duration = Duration::from_secs(20);
+/// How long Kubernetes may take to answer: it does so again this long after its planet
+/// was killed.
+const PATIENCE: Duration = Duration::from_secs(40);
 
 /// How often the cluster is asked to let the node go, where controllers end meanwhile.
 const TRIES: usize = 5;
@@ -32,28 +33,49 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
             session.layout.state_dir().display()
         );
     }
-    let joined = session.layout.node_certificate().exists() || among_others(session).await;
+    let place = Place::of(session).await;
+    if let (Place::Unknown(why), false) = (&place, arguments.force) {
+        bail!(
+            "it can't be told whether the cluster has other nodes: {why}; nothing was changed. \
+             `gravity start` starts a cluster that is stopped; `gravity leave --force` leaves \
+             without asking it"
+        );
+    }
     let began = session.layout.cluster().exists() || Operation::last(&session.layout).is_ok();
-    let question = match joined {
+    let question = match place {
         _ if !began => "What has come of a cluster's image will be removed. Go on?",
-        true => "All of the cluster's data on this node will be lost. Go on?",
-        false => {
+        Place::Among | Place::Unknown(_) => {
+            "All of the cluster's data on this node will be lost. Go on?"
+        }
+        Place::Last => {
             "This is the cluster's last node: leaving it ends the cluster, and all of its data \
              on this node will be lost. Go on?"
         }
     };
-    if !arguments.confirm && !session.console.confirm(question)? {
-        bail!("nothing was changed");
-    }
+    session.go_on(arguments.confirm, question)?;
     let lock = host::lock::Lock::acquire(&session.layout.operation_lock())?;
-    if !joined {
-        end_application(session, arguments.force).await?;
-    } else if !arguments.force {
-        session.console.step("Moving pods to other nodes");
-        leave_cluster(session).await.context(
-            "leave the cluster; nothing was changed on this node. `gravity leave --force` cleans \
-             it up without the cluster, `gravity remove` on a master then forgets it",
-        )?;
+    match place {
+        Place::Last => end_application(session, arguments.force).await?,
+        Place::Among if !arguments.force => {
+            session.console.step("Moving pods to other nodes");
+            leave_cluster(session).await.context(
+                "leave the cluster; nothing was changed on this node. `gravity leave --force` \
+                 cleans it up without the cluster, `gravity remove` on a master then forgets it",
+            )?;
+        }
+        Place::Among => {}
+        Place::Unknown(why) => session.console.warning(&format!(
+            "The application is not uninstalled, as the cluster can't be asked: {why}"
+        )),
+    }
+    if session.layout.cluster().exists() {
+        // Whatever ends us from here on: hooks are not run again, and nobody is asked.
+        let marked = host::atomic::write(&session.layout.leaving(), b"", 0o600);
+        if let Err(error) = marked {
+            // The room comes back with what is removed.
+            let told = format!("can't write down that this node leaves: {error}");
+            session.console.warning(&told);
+        }
     }
     let report = agent::leave::leave(&session.layout, arguments.purge, &*session.console)
         .map_err(|error| anyhow!(error.message))
@@ -66,21 +88,48 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
     Ok(ExitCode::Ok)
 }
 
-/// Whether the cluster goes on without this node, its first master. One that can't
-/// be asked has ended.
-async fn among_others(session: &Session) -> bool {
-    if !session.layout.cluster().exists() || session.layout.leaving().exists() {
-        return false;
+/// What a node is to its cluster.
+#[derive(Debug)]
+enum Place {
+    /// The cluster goes on without it.
+    Among,
+    /// The cluster ends with it, or has ended, or never was.
+    Last,
+    /// The cluster can't be asked, and why.
+    Unknown(String),
+}
+
+impl Place {
+    async fn of(session: &Session) -> Self {
+        let layout = &session.layout;
+        let joined = layout.node_certificate().exists();
+        if layout.leaving().exists() {
+            return Self::Last;
+        }
+        if !layout.cluster().exists() {
+            return if joined { Self::Among } else { Self::Last };
+        }
+        if !layout.admin_kubeconfig().exists() {
+            return Self::Among;
+        }
+        match is_alone(session).await {
+            Ok(true) => Self::Last,
+            Ok(false) => Self::Among,
+            // The controllers say what is wrong.
+            Err(_) if joined => Self::Among,
+            Err(error) => Self::Unknown(format!("{error:#}")),
+        }
     }
-    let asked = async {
-        let client = cluster::Client::connect(&session.layout.admin_kubeconfig()).await?;
-        Ok::<_, anyhow::Error>(controller::description(&client).await?)
-    };
-    let asked = tokio::time::timeout(PATIENCE, asked).await;
-    let Ok(Ok(cluster)) = asked else { return false };
+}
+
+/// Whether the cluster's description has no other node. Only masters can ask.
+async fn is_alone(session: &Session) -> Result<bool> {
+    let client = cluster::Client::connect(&session.layout.admin_kubeconfig()).await?;
+    client.wait_api(PATIENCE).await?;
+    let cluster = controller::description(&client).await?;
     // Also where it has been forgotten already, by a try that was cut off.
     let here = session.own_node(&cluster).map(|node| node.id).ok();
-    cluster.nodes.iter().any(|node| Some(node.id) != here)
+    Ok(cluster.nodes.iter().all(|node| Some(node.id) == here))
 }
 
 /// Uninstalls the application, once; a half-finished install has none yet.
@@ -98,8 +147,6 @@ async fn end_application(session: &Session, force: bool) -> Result<()> {
             ));
         }
     }
-    // Whatever ends us from here on: the hooks are not run again.
-    host::atomic::write(&session.layout.leaving(), b"", 0o600)?;
     Ok(())
 }
 

@@ -24,7 +24,7 @@ use spec::layout::Layout;
 use spec::phase::Nodes;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Session, report, status, token};
+use super::{Session, copy_of_this, report, status, token};
 
 /// How long the second Ctrl+C may come after the first.
 const TWICE: Duration = Duration::from_secs(10);
@@ -194,13 +194,14 @@ async fn show_joins(session: &Session) -> Result<()> {
             None => token::make(session, TOKEN_LIFE, None).await?.stored.text,
         },
     };
+    let program = copy_of_this();
     let mut text =
         String::from("On the other nodes, in the directory of a copy of this file, run as root:");
     for (profile, count) in missing {
         let s = if count == 1 { "" } else { "s" };
         let _ = write!(
             text,
-            "\n  {count} node{s}: ./gravity join {masters} --token={token} --role={profile}"
+            "\n  {count} node{s}: {program} join {masters} --token={token} --role={profile}"
         );
     }
     session.console.print(&text);

@@ -20,7 +20,7 @@ use rpc::peer::{self, Here, Known, Wanted};
 use serde::Serialize;
 use tokio::net::TcpListener;
 
-use super::Session;
+use super::{Session, copy_of_this};
 
 /// How long others are answered: long enough to go to all nodes.
 const LISTEN: Duration = Duration::from_secs(60 * 60);
@@ -146,8 +146,9 @@ fn tell(session: &Session, address: SocketAddr, token: &JoinToken) -> Result<()>
     let minutes = LISTEN.as_secs() / 60;
     session.console.print(&format!(
         "For {minutes} minutes other nodes can measure the way to this one; on each of them run\n\
-         \x20 ./gravity check --peer {} --token {token}\n\
+         \x20 {} check --peer {} --token {token}\n\
          Ctrl+C ends it.",
+        copy_of_this(),
         address.ip()
     ));
     Ok(())

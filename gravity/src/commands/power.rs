@@ -16,13 +16,8 @@ use crate::cli::Stop;
 pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode> {
     require_root()?;
     session.cluster()?;
-    if !arguments.confirm
-        && !session
-            .console
-            .confirm("All services and pods on this node will be stopped. Go on?")?
-    {
-        bail!("nothing was changed");
-    }
+    let question = "All services and pods on this node will be stopped. Go on?";
+    session.go_on(arguments.confirm, question)?;
     let _lock = host::lock::Lock::acquire(&session.layout.operation_lock())?;
     match run_hook(session, HookName::Stop).await {
         Ok(()) => {}

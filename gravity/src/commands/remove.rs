@@ -1,9 +1,9 @@
 //! `gravity remove`: takes another node out of the cluster.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use console::ExitCode;
 use event::Sink;
-use installer::controller::{self, Removal};
+use installer::controller::{self, Removal, RemovalError};
 use installer::hooks::NodeHooks;
 
 use super::{Session, require_root};
@@ -33,9 +33,7 @@ pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCod
         );
     }
     let question = format!("Remove {node} from the cluster and move its pods elsewhere?");
-    if !arguments.confirm && !session.console.confirm(&question)? {
-        bail!("nothing was changed");
-    }
+    session.go_on(arguments.confirm, &question)?;
     session.console.step(&format!("Removing {node}"));
     let hooks = NodeHooks::of(&cluster, &session.manifest()?.hooks);
     let removal = Removal {
@@ -44,10 +42,14 @@ pub(crate) async fn run(session: &Session, arguments: &Remove) -> Result<ExitCod
         hooks: &hooks,
         force: arguments.force,
     };
-    removal
-        .run(node, session.console.clone())
-        .await
-        .with_context(|| format!("remove {node}; --force goes on without its pods"))?;
+    let removed = removal.run(node, session.console.clone()).await;
+    removed.map_err(|error| {
+        let remedy = match error {
+            RemovalError::Forcible(_) => "; --force goes on without its pods and the first hook",
+            RemovalError::Refused(_) => "",
+        };
+        anyhow::Error::from(error).context(format!("remove {node}{remedy}"))
+    })?;
     session.console.info(&format!(
         "{node} is removed; `gravity leave --force` on it takes everything of ours off"
     ));

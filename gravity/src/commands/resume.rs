@@ -6,8 +6,9 @@ use console::ExitCode;
 use event::Sink;
 use installer::attach::Follower;
 use installer::coordinator::{Action, Operation};
+use installer::recover;
 
-use super::{Session, operation, require_root};
+use super::{Session, etcd, operation, require_root};
 
 pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
     require_root()?;
@@ -27,6 +28,9 @@ pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
             .console
             .info("The last operation is complete; `gravity status` shows the cluster");
         return Ok(ExitCode::Ok);
+    }
+    if last.plan.kind == recover::KIND {
+        etcd::may_go_on(session, &last).await?;
     }
     operation::start(session, &last, &Action::Run).await
 }

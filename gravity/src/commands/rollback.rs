@@ -30,13 +30,8 @@ pub(crate) async fn run(session: &Session, arguments: &Rollback) -> Result<ExitC
         preview(session, &last)?;
         return Ok(ExitCode::Ok);
     }
-    if !arguments.confirm
-        && !session
-            .console
-            .confirm("All that the operation has done will be taken back. Go on?")?
-    {
-        bail!("nothing was changed");
-    }
+    let question = "All that the operation has done will be taken back. Go on?";
+    session.go_on(arguments.confirm, question)?;
     operation::start(session, &last, &Action::RollBackAll).await
 }
 

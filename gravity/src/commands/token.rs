@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use pki::JoinToken;
 use serde::Serialize;
 
-use super::{Session, require_root};
+use super::{Session, WrongUsage, copy_of_this, require_root};
 use crate::cli::Token;
 
 /// Largest file that a token is read from, in bytes.
@@ -120,7 +120,7 @@ async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> 
         Some(_) => "TOKEN".to_owned(),
         None => stored.text.clone(),
     };
-    let join = format!("./gravity join {masters} --token={shown}");
+    let join = format!("{} join {masters} --token={shown}", copy_of_this());
     if session.console.is_json() {
         session.console.print_json(&Created {
             name: stored.name,
@@ -192,7 +192,11 @@ pub(crate) fn read(path: &Path) -> Result<JoinToken> {
 /// A token as it was typed.
 pub(crate) fn parse(text: &str) -> Result<JoinToken> {
     use pki::join_token::{CHOSEN_MAX, CHOSEN_MIN};
-    JoinToken::parse(text).with_context(|| {
-        format!("what was given as token has not {CHOSEN_MIN} to {CHOSEN_MAX} printable characters without spaces")
-    })
+    let wrong = || {
+        WrongUsage(format!(
+            "what was given as token has not {CHOSEN_MIN} to {CHOSEN_MAX} printable characters \
+             without spaces"
+        ))
+    };
+    Ok(JoinToken::parse(text).ok_or_else(wrong)?)
 }

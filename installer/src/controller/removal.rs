@@ -13,7 +13,7 @@ use cluster::Client;
 use event::Sink;
 use manifest::HookName;
 use rpc::controller::Refusal;
-use spec::{NodeSpec, Role};
+use spec::{ClusterSpec, NodeSpec, Role};
 use tokio::time::sleep;
 
 use super::{DRAIN, change, description, is_other_master, is_ready, let_go, not_now, of_etcd};
@@ -22,6 +22,25 @@ use crate::hooks::NodeHooks;
 
 /// How often is looked whether a node is lost while its pods are waited for.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// Why a node was not let go.
+#[derive(Debug, thiserror::Error)]
+pub enum RemovalError {
+    /// Its first hook failed or pods are left: [`Removal::force`] goes on.
+    #[error(transparent)]
+    Forcible(Refusal),
+    /// Nothing helps but what it says.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl From<RemovalError> for Refusal {
+    fn from(error: RemovalError) -> Self {
+        match error {
+            RemovalError::Forcible(refusal) | RemovalError::Refused(refusal) => refusal,
+        }
+    }
+}
 
 /// Moves pods off a node, takes it out of etcd, deletes it from Kubernetes and the
 /// description, with hooks before and after.
@@ -43,21 +62,14 @@ impl Removal<'_> {
     /// # Errors
     /// When the first hook fails, pods are left, nobody could take its place, or
     /// Kubernetes or etcd refuses.
-    pub async fn run(&self, hostname: &str, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
+    pub async fn run(&self, hostname: &str, sink: Arc<dyn Sink>) -> Result<(), RemovalError> {
         let Self { client, etcd, .. } = self;
         let cluster = description(client).await?;
         let Some(node) = cluster.nodes.iter().find(|node| node.hostname == hostname) else {
             self.drain(hostname).await?;
-            return client.delete_node(hostname).await.map_err(not_now);
+            return Ok(client.delete_node(hostname).await.map_err(not_now)?);
         };
-        let mut started = BTreeSet::new();
-        if node.role == Role::Master {
-            let mut others = cluster.nodes.iter();
-            if others.any(|other| is_other_master(other, node)) {
-                started = etcd.started(&cluster).await.map_err(of_etcd)?;
-            }
-            let_go(&cluster, node, &started)?;
-        }
+        self.may_go(&cluster, node).await?;
         let what = format!("the removal of {hostname}");
         etcd.snapshot(&what, &*sink).await;
         let hook = HookName::PreNodeRemove;
@@ -65,33 +77,68 @@ impl Removal<'_> {
         match ran.await {
             Ok(()) => {}
             Err(error) if self.force => sink.warning(&error.to_string()),
-            Err(error) => return Err(Refusal::Refused(error.to_string())),
+            Err(error) => return Err(RemovalError::Forcible(Refusal::Refused(error.to_string()))),
         }
-        if let Err(refusal) = self.drain(hostname).await {
-            // It goes on as before: another try is to run the hook anew.
-            self.hooks.delete_job(client, hook, node, node.id).await;
-            return Err(refusal);
-        }
+        let cluster = match self.take_out(node).await {
+            Ok(cluster) => cluster,
+            Err(error) => {
+                // It goes on as before: another try is to run the hook anew.
+                self.hooks.delete_job(client, hook, node, node.id).await;
+                if let Err(error) = client.uncordon(hostname).await {
+                    tracing::warn!(%hostname, %error, "it takes no pods any more");
+                }
+                return Err(error);
+            }
+        };
+        client.delete_node(hostname).await.map_err(not_now)?;
         if node.role == Role::Worker {
-            client.delete_node(hostname).await.map_err(not_now)?;
             return self.forget(client, node, sink).await;
         }
-        // From here on nobody counts on it, and no other one leaves.
-        let (cluster, ()) = change(client, |cluster| {
-            let_go(cluster, node, &started)?;
-            let same = cluster.nodes.iter_mut().filter(|other| other.id == node.id);
-            same.for_each(|node| node.leaving = true);
-            Ok(())
-        })
-        .await?;
-        client.delete_node(hostname).await.map_err(not_now)?;
         etcd.remove(&cluster, node).await.map_err(of_etcd)?;
         // Its API server ends with its etcd; it may be the one that was asked.
         let client = Client::connect(&etcd.kubeconfig()).await.map_err(not_now)?;
         self.forget(&client, node, sink).await
     }
 
-    async fn drain(&self, hostname: &str) -> Result<(), Refusal> {
+    /// Whether the cluster can be without a node; returns the masters whose etcd runs or
+    /// has run, where it is one.
+    async fn may_go(
+        &self,
+        cluster: &ClusterSpec,
+        node: &NodeSpec,
+    ) -> Result<BTreeSet<String>, Refusal> {
+        let mut started = BTreeSet::new();
+        if node.role == Role::Master {
+            let mut others = cluster.nodes.iter();
+            if others.any(|other| is_other_master(other, node)) {
+                started = self.etcd.started(cluster).await.map_err(of_etcd)?;
+            }
+            let_go(cluster, node, &started)?;
+        }
+        Ok(started)
+    }
+
+    /// Moves pods off a node. From then on nobody counts on one that is a master, and
+    /// no other one leaves.
+    async fn take_out(&self, node: &NodeSpec) -> Result<ClusterSpec, RemovalError> {
+        self.drain(&node.hostname).await?;
+        let cluster = description(self.client).await?;
+        if node.role == Role::Worker {
+            return Ok(cluster);
+        }
+        // Others may have joined meanwhile.
+        let started = self.may_go(&cluster, node).await?;
+        let (cluster, ()) = change(self.client, |cluster| {
+            let_go(cluster, node, &started)?;
+            let same = cluster.nodes.iter_mut().filter(|other| other.id == node.id);
+            same.for_each(|node| node.leaving = true);
+            Ok(())
+        })
+        .await?;
+        Ok(cluster)
+    }
+
+    async fn drain(&self, hostname: &str) -> Result<(), RemovalError> {
         let drained = tokio::select! {
             drained = self.client.drain(hostname, DRAIN) => drained,
             // Nobody ends the pods of a node that is dead; Kubernetes forgets them with it.
@@ -105,7 +152,7 @@ impl Removal<'_> {
                 tracing::warn!(%hostname, %error, "went on without its pods");
                 Ok(())
             }
-            Err(error) => Err(not_now(error)),
+            Err(error) => Err(RemovalError::Forcible(not_now(error))),
         }
     }
 
@@ -121,7 +168,7 @@ impl Removal<'_> {
         client: &Client,
         node: &NodeSpec,
         sink: Arc<dyn Sink>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), RemovalError> {
         change(client, |cluster| {
             cluster.nodes.retain(|other| other.id != node.id);
             Ok(())

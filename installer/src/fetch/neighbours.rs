@@ -97,9 +97,8 @@ impl Neighbours {
     async fn find(&self, known: &[SocketAddr], found: mpsc::Sender<Arc<dyn Source>>) -> Infallible {
         let mut met: BTreeSet<_> = known.iter().map(SocketAddr::ip).collect();
         met.insert(self.local);
-        let mut session = None;
         loop {
-            match self.ask(&mut session).await {
+            match self.ask().await {
                 Ok(others) => {
                     for other in others {
                         let address = SocketAddr::new(other, spec::CONTROLLER_PORT);
@@ -109,27 +108,16 @@ impl Neighbours {
                         }
                     }
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "can't ask who else gets the image");
-                    session = None;
-                }
+                Err(error) => tracing::debug!(%error, "can't ask who else gets the image"),
             }
             tokio::time::sleep(ASK).await;
         }
     }
 
-    async fn ask(
-        &self,
-        session: &mut Option<Session>,
-    ) -> Result<Vec<IpAddr>, rpc::controller::Error> {
-        let open = match session {
-            Some(open) => open,
-            None => {
-                let trust = Trust::Authority(self.authority.clone());
-                let opened = Session::open(&self.controllers, &trust, Some(&self.identity));
-                session.insert(opened.await?)
-            }
-        };
-        open.fetching().await
+    /// Asks once, by a session of its own: those of many nodes would keep others out.
+    async fn ask(&self) -> Result<Vec<IpAddr>, rpc::controller::Error> {
+        let trust = Trust::Authority(self.authority.clone());
+        let opened = Session::open(&self.controllers, &trust, Some(&self.identity));
+        opened.await?.fetching().await
     }
 }

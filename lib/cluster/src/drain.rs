@@ -17,6 +17,9 @@ use crate::client::{Client, DEADLINE, Error, is_missing, request, retry};
 /// Wait before pods are looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Annotation of nodes that take no pods because of us, and not of an administrator.
+const CORDONED: &str = "gravitational.io/cordoned";
+
 /// Annotation of pods that the kubelet made from files.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -58,10 +61,53 @@ impl Client {
 
     /// Has a node take no more pods; `false` where there is no such node.
     async fn cordon(&self, node: &str) -> Result<bool, Error> {
+        let what = format!("cordoning node {node}");
+        let Some(found) = self.find_node(&what, node).await? else {
+            return Ok(false);
+        };
+        if found.spec.and_then(|spec| spec.unschedulable) == Some(true) {
+            return Ok(true);
+        }
+        let patch = json!({
+            "metadata": { "annotations": { CORDONED: "true" } },
+            "spec": { "unschedulable": true },
+        });
+        self.patch_node(&what, node, &patch).await
+    }
+
+    /// Has a node that [`Client::drain`] took from them take pods again. One that is
+    /// gone, or that an administrator has cordoned, is left as it is.
+    ///
+    /// # Errors
+    /// When the API doesn't answer or refuses us.
+    pub async fn uncordon(&self, node: &str) -> Result<(), Error> {
+        let what = format!("uncordoning node {node}");
+        let found = self.find_node(&what, node).await?;
+        if !found.is_some_and(|found| found.annotations().contains_key(CORDONED)) {
+            return Ok(());
+        }
+        let patch = json!({
+            "metadata": { "annotations": { CORDONED: null } },
+            "spec": { "unschedulable": null },
+        });
+        self.patch_node(&what, node, &patch).await.map(drop)
+    }
+
+    async fn find_node(&self, what: &str, node: &str) -> Result<Option<Node>, Error> {
         let api: Api<Node> = Api::all(self.0.clone());
-        let patch = json!({ "spec": { "unschedulable": true } });
-        let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
-        retry(&format!("cordoning node {node}"), DEADLINE, || async {
+        retry(what, DEADLINE, || api.get_opt(node)).await
+    }
+
+    /// Changes a node's object; `false` where there is none.
+    async fn patch_node(
+        &self,
+        what: &str,
+        node: &str,
+        patch: &serde_json::Value,
+    ) -> Result<bool, Error> {
+        let api: Api<Node> = Api::all(self.0.clone());
+        let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
+        retry(what, DEADLINE, || async {
             match api.patch(node, &params, &patch).await {
                 Ok(_) => Ok(true),
                 Err(error) if is_missing(&error) => Ok(false),
@@ -118,10 +164,8 @@ impl Client {
     /// # Errors
     /// When the API doesn't answer or refuses us.
     pub async fn has_node(&self, node: &str) -> Result<bool, Error> {
-        let api: Api<Node> = Api::all(self.0.clone());
         let what = format!("looking for node {node}");
-        let found = retry(&what, DEADLINE, || api.get_opt(node)).await?;
-        Ok(found.is_some())
+        Ok(self.find_node(&what, node).await?.is_some())
     }
 }
 

@@ -475,6 +475,33 @@ async fn nodes_are_made_and_awaited(client: &Client, api: &kube::Client, kubelet
         status.nodes.len() == 1 && status.nodes[0].ready && status.nodes[0].pressure == short,
         "{status:?}"
     );
+    cordons_are_taken_back(client, &nodes).await;
+}
+
+/// Ours, and nobody else's.
+async fn cordons_are_taken_back(client: &Client, nodes: &Api<Node>) {
+    let second = Duration::from_secs(1);
+    let unschedulable = async || {
+        let spec = nodes.get("node-1").await.unwrap().spec.unwrap();
+        spec.unschedulable == Some(true)
+    };
+    for _ in 0..2 {
+        client.drain("node-1", second).await.unwrap();
+    }
+    assert!(unschedulable().await);
+    client.uncordon("node-1").await.unwrap();
+    assert!(!unschedulable().await);
+    let set = async |value: Value| {
+        let patch = Patch::Merge(json!({ "spec": { "unschedulable": value } }));
+        let params = PatchParams::default();
+        nodes.patch("node-1", &params, &patch).await.unwrap();
+    };
+    set(json!(true)).await;
+    client.drain("node-1", second).await.unwrap();
+    client.uncordon("node-1").await.unwrap();
+    assert!(unschedulable().await);
+    set(Value::Null).await;
+    client.uncordon("gone").await.unwrap();
 }
 
 async fn hooks_are_run(client: &Client, api: &kube::Client) {

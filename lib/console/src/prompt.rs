@@ -14,8 +14,8 @@ const ATTEMPTS: usize = 5;
 /// Why a question has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
-    /// Standard input is no terminal.
-    #[error("can't ask \"{prompt}\": standard input is not a terminal; give the answer by a flag")]
+    /// Standard input is no terminal. Who asks says which option gives the answer.
+    #[error("can't ask \"{prompt}\": standard input is not a terminal")]
     NotATerminal {
         /// The question.
         prompt: String,

@@ -33,8 +33,8 @@ use self::door::{Door, Guest};
 use crate::controller::{Error, Refusal, member};
 use crate::images::ADMITTED;
 
-/// Connections at a time; more wait.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections at a time; more wait. A node that gets the image holds one as long.
+const MAX_CONNECTIONS: usize = 1024;
 /// How long who is connected may take to show who it is.
 const PROOF: Duration = Duration::from_secs(30);
 /// How long a connection with its handshake may take, on either side.

@@ -22,6 +22,9 @@ pub const VERSION: u32 = 1;
 /// Where a node keeps everything, unless `--state-dir` says otherwise.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/gravity";
 
+/// Where links to the programs of a node are: on every distribution's PATH.
+pub const LINKS: &str = "/usr/local/bin";
+
 /// Name by which the cluster's registry and API are known on every node.
 pub const LEADER_NAME: &str = "leader.telekube.local";
 

@@ -40,7 +40,6 @@ internet access. Unpack it on the first node, become root, and run
 
     ./run_preflight_checks    to see whether the machine is fit
     ./install                 to install the cluster
-    ./upgrade                 to upgrade a cluster of an earlier version
 
 `./gravity --help` tells more. The program needs nothing else of this archive.
 ";
@@ -234,7 +233,6 @@ fn complete_tar(path: &Path, written: &Written, source: &Source, time: u64) -> R
         ("app.yaml", source.text()?, 0o644),
         ("README", README.to_owned(), 0o644),
         ("install", script("install"), 0o755),
-        ("upgrade", script("upgrade"), 0o755),
         ("run_preflight_checks", script("check"), 0o755),
     ] {
         out.write_all(header(name, text.len() as u64, mode, time)?.as_bytes())?;

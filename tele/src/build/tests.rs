@@ -465,7 +465,6 @@ fn a_tar_holds_the_executable_and_scripts() {
         "app.yaml 644",
         "README 644",
         "install 755",
-        "upgrade 755",
         "run_preflight_checks 755",
     ];
     assert_eq!(names, expected);

@@ -21,6 +21,10 @@ const MAX_JOB: usize = 1 << 20;
 /// as the original.
 pub(super) const DEADLINE_SECONDS: i64 = 1200;
 
+/// How long a Job stays in the cluster that doesn't say it itself, in seconds: 30 days, in
+/// which an operation that was cut off is gone on with.
+const KEPT_SECONDS: i32 = 30 * 24 * 60 * 60;
+
 /// Longest name of a Job: it becomes a label's value.
 const MAX_NAME: usize = 63;
 
@@ -138,6 +142,7 @@ pub fn job(hook: &HookRun) -> Result<Job, JobError> {
     }
     let spec = job.spec.get_or_insert_default();
     spec.active_deadline_seconds.get_or_insert(DEADLINE_SECONDS);
+    spec.ttl_seconds_after_finished.get_or_insert(KEPT_SECONDS);
     if hook.name == STATUS {
         // The next check comes in a minute; retries would only delay the news.
         spec.backoff_limit.get_or_insert(0);
@@ -463,6 +468,7 @@ spec:
             "install"
         );
         assert_eq!(job["spec"]["activeDeadlineSeconds"], 1200);
+        assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 2_592_000);
         let pod = &job["spec"]["template"]["spec"];
         assert_eq!(
             pod,
@@ -517,6 +523,7 @@ kind: Job
 metadata: {name: x, labels: {app: mine}}
 spec:
   activeDeadlineSeconds: 7
+  ttlSecondsAfterFinished: 9
   template:
     metadata: {labels: {app: mine}}
     spec:
@@ -548,6 +555,7 @@ spec:
             "install"
         );
         assert_eq!(job["spec"]["activeDeadlineSeconds"], 7);
+        assert_eq!(job["spec"]["ttlSecondsAfterFinished"], 9);
         let pod = &template["spec"];
         assert_eq!(pod["restartPolicy"], "Never");
         assert_eq!(pod["serviceAccountName"], "own");

@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Connections of one address that may show at a time who they are: half of all that
-/// there may be, so that silent ones hinder those of the same address late, and those of
-/// others not at all.
-pub(super) const AT_A_TIME: usize = super::MAX_CONNECTIONS / 2;
+/// Connections of one address that may show at a time who they are: a small part of all
+/// that there may be, so that silent ones hinder those of the same address late, and those
+/// of others not at all.
+pub(super) const AT_A_TIME: usize = 128;
 /// Connections of one address with those that wait; many nodes may be behind one
 /// router.
 pub(super) const WAITING: usize = 1024;
