@@ -339,6 +339,7 @@ fn killed_recovery(test: &Test<'_>) -> Result<()> {
         "/start",
     )?;
     test.gravity("rollback --confirm")?.expect(0, &[])?;
+    test.gravity("resume")?.expect(1, &["was taken back"])?;
     test.kubectl("get configmap after -n default")?
         .expect(0, &[])?;
     test.kubectl("get configmap before -n default")?

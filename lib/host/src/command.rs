@@ -455,7 +455,8 @@ mod tests {
         );
         let ended = sh("yes")
             .max_output(10)
-            .timeout(Duration::from_millis(50))
+            // Long enough for it to begin on a busy machine: it ends by this alone.
+            .timeout(Duration::from_secs(1))
             .end()
             .unwrap();
         assert!(ended.status.is_none() && ended.stdout_cut && ended.stdout.len() == 10);
