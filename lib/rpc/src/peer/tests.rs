@@ -231,7 +231,7 @@ fn certified(name: &str) -> (Authority, Identity, Identity) {
         };
         let issued = authority.issue(&leaf).unwrap();
         Identity {
-            certificate_pem: issued.certificate_pem,
+            certificate_pem: issued.certificate_pem + authority.certificate_pem(),
             key_pem: issued.key_pem,
         }
     };
@@ -308,10 +308,6 @@ async fn workers_are_measured_with_by_who_was_admitted_and_by_nobody_else() {
         assert!(refused.is_err(), "{refused:?}");
     }
     let token = JoinToken::generate(pki::tls::fingerprint(pem).unwrap()).unwrap();
-    let token = JoinToken {
-        fingerprint: None,
-        ..token
-    };
     let refused = measure(address, None, Known::Token(&token), &one, all(&[port])).await;
     let refused = refused.unwrap_err().to_string();
     assert!(refused.contains("knows no tokens"), "{refused}");
