@@ -177,6 +177,21 @@ pub(crate) struct Terms {
     pub(crate) service_uid: u32,
 }
 
+impl Terms {
+    /// Addresses of pods: what was given, else what is `known` of elsewhere, else the
+    /// usual ones.
+    pub(crate) fn pod_cidr(&self, known: Option<String>) -> String {
+        let given = self.pod_network_cidr.clone().or(known);
+        given.unwrap_or_else(|| installer::install::DEFAULT_POD_CIDR.into())
+    }
+
+    /// The same of services.
+    pub(crate) fn service_cidr(&self, known: Option<String>) -> String {
+        let given = self.service_cidr.clone().or(known);
+        given.unwrap_or_else(|| installer::install::DEFAULT_SERVICE_CIDR.into())
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Install {
     #[command(flatten)]

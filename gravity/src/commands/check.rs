@@ -210,26 +210,14 @@ fn usual_flavor(manifest: &Manifest) -> Option<&str> {
 /// What an install would be told, or the `cluster` was that this node is of.
 fn options(session: &Session, arguments: &Check, cluster: Option<&ClusterSpec>) -> Options {
     let terms = &arguments.terms;
-    let network = |given: &Option<String>, of_cluster: Option<&Vec<String>>, usual: &str| {
-        let known = of_cluster.and_then(|cidrs| cidrs.first());
-        given
-            .clone()
-            .or_else(|| known.cloned())
-            .unwrap_or_else(|| usual.into())
+    let known = |cidrs: fn(&ClusterSpec) -> &[String]| {
+        cluster.and_then(|cluster| cidrs(cluster).first().cloned())
     };
     Options {
         advertise_address: arguments.advertise_addr,
         mounts: terms.mount.iter().cloned().collect(),
-        pod_cidr: network(
-            &terms.pod_network_cidr,
-            cluster.map(|cluster| &cluster.pod_cidrs),
-            install::DEFAULT_POD_CIDR,
-        ),
-        service_cidr: network(
-            &terms.service_cidr,
-            cluster.map(|cluster| &cluster.service_cidrs),
-            install::DEFAULT_SERVICE_CIDR,
-        ),
+        pod_cidr: terms.pod_cidr(known(|cluster| &cluster.pod_cidrs)),
+        service_cidr: terms.service_cidr(known(|cluster| &cluster.service_cidrs)),
         vxlan_port: terms
             .vxlan_port
             .or(cluster.map(|cluster| cluster.vxlan_port)),

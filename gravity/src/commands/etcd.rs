@@ -179,10 +179,7 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
     if others.is_empty() && snapshot.is_none() {
         return Err(recover::Error::NoSnapshot.into());
     }
-    let answering = answering(&others).await;
-    if !answering.is_empty() {
-        return Err(recover::Error::OthersAnswer(named(&cluster, &answering)).into());
-    }
+    none_answers(&cluster, &others).await?;
     let planet = super::planet::config(layout)?;
     let hooks = NodeHooks::of(&cluster, &session.manifest()?.hooks);
     let plan = recover::plan(&Recovery {
@@ -241,15 +238,21 @@ pub(crate) async fn may_go_on(session: &Session, operation: &Operation) -> Resul
     let cluster = session.cluster()?;
     let node = session.own_node(&cluster)?;
     let others = other_masters(&session.layout, &cluster, &node.advertise_addresses);
-    let answering = answering(&others).await;
-    if !answering.is_empty() {
-        let named = named(&cluster, &answering);
-        let refused = anyhow::Error::from(recover::Error::OthersAnswer(named));
-        return Err(refused.context(
-            "the recovery does not go on; `gravity rollback` takes back what it has done",
-        ));
+    none_answers(&cluster, &others)
+        .await
+        .context("the recovery does not go on; `gravity rollback` takes back what it has done")
+}
+
+/// Refuses a recovery beside masters that answer.
+async fn none_answers(
+    cluster: &ClusterSpec,
+    others: &BTreeSet<IpAddr>,
+) -> Result<(), recover::Error> {
+    let answering = answering(others).await;
+    match answering.is_empty() {
+        true => Ok(()),
+        false => Err(recover::Error::OthersAnswer(named(cluster, &answering))),
     }
-    Ok(())
 }
 
 /// Addresses of the other masters, from all that this node knows by itself.

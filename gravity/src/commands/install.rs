@@ -376,9 +376,6 @@ fn options(
     config: &Config,
 ) -> Options {
     let settings = config.settings.clone();
-    let network = |given: &Option<String>, set: Option<String>, default: &str| {
-        given.clone().or(set).unwrap_or_else(|| default.into())
-    };
     let mut zones: BTreeMap<&str, spec::DnsZone> = BTreeMap::new();
     for zone in &arguments.dns_zone {
         zones
@@ -399,16 +396,8 @@ fn options(
         cluster: arguments.cluster.clone(),
         flavor,
         role: arguments.role.clone(),
-        pod_cidr: network(
-            &arguments.terms.pod_network_cidr,
-            settings.pod_cidr,
-            install::DEFAULT_POD_CIDR,
-        ),
-        service_cidr: network(
-            &arguments.terms.service_cidr,
-            settings.service_cidr,
-            install::DEFAULT_SERVICE_CIDR,
-        ),
+        pod_cidr: arguments.terms.pod_cidr(settings.pod_cidr),
+        service_cidr: arguments.terms.service_cidr(settings.service_cidr),
         services: settings.services,
         vxlan_port: arguments.terms.vxlan_port,
         service_uid: arguments.terms.service_uid,

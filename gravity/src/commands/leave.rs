@@ -138,16 +138,15 @@ async fn end_application(session: &Session, force: bool) -> Result<()> {
         return Ok(());
     }
     match uninstall(session, force).await {
-        Ok(()) => {}
-        Err(error) if force => session.console.warning(&format!("{error:#}")),
-        Err(error) => {
-            return Err(error.context(
-                "the application could not be uninstalled, and the cluster stays as it is; \
-                 mend the cause, or leave without it by `gravity leave --force`",
-            ));
+        Err(error) if force => {
+            session.console.warning(&format!("{error:#}"));
+            Ok(())
         }
+        uninstalled => uninstalled.context(
+            "the application could not be uninstalled, and the cluster stays as it is; \
+             mend the cause, or leave without it by `gravity leave --force`",
+        ),
     }
-    Ok(())
 }
 
 /// Runs the hooks of the end. The status hook is silent meanwhile.

@@ -91,9 +91,9 @@ impl Removal<'_> {
             }
         };
         client.delete_node(hostname).await.map_err(not_now)?;
-        if node.role == Role::Worker {
+        let Some(cluster) = cluster else {
             return self.forget(client, node, sink).await;
-        }
+        };
         etcd.remove(&cluster, node).await.map_err(of_etcd)?;
         // Its API server ends with its etcd; it may be the one that was asked.
         let client = Client::connect(&etcd.kubeconfig()).await.map_err(not_now)?;
@@ -119,14 +119,14 @@ impl Removal<'_> {
     }
 
     /// Moves pods off a node. From then on nobody counts on one that is a master, and
-    /// no other one leaves.
-    async fn take_out(&self, node: &NodeSpec) -> Result<ClusterSpec, RemovalError> {
+    /// no other one leaves; of a master it returns the cluster as it is by then.
+    async fn take_out(&self, node: &NodeSpec) -> Result<Option<ClusterSpec>, RemovalError> {
         self.drain(&node.hostname).await?;
-        let cluster = description(self.client).await?;
         if node.role == Role::Worker {
-            return Ok(cluster);
+            return Ok(None);
         }
         // Others may have joined meanwhile.
+        let cluster = description(self.client).await?;
         let started = self.may_go(&cluster, node).await?;
         let (cluster, ()) = change(self.client, |cluster| {
             let_go(cluster, node, &started)?;
@@ -135,7 +135,7 @@ impl Removal<'_> {
             Ok(())
         })
         .await?;
-        Ok(cluster)
+        Ok(Some(cluster))
     }
 
     async fn drain(&self, hostname: &str) -> Result<(), RemovalError> {

@@ -86,4 +86,4 @@ pub trait Images: Send + Sync + 'static {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -143,21 +143,6 @@ impl Controller for Fake {
     }
 }
 
-/// Has no image.
-struct NoImage;
-
-impl crate::images::Images for NoImage {
-    fn end(&self) -> Result<Vec<u8>, Refusal> {
-        Err(Refusal::NotNow("it is not here".into()))
-    }
-    fn have(&self, _: &str) -> Result<crate::images::Have, Refusal> {
-        Err(Refusal::NotNow("none".into()))
-    }
-    fn read(&self, _: &crate::images::Range) -> Result<Vec<u8>, Refusal> {
-        Err(Refusal::NotNow("it is not here".into()))
-    }
-}
-
 struct Served {
     fake: Arc<Fake>,
     address: std::net::SocketAddr,
@@ -188,7 +173,7 @@ async fn start() -> Served {
         tls,
         fake.clone(),
         crate::peer::Here::of(&host::facts::HostFacts::default()),
-        Arc::new(NoImage),
+        Arc::new(crate::images::tests::NoImage),
         std::future::pending(),
     ));
     Served {

@@ -23,6 +23,23 @@ fn identity(authority: &Authority, name: &str) -> Identity {
     }
 }
 
+/// Has no image.
+pub(crate) struct NoImage;
+
+impl Images for NoImage {
+    fn end(&self) -> Result<Vec<u8>, Refusal> {
+        Err(Refusal::NotNow("it is not here".into()))
+    }
+
+    fn have(&self, _: &str) -> Result<Have, Refusal> {
+        Err(Refusal::NotNow("none".into()))
+    }
+
+    fn read(&self, _: &Range) -> Result<Vec<u8>, Refusal> {
+        Err(Refusal::NotNow("it is not here".into()))
+    }
+}
+
 /// One blob, whose bytes count up.
 struct Fake(usize);
 

@@ -10,6 +10,8 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::controller::{Error, Refusal, Tokens};
+use crate::images::ADMITTED;
+use crate::images::tests::NoImage;
 
 const HOUR: Duration = Duration::from_secs(3600);
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -37,19 +39,23 @@ fn here(hostname: &str, clock: fn() -> i64) -> Here {
     }
 }
 
-async fn start(other: Here) -> (SocketAddr, JoinToken) {
-    let authority = Authority::generate("peer", HOUR).unwrap();
+/// Of the other side, with its authority.
+fn identity(authority: &Authority, name: &str) -> Identity {
     let leaf = Leaf {
         ip_addresses: vec![OTHER],
         server: true,
-        ..Leaf::client("peer", &[], HOUR)
+        ..Leaf::client(name, &[], HOUR)
     };
     let issued = authority.issue(&leaf).unwrap();
-    let identity = Identity {
+    Identity {
         certificate_pem: issued.certificate_pem + authority.certificate_pem(),
         key_pem: issued.key_pem,
-    };
-    let tls = pki::tls::server(&identity, authority.certificate_pem()).unwrap();
+    }
+}
+
+async fn start(other: Here) -> (SocketAddr, JoinToken) {
+    let authority = Authority::generate("peer", HOUR).unwrap();
+    let tls = pki::tls::server(&identity(&authority, "peer"), authority.certificate_pem()).unwrap();
     let print = pki::tls::fingerprint(authority.certificate_pem()).unwrap();
     let token = JoinToken::generate(print).unwrap();
     let listener = TcpListener::bind((OTHER, 0)).await.unwrap();
@@ -220,39 +226,8 @@ async fn ports_of_services_are_not_tried_in_a_cluster() {
     assert_eq!(seen.back.ports, [(port, Reach::Reached)]);
 }
 
-/// Certificates of one authority: of this side and of the other one.
-fn certified(name: &str) -> (Authority, Identity, Identity) {
-    let authority = Authority::generate("rpc", HOUR).unwrap();
-    let identity = |name: &str| {
-        let leaf = Leaf {
-            ip_addresses: vec![OTHER],
-            server: true,
-            ..Leaf::client(name, &[], HOUR)
-        };
-        let issued = authority.issue(&leaf).unwrap();
-        Identity {
-            certificate_pem: issued.certificate_pem + authority.certificate_pem(),
-            key_pem: issued.key_pem,
-        }
-    };
-    let (own, other) = (identity(name), identity("images"));
-    (authority, own, other)
-}
-
 /// A node of a cluster that gives its image and knows no tokens.
 async fn start_worker(authority: &Authority, identity: &Identity) -> SocketAddr {
-    struct Nothing;
-    impl crate::images::Images for Nothing {
-        fn end(&self) -> Result<Vec<u8>, Refusal> {
-            Err(Refusal::Refused("nothing".into()))
-        }
-        fn have(&self, _: &str) -> Result<crate::images::Have, Refusal> {
-            Err(Refusal::Refused("nothing".into()))
-        }
-        fn read(&self, _: &crate::images::Range) -> Result<Vec<u8>, Refusal> {
-            Err(Refusal::Refused("nothing".into()))
-        }
-    }
     let tls = pki::tls::server(identity, authority.certificate_pem()).unwrap();
     let listener = TcpListener::bind((OTHER, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -261,7 +236,7 @@ async fn start_worker(authority: &Authority, identity: &Identity) -> SocketAddr 
     tokio::spawn(crate::images::serve(
         listener,
         tls,
-        Arc::new(Nothing),
+        Arc::new(NoImage),
         worker,
         never,
     ));
@@ -270,8 +245,9 @@ async fn start_worker(authority: &Authority, identity: &Identity) -> SocketAddr 
 
 #[tokio::test]
 async fn workers_are_measured_with_by_who_was_admitted_and_by_nobody_else() {
-    let (authority, admitted, worker) = certified(crate::images::ADMITTED);
-    let address = start_worker(&authority, &worker).await;
+    let authority = Authority::generate("rpc", HOUR).unwrap();
+    let admitted = identity(&authority, ADMITTED);
+    let address = start_worker(&authority, &identity(&authority, "images")).await;
     let pem = authority.certificate_pem();
     let known = Known::Certificate {
         authority: pem,
@@ -287,14 +263,9 @@ async fn workers_are_measured_with_by_who_was_admitted_and_by_nobody_else() {
     }
 
     // Who has another certificate of the same authority, or of another one, or a token.
-    let services = {
-        let issued = authority.issue(&Leaf::client("etcd", &[], HOUR)).unwrap();
-        Identity {
-            certificate_pem: issued.certificate_pem,
-            key_pem: issued.key_pem,
-        }
-    };
-    let (foreign, foreigner, _) = certified(crate::images::ADMITTED);
+    let services = identity(&authority, "etcd");
+    let foreign = Authority::generate("rpc", HOUR).unwrap();
+    let foreigner = identity(&foreign, ADMITTED);
     for (authority, identity) in [
         (pem, &services),
         (pem, &foreigner),
