@@ -92,8 +92,7 @@ impl Place {
     }
 
     fn inode(&self) -> Option<u64> {
-        let metadata = self.member.symlink_metadata().ok()?;
-        metadata.is_dir().then_some(metadata.ino())
+        inode(&self.member)
     }
 
     fn read(&self) -> Result<Option<Record>, PhaseError> {
@@ -132,6 +131,7 @@ impl Place {
     /// Puts the restored data in place, in one step.
     fn exchange(&self) -> Result<(), PhaseError> {
         if !self.is_replaced()? {
+            self.settle()?;
             // etcd makes new ones where it has none.
             self.write()?;
             let restored = self.restored().join("member");
@@ -161,6 +161,21 @@ impl Place {
             self.sync()?;
         }
         self.rename(&self.former(), &self.restored())
+    }
+
+    /// While the former data are in place: names the restored ones so again where
+    /// [`Self::exchange_back`] was cut off before it did.
+    fn settle(&self) -> Result<(), PhaseError> {
+        let former = self.read()?.and_then(|record| record.former);
+        let moved = inode(&self.former().join("member"));
+        match moved {
+            Some(inode) if Some(inode) == former => Err(PhaseError::lasting(format!(
+                "the data of etcd were removed; the former ones are in {}",
+                self.former().display()
+            ))),
+            Some(_) if !self.restored().exists() => self.rename(&self.former(), &self.restored()),
+            _ => Ok(()),
+        }
     }
 
     /// Where the former data are while the restored ones are in place; `None`
@@ -223,6 +238,7 @@ pub(super) fn restore(node: &Node, phase: &EtcdRestore) -> Result<(), PhaseError
     if place.read()?.is_none() {
         place.write()?;
     }
+    place.settle()?;
     let restored = place.restored();
     remove(&restored)?;
     let snapshot = snapshot(node, &phase.operation);
@@ -234,6 +250,12 @@ pub(super) fn restore(node: &Node, phase: &EtcdRestore) -> Result<(), PhaseError
 pub(super) fn snapshot(node: &Node, operation: &str) -> PathBuf {
     let operation = node.layout().operations().join(operation);
     operation.join(EtcdRestore::SNAPSHOT)
+}
+
+/// The number of a directory; `None` where there is none.
+fn inode(directory: &Path) -> Option<u64> {
+    let metadata = directory.symlink_metadata().ok()?;
+    metadata.is_dir().then_some(metadata.ino())
 }
 
 /// A directory that is root's, though etcd's own is not.
@@ -494,6 +516,37 @@ mod tests {
             let expected = if back { "former" } else { "restored" };
             assert_eq!(data(&place).as_deref(), Some(expected));
         }
+    }
+
+    #[test]
+    fn a_taking_back_that_was_cut_off_is_gone_on_with_in_both_directions() {
+        for had in [None, Some("former")] {
+            for forward in [false, true] {
+                let (_directory, place) = begun(had);
+                place.exchange().unwrap();
+                place.exchange_back().unwrap();
+                // As it was before the last step.
+                std::fs::rename(place.restored(), place.former()).unwrap();
+                if forward {
+                    place.exchange().unwrap();
+                    assert_eq!(data(&place).as_deref(), Some("restored"));
+                    assert_eq!(place.former().join("member").exists(), had.is_some());
+                }
+                place.exchange_back().unwrap();
+                assert_eq!(data(&place).as_deref(), had);
+                assert!(place.restored().join("member/db").exists());
+            }
+        }
+    }
+
+    #[test]
+    fn former_data_are_not_taken_for_restored_ones() {
+        let (_directory, place) = begun(Some("former"));
+        place.exchange().unwrap();
+        std::fs::remove_dir_all(&place.member).unwrap();
+        assert!(place.exchange().is_err());
+        let former = place.former().join("member/db");
+        assert_eq!(std::fs::read_to_string(former).unwrap(), "former");
     }
 
     #[test]

@@ -200,8 +200,7 @@ impl Power<'_> {
         let arguments = self.arguments();
         let mut cuts = 0;
         let ended = self.strike(|power| {
-            let Power { first, random, .. } = power;
-            cut_off(first, &arguments, random, most, &mut cuts)?;
+            power.cut_off(None, &arguments, most, &mut cuts)?;
             power.wait_alone()?;
             Ok(format!("cut off {cuts} times"))
         });
@@ -232,7 +231,7 @@ impl Power<'_> {
         let addresses = [self.first.address(), second.address()];
         let mut cuts = 0;
         let ended = self.strike(|power| {
-            cut_off(second, &join, &mut power.random, most, &mut cuts)?;
+            power.cut_off(Some(&mut *second), &join, most, &mut cuts)?;
             power.first.wait_well(2, &addresses)?;
             second.leave(power.console)?;
             power.wait_alone()?;
@@ -247,41 +246,45 @@ impl Power<'_> {
         }
         Ok(cuts)
     }
-}
 
-/// Does an operation, cuts the power at random moments of it, `most` times at the most,
-/// and goes on with it after each as a user does. Counts the `cuts`.
-fn cut_off(
-    member: &mut Member,
-    arguments: &str,
-    random: &mut fastrand::Rng,
-    most: u32,
-    cuts: &mut u32,
-) -> Result<()> {
-    let mut command = arguments;
-    loop {
-        let is_last = *cuts >= most;
-        let records = if is_last {
-            u32::MAX
-        } else {
-            random.u32(..RECORDS)
-        };
-        // It may end before.
-        member.begin(command, (records, RECORD))?;
-        if !is_last {
-            thread::sleep(AFTER.mul_f64(random.f64()));
-        }
-        let said = member.must(&format!("tail -n 5 {SAID}"))?;
-        command = "resume";
-        if said.contains("no operation was found") {
-            // Nothing of it was on the disk yet.
-            command = arguments;
-        } else if said.contains("ended with") {
-            ensure!(said.trim_end().ends_with("ended with 0"), "it says {said}");
-            return Ok(());
-        } else {
-            member.cut_power()?;
-            *cuts += 1;
+    /// Does an operation of a machine, the first one if not another is given, cuts the
+    /// power at random moments of it, `most` times at the most, and goes on with it after
+    /// each as a user does. Counts the `cuts`.
+    fn cut_off(
+        &mut self,
+        other: Option<&mut Member>,
+        arguments: &str,
+        most: u32,
+        cuts: &mut u32,
+    ) -> Result<()> {
+        let member = other.unwrap_or(&mut self.first);
+        let mut command = arguments;
+        loop {
+            let is_last = *cuts >= most;
+            let records = if is_last {
+                u32::MAX
+            } else {
+                self.random.u32(..RECORDS)
+            };
+            // It may end before.
+            member.begin(command, (records, RECORD))?;
+            if !is_last {
+                thread::sleep(AFTER.mul_f64(self.random.f64()));
+            }
+            let said = member.must(&format!("tail -n 5 {SAID}"))?;
+            command = "resume";
+            if said.contains("no operation was found") {
+                // Nothing of it was on the disk yet.
+                command = arguments;
+            } else if said.contains("ended with") {
+                ensure!(said.trim_end().ends_with("ended with 0"), "it says {said}");
+                return Ok(());
+            } else {
+                member.cut_power()?;
+                *cuts += 1;
+                let last = said.lines().last().unwrap_or_default();
+                self.timeline.tell(&format!("cut {cuts} after {last:?}"));
+            }
         }
     }
 }
