@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use console::Console;
 use event::Sink;
 use manifest::HookName;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::faults::Said;
 use crate::node::{self, Node};
@@ -23,9 +23,8 @@ use crate::{file, process, sample};
 const LIMIT: &str = "420";
 /// The status hook runs every minute and its Job takes a few seconds.
 const CHECKED: Duration = Duration::from_secs(180);
-/// What a pod does that needs some of its 30 s to end, and a file that it writes then.
-const SLOW: &str = "trap 'sleep 11; touch /ended-in-time; exit' TERM; while :; do sleep 1; done";
-const SLOW_WROTE: &str = "ended-in-time";
+/// Files that the containers of [`slow_pod`] write when they end.
+const WRITTEN: [&str; 3] = ["told-before", "ended-in-time", "interrupted"];
 
 /// Runs all of it on the new node `name`.
 ///
@@ -399,16 +398,36 @@ fn status(test: &Test<'_>, table: &mut Table) -> Result<()> {
     Ok(())
 }
 
+/// A pod of which one container has a hook and needs some of its 30 s to end, and the
+/// other one is of an image that wants another signal.
+fn slow_pod() -> Value {
+    let [before, in_time, interrupted] = WRITTEN;
+    let container = |name: &str, image: usize, signal: &str, then: &str| {
+        let script = format!("trap \"{then}; exit\" {signal}; while :; do sleep 1; done");
+        json!({
+            "name": name, "image": sample::IMAGES[image],
+            "command": ["/bin/sh", "-c", script], "securityContext": {"runAsUser": 0},
+        })
+    };
+    let slowly = format!("sleep 11; touch /{in_time}");
+    let mut server = container("server", 0, "TERM", &slowly);
+    server["lifecycle"] =
+        json!({"preStop": {"exec": {"command": ["touch", format!("/{before}")]}}});
+    let database = container("database", 2, "INT", &format!("touch /{interrupted}"));
+    json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "slow"},
+        "spec": {"containers": [server, database]},
+    })
+}
+
 fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
     test.kubectl("create configmap busy -n default")?;
     test.gravity("stop --confirm")?
         .expect(1, &["the application is busy", "everything runs on"])?;
     test.kubectl("delete configmap busy -n default")?;
     table.seen(HookName::Stop, "a failure stops `stop`");
-    let image = format!("--image={}", sample::IMAGES[0]);
-    let run = ["kubectl", "run", "slow", &image, "--command", "--"];
-    test.said(&[&run[..], &["/bin/sh", "-c", SLOW]].concat())?
-        .expect(0, &[])?;
+    let create = format!("printf %s '{}' | kubectl create -f -", slow_pod());
+    test.said(&["sh", "-c", &create])?.expect(0, &[])?;
     test.kubectl("wait --for=condition=Ready pod/slow --timeout=120s")?;
     test.gravity("stop --confirm")?
         .expect(0, &["the application is stopped"])?;
@@ -416,8 +435,8 @@ fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
         .expect(6, &["the planet does not run"])?;
     test.gravity("leave --confirm")?
         .expect(1, &["can't be told whether", "gravity start"])?;
-    let written = ["find", "/var/lib/gravity/containerd", "-name", SLOW_WROTE];
-    test.said(&written)?.expect(0, &[SLOW_WROTE])?;
+    test.said(&["find", "/var/lib/gravity/containerd", "-path", "*/fs/*"])?
+        .expect(0, &WRITTEN)?;
     table.seen(HookName::Stop, "runs before the services end");
     test.gravity("start")?
         .expect(0, &["the application is started"])?;

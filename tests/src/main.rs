@@ -4,9 +4,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use console::{Console, Format};
+use gravity_tests::distributions::SUITES;
 use gravity_tests::node::{self, Node, Options, delete};
+use gravity_tests::rootfs::SUITE;
 use gravity_tests::scenario::{self, Setup};
 use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
@@ -229,6 +232,9 @@ enum Task {
         /// The tele program; the one beside this program otherwise.
         #[arg(long)]
         tele: Option<PathBuf>,
+        /// Release of Debian of the machine that `install` is about.
+        #[arg(long, value_parser = PossibleValuesParser::new(SUITES), default_value = SUITE)]
+        debian: String,
         #[command(flatten)]
         cuts: vm::power::Cuts,
     },
@@ -304,12 +310,18 @@ enum VmScenario {
 
 impl VmScenario {
     /// Says whether all ended well.
-    fn run(self, setup: Setup, cuts: vm::power::Cuts, console: &Console) -> Result<bool> {
+    fn run(
+        self,
+        setup: Setup,
+        debian: &str,
+        cuts: vm::power::Cuts,
+        console: &Console,
+    ) -> Result<bool> {
         let kept = vm::Kept::of(&format!("{self:?}").to_lowercase())?;
         let kept = &kept;
         let result = match self {
             Self::Checks => vm::checks::run(&setup, kept, console),
-            Self::Install => vm::install::run(&setup, kept, console),
+            Self::Install => vm::install::run(&setup, debian, kept, console),
             Self::Cluster => vm::cluster::run(&setup, kept, console),
             Self::Masters => vm::masters::run(&setup, kept, console),
             Self::Power => return kept.tell(vm::power::run(&setup, kept, cuts, console)),
@@ -453,6 +465,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             image,
             sample,
             tele,
+            debian,
             cuts,
         } => {
             let setup = Setup {
@@ -461,7 +474,7 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 image,
                 default_route: false,
             };
-            if !what.run(setup, cuts, console)? {
+            if !what.run(setup, &debian, cuts, console)? {
                 return Ok(ExitCode::FAILURE);
             }
         }

@@ -14,7 +14,7 @@ use crate::{file, process};
 /// Part of the hash: raise it when the way of making it changes.
 const FORMAT: u32 = 1;
 /// Release of Debian that machines run, and nodes that are not of another one.
-pub(crate) const SUITE: &str = "bookworm";
+pub const SUITE: &str = "bookworm";
 /// Says that /bin is a part of /usr.
 const IS_MERGED: &str = "usr-is-merged";
 /// What a plain server has beyond the minimum.
@@ -49,10 +49,7 @@ pub(crate) fn node_root_with(
     more: &[&'static str],
     sink: &dyn Sink,
 ) -> Result<PathBuf> {
-    // Debian 11 doesn't have it: its /bin is a directory of its own.
-    let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
-    let packages = PACKAGES.iter().copied().filter(is_there);
-    let packages: Vec<_> = packages.chain(more.iter().copied()).collect();
+    let packages = there(suite, &[PACKAGES, more].concat());
     let hash = file::sha256(format!("{FORMAT} {suite} {packages:?}").as_bytes());
     let directory = file::cache()?.join("node-root");
     let path = directory.join(&hash[..16]);
@@ -73,6 +70,13 @@ pub(crate) fn node_root_with(
     std::fs::rename(&temporary, &path)
         .with_context(|| format!("renaming {}", temporary.display()))?;
     Ok(path)
+}
+
+/// Those of `packages` that a release has.
+pub(crate) fn there(suite: &str, packages: &[&'static str]) -> Vec<&'static str> {
+    // Debian 11 doesn't have it: its /bin is a directory of its own.
+    let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
+    packages.iter().copied().filter(is_there).collect()
 }
 
 /// Runs mmdebstrap.

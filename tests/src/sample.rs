@@ -85,11 +85,13 @@ pub fn make_images(directory: &Path) -> Result<()> {
         "-h",
         "/srv/www",
     ];
-    let config = json!({
+    let mut config = json!({
         "Entrypoint": serve, "Env": [PATH], "User": "65534:65534",
         "ExposedPorts": { "8080/tcp": {} },
     });
     put_image(&layout, web, &[&base, &page], &config)?;
+    // As the real one: SIGTERM would have it wait for its clients.
+    config["StopSignal"] = "SIGINT".into();
     put_image(&layout, postgres, &[&base, &page], &config)?;
     let say = "echo seeding $GRAVITY_CLUSTER_NAME, provider $GRAVITY_CLUSTER_PROVIDER, \
                flavor $GRAVITY_CLUSTER_FLAVOR, user $GRAVITY_SERVICE_USER";

@@ -126,7 +126,9 @@ pub(crate) const SAID: &str = "/root/operation.log";
 const SLOW: &str = "throttling.iops-total=40,throttling.bps-total=4000000";
 
 /// What a disk has.
-struct Content {
+struct Content<'a> {
+    /// Its release of Debian.
+    suite: &'a str,
     packages: Vec<&'static str>,
     files: Vec<(&'static str, u32, &'static str)>,
     enabled: Vec<(&'static str, &'static str)>,
@@ -134,11 +136,12 @@ struct Content {
     setup: &'static str,
 }
 
-impl Content {
+impl<'a> Content<'a> {
     /// Of machines that take commands over their second serial port.
-    fn machine() -> Self {
+    fn machine(suite: &'a str) -> Self {
         Self {
-            packages: PACKAGES.to_vec(),
+            suite,
+            packages: rootfs::there(suite, PACKAGES),
             files: FILES.to_vec(),
             enabled: ENABLED.to_vec(),
             setup: "",
@@ -159,18 +162,27 @@ impl Disk {
     /// # Errors
     /// When mmdebstrap or mkfs.ext4 fails.
     pub fn make(sink: &dyn Sink) -> Result<Self> {
-        Self::of(&Content::machine(), sink)
+        Self::of_release(rootfs::SUITE, sink)
     }
 
-    fn of(content: &Content, sink: &dyn Sink) -> Result<Self> {
+    /// The same with another release of Debian.
+    ///
+    /// # Errors
+    /// See [`Disk::make`].
+    pub fn of_release(suite: &str, sink: &dyn Sink) -> Result<Self> {
+        Self::of(&Content::machine(suite), sink)
+    }
+
+    fn of(content: &Content<'_>, sink: &dyn Sink) -> Result<Self> {
         crate::node::require_root()?;
         let Content {
+            suite,
             packages,
             files,
             enabled,
             setup,
         } = content;
-        let inputs = format!("{FORMAT} {packages:?} {files:?} {enabled:?} {DISK}{setup}");
+        let inputs = format!("{FORMAT} {suite} {packages:?} {files:?} {enabled:?} {DISK}{setup}");
         let all = file::cache()?.join("vm");
         let directory = all.join(&file::sha256(inputs.as_bytes())[..16]);
         let made = Self { directory };
@@ -187,7 +199,7 @@ impl Disk {
         file::remove_directory(&temporary)?;
         file::make_directory(&temporary)?;
         let root = temporary.join("root");
-        rootfs::debootstrap(rootfs::SUITE, &root, "directory", packages)?;
+        rootfs::debootstrap(suite, &root, "directory", packages)?;
         populate(&root, files, enabled)?;
         if !setup.is_empty() {
             let mut command = Command::new("chroot");
@@ -433,7 +445,9 @@ impl Machine {
     /// Waits until it has booted.
     fn wait_up(&mut self, patience: Duration) -> Result<()> {
         let Err(error) = self.channel.wait_ready(patience) else {
-            return Ok(());
+            // Not until all links are: one that is new has nobody to get an address of.
+            let online = format!("until ip -4 address | grep -q {ADDRESS}/; do sleep 0.2; done");
+            return self.must(&online, patience).map(drop);
         };
         let console = fs::read(self.start.file("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
@@ -503,7 +517,8 @@ impl Machine {
     }
 
     /// Begins to run the image with `arguments`, which goes on by itself, and waits
-    /// until `lines` lines of what it says have `pattern`, or it has ended.
+    /// until `lines` lines of what it says have `pattern`, or it has ended, or for
+    /// `most`, about, where that is given.
     ///
     /// # Errors
     /// When neither comes in `timeout`.
@@ -511,14 +526,17 @@ impl Machine {
         &mut self,
         arguments: &str,
         (lines, pattern): (u32, &str),
+        most: Option<Duration>,
         timeout: Duration,
     ) -> Result<()> {
         self.must(
             &format!(
-                ": > {SAID}
+                ": > {SAID}; seconds=0
                  setsid sh -c '{IMAGE} {arguments}; echo ended with $?' >{SAID} 2>&1 </dev/null &
-                 until [ $(grep -c '{pattern}' {SAID}) -ge {lines} ] || grep -q ^ended {SAID}
-                 do sleep 0.2; done"
+                 until [ $(grep -c '{pattern}' {SAID}) -ge {lines} ] || grep -q ^ended {SAID} ||
+                     [ $seconds -ge {} ]
+                 do sleep 1; seconds=$((seconds + 1)); done",
+                most.unwrap_or(timeout).as_secs()
             ),
             timeout,
         )

@@ -94,8 +94,12 @@ conf_dir = "/etc/cni/net.d"
 default_runtime_name = "runc"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
-# How long a pod may take to end: the supervisor reads it when the planet stops.
-container_annotations = ["io.kubernetes.pod.terminationGracePeriod"]
+# How a pod ends: the supervisor reads them when the planet stops.
+container_annotations = [
+  "io.kubernetes.pod.terminationGracePeriod",
+  "io.kubernetes.container.preStopHandler",
+  "io.kubernetes.container.ports",
+]
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 SystemdCgroup = false
 "#

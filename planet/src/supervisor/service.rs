@@ -24,6 +24,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::board::Board;
@@ -639,18 +640,15 @@ impl Unit {
     /// Ends pods before what holds them: has every container end in the time of its
     /// pod, and kills what is left.
     async fn end_pods(&self) {
-        let mut left = pods::containers(Path::new(pods::BUNDLES), &self.pods.processes());
-        for container in &left {
-            // One that has ended meanwhile needs no signal.
-            let _ = kill(Pid::from_raw(container.pid), Signal::SIGTERM);
-        }
-        let started = Instant::now();
-        while !left.is_empty() {
-            sleep(Duration::from_millis(20)).await;
-            let running = self.pods.processes();
-            left.retain(|container| {
-                running.contains(&container.pid) && started.elapsed() < container.grace
-            });
+        let programs = pods::Programs::new();
+        let containers = pods::containers(Path::new(pods::BUNDLES), &self.pods.processes());
+        let ends = containers
+            .into_iter()
+            .map(|container| container.end(programs.clone()));
+        for ended in ends.collect::<JoinSet<_>>().join_all().await {
+            if let Err(error) = ended {
+                self.board.warn(error);
+            }
         }
         let until = Instant::now() + KILL;
         while !self.pods.kill() && Instant::now() < until {

@@ -78,12 +78,12 @@ impl Test<'_> {
     }
 }
 
-/// Installs the sample in a virtual machine with systemd and cgroup v2, checks
-/// it and removes it.
+/// Installs the sample in a virtual machine with a release of Debian, systemd and
+/// cgroup v2, checks it and removes it.
 ///
 /// # Errors
 /// At the first check that fails, or after 35 minutes.
-pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
+pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result<()> {
     let started = Instant::now();
     let image = setup.image(console)?;
     let size = fs::metadata(&image)
@@ -93,7 +93,8 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
         kept: Some(kept.clone()),
         ..Options::of_node(image, LIMIT)
     };
-    let machine = Machine::boot(&Disk::make(console)?, &options, console)?;
+    let disk = Disk::of_release(suite, console)?;
+    let machine = Machine::boot(&disk, &options, console)?;
     let mut test = Test {
         machine,
         started,
@@ -139,7 +140,8 @@ fn install(test: &mut Test<'_>) -> Result<()> {
     );
     test.console.step(&format!("machine: ./gravity {install}"));
     let left = test.left();
-    test.machine.begin(&install, (1, PLANET_STARTED), left)?;
+    test.machine
+        .begin(&install, (1, PLANET_STARTED), None, left)?;
     let said = test.must(&format!("tail -n 3 {}", super::SAID))?;
     ensure!(
         !said.contains("ended with"),

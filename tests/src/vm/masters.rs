@@ -37,7 +37,7 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     done("three machines are up");
 
     let install = format!("{} --flavor=three --accept-eula", first.install());
-    first.begin(&install, (1, WAITS))?;
+    first.begin(&install, (1, WAITS), None)?;
     done("the first waits for others");
     for member in [&mut second, &mut third] {
         let join = member.join_as(MASTER, &first);

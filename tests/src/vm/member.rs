@@ -159,8 +159,13 @@ impl Member {
     }
 
     /// See [`Machine::begin`].
-    pub(super) fn begin(&mut self, arguments: &str, until: (u32, &str)) -> Result<()> {
-        self.machine.begin(arguments, until, PATIENCE)
+    pub(super) fn begin(
+        &mut self,
+        arguments: &str,
+        until: (u32, &str),
+        most: Option<Duration>,
+    ) -> Result<()> {
+        self.machine.begin(arguments, until, most, PATIENCE)
     }
 
     pub(super) fn finish(&mut self) -> Result<()> {

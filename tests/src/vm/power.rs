@@ -1,12 +1,12 @@
 //! Power that real machines lose at random moments: one that installs, one whose
 //! cluster takes writes, one that joins.
 //!
-//! In: the sample, how often, a seed. Out: a line an operation or a cut of a cluster
-//! that runs, and the count of cuts. A cut kills QEMU in the middle of what it does and
-//! boots the machine anew ([`super::Machine::cut_power`] says what is lost). An operation
-//! that was cut off is gone on with by `gravity resume`, which may be cut off again.
-//! Always holds at its end: the status says that all is well, the page is served, and no
-//! write is lost that was answered.
+//! In: the sample, how often, a seed. Out: a line for each cut, and how many ended well.
+//! A cut kills QEMU in the middle of what it does and boots the machine anew
+//! ([`super::Machine::cut_power`] says what is lost). An operation that was cut off is
+//! gone on with by `gravity resume`, which may be cut off again. Always holds at its end:
+//! the status says that all is well, the page is served, and no write is lost that was
+//! answered.
 
 use std::thread;
 use std::time::Duration;
@@ -24,10 +24,16 @@ const ANSWERED: &str = "/root/answered";
 const RECORD: &str = " completed: ";
 /// How many of them a cut waits for: fewer than this.
 const RECORDS: u32 = 4;
-/// How long a cut may wait after that: about as long as a step takes without KVM.
+/// How long a cut waits for them at the most: a planet that starts without KVM takes
+/// about as long.
+const WAIT: Duration = Duration::from_secs(90);
+/// How long a cut may wait after that: about as long as a step takes there.
 const AFTER: Duration = Duration::from_secs(15);
 /// How long a cluster that writes runs before a cut, at most.
 const RUN: Duration = Duration::from_secs(20);
+/// One of so many cuts of a cluster finds all well with it; the others come while it
+/// starts.
+const WELL_BEFORE: u32 = 4;
 /// How long machines live beside the cuts, and for one cut of each kind.
 const LIMIT: Duration = Duration::from_secs(3600);
 const LIMIT_OF_CUT: Duration = Duration::from_secs(3600);
@@ -96,8 +102,9 @@ pub fn run(setup: &Setup, kept: &Kept, cuts: Cuts, console: &Console) -> Result<
     while cuts.has(Kind::Install) && left > 0 {
         left -= power.install(left)?;
     }
-    if cuts.has(Kind::Running) {
-        (0..cuts.cuts).try_for_each(|_| power.running())?;
+    let mut left = cuts.cuts;
+    while cuts.has(Kind::Running) && left > 0 {
+        left -= power.running(left)?;
     }
     if cuts.has(Kind::Join) {
         let mut second = boot(2)?;
@@ -209,19 +216,30 @@ impl Power<'_> {
         Ok(cuts)
     }
 
-    fn running(&mut self) -> Result<()> {
+    /// A cluster that takes writes and loses power, `most` times at the most: once it
+    /// answers again, or when all is well with it again. Returns how often.
+    fn running(&mut self, most: u32) -> Result<u32> {
         self.become_cluster()?;
-        let after = RUN.mul_f64(self.random.f64());
+        let mut cuts = 0;
         let ended = self.strike(|power| {
-            begin_writes(&mut power.first)?;
-            thread::sleep(after);
-            power.first.cut_power()?;
+            while cuts < most {
+                begin_writes(&mut power.first)?;
+                thread::sleep(RUN.mul_f64(power.random.f64()));
+                cuts += 1;
+                power.first.cut_power()?;
+                let there = all_there(&mut power.first)?;
+                let told = format!("cut {cuts}: all {there} writes that were answered are there");
+                power.timeline.tell(&told);
+                if power.random.u32(..WELL_BEFORE) == 0 {
+                    power.wait_alone()?;
+                }
+            }
             power.wait_alone()?;
-            let there = all_there(&mut power.first)?;
-            Ok(format!("all {there} writes that were answered are there"))
+            Ok(format!("cut off {cuts} times"))
         });
-        self.tell("running", 1, ended, None);
-        Ok(())
+        let cuts = cuts.max(1);
+        self.tell("running", cuts, ended, None);
+        Ok(cuts)
     }
 
     /// A join that is cut off, `most` times at the most. Returns how often.
@@ -261,13 +279,14 @@ impl Power<'_> {
         let mut command = arguments;
         loop {
             let is_last = *cuts >= most;
-            let records = if is_last {
-                u32::MAX
+            let (records, most) = if is_last {
+                (u32::MAX, None)
             } else {
-                self.random.u32(..RECORDS)
+                let most = WAIT.mul_f64(self.random.f64());
+                (self.random.u32(..RECORDS), Some(most))
             };
             // It may end before.
-            member.begin(command, (records, RECORD))?;
+            member.begin(command, (records, RECORD), most)?;
             if !is_last {
                 thread::sleep(AFTER.mul_f64(self.random.f64()));
             }
@@ -304,10 +323,12 @@ fn begin_writes(member: &mut Member) -> Result<()> {
         .map(drop)
 }
 
-/// Fails when a write that was answered is lost. Returns how many were.
+/// Waits until the API server answers. Fails when a write that was answered is lost.
+/// Returns how many were.
 fn all_there(member: &mut Member) -> Result<usize> {
     let answered = member.must(&format!("cat {ANSWERED}"))?;
-    let names = member.must("kubectl get configmaps --output=name")?;
+    let names =
+        member.must("until kubectl get configmaps --output=name 2>/dev/null; do sleep 1; done")?;
     let there: Vec<_> = names
         .lines()
         .filter_map(|line| line.trim().strip_prefix("configmap/write-"))

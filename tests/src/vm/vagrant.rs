@@ -21,6 +21,7 @@ use event::Sink;
 
 use super::{Content, Directory, Disk, ENABLED, PACKAGES};
 use crate::node::Node;
+use crate::rootfs::SUITE;
 use crate::scenario::{IMAGE, Setup, check, check_status, run_visibly};
 use crate::{file, process, sample};
 
@@ -220,7 +221,7 @@ fn provision_three(setup: &Setup, image: &Path, console: &Console) -> Result<()>
     nodes.into_iter().try_for_each(|(_, node)| node.delete())
 }
 
-fn content() -> Content {
+fn content() -> Content<'static> {
     // All but what takes commands over a serial port.
     let enabled = ENABLED
         .iter()
@@ -228,6 +229,7 @@ fn content() -> Content {
         .copied()
         .collect();
     Content {
+        suite: SUITE,
         packages: [PACKAGES, BOX_PACKAGES].concat(),
         files: BOX_FILES.to_vec(),
         enabled,
