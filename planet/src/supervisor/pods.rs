@@ -248,7 +248,8 @@ impl Container {
 
     /// Does what it wants to be done before it ends.
     async fn before(&self, runtime: &impl Runtime) -> Result<(), String> {
-        let Some(handler) = &self.pre_stop else {
+        // As with kubelet, who has no time has no hook.
+        let Some(handler) = self.pre_stop.as_ref().filter(|_| !self.grace.is_zero()) else {
             return Ok(());
         };
         let handled = timeout(self.grace, async {
@@ -518,6 +519,16 @@ mod tests {
         let ended = container(process.pid(), grace, exec(&["forever"])).end(Fake::default());
         let error = ended.await.unwrap_err();
         assert_eq!(error, "preStop hook of container web: it took too long");
+        assert_eq!(process.ended_by(), Some(Signal::SIGTERM as i32));
+    }
+
+    #[tokio::test]
+    async fn who_has_no_time_has_no_hook() {
+        let process = Process::start();
+        let fake = Fake::default();
+        let ended = container(process.pid(), Duration::ZERO, exec(&["forever"])).end(fake.clone());
+        ended.await.unwrap();
+        assert!(fake.asked().is_empty());
         assert_eq!(process.ended_by(), Some(Signal::SIGTERM as i32));
     }
 
