@@ -39,8 +39,9 @@ pub const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 pub const CONFIG_VERSION: u32 = 1;
 /// Most layers of an image; the kernel mounts no more than 500.
 const MAX_LAYERS: usize = 500;
-/// Most bytes of a document: an OCI manifest, an index, a config.
-pub const MAX_DOCUMENT: u64 = 4 << 20;
+/// Most bytes of a document: an OCI manifest, an index, a config, the Image Manifest
+/// with its texts.
+pub const MAX_DOCUMENT: u64 = 8 << 20;
 
 /// The cluster, without what lies in blobs of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

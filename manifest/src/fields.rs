@@ -15,7 +15,7 @@ use crate::types::{
     Storage, SystemDependencies, SystemOptions, Taint, TaintEffect, Terraform, Volume,
 };
 use crate::yaml::{Node, Value};
-use crate::{HookName, Mode, PortRange, ValueError};
+use crate::{Bytes, HookName, Mode, PortRange, ValueError};
 
 /// The only repository of packages there is.
 const REPOSITORY: &str = "gravitational.io";
@@ -433,7 +433,8 @@ fn cpu(d: &mut Decoder, node: &Node, path: &str) -> Option<Cpu> {
     let mut f = d.fields(node, path);
     let cpu = Cpu {
         min: f.optional(d, "min", integer),
-        max: f.optional(d, "max", integer),
+        // Manifests write 0 for no limit.
+        max: f.optional(d, "max", integer).filter(|max| *max > 0),
     };
     f.finish(d);
     Some(cpu)
@@ -443,7 +444,7 @@ fn ram(d: &mut Decoder, node: &Node, path: &str) -> Option<Ram> {
     let mut f = d.fields(node, path);
     let ram = Ram {
         min: f.optional(d, "min", parsed),
-        max: f.optional(d, "max", parsed),
+        max: f.optional(d, "max", parsed).filter(|max: &Bytes| max.0 > 0),
     };
     f.finish(d);
     Some(ram)

@@ -12,6 +12,9 @@ use crate::{Diagnostic, Severity, validate};
 /// have no more either.
 pub const MAX_CONTENT: usize = 1 << 20;
 
+/// Fields whose text may be empty.
+const OPTIONAL: [&str; 2] = ["releaseNotes", "installer.flavors.description"];
+
 /// A field of which the value is a URI.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uri {
@@ -86,6 +89,9 @@ impl Manifest {
                 continue;
             };
             match fetch(&uri) {
+                Ok(text) if text.trim().is_empty() && !OPTIONAL.contains(&&*field) => {
+                    failed.push((uri, "it is empty".into()));
+                }
                 Ok(text) => *value = text,
                 Err(message) => failed.push((uri, message)),
             }

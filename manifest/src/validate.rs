@@ -268,8 +268,7 @@ fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) 
     }
     let needed = &profile.requirements;
     let path = format!("{path}.requirements");
-    // Manifests write 0 for no limit.
-    if let (Some(min), Some(max)) = (needed.cpu.min, needed.cpu.max.filter(|max| *max > 0)) {
+    if let (Some(min), Some(max)) = (needed.cpu.min, needed.cpu.max) {
         limits(&format!("{path}.cpu.max"), min <= max, (min, max), findings);
     }
     if let (Some(min), Some(max)) = (needed.ram.min, needed.ram.max) {

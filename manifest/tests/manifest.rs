@@ -132,6 +132,27 @@ fn uris_are_found_and_replaced() {
 }
 
 #[test]
+fn a_file_that_is_empty_is_refused_where_a_text_is_needed() {
+    let mut manifest = parse(FULL);
+    let found = manifest.inline(&mut |uri| {
+        Ok(match uri.image {
+            true => "data:image/png;base64,AA==".into(),
+            false => " \n".into(),
+        })
+    });
+    let found: Vec<_> = found.iter().map(|one| one.message.clone()).collect();
+    assert_eq!(
+        found,
+        [
+            "`installer.eula.source`: can't fetch eula.txt: it is empty",
+            "`nodeProfiles[0].requirements.customChecks[1].script`: can't fetch checks.sh: it is \
+             empty",
+            "`hooks.postInstall.job`: can't fetch post-install-hook.yaml: it is empty",
+        ]
+    );
+}
+
+#[test]
 fn what_is_not_done_yet_is_named() {
     assert_eq!(show(&parse(FULL).unsupported()), "");
     let text = "metadata: {name: a, resourceVersion: 1.0.0}\nproviders: {generic: {network: {type: calico}}}\n\
@@ -391,7 +412,7 @@ fn every_rule_has_its_error() {
     assert!(other.is_empty(), "{}", other.concat());
     // Harmless forms that manifests have.
     for text in [
-        "nodeProfiles: [{name: a, requirements: {cpu: {min: 4, max: 0}}}]",
+        "nodeProfiles: [{name: a, requirements: {cpu: {min: 4, max: 0}, ram: {min: 1GB, max: 0}}}]",
         "nodeProfiles:\nhooks: {install: {}, update: {job: }}\nsystemOptions: {docker: , etcd: ~}",
         "logo: url(\"data:image/png;base64,AA==\")",
     ] {

@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         },
         selection: resources::Selection::new(&arguments.glob, &arguments.ignore)?,
         replacements: images::Replacements::parse(&arguments.set_image)?,
-        license_ca: arguments.license_ca.clone(),
+        license_ca: arguments.license_ca(),
         license_authority: license_authority.as_deref(),
         environment: arguments.env.read()?,
         locked: arguments.locked,

@@ -116,14 +116,10 @@ pub(crate) struct Build {
     #[command(flatten)]
     pub(crate) env: Env,
     /// Certificates of those who sign licenses, PEM, where the manifest demands
-    /// a license [default: that of `tele license authority`].
-    #[arg(
-        long,
-        alias = "ca-cert",
-        value_name = "FILE",
-        env = "GRAVITY_LICENSE_CA"
-    )]
-    pub(crate) license_ca: Option<PathBuf>,
+    /// a license [default: what GRAVITY_LICENSE_CA says, else that of `tele license
+    /// authority`].
+    #[arg(long, alias = "ca-cert", value_name = "FILE")]
+    license_ca: Option<PathBuf>,
     /// Take exactly the images of the lock file beside the manifest, and fail
     /// where it lacks one.
     #[arg(long)]
@@ -222,17 +218,21 @@ fn with_flags(mut arguments: Vec<OsString>, flags: &str) -> Result<Vec<OsString>
 #[derive(Debug, Args)]
 pub(crate) struct Hub {
     /// Where base images are: a directory in OCI image layout, or a registry as
-    /// https://HOST[/PATH] [default: what OPS_URL says, else gravity/hub in the
-    /// user's data directory].
-    #[arg(long = "hub", value_name = "DIR|URL", env = "GRAVITY_HUB")]
-    pub(crate) location: Option<String>,
+    /// https://HOST[/PATH] [default: what GRAVITY_HUB or OPS_URL says, else gravity/hub
+    /// in the user's data directory].
+    #[arg(long = "hub", value_name = "DIR|URL")]
+    location: Option<String>,
 }
 
 impl Hub {
+    fn location(&self) -> Option<String> {
+        self.location.clone().or_else(|| given("GRAVITY_HUB"))
+    }
+
     /// The user's logins, and that of `OPS_TOKEN` where `OPS_URL` is the hub.
     pub(crate) fn credentials(&self) -> oci::Credentials {
         let known = oci::Credentials::from_environment();
-        match (&self.location, given("OPS_URL"), given("OPS_TOKEN")) {
+        match (self.location(), given("OPS_URL"), given("OPS_TOKEN")) {
             (None, Some(url), Some(token)) => match host(&url) {
                 Some(host) => known.with(host, token_login(token)),
                 None => known,
@@ -244,13 +244,22 @@ impl Hub {
     /// Opens the hub; `create` makes a directory that is not there.
     pub(crate) fn open(&self, client: &oci::Client, create: bool) -> anyhow::Result<oci::Hub> {
         use anyhow::Context;
-        let location = self.location.clone().or_else(|| given("OPS_URL"));
+        let location = self.location().or_else(|| given("OPS_URL"));
         oci::Hub::open(location.as_deref(), client, create).context(
             "cannot open the hub: `make base` makes one, --hub or GRAVITY_HUB names another",
         )
     }
 }
 
+impl Build {
+    /// The file of those who sign licenses, where one is named.
+    pub(crate) fn license_ca(&self) -> Option<PathBuf> {
+        let known = || given("GRAVITY_LICENSE_CA").map(PathBuf::from);
+        self.license_ca.clone().or_else(known)
+    }
+}
+
+/// A variable of the environment; one that is empty is not set.
 fn given(name: &str) -> Option<String> {
     variable(name).filter(|value| !value.is_empty())
 }

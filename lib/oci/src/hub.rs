@@ -214,7 +214,7 @@ impl Hub {
                     "file" => PathBuf::from(rest),
                     _ => {
                         return Err(HubError::BadAddress {
-                            address: location.into(),
+                            address: without_login(location),
                             reason: "it is neither a directory nor https://HOST[/PATH]".into(),
                         });
                     }
@@ -456,6 +456,17 @@ impl Hub {
     }
 }
 
+/// An address as it may be shown: without a name and a password before its host.
+fn without_login(address: &str) -> String {
+    let (scheme, rest) = match address.split_once("://") {
+        Some((scheme, rest)) => (format!("{scheme}://"), rest),
+        None => (String::new(), address),
+    };
+    let authority = rest.split('/').next().unwrap_or_default();
+    let login = authority.rfind('@').map_or(0, |at| at + 1);
+    format!("{scheme}{}", &rest[login..])
+}
+
 impl Moved {
     fn count(&mut self, arrival: Arrival, size: u64) {
         *match arrival {
@@ -478,8 +489,9 @@ impl Remote {
         let parsed = probe.parse::<Reference>().ok();
         if parsed.is_none_or(|parsed| parsed.registry() != host) {
             return Err(HubError::BadAddress {
-                address: address.into(),
-                reason: "a registry is a host name with a dot or a port, and a path in lower case"
+                address: without_login(address),
+                reason: "a registry is a host name with a dot or a port, and a path in lower \
+                         case; `tele login` takes names and passwords"
                     .into(),
             });
         }
@@ -670,6 +682,19 @@ mod tests {
             with(&[("HOME", "/h"), ("XDG_DATA_HOME", "/d")]),
             Some("/d/gravity/hub".into())
         );
+    }
+
+    #[test]
+    fn an_address_is_shown_without_its_password() {
+        let location = "https://ci:s3cret@word@h.example.io/team";
+        let error = Hub::open(Some(location), &client(), false).unwrap_err();
+        let shown = format!("{error} {error:?}");
+        assert!(
+            shown.contains("`https://h.example.io/team` is no hub"),
+            "{shown}"
+        );
+        assert!(!shown.contains("cret"), "{shown}");
+        assert_eq!(without_login("h.io/a@b"), "h.io/a@b");
     }
 
     fn client() -> Client {

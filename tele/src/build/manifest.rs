@@ -171,6 +171,8 @@ pub(crate) fn complete(
 pub(crate) fn check(manifest: &Manifest) -> Result<Vec<Diagnostic>> {
     let mut found = manifest.unsupported();
     found.extend(logo(manifest));
+    // What is read of the image's documents is enough for it.
+    const { assert!(manifest::MAX_SIZE as u64 <= image::cluster::MAX_DOCUMENT) };
     let size = manifest
         .to_json()
         .context("cannot write the resolved manifest")?
