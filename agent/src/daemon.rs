@@ -20,6 +20,8 @@ pub(crate) const UNIT: &str = "gravity.service";
 const UNIT_DIRECTORY: &str = "/etc/systemd/system";
 /// Services have their own time limits; this one is for all of them.
 const STOP_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long systemd itself may take beside that.
+const MARGIN: Duration = Duration::from_secs(30);
 
 /// File of the unit.
 pub(crate) fn unit_path() -> PathBuf {
@@ -81,13 +83,16 @@ fn start_unit(node: &Node) -> Result<(), PhaseError> {
 fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
     Cmd::new("systemctl")
         .args(arguments)
+        // It waits for the unit's end, which has so long.
+        .timeout(STOP_TIMEOUT + MARGIN)
         .run()
         .map_err(|error| lasting(&error))?;
     Ok(())
 }
 
 fn start_process(layout: &Layout) -> Result<(), PhaseError> {
-    if planet::container::running(&layout.planet_config()).is_ok() {
+    // A new one takes over a planet that has lost its own.
+    if planet::container::has_daemon(&layout.planet_config()) {
         return Ok(());
     }
     let log = layout.logs().join("planet.log");

@@ -22,6 +22,8 @@ const SERVICE_CONTROLLERS: &[&str] = &["cpu", "cpuacct", "memory", "pids", "name
 const NEEDED: &[&str] = &["cpu", "memory", "pids"];
 /// Leaf of the v2 hierarchy that PID 1 and the supervisor are in.
 const INIT: &str = "init";
+/// Group of the daemon, in the one that a service manager gave it.
+const LEAF: &str = "daemon";
 /// Groups of pods, made by kubelet.
 const PODS: &str = "kubepods";
 /// How long killed processes may take to go away.
@@ -120,7 +122,7 @@ impl Group {
         let mut directories = Vec::new();
         for hierarchy in hierarchies()? {
             let base = match managed {
-                true => hierarchy.mount.join(&hierarchy.own),
+                true => hierarchy.mount.join(delegated(&hierarchy.own)),
                 false => hierarchy.mount.clone(),
             };
             directories.push((hierarchy, base.join(name)));
@@ -368,12 +370,21 @@ pub(crate) fn enter_leaf() -> Result<()> {
     Ok(())
 }
 
+/// The group that a service manager gave us, from the one that this process is in: it
+/// may have gone to a leaf of that one.
+fn delegated(own: &Path) -> &Path {
+    match own.parent() {
+        Some(parent) if own.ends_with(LEAF) => parent,
+        _ => own,
+    }
+}
+
 /// Makes `parent` pass its v2 controllers to the groups below it. Only a group
 /// without processes can: ours go to a leaf.
 fn delegate(hierarchy: &Hierarchy, parent: &Path) -> Result<()> {
     let own = hierarchy.mount.join(&hierarchy.own);
     if parent == own && parent != hierarchy.mount {
-        let leaf = own.join("daemon");
+        let leaf = own.join(LEAF);
         fs::create_dir_all(&leaf).at("create cgroup", &leaf)?;
         for pid in processes_in(&own) {
             drop(put(&leaf.join("cgroup.procs"), &pid.to_string()));
@@ -492,6 +503,14 @@ mod tests {
         assert_eq!(shares(1), 10);
         assert_eq!(shares(10_000), 102_400);
         assert_eq!(shares(0), 2);
+    }
+
+    #[test]
+    fn a_daemon_that_has_moved_knows_the_group_that_it_was_given() {
+        let given = Path::new("system.slice/gravity.service");
+        assert_eq!(delegated(given), given);
+        assert_eq!(delegated(&given.join("daemon")), given);
+        assert_eq!(delegated(Path::new("")), Path::new(""));
     }
 
     #[test]

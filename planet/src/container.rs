@@ -26,6 +26,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, pivot_root};
+use serde::{Deserialize, Serialize};
 
 use crate::cgroup::{self, Group};
 use crate::config::{Mount, PlanetConfig};
@@ -41,6 +42,8 @@ pub const CONFIG: &str = "/run/planet/config.json";
 pub const HOST_RUN: &str = "/run/planet/host";
 /// Name of the supervisor's socket in it.
 const SOCKET_NAME: &str = "planet.sock";
+/// Where the kernel says which boot this is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Name of the control group.
 const GROUP: &str = "gravity";
 /// PID 1 inside.
@@ -85,8 +88,9 @@ pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
         signals: block_signals()?,
         stopping: false,
     };
-    let own = ProcessId::of(std::process::id().cast_signed());
-    files::write_json(&state.daemon_file(), &own)?;
+    if let Some(own) = ProcessId::of(std::process::id().cast_signed()) {
+        files::write_json(&state.daemon_file(), &Recorded::now(own)?)?;
+    }
     let mut backoff = BACKOFF_MIN;
     // One that never ran is the caller's to know.
     let mut process = keeper.start_or_take_over(supervisor)?;
@@ -127,6 +131,12 @@ pub fn running(config: &Path) -> Result<i32> {
         Error::NotRunning(format!("no process as in {}", state.pid_file().display()))
     })?;
     Ok(process.pid)
+}
+
+/// Whether a process keeps the container of the configuration file running, or is about
+/// to start it.
+pub fn has_daemon(config: &Path) -> bool {
+    load(config).is_ok_and(|config| State::of(&config).daemon().is_some())
 }
 
 /// Stops the container of the configuration file, where one runs, in order, by
@@ -224,14 +234,35 @@ impl State {
     }
 
     fn running(&self) -> Option<ProcessId> {
-        let process: ProcessId = files::read_json(&self.pid_file()).ok()?;
+        let process = Recorded::read(&self.pid_file())?;
         process.open().map(|_| process)
     }
 
     /// The process that keeps the container running, where one does.
     fn daemon(&self) -> Option<OwnedFd> {
-        let process: ProcessId = files::read_json(&self.daemon_file()).ok()?;
-        process.open()
+        Recorded::read(&self.daemon_file())?.open()
+    }
+}
+
+/// A process that is written down on disk, where it outlives the boot that it is of.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Recorded {
+    /// Id of the boot, which another one never has.
+    boot: String,
+    #[serde(flatten)]
+    process: ProcessId,
+}
+
+impl Recorded {
+    fn now(process: ProcessId) -> Result<Self> {
+        let boot = fs::read_to_string(BOOT_ID).at("read", Path::new(BOOT_ID))?;
+        Ok(Self { boot, process })
+    }
+
+    /// The process in the file, if it is of this boot.
+    fn read(path: &Path) -> Option<ProcessId> {
+        let read: Self = files::read_json(path).ok()?;
+        (Self::now(read.process).ok()? == read).then_some(read.process)
     }
 }
 
@@ -292,7 +323,9 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
     }
     let process =
         ProcessId::of(pid.as_raw()).ok_or_else(|| Error::Start(format!("{INIT} ended at once")))?;
-    if let Err(error) = files::write_json(&state.pid_file(), &process) {
+    let recorded =
+        Recorded::now(process).and_then(|recorded| files::write_json(&state.pid_file(), &recorded));
+    if let Err(error) = recorded {
         // Nobody would find it.
         let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
         let _ = waitpid(pid, None);
@@ -673,4 +706,27 @@ fn execute(supervisor: &[String]) -> Result<std::convert::Infallible> {
     ];
     debug_assert_eq!(program.as_bytes(), std::ffi::OsStr::new(INIT).as_bytes());
     nix::unistd::execve(&program, &arguments, &environment).at("execute", INIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_of_another_boot_is_not_taken_for_one_that_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("planet.pid");
+        let me = ProcessId::of(std::process::id().cast_signed()).unwrap();
+        let mut recorded = Recorded::now(me).unwrap();
+        let write = |recorded: &Recorded| {
+            let json = serde_json::to_vec(recorded).unwrap();
+            host::atomic::write(&path, &json, 0o600).unwrap();
+        };
+        write(&recorded);
+        assert_eq!(Recorded::read(&path), Some(me));
+        recorded.boot = "a-boot-before".into();
+        write(&recorded);
+        assert_eq!(Recorded::read(&path), None);
+        assert_eq!(Recorded::read(&directory.path().join("none")), None);
+    }
 }

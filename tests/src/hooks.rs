@@ -443,7 +443,22 @@ fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
     test.reaches("active")?;
     table.seen(HookName::Start, "runs when the services are back");
     test.kubectl("delete pod slow --now")?;
-    Ok(())
+    new_daemon(test)
+}
+
+/// A daemon that has died gets a successor, in a session of its own, without an end of
+/// the planet.
+fn new_daemon(test: &Test<'_>) -> Result<()> {
+    let planet = || test.said(&["pgrep", "-x", "planet-init"])?.expect(0, &[]);
+    let before = planet()?.text;
+    test.said(&["pkill", "-KILL", "-f", "planet run --config"])?
+        .expect(0, &[])?;
+    test.gravity("start")?.expect(0, &[])?;
+    let session = "pid=$(pgrep -of 'planet run --config') && test $(ps -o sid= -p $pid) = $pid";
+    test.said(&["sh", "-c", session])?.expect(0, &[])?;
+    let after = planet()?.text;
+    ensure!(before == after, "the planet was {before}, and is {after}");
+    test.reaches("active").map(drop)
 }
 
 fn leave(test: &Test<'_>, table: &mut Table) -> Result<()> {

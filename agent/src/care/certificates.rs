@@ -15,7 +15,7 @@ use event::Sink;
 use host::lock::Lock;
 use operation::PhaseError;
 use pki::{Authority, Inspected, Issued, Leaf, Request};
-use planet::client::Client;
+use planet::client::{Client, ServiceStatus};
 use spec::care::Care;
 use spec::layout::Layout;
 use spec::phase::{Certificate, Kubeconfig};
@@ -257,17 +257,35 @@ fn store(
     Ok(renewed)
 }
 
+/// Those of [`RESTARTED`] that have a process: the others will know what they start
+/// with. Of a master that stands by, what needs its API server never runs.
+fn running(services: &[ServiceStatus]) -> Vec<String> {
+    let runs = |name: &&&str| {
+        let mut services = services.iter();
+        services.any(|service| service.name == **name && service.pid.is_some())
+    };
+    let running = RESTARTED.iter().filter(runs);
+    running.map(|name| (*name).to_owned()).collect()
+}
+
 async fn restart(planet: &Client, sink: &dyn Sink) -> Result<(), PhaseError> {
     let restarted = async {
-        let status = planet.status().await?;
-        let has = |name: &&&str| status.services.iter().any(|service| service.name == **name);
-        for name in RESTARTED.iter().filter(has) {
+        let running = running(&planet.status().await?.services);
+        for name in &running {
             sink.step(&format!("Restarting {name}"));
             planet.restart(name).await?;
-            let only = [(*name).to_owned()];
-            planet.wait_ready(&only, PATIENCE, |_| ()).await?;
+            planet
+                .wait_ready(std::slice::from_ref(name), PATIENCE, |_| ())
+                .await?;
         }
-        planet.wait_ready(&[], PATIENCE, |_| ()).await.map(drop)
+        match running.is_empty() {
+            true => Ok(()),
+            // One that is restarted takes others along.
+            false => planet
+                .wait_ready(&running, PATIENCE, |_| ())
+                .await
+                .map(drop),
+        }
     };
     restarted.await.map_err(|error| transient(&error))
 }
@@ -276,6 +294,7 @@ async fn restart(planet: &Client, sink: &dyn Sink) -> Result<(), PhaseError> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use planet::client::State;
     use spec::ServiceUser;
     use spec::phase::Secrets;
 
@@ -284,6 +303,24 @@ mod tests {
     use crate::phases::secrets;
 
     const HOUR: u64 = 3600;
+
+    #[test]
+    fn only_what_runs_is_restarted() {
+        let service = |name: &str, pid| ServiceStatus {
+            name: name.into(),
+            state: State::Starting,
+            pid,
+            restarts: 0,
+            since: 0,
+            last_error: None,
+        };
+        let services = [
+            service("kubelet", Some(7)),
+            service("kube-controller-manager", None),
+            service("etcd", Some(8)),
+        ];
+        assert_eq!(running(&services), ["kubelet"]);
+    }
 
     /// A master with one certificate and one kubeconfig.
     fn master(directory: &Path) -> (Layout, Care) {

@@ -70,7 +70,7 @@ pub(super) async fn undo(
     remove_file(&to.with_extension("new"))?;
     remove_file(&to)?;
     remove(&Place::of(node).copy())?;
-    recovery::released(node, &[], &*sink).await
+    recovery::released(node, &[], &sink).await
 }
 
 fn check_room(member: &Path) -> Result<(), PhaseError> {

@@ -20,10 +20,10 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use spec::phase::{EtcdClean, EtcdReplace, EtcdRestore};
 
+use crate::Node;
 use crate::etcd::Etcd;
 use crate::node::{file, lasting, transient};
 use crate::phases::wait_healthy;
-use crate::{Node, daemon};
 
 /// What works with etcd and etcd itself, in the order in which it is stopped.
 const STOPPED: &[&str] = &[
@@ -173,7 +173,9 @@ impl Place {
                 "the data of etcd were removed; the former ones are in {}",
                 self.former().display()
             ))),
-            Some(_) if !self.restored().exists() => self.rename(&self.former(), &self.restored()),
+            Some(_) if !self.restored().join("member").exists() => {
+                self.rename(&self.former(), &self.restored())
+            }
             _ => Ok(()),
         }
     }
@@ -333,11 +335,11 @@ pub(super) async fn start(
     name: &str,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    release(node, &*sink).await?;
+    release(node, &sink).await?;
     wait_healthy(node, name, "admin", &[], sink).await
 }
 
-async fn release(node: &Arc<Node>, sink: &dyn Sink) -> Result<(), PhaseError> {
+async fn release(node: &Arc<Node>, sink: &Arc<dyn Sink>) -> Result<(), PhaseError> {
     released(node, FIRST, sink).await
 }
 
@@ -345,12 +347,9 @@ async fn release(node: &Arc<Node>, sink: &dyn Sink) -> Result<(), PhaseError> {
 pub(super) async fn released(
     node: &Arc<Node>,
     first: &[&str],
-    sink: &dyn Sink,
+    sink: &Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
-    let starting = node.clone();
-    tokio::task::spawn_blocking(move || daemon::start(&starting))
-        .await
-        .map_err(|error| lasting(&error))??;
+    super::planet::start_configured(node, sink.clone()).await?;
     let planet = node.planet();
     let known = planet
         .wait_known(READY)
@@ -410,9 +409,9 @@ pub(super) async fn undo_replace(
         exchanged(node, Place::exchange_back).await?;
     }
     if phase.without_quorum {
-        return released(node, &[], &*sink).await;
+        return released(node, &[], &sink).await;
     }
-    release(node, &*sink).await?;
+    release(node, &sink).await?;
     node.planet()
         .wait_ready(&[], READY, |_| ())
         .await
@@ -528,6 +527,8 @@ mod tests {
                 // As it was before the last step.
                 std::fs::rename(place.restored(), place.former()).unwrap();
                 if forward {
+                    // As a first try leaves it where etcd had no data.
+                    std::fs::create_dir_all(place.restored()).unwrap();
                     place.exchange().unwrap();
                     assert_eq!(data(&place).as_deref(), Some("restored"));
                     assert_eq!(place.former().join("member").exists(), had.is_some());

@@ -28,9 +28,14 @@ pub(crate) fn before_threads() -> Option<ExitCode> {
         super::log_to_stderr();
     }
     match arguments[..] {
-        ["planet", "run", "--config", config] => Some(report(
-            planet::container::run(Path::new(config)).context("run the planet"),
-        )),
+        ["planet", "run", "--config", config] => {
+            // The end of the terminal where it was started, and what is typed there, is
+            // not for it. The job of a shell stays one.
+            let _ = nix::unistd::setsid();
+            Some(report(
+                planet::container::run(Path::new(config)).context("run the planet"),
+            ))
+        }
         ["planet", "supervise"] => Some(report(
             planet::supervisor::run().context("supervise the planet's services"),
         )),

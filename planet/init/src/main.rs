@@ -86,7 +86,9 @@ fn wait_child(child: i32, stopping: &mut bool) -> Result<(), String> {
                 sys::terminate(child);
             }
             Some(Signal::Child) => {}
-            None => sys::terminate(child),
+            None if *stopping => sys::terminate(child),
+            // It was stopped or frozen, and goes on.
+            None => {}
         }
         // Signals of one kind are not counted: reap all there are.
         let mut end = None;

@@ -24,7 +24,6 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::probe;
-use crate::config::Probe;
 use crate::process::ProcessId;
 use crate::{files, sys};
 
@@ -38,6 +37,9 @@ const USUAL: u64 = 30;
 const LONGEST: u64 = 60;
 /// What kubelet gives a container whose hook took all of the time.
 const SHORTEST: Duration = Duration::from_secs(2);
+/// How long containerd may take to answer before it is done without it, for the last
+/// container, too.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How many programs of containerd run at one moment.
 const AT_ONCE: usize = 4;
 /// Annotations, by the runtime and, as its configuration lets them pass, by kubelet.
@@ -227,21 +229,27 @@ impl Container {
             // It has ended.
             return Ok(());
         };
-        let begun = Instant::now();
-        let before = async { tokio::join!(self.before(&runtime), runtime.stop_signal(&self.id)) };
-        let (hook, signal) = tokio::select! {
-            before = before => before,
+        let hook = async {
+            let begun = Instant::now();
+            (self.before(&runtime).await, begun.elapsed())
+        };
+        let signal = timeout(PATIENCE, runtime.stop_signal(&self.id));
+        let ((hook, took), signal) = tokio::select! {
+            before = async { tokio::join!(hook, signal) } => before,
             _ = process.readable() => return Ok(()),
         };
-        let told = match signal.as_deref() {
+        let told = match signal.ok().flatten().as_deref() {
             None | Some("SIGTERM") => false,
-            Some(signal) => runtime.signal(&self.id, signal).await.is_ok(),
+            Some(signal) => {
+                let told = timeout(PATIENCE, runtime.signal(&self.id, signal)).await;
+                matches!(told, Ok(Ok(())))
+            }
         };
         if !told {
             // One that has ended meanwhile needs no signal.
             let _ = sys::pidfd_signal(process.as_fd(), Signal::SIGTERM);
         }
-        let left = self.grace.saturating_sub(begun.elapsed()).max(SHORTEST);
+        let left = self.grace.saturating_sub(took).max(SHORTEST);
         let _ = timeout(left, process.readable()).await;
         hook
     }
@@ -255,7 +263,8 @@ impl Container {
         let handled = timeout(self.grace, async {
             match handler {
                 Handler::Exec { command } => runtime.execute(&self.id, command).await,
-                Handler::HttpGet(get) => probe::attempt(&self.request(get)?).await,
+                // Kubelet does not look at the answer, either.
+                Handler::HttpGet(get) => probe::call(&self.request(get)?).await.map(drop),
                 Handler::Sleep { seconds } => {
                     sleep(Duration::from_secs(*seconds)).await;
                     Ok(())
@@ -269,7 +278,8 @@ impl Container {
         handled.map_err(|error| format!("preStop hook of container {}: {error}", self.id))
     }
 
-    fn request(&self, get: &HttpGet) -> Result<Probe, String> {
+    /// The URL of a request.
+    fn request(&self, get: &HttpGet) -> Result<String, String> {
         let port = match &get.port {
             NumberOrName::Number(number) => *number,
             NumberOrName::Name(name) => {
@@ -293,9 +303,7 @@ impl Container {
         };
         let slash = if get.path.starts_with('/') { "" } else { "/" };
         let address = SocketAddr::new(address, port);
-        Ok(Probe::Http {
-            url: format!("{scheme}://{address}{slash}{}", get.path),
-        })
+        Ok(format!("{scheme}://{address}{slash}{}", get.path))
     }
 }
 
@@ -394,11 +402,8 @@ mod tests {
         let url = |get: Value| {
             let get: HttpGet = serde_json::from_value(get).unwrap();
             let me = std::process::id().cast_signed();
-            match container(me, SHORTEST, None).request(&get) {
-                Ok(Probe::Http { url }) => url,
-                Ok(other) => panic!("{other:?}"),
-                Err(error) => error,
-            }
+            let url = container(me, SHORTEST, None).request(&get);
+            url.unwrap_or_else(|error| error)
         };
         let named = json!({"host": "10.1.2.3", "port": "http", "path": "drain"});
         assert_eq!(url(named), "http://10.1.2.3:8080/drain");
@@ -558,6 +563,28 @@ mod tests {
         let ended = container(process.pid(), SHORTEST, None).end(fake.clone());
         ended.await.unwrap();
         assert_eq!(fake.asked(), ["web: SIGRTMIN+3"]);
+        assert_eq!(process.ended_by(), Some(Signal::SIGTERM as i32));
+    }
+
+    /// An HTTP server that answers once, after a while, with something else than 200.
+    #[tokio::test]
+    async fn a_request_is_waited_for_and_its_answer_not_looked_at() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let get = json!({"httpGet": {"host": "127.0.0.1", "port": port, "path": "/drain"}});
+        let get = serde_json::from_value(get).unwrap();
+        let process = Process::start();
+        let ended = container(process.pid(), SHORTEST, Some(get)).end(Fake::default());
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+            let answer = b"HTTP/1.1 503 Draining\r\n\r\n";
+            tokio::io::AsyncWriteExt::write_all(&mut stream, answer)
+                .await
+                .unwrap();
+        };
+        let (ended, ()) = tokio::join!(ended, server);
+        ended.unwrap();
         assert_eq!(process.ended_by(), Some(Signal::SIGTERM as i32));
     }
 

@@ -107,6 +107,19 @@ impl<'a> Url<'a> {
 }
 
 async fn get(url: &str) -> Result<(), String> {
+    ready(call(url).await?)
+}
+
+/// Whether who answers with a code is ready.
+fn ready(code: u16) -> Result<(), String> {
+    match code {
+        200 => Ok(()),
+        _ => Err(format!("answers {code}")),
+    }
+}
+
+/// Asks for a URL, as long as it takes. Returns the code of the answer.
+pub(super) async fn call(url: &str) -> Result<u16, String> {
     let url = Url::parse(url)?;
     if url.tls {
         return exchange(handshake(url.address).await?, &url).await;
@@ -127,7 +140,7 @@ pub(super) async fn handshake(address: SocketAddr) -> Result<TlsStream<TcpStream
 async fn exchange(
     mut stream: impl AsyncRead + AsyncWrite + Unpin,
     url: &Url<'_>,
-) -> Result<(), String> {
+) -> Result<u16, String> {
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: planet\r\nConnection: close\r\n\r\n",
         url.path, url.address
@@ -148,20 +161,18 @@ async fn exchange(
 }
 
 /// Reads the status line: `HTTP/1.1 200 OK`.
-fn status(answer: &[u8]) -> Result<(), String> {
+fn status(answer: &[u8]) -> Result<u16, String> {
     let line = answer
         .split(|byte| *byte == b'\n')
         .next()
         .unwrap_or_default();
     let line = String::from_utf8_lossy(line);
     let mut words = line.split_whitespace();
-    match (words.next(), words.next()) {
-        (Some(version), Some("200")) if version.starts_with("HTTP/1.") => Ok(()),
-        (Some(version), Some(code)) if version.starts_with("HTTP/1.") => {
-            Err(format!("answers {code}"))
-        }
-        _ => Err("answers no HTTP".into()),
-    }
+    let version = words
+        .next()
+        .filter(|version| version.starts_with("HTTP/1."));
+    let code = words.next().and_then(|code| code.parse().ok());
+    version.and(code).ok_or_else(|| "answers no HTTP".into())
 }
 
 fn tls() -> Result<Arc<ClientConfig>, String> {
@@ -240,8 +251,9 @@ mod tests {
 
     #[test]
     fn only_200_is_ready() {
-        assert!(status(b"HTTP/1.1 200 OK\r\n").is_ok());
-        assert_eq!(status(b"HTTP/1.1 503 x\r\n").unwrap_err(), "answers 503");
+        assert_eq!(status(b"HTTP/1.1 200 OK\r\n").map(ready), Ok(Ok(())));
+        let busy = status(b"HTTP/1.1 503 x\r\n").and_then(ready);
+        assert_eq!(busy.unwrap_err(), "answers 503");
         assert!(status(b"SSH-2.0\r\n").is_err());
         assert!(status(b"").is_err());
     }
