@@ -1,6 +1,6 @@
 //! The sample in a machine of its own: its install under systemd is cut off by a
-//! reboot and gone on with, its daemon killed, the cluster stopped and started, and
-//! removed, after which the machine is as it was.
+//! reboot and gone on with, its daemon and its planet killed, the cluster stopped and
+//! started, and removed, after which the machine is as it was.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -18,6 +18,8 @@ use crate::scenario::{IMAGE, Setup, check_status};
 const LIMIT: Duration = Duration::from_secs(35 * 60);
 /// After which the planet has a unit that is enabled, and much is to be done yet.
 const PLANET_STARTED: &str = "/start/planet completed";
+/// The group of the daemon, which has none below it.
+const NESTED: &str = "/sys/fs/cgroup/system.slice/gravity.service/daemon";
 /// What `gravity stop` leaves, in words of the shell.
 const STOPPED: &str = "
     test $(systemctl is-active gravity.service) = inactive
@@ -113,6 +115,12 @@ pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result
     test.must("systemctl kill --signal=KILL --kill-who=main gravity.service; sleep 10")?;
     test.wait_well()?;
     test.tell("The cluster is back");
+
+    console.step("Killing the planet");
+    test.must("pkill -KILL -x planet-init; sleep 10")?;
+    test.wait_well()?;
+    test.must(&format!("! ls -d {NESTED}/*/"))?;
+    test.tell("The cluster is back, in the same groups");
 
     test.gravity("stop --confirm")?;
     test.must(&format!("set -e; {STOPPED}"))?;
