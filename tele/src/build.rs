@@ -175,7 +175,7 @@ impl Job<'_> {
             true => lock::Locked::demand(&lock)?,
             false => lock::check_ours(&lock).map(|()| lock::Locked::default())?,
         };
-        let places: Vec<_> = manifest
+        let hook_places: Vec<_> = manifest
             .hooks
             .iter()
             .map(|(hook, job)| hook_place(&source, *hook, job))
@@ -227,15 +227,14 @@ impl Job<'_> {
         let (written, built, vendored) = std::thread::scope(|scope| {
             let begun =
                 scope.spawn(|| output::begin_image(&image, start, &base, self.hub, encoded));
-            let planets = runtime.block_on(planet::select(
-                &manifest,
-                &base,
-                self.hub,
-                &step.cache,
-                self.client,
-                sink,
-            ))?;
-            let found = step.discover(&mut manifest, &places)?;
+            let places = planet::Places {
+                remote: self.remote,
+                hub: self.hub,
+                client: self.client,
+                cache: &step.cache,
+            };
+            let planets = runtime.block_on(planet::select(&manifest, &base, &places, sink))?;
+            let found = step.discover(&mut manifest, &hook_places)?;
             let vendored = step.pull(&found)?;
             sink.step("Packing resources");
             let (tar, packed) = step.pack(&found)?;

@@ -16,9 +16,10 @@ use anyhow::{Context, Result, bail};
 use event::Sink;
 use image::layer::Compression;
 use manifest::Manifest;
+use oci::hub::HubError;
 use oci::layout::MAX_DOCUMENT;
 use oci::spec::{Descriptor, ImageConfiguration, ImageManifest, MediaType};
-use oci::{Client, Digest, Layout, Progress, Reference};
+use oci::{Client, Digest, Failure, Hub, Layout, Progress, Reference};
 use semver::Version;
 
 use super::base::Base;
@@ -72,22 +73,28 @@ pub(crate) fn named(manifest: &Manifest) -> BTreeMap<String, Vec<String>> {
     named
 }
 
+/// Where planet images are looked for, in this order.
+pub(crate) struct Places<'a> {
+    /// The registry that fills `hub`.
+    pub(crate) remote: Option<&'a Hub>,
+    pub(crate) hub: &'a Layout,
+    /// Finds container images and puts them into `cache`.
+    pub(crate) client: &'a Client,
+    pub(crate) cache: &'a Layout,
+}
+
 /// Finds and checks all planet images of a manifest.
 pub(crate) async fn select(
     manifest: &Manifest,
     base: &Base,
-    hub: &Layout,
-    cache: &Layout,
-    client: &Client,
+    places: &Places<'_>,
     sink: &Arc<dyn Sink>,
 ) -> Result<Vec<Planet>> {
     let mut planets = Vec::new();
     for (name, profiles) in named(manifest) {
         let what = || format!("cannot use the planet image {name}");
         version(&name).with_context(what)?;
-        let (layout, descriptor) = find(&name, hub, cache, client, sink)
-            .await
-            .with_context(what)?;
+        let (layout, descriptor) = places.find(&name, sink).await.with_context(what)?;
         let planet = check(&name, profiles, base, layout, &descriptor).with_context(what)?;
         sink.info(&format!(
             "Planet image {name}: {} layers on top of {}",
@@ -112,33 +119,72 @@ fn version(name: &str) -> Result<Version> {
     })
 }
 
-/// In the hub under its name, as it is or as Buildah calls an image without a
-/// registry; else in its registry.
-async fn find(
-    name: &str,
-    hub: &Layout,
-    cache: &Layout,
-    client: &Client,
-    sink: &Arc<dyn Sink>,
-) -> Result<(Layout, Descriptor)> {
-    let tags = hub.tags()?;
-    for name in [name.to_owned(), format!("localhost/{name}")] {
-        if let Some((_, descriptor)) = tags.iter().find(|(tag, _)| *tag == name) {
-            return Ok((hub.clone(), descriptor.clone()));
+impl Places<'_> {
+    /// In the hub under its name, as it is or as Buildah calls an image without
+    /// a registry; else in its registry.
+    async fn find(&self, name: &str, sink: &Arc<dyn Sink>) -> Result<(Layout, Descriptor)> {
+        let progress = Progress::new("planet image", Arc::clone(sink));
+        let names = [name.to_owned(), format!("localhost/{name}")];
+        if let Some(remote) = self.remote {
+            for name in &names {
+                if let Some(descriptor) = self.fetch(remote, name, &progress).await? {
+                    return Ok((self.hub.clone(), descriptor));
+                }
+            }
         }
+        let tags = self.hub.tags()?;
+        for name in &names {
+            if let Some((_, descriptor)) = tags.iter().find(|(tag, _)| tag == name) {
+                return Ok((self.hub.clone(), descriptor.clone()));
+            }
+        }
+        let image = name.parse()?;
+        let pulled = self.client.pull(&image, self.cache, &progress);
+        let pulled = pulled.await.with_context(|| {
+            let dir = self.hub.dir().display();
+            let (hub, copy) = match self.remote {
+                Some(remote) => (remote.describe(), format!("tele push {name} --from DIR")),
+                None => (
+                    dir.to_string(),
+                    format!("buildah push {name} oci:{dir}:{name}"),
+                ),
+            };
+            format!("the hub {hub} does not hold it either: copy it there, for example by `{copy}`")
+        })?;
+        progress.finish();
+        Ok((self.cache.clone(), pulled.manifest))
     }
-    let progress = Progress::new("planet image", Arc::clone(sink));
-    let pulled = client.pull(&name.parse()?, cache, &progress).await;
-    let pulled = pulled.with_context(|| {
-        format!(
-            "the hub {} does not hold it either: copy it there, for example by \
-             `buildah push {name} oci:{}:{name}`",
-            hub.dir().display(),
-            hub.dir().display()
-        )
-    })?;
-    progress.finish();
-    Ok((cache.clone(), pulled.manifest))
+
+    /// Has an image of the registry in `hub`; nothing when it isn't there.
+    async fn fetch(
+        &self,
+        remote: &Hub,
+        image: &str,
+        progress: &Progress,
+    ) -> Result<Option<Descriptor>> {
+        let (name, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
+        let entry = match remote.entry(name, tag).await {
+            Ok(entry) => entry,
+            // A hub holds no name with a port.
+            Err(HubError::Failure(Failure::NotFound { .. }) | HubError::BadName { .. }) => {
+                return Ok(None);
+            }
+            // It may have it: a stranger's image of that name must not do.
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("cannot take {image} from the hub {}", remote.describe())
+                });
+            }
+        };
+        // The lowest layer is the base's, which is there, or nothing fits.
+        let layers = entry.manifest.layers().iter().skip(1);
+        let blobs: Vec<_> = layers.chain([entry.manifest.config()]).cloned().collect();
+        remote.fetch(name, &blobs, self.hub, progress).await?;
+        progress.finish();
+        let kind = entry.descriptor.media_type().as_ref();
+        self.hub.put_blob_bytes(&entry.bytes, kind)?;
+        Ok(Some(entry.descriptor))
+    }
 }
 
 /// Checks that an image descends from `base` and that its layers are what its

@@ -1,6 +1,9 @@
 //! Whole builds, with a hub and a cache of their own and without a network.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Mutex, PoisonError};
 
 use event::Memory;
 use image::Image;
@@ -50,6 +53,8 @@ pub(crate) struct Vendor {
     /// What is built.
     app: PathBuf,
     helm: PathBuf,
+    /// The hub, where it is a registry.
+    remote: Option<Hub>,
 }
 
 fn put(path: &Path, text: &str, mode: u32) {
@@ -57,7 +62,107 @@ fn put(path: &Path, text: &str, mode: u32) {
     host::atomic::write(path, text.as_bytes(), mode).unwrap();
 }
 
+/// Nothing is asked that isn't on this machine.
+fn client() -> Client {
+    let rules = "[[registry]]\nlocation = 'docker.io'\nblocked = true";
+    let retry = Retry {
+        tries: 1,
+        ..Retry::default()
+    };
+    let registries = Registries::parse(rules).unwrap();
+    Client::new(registries, Credentials::default(), 2, retry)
+}
+
+/// A registry with the images of a layout below `team/`.
+#[derive(Clone)]
+struct Registry {
+    layout: Layout,
+    /// Paths that it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Registry {
+    /// Begins to serve at the address that is returned.
+    fn start(layout: Layout) -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::default();
+        let registry = Self { layout, asked };
+        let serving = registry.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let registry = serving.clone();
+                // Who asks may go at any time.
+                std::thread::spawn(move || registry.serve(stream).ok());
+            }
+        });
+        (registry, address)
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut asked)
+    }
+
+    fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut greeting = [0];
+        stream.peek(&mut greeting)?;
+        if greeting == [0x16] {
+            // TLS: who asks tries without it then.
+            return Ok(());
+        }
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().transpose()?.unwrap_or_default();
+        let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        while lines
+            .next()
+            .transpose()?
+            .is_some_and(|line| !line.is_empty())
+        {}
+        let body = self.body(&path);
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.push(path);
+        drop(asked);
+        let (status, body) = body.map_or((404, b"{}".to_vec()), |body| (200, body));
+        let size = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {size}\r\n\r\n"
+        )?;
+        stream.write_all(&body)
+    }
+
+    fn body(&self, path: &str) -> Option<Vec<u8>> {
+        let path = path.strip_prefix("/v2/team/")?;
+        if let Some((name, _)) = path.split_once("/tags/list") {
+            let tags = self.layout.tags().ok()?;
+            let tags = tags.iter().filter_map(|(reference, _)| {
+                let (other, tag) = reference.split_once(':')?;
+                (other == name).then_some(tag)
+            });
+            let tags: Vec<_> = tags.collect();
+            return Some(json!({ "tags": tags }).to_string().into_bytes());
+        }
+        let (path, wanted) = path.rsplit_once('/')?;
+        let digest = wanted.parse().or_else(|_| {
+            let name = path.strip_suffix("/manifests").unwrap_or(path);
+            let found = self.layout.resolve(&format!("{name}:{wanted}"));
+            Digest::try_from(found.map_err(drop)?.digest()).map_err(drop)
+        });
+        self.layout.read_blob(&digest.ok()?, 1 << 20).ok()
+    }
+}
+
 impl Vendor {
+    /// The same with the hub in a registry.
+    fn with_registry() -> (Self, Registry) {
+        let vendor = Self::new();
+        let (registry, address) = Registry::start(Layout::open(vendor.at("hub")).unwrap());
+        let remote = Hub::open(Some(&format!("http://{address}/team")), &client(), false);
+        let remote = Some(remote.unwrap());
+        (Self { remote, ..vendor }, registry)
+    }
+
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hub = Layout::open_or_create(dir.path().join("hub")).unwrap();
@@ -102,6 +207,7 @@ impl Vendor {
             digest,
             app: dir.path().join("app"),
             helm: dir.path().join("helm"),
+            remote: None,
             dir,
         };
         vendor.put("app.yaml", APP);
@@ -145,19 +251,17 @@ impl Vendor {
     ) -> Result<PathBuf> {
         let path = self.at(name);
         let state = self.at("state");
-        let hub = Layout::open(self.at("hub")).unwrap();
-        let client = Client::new(
-            Registries::default(),
-            Credentials::default(),
-            2,
-            Retry::default(),
-        );
+        let hub = match &self.remote {
+            Some(_) => Layout::open_or_create(state.join("hub")).unwrap(),
+            None => Layout::open(self.at("hub")).unwrap(),
+        };
+        let client = client();
         let licenses = self.at("licenses");
         let mut job = Job {
             path: &self.app,
             state: &state,
             hub: &hub,
-            remote: None,
+            remote: self.remote.as_ref(),
             base: None,
             chart_options: charts::Options {
                 helm: self.helm.as_os_str(),
@@ -359,6 +463,54 @@ fn a_planet_of_ones_own_adds_its_layers() {
     vendor.planet("lies:1.0.0", &base, &gzip_of(b"other"), &content);
     let text = error("lies:1.0.0");
     assert!(text.contains("its config says"), "{text}");
+}
+
+#[test]
+fn a_registry_that_is_the_hub_is_asked_for_a_planet() {
+    let (vendor, registry) = Vendor::with_registry();
+    let (base, own) = (b"rootfs".repeat(1000), gzip_of(b"package"));
+    for name in ["custom-planet:1.0.0", "localhost/other:1.0.0"] {
+        vendor.planet(name, &base, &own, &Digest::of(b"package"));
+    }
+    let with = |image: &str| {
+        let options = format!("systemOptions: {{baseImage: '{image}'}}\n");
+        vendor.put("app.yaml", &format!("{APP}{options}"));
+    };
+    for name in ["custom-planet:1.0.0", "other:1.0.0"] {
+        with(name);
+        let path = vendor.build("shop", &Arc::default()).unwrap();
+        let image = Image::open(path).unwrap();
+        assert_eq!(image.verify(&event::Discard).unwrap(), []);
+        let cluster = ClusterImage::open(image).unwrap();
+        let layers = cluster.planet("").unwrap().layers;
+        let layers: Vec<_> = layers.into_iter().map(|layer| layer.digest).collect();
+        assert_eq!(
+            layers,
+            [Digest::of(&base), Digest::of(&own)].map(|d| d.to_string())
+        );
+    }
+    // The base's root filesystem is there already.
+    let copy = Digest::of(b"recompressed").to_string();
+    assert!(!registry.asked().iter().any(|path| path.ends_with(&copy)));
+
+    with("missing:1.0.0");
+    let error = vendor.error();
+    let hub = vendor.remote.as_ref().unwrap().describe();
+    assert!(
+        error.contains(&format!("the hub {hub} does not hold it either"))
+            && error.contains("`tele push missing:1.0.0 --from DIR`"),
+        "{error}"
+    );
+    // What it has and can't give is not looked for elsewhere.
+    let index = json!({"schemaVersion": 2, "manifests": []}).to_string();
+    let index = registry.layout.put_blob_bytes(index.as_bytes(), "index");
+    registry.layout.tag("index:1.0.0", index.unwrap()).unwrap();
+    with("index:1.0.0");
+    let error = vendor.error();
+    assert!(
+        error.contains(&format!("cannot take index:1.0.0 from the hub {hub}")),
+        "{error}"
+    );
 }
 
 pub(crate) fn gzip_of(bytes: &[u8]) -> Vec<u8> {
