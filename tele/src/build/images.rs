@@ -138,6 +138,12 @@ fn look<'a>(node: &'a Node, found: &mut Vec<&'a Node>, annotations: &mut Vec<&'a
 }
 
 impl Scanned {
+    /// Whether a name is to be made by a template of Go.
+    pub(crate) fn is_template(&self) -> bool {
+        let mut all = self.images.iter().chain(&self.annotated);
+        all.any(|image| image.name.contains("{{"))
+    }
+
     /// The text with every image named as in the cluster's registry. All
     /// other bytes stay.
     pub(crate) fn rewrite(&self, text: &str, replacements: &Replacements) -> Result<String> {

@@ -797,6 +797,86 @@ fn options_choose_what_is_looked_into() {
 }
 
 #[test]
+fn objects_in_a_chart_are_found_where_helm_does_not_render() {
+    let vendor = Vendor::new();
+    let tool = vendor.image.replace("team/app", "team/tool");
+    let set = "apiVersion: cluster.gravitational.io/v1beta1\nkind: ImageSet\nspec: {images: [{image: TOOL}]}\n";
+    let part = "apiVersion: v1\nkind: Pod\n{{ toYaml .Values.part }}\n";
+    // Beside the manifest itself, and in charts below.
+    vendor.put("Chart.yaml", "apiVersion: v2\nname: shop\nversion: 1.0.0\n");
+    vendor.put("values.yaml", "image: {{{\n");
+    vendor.put("resources.yaml", OBJECT);
+    vendor.put("images.yaml", &set.replace("TOOL", &tool));
+    vendor.put("files/part.yaml", part);
+    vendor.put(
+        "files/named.yaml",
+        &OBJECT.replace("IMAGE", "\"{{ .Values.image }}\""),
+    );
+    vendor.put(
+        "deploy/other/Chart.yaml",
+        "apiVersion: v2\nname: other\nversion: 1.0.0\n",
+    );
+    vendor.put("deploy/other/jobs/job.yaml", OBJECT);
+    vendor.put(
+        "deploy/other/charts/sub/Chart.yaml",
+        "apiVersion: v2\nname: sub\nversion: 1.0.0\n",
+    );
+    for chart in [
+        "",
+        "charts/example/",
+        "deploy/other/",
+        "deploy/other/charts/sub/",
+    ] {
+        vendor.put(&format!("{chart}templates/pod.yaml"), OBJECT);
+        vendor.put(&format!("{chart}templates/part.yaml"), part);
+        vendor.put(&format!("{chart}crds/pod.yaml"), OBJECT);
+    }
+    let sink = Arc::new(Memory::default());
+    let path = vendor.build("shop", &sink).unwrap();
+    let events: Vec<_> = sink.events().iter().map(|e| format!("{e:?}")).collect();
+    let count = |text: &str| events.iter().filter(|event| event.contains(text)).count();
+    // Subcharts are rendered by the charts that they belong to.
+    assert_eq!(count("Rendering chart"), 2, "{events:?}");
+    for file in ["values.yaml", "files/part.yaml", "files/named.yaml"] {
+        assert_eq!(count(&format!("{file}: ")), 1, "{events:?}");
+    }
+    assert_eq!(count("Warning"), 3, "{events:?}");
+    let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+    let sources: Vec<_> = cluster
+        .config
+        .images
+        .iter()
+        .map(|i| i.source.as_str())
+        .collect();
+    assert_eq!(sources, [&vendor.image, &tool]);
+    let tar = cluster
+        .image
+        .read_blob_bytes(&cluster.config.resources, 1 << 20)
+        .unwrap();
+    let mut rewritten = Vec::new();
+    for entry in tar::Archive::new(tar.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        if text.contains("leader.telekube.local") {
+            rewritten.push(entry.path().unwrap().display().to_string());
+        }
+    }
+    rewritten.sort();
+    let expected = [
+        "deploy/other/jobs/job.yaml",
+        "images.yaml",
+        "resources.yaml",
+        "resources/pod.yaml",
+    ];
+    assert_eq!(rewritten, expected);
+    // What is no template must be readable, as elsewhere.
+    vendor.put("files/bad.yaml", "apiVersion: v1\nkind: Pod\nspec: [\n");
+    let error = vendor.error();
+    assert!(error.contains("files/bad.yaml: not valid YAML"), "{error}");
+}
+
+#[test]
 fn a_chart_alone_is_installed_by_a_hook_of_its_own() {
     let mut vendor = Vendor::new();
     let chart = vendor.at("app/charts/example");
