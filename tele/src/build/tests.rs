@@ -722,7 +722,8 @@ fn the_lock_file_holds_names_to_digests() {
         "{error}"
     );
     let with = |image: &str, digest: &str| {
-        let text = text.replace("{}", &format!("{{\"{image}\": \"{digest}\"}}"));
+        let images = format!("\"images\": {{\"{image}\": \"{digest}\"}}");
+        let text = text.replace("\"images\": {}", &images);
         put(&lock, &text, 0o644);
     };
     let digest = vendor.digest.to_string();
@@ -740,7 +741,11 @@ fn the_lock_file_holds_names_to_digests() {
         "{error}"
     );
     put(&lock, &text.replace("6.0.0", "5.9.0"), 0o644);
-    let error = locked(&vendor).unwrap_err();
+    let error = vendor.build_as("shop", &sink, |job| {
+        job.locked = true;
+        job.base = Some("gravity:6.0.0".parse().unwrap());
+    });
+    let error = format!("{:#}", error.unwrap_err());
     assert!(
         error.contains("it lacks the base image gravity:6.0.0"),
         "{error}"
@@ -749,7 +754,7 @@ fn the_lock_file_holds_names_to_digests() {
         "",
         "yarn lockfile v1",
         "[]",
-        "{\"version\": 2}",
+        "{\"version\": 3}",
         "{\"version\": 1, \"base\": 1}",
     ] {
         put(&lock, bad, 0o644);
@@ -763,6 +768,162 @@ fn the_lock_file_holds_names_to_digests() {
         locked(&vendor)
             .unwrap_err()
             .contains("there is no lock file")
+    );
+}
+
+impl Vendor {
+    /// Names a planet image that consists of the base and this, and builds.
+    fn lock_planet(&self, own: &[u8]) -> Result<ClusterImage> {
+        let options = "systemOptions: {baseImage: 'custom-planet:1.0.0'}\n";
+        self.put("app.yaml", &format!("{APP}{options}"));
+        self.move_planet(own);
+        self.build_planet(false)
+    }
+
+    fn move_planet(&self, own: &[u8]) {
+        let base = b"rootfs".repeat(1000);
+        self.planet(
+            "custom-planet:1.0.0",
+            &base,
+            &gzip_of(own),
+            &Digest::of(own),
+        );
+    }
+
+    fn build_planet(&self, locked: bool) -> Result<ClusterImage> {
+        let path = self.build_as("shop", &Arc::default(), |job| job.locked = locked)?;
+        Ok(ClusterImage::open(Image::open(path)?)?)
+    }
+}
+
+/// Whether the image's planet has this on top of the base.
+fn has_planet(cluster: &ClusterImage, own: &[u8]) -> bool {
+    let layers = cluster.planet("").unwrap().layers;
+    layers[1].digest == Digest::of(&gzip_of(own)).to_string()
+}
+
+#[test]
+fn the_lock_file_holds_planets_to_digests() {
+    let vendor = Vendor::new();
+    let lock = vendor.at("app/app.lock");
+    let read = || std::fs::read_to_string(&lock).unwrap();
+    assert!(has_planet(&vendor.lock_planet(b"one").unwrap(), b"one"));
+    let hub = Layout::open(vendor.at("hub")).unwrap();
+    let one = hub.resolve("custom-planet:1.0.0").unwrap();
+    let one = Digest::try_from(one.digest()).unwrap();
+    let text = read();
+    assert!(
+        text.contains(&format!("\"custom-planet:1.0.0\": \"{one}\"")),
+        "{text}"
+    );
+
+    vendor.move_planet(b"two");
+    assert!(has_planet(&vendor.build_planet(true).unwrap(), b"one"));
+    assert_eq!(read(), text);
+    std::fs::remove_file(hub.blob_path(&one)).unwrap();
+    let failed = || format!("{:#}", vendor.build_planet(true).unwrap_err());
+    let error = failed();
+    assert!(
+        error.contains(&format!("with the digest {one} either")),
+        "{error}"
+    );
+    assert!(has_planet(&vendor.build_planet(false).unwrap(), b"two"));
+
+    // A lock file of version 1 serves where there is no planet.
+    let plain = Vendor::new();
+    plain.build("shop", &Arc::default()).unwrap();
+    let text = std::fs::read_to_string(plain.at("app/app.lock")).unwrap();
+    assert!(
+        text.contains("\"version\": 2") && text.contains("  \"planets\": {},\n"),
+        "{text}"
+    );
+    let first = text.replace("\"version\": 2", "\"version\": 1");
+    let first = first.replace("  \"planets\": {},\n", "");
+    put(&plain.at("app/app.lock"), &first, 0o644);
+    plain.build_planet(true).unwrap();
+    put(&lock, &first, 0o644);
+    let error = failed();
+    assert!(
+        error.contains("app.lock does not fit: it lacks custom-planet:1.0.0"),
+        "{error}"
+    );
+    let other = read().replace(
+        "\"images\"",
+        &format!("\"planets\": {{\"a:1.0.0\": \"{one}\"}}, \"images\""),
+    );
+    put(&lock, &other, 0o644);
+    assert!(
+        failed().contains("a:1.0.0 is not used any more"),
+        "{}",
+        failed()
+    );
+}
+
+#[test]
+fn a_locked_build_takes_the_locked_base_and_asks_no_registry() {
+    let (vendor, registry) = Vendor::with_registry();
+    let first = vendor.lock_planet(b"one").unwrap();
+    assert_eq!(first.config.base.reference, "gravity:6.0.0");
+    // What is published later changes nothing.
+    vendor.move_planet(b"two");
+    let hub = &registry.layout;
+    let base = hub.resolve("gravity:6.0.0").unwrap();
+    hub.tag("gravity:6.1.0", base).unwrap();
+    registry.asked();
+    let built = vendor.build_planet(true).unwrap();
+    assert_eq!(registry.asked(), [""; 0]);
+    assert_eq!(built.config.base.reference, "gravity:6.0.0");
+    assert!(has_planet(&built, b"one"));
+    // Nor is it asked for what once came from elsewhere.
+    let name = "quay.io/team/planet:1.0.0";
+    vendor.planet(
+        name,
+        &b"rootfs".repeat(1000),
+        &gzip_of(b"one"),
+        &Digest::of(b"one"),
+    );
+    let planet = hub.resolve(name).unwrap();
+    for blob in std::fs::read_dir(vendor.at("hub/blobs/sha256")).unwrap() {
+        let blob = blob.unwrap();
+        let to = vendor
+            .at("state/images/blobs/sha256")
+            .join(blob.file_name());
+        std::fs::copy(blob.path(), to).unwrap();
+    }
+    hub.tag(name, hub.resolve("custom-planet:1.0.0").unwrap())
+        .unwrap();
+    let (app, lock) = (vendor.at("app/app.yaml"), vendor.at("app/app.lock"));
+    let texts = [&app, &lock].map(|file| std::fs::read_to_string(file).unwrap());
+    put(&app, &texts[0].replace("custom-planet:1.0.0", name), 0o644);
+    let (old, new) = texts[1].split_once("\"custom-planet:1.0.0\": \"").unwrap();
+    let rest = new.split_once('"').unwrap().1;
+    put(
+        &lock,
+        &format!("{old}\"{name}\": \"{}\"{rest}", planet.digest()),
+        0o644,
+    );
+    assert!(has_planet(&vendor.build_planet(true).unwrap(), b"one"));
+    assert_eq!(registry.asked(), [""; 0]);
+    put(&app, &texts[0], 0o644);
+    put(&lock, &texts[1], 0o644);
+    // Elsewhere both are fetched.
+    std::fs::remove_dir_all(vendor.at("state/hub")).unwrap();
+    let built = vendor.build_planet(true).unwrap();
+    assert_eq!(built.config.base.reference, "gravity:6.0.0");
+    assert!(has_planet(&built, b"one"));
+    assert_ne!(registry.asked(), [""; 0]);
+    let built = vendor.build_planet(false).unwrap();
+    assert_eq!(built.config.base.reference, "gravity:6.1.0");
+    assert!(has_planet(&built, b"two"));
+    // A version that is asked for has the last word.
+    let built = vendor.build_as("shop", &Arc::default(), |job| {
+        job.locked = true;
+        job.base = Some("gravity:6.0.0".parse().unwrap());
+    });
+    let error = format!("{:#}", built.unwrap_err());
+    assert!(
+        error.contains("it lacks the base image gravity:6.0.0"),
+        "{error}"
     );
 }
 
