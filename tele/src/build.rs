@@ -175,7 +175,7 @@ impl Job<'_> {
             true => lock::Locked::demand(&lock)?,
             false => lock::check_ours(&lock).map(|()| lock::Locked::default())?,
         };
-        let places: Vec<_> = manifest
+        let hook_places: Vec<_> = manifest
             .hooks
             .iter()
             .map(|(hook, job)| hook_place(&source, *hook, job))
@@ -195,8 +195,11 @@ impl Job<'_> {
         };
 
         sink.step("Selecting base image");
-        let mut wanted = self.base.clone().or_else(|| manifest.base_image.clone());
-        if let Some(remote) = self.remote {
+        let wanted = self.base.clone().or_else(|| manifest.base_image.clone());
+        let mut wanted = locked.base(wanted);
+        if let Some(remote) = self.remote
+            && !locked.has_base(self.hub, wanted.as_ref())
+        {
             let progress = Progress::new("base image", sink.clone());
             let fetch = base::fetch(remote, wanted.as_ref(), self.hub, &progress);
             wanted = Some(runtime.block_on(fetch)?);
@@ -224,18 +227,18 @@ impl Job<'_> {
             sink,
         };
         let (image, start) = (work.image(), output.start());
-        let (written, built, vendored) = std::thread::scope(|scope| {
+        let (written, built, planets, vendored) = std::thread::scope(|scope| {
             let begun =
                 scope.spawn(|| output::begin_image(&image, start, &base, self.hub, encoded));
-            let planets = runtime.block_on(planet::select(
-                &manifest,
-                &base,
-                self.hub,
-                &step.cache,
-                self.client,
-                sink,
-            ))?;
-            let found = step.discover(&mut manifest, &places)?;
+            let found = step.discover(&mut manifest, &hook_places)?;
+            let places = planet::Places {
+                remote: self.remote,
+                hub: self.hub,
+                client: self.client,
+                cache: &step.cache,
+                locked: &locked,
+            };
+            let planets = runtime.block_on(planet::select(&manifest, &base, &places, sink))?;
             let vendored = step.pull(&found)?;
             sink.step("Packing resources");
             let (tar, packed) = step.pack(&found)?;
@@ -289,11 +292,11 @@ impl Job<'_> {
                 Err(_) => bail!("writing the base image ended early"),
             };
             let written = output::write_image(writer, &content, self.hub, &step.cache)?;
-            Ok((written, built, vendored))
+            Ok((written, built, planets, vendored))
         })?;
         let size = work.finish(output, &written, &source, epoch()?)?;
         if !self.locked {
-            lock::write(&lock, &base, &vendored, sink.as_ref())?;
+            lock::write(&lock, &base, &planets, &vendored, sink.as_ref())?;
         }
         Ok(Built { size, ..built })
     }
@@ -360,7 +363,8 @@ impl Step<'_> {
             images.into_iter().for_each(|image| found.images.add(image));
         }
         let wanted = (found.images).resolve(&job.replacements, self.sink.as_ref())?;
-        self.locked.check(self.base, &wanted)?;
+        let planets = planet::named(manifest);
+        self.locked.check(self.base, planets.keys(), &wanted)?;
         Ok(Discovered { staged, wanted })
     }
 

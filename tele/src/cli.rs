@@ -93,9 +93,9 @@ pub(crate) struct Build {
     /// repeated [default: **/*.yaml, **/*.yml and **/*.json].
     #[arg(long, value_name = "PATTERN")]
     pub(crate) glob: Vec<String>,
-    /// Files and charts to look for no images in: a regular expression for
-    /// their path, which begins with / at the manifest's directory; can be
-    /// repeated.
+    /// Files to look for no images in, and charts not to render: a regular
+    /// expression for their path, which begins with / at the manifest's
+    /// directory; can be repeated.
     #[arg(long, value_name = "REGEX")]
     pub(crate) ignore: Vec<String>,
     /// Image to take in place of all of the same repository, on whatever

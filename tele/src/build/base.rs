@@ -122,6 +122,26 @@ pub(crate) async fn fetch(
     }
 }
 
+/// Whether the layout has all of a base image, with this digest.
+pub(crate) fn is_whole(hub: &Layout, reference: &str, digest: &str) -> bool {
+    let found = hub.resolve(reference);
+    found.is_ok_and(|descriptor| {
+        let manifest = hub.read_manifest(&descriptor);
+        descriptor.digest().as_ref() == digest
+            && manifest.is_ok_and(|manifest| {
+                holds(hub, manifest.layers().iter().chain([manifest.config()]))
+            })
+    })
+}
+
+/// Whether the layout has these blobs, in full length.
+pub(crate) fn holds<'a>(layout: &Layout, blobs: impl IntoIterator<Item = &'a Descriptor>) -> bool {
+    blobs.into_iter().all(|blob| {
+        let digest = Digest::try_from(blob.digest());
+        digest.is_ok_and(|digest| layout.has_blob(&digest, blob.size()))
+    })
+}
+
 /// The newest that fits, else why the newest doesn't.
 fn newest(hub: &Layout, stable: bool) -> Result<String> {
     let mut versions: Vec<(Version, Descriptor)> = hub

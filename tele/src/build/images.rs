@@ -138,6 +138,12 @@ fn look<'a>(node: &'a Node, found: &mut Vec<&'a Node>, annotations: &mut Vec<&'a
 }
 
 impl Scanned {
+    /// Whether a name is to be made by a template of Go.
+    pub(crate) fn is_template(&self) -> bool {
+        let mut all = self.images.iter().chain(&self.annotated);
+        all.any(|image| image.name.contains("{{"))
+    }
+
     /// The text with every image named as in the cluster's registry. All
     /// other bytes stay.
     pub(crate) fn rewrite(&self, text: &str, replacements: &Replacements) -> Result<String> {
@@ -289,10 +295,17 @@ impl Images {
         let mut ours = Vec::new();
         for (name, (source, place)) in &self.0 {
             let image: Reference = name.parse().with_context(|| place.clone())?;
-            let source = match source {
+            let source: Reference = match source {
                 Some(source) => source.parse().context("--set-image")?,
                 None => image.clone(),
             };
+            // Nodes ask for the digest of the name, which stays.
+            if image.digest().is_some() && source.digest() != image.digest() {
+                bail!(
+                    "{place}: {name} is pinned to a digest, so that --set-image {source} cannot replace it: change the \
+                     name there, for example by --set with a chart's value, or give --set-image this digest"
+                );
+            }
             let reference = image.in_registry(&registry);
             if source.registry() == registry {
                 ours.push((reference, place));
@@ -652,6 +665,41 @@ spec:
         );
         assert!(set(&["nginx:1", "quay.io/library/nginx:2"]).is_err());
         assert!(set(&["A B"]).is_err());
+    }
+
+    #[test]
+    fn a_digest_is_replaced_only_by_itself() {
+        let [pinned, other] = [b"a", b"b"].map(|bytes| oci::Digest::of(bytes));
+        let name = format!("quay.io/acme/app:1@{pinned}");
+        let resolve = |replacement: &str| {
+            let replacements = Replacements::parse(&[replacement.into()])?;
+            let named = Named {
+                name: name.clone(),
+                source: None,
+                place: "charts/app (app/templates/pod.yaml)".into(),
+            };
+            let mut all = Images::default();
+            let images = replacements.apply([named]);
+            images.into_iter().for_each(|image| all.add(image));
+            all.resolve(&replacements, &event::Discard)
+        };
+        let good = format!("reg.local/acme/app:2@{pinned}");
+        let wanted = resolve(&good).unwrap();
+        assert_eq!(wanted[0].source.to_string(), good);
+        for bad in [
+            "reg.local/acme/app:2",
+            &format!("reg.local/acme/app@{other}"),
+        ] {
+            let error = resolve(bad).unwrap_err().to_string();
+            assert!(
+                error.starts_with("charts/app (app/templates/pod.yaml): quay.io"),
+                "{error}"
+            );
+            assert!(
+                error.contains(&format!("--set-image {bad} cannot replace it")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

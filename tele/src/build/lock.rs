@@ -9,14 +9,18 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use event::Sink;
-use oci::{Digest, Reference};
+use manifest::BaseImage;
+use oci::{Digest, Layout, Reference};
 use serde::{Deserialize, Serialize};
 
-use super::base::Base;
+use super::base::{self, Base};
 use super::images::{Vendored, Wanted};
+use super::planet::Planet;
 
 /// Version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+/// The earliest that is read: it knows no planets.
+const EARLIEST: u32 = 1;
 /// Most bytes of the file.
 const MAX_SIZE: u64 = 16 << 20;
 
@@ -31,6 +35,9 @@ struct Document {
     version: u32,
     /// Digest of the base image by its name.
     base: BTreeMap<String, String>,
+    /// Digests of planet images by the names that the manifest gives them.
+    #[serde(default)]
+    planets: BTreeMap<String, Digest>,
     /// Digests of images by their full names: of an index, where the name
     /// leads to one.
     images: BTreeMap<String, Digest>,
@@ -52,8 +59,41 @@ impl Locked {
         }
     }
 
-    /// Fails unless the file is about exactly this base and these images.
-    pub(crate) fn check(&self, base: &Base, wanted: &[Wanted]) -> Result<()> {
+    /// The base image to take: the file's, where no version is asked for.
+    pub(crate) fn base(&self, wanted: Option<BaseImage>) -> Option<BaseImage> {
+        let stable = wanted.as_ref().is_some_and(|base| base.stable);
+        let fits = |base: &BaseImage| {
+            let version = base.version.as_ref();
+            version.is_some_and(|version| !stable || version.pre.is_empty())
+        };
+        let locked = self.0.as_ref().and_then(|(_, document)| {
+            let name = document.base.keys().next()?;
+            name.parse().ok().filter(fits)
+        });
+        match &wanted {
+            Some(base) if base.version.is_some() => wanted,
+            _ => locked.or(wanted),
+        }
+    }
+
+    /// Whether the hub has the base image whole, with the file's digest.
+    pub(crate) fn has_base(&self, hub: &Layout, wanted: Option<&BaseImage>) -> bool {
+        let Some(((_, document), wanted)) = self.0.as_ref().zip(wanted) else {
+            return false;
+        };
+        let reference = wanted.to_string();
+        let digest = document.base.get(&reference);
+        digest.is_some_and(|digest| base::is_whole(hub, &reference, digest))
+    }
+
+    /// Fails unless the file is about exactly this base, these planets and these
+    /// images.
+    pub(crate) fn check<'a>(
+        &self,
+        base: &Base,
+        planets: impl Iterator<Item = &'a String>,
+        wanted: &[Wanted],
+    ) -> Result<()> {
         let Some((path, document)) = &self.0 else {
             return Ok(());
         };
@@ -66,13 +106,14 @@ impl Locked {
             )),
             None => differences.push(format!("it lacks the base image {}", base.reference)),
         }
-        let names: Vec<String> = wanted.iter().filter_map(name).collect();
-        let lacks = names
-            .iter()
-            .filter(|name| !document.images.contains_key(*name));
-        differences.extend(lacks.map(|name| format!("it lacks {name}")));
-        let left = document.images.keys().filter(|name| !names.contains(name));
-        differences.extend(left.map(|name| format!("{name} is not used any more")));
+        let planets: Vec<String> = planets.filter(|name| floats(name)).cloned().collect();
+        let images: Vec<String> = wanted.iter().filter_map(name).collect();
+        for (names, locked) in [(planets, &document.planets), (images, &document.images)] {
+            let lacks = names.iter().filter(|name| !locked.contains_key(*name));
+            differences.extend(lacks.map(|name| format!("it lacks {name}")));
+            let left = locked.keys().filter(|name| !names.contains(name));
+            differences.extend(left.map(|name| format!("{name} is not used any more")));
+        }
         if !differences.is_empty() {
             bail!(
                 "{} does not fit: {}: build without --locked, which renews it",
@@ -86,14 +127,30 @@ impl Locked {
     /// What to ask for: the image that the name stood for.
     pub(crate) fn pin(&self, image: &Reference) -> Result<Reference> {
         let images = self.0.as_ref().map(|(_, document)| &document.images);
-        match images.and_then(|images| images.get(&image.to_string())) {
-            Some(digest) if image.digest().is_none() => {
-                // The tag stays: an engine knows nothing else.
-                Ok(format!("{image}@{digest}").parse()?)
-            }
-            _ => Ok(image.clone()),
-        }
+        pinned(
+            image.clone(),
+            images.and_then(|images| images.get(&image.to_string())),
+        )
     }
+
+    /// The same for the planet image that the manifest calls so.
+    pub(crate) fn pin_planet(&self, name: &str) -> Result<Reference> {
+        let planets = self.0.as_ref().map(|(_, document)| &document.planets);
+        pinned(name.parse()?, planets.and_then(|planets| planets.get(name)))
+    }
+}
+
+fn pinned(image: Reference, digest: Option<&Digest>) -> Result<Reference> {
+    match digest {
+        // The tag stays: an engine knows nothing else.
+        Some(digest) if image.digest().is_none() => Ok(format!("{image}@{digest}").parse()?),
+        _ => Ok(image),
+    }
+}
+
+/// Whether the name of a planet image can stand for another one tomorrow.
+fn floats(name: &str) -> bool {
+    !name.contains('@')
 }
 
 /// A name that can stand for another image tomorrow.
@@ -124,9 +181,9 @@ fn read(path: &Path) -> Result<Option<Document>> {
     })?;
     // The version first: fields of a later one may differ.
     let version = document.get("version").and_then(serde_json::Value::as_u64);
-    if version != Some(u64::from(VERSION)) {
+    if !version.is_some_and(|version| (EARLIEST.into()..=VERSION.into()).contains(&version)) {
         bail!(
-            "{} is no lock file of version {VERSION}, which this program reads: move it away",
+            "{} is no lock file of the versions {EARLIEST} to {VERSION}, which this program reads: move it away",
             path.display()
         );
     }
@@ -146,7 +203,13 @@ pub(crate) fn check_ours(path: &Path) -> Result<()> {
 
 /// Writes the file for what was built; one that says the same stays. Where it
 /// can't be written that is told, as the build itself is good.
-pub(crate) fn write(path: &Path, base: &Base, images: &[Vendored], sink: &dyn Sink) -> Result<()> {
+pub(crate) fn write(
+    path: &Path,
+    base: &Base,
+    planets: &[Planet],
+    images: &[Vendored],
+    sink: &dyn Sink,
+) -> Result<()> {
     let of = |image: &Vendored| {
         let source: Reference = image.application.source.parse().ok()?;
         let floats = source.digest().is_none();
@@ -155,6 +218,11 @@ pub(crate) fn write(path: &Path, base: &Base, images: &[Vendored], sink: &dyn Si
     let document = Document {
         version: VERSION,
         base: [(base.reference.clone(), base.digest.to_string())].into(),
+        planets: planets
+            .iter()
+            .filter(|planet| floats(&planet.name))
+            .map(|planet| (planet.name.clone(), planet.resolved.clone()))
+            .collect(),
         images: images.iter().filter_map(of).collect(),
     };
     if read(path)?.as_ref() == Some(&document) {

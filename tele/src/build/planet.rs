@@ -16,12 +16,14 @@ use anyhow::{Context, Result, bail};
 use event::Sink;
 use image::layer::Compression;
 use manifest::Manifest;
+use oci::hub::HubError;
 use oci::layout::MAX_DOCUMENT;
 use oci::spec::{Descriptor, ImageConfiguration, ImageManifest, MediaType};
-use oci::{Client, Digest, Layout, Progress, Reference};
+use oci::{Client, Digest, Failure, Hub, Layout, Progress, Reference};
 use semver::Version;
 
-use super::base::Base;
+use super::base::{self, Base};
+use super::lock::Locked;
 
 /// Most bytes that a layer decompresses to.
 const MAX_LAYER: u64 = 64 << 30;
@@ -33,6 +35,8 @@ pub(crate) struct Planet {
     pub(crate) name: String,
     /// Profiles whose nodes run it; `""` stands for nodes without one.
     pub(crate) profiles: Vec<String>,
+    /// Digest of the manifest that its name led to.
+    pub(crate) resolved: Digest,
     /// Where its blobs are.
     pub(crate) layout: Layout,
     /// Its manifest in the cluster image.
@@ -72,22 +76,30 @@ pub(crate) fn named(manifest: &Manifest) -> BTreeMap<String, Vec<String>> {
     named
 }
 
+/// Where planet images are looked for, in this order.
+pub(crate) struct Places<'a> {
+    /// The registry that fills `hub`.
+    pub(crate) remote: Option<&'a Hub>,
+    pub(crate) hub: &'a Layout,
+    /// Finds container images and puts them into `cache`.
+    pub(crate) client: &'a Client,
+    pub(crate) cache: &'a Layout,
+    /// What names are held to.
+    pub(crate) locked: &'a Locked,
+}
+
 /// Finds and checks all planet images of a manifest.
 pub(crate) async fn select(
     manifest: &Manifest,
     base: &Base,
-    hub: &Layout,
-    cache: &Layout,
-    client: &Client,
+    places: &Places<'_>,
     sink: &Arc<dyn Sink>,
 ) -> Result<Vec<Planet>> {
     let mut planets = Vec::new();
     for (name, profiles) in named(manifest) {
         let what = || format!("cannot use the planet image {name}");
         version(&name).with_context(what)?;
-        let (layout, descriptor) = find(&name, hub, cache, client, sink)
-            .await
-            .with_context(what)?;
+        let (layout, descriptor) = places.find(&name, sink).await.with_context(what)?;
         let planet = check(&name, profiles, base, layout, &descriptor).with_context(what)?;
         sink.info(&format!(
             "Planet image {name}: {} layers on top of {}",
@@ -112,33 +124,112 @@ fn version(name: &str) -> Result<Version> {
     })
 }
 
-/// In the hub under its name, as it is or as Buildah calls an image without a
-/// registry; else in its registry.
-async fn find(
-    name: &str,
-    hub: &Layout,
-    cache: &Layout,
-    client: &Client,
-    sink: &Arc<dyn Sink>,
-) -> Result<(Layout, Descriptor)> {
-    let tags = hub.tags()?;
-    for name in [name.to_owned(), format!("localhost/{name}")] {
-        if let Some((_, descriptor)) = tags.iter().find(|(tag, _)| *tag == name) {
-            return Ok((hub.clone(), descriptor.clone()));
+impl Places<'_> {
+    /// In the hub under its name, as it is or as Buildah calls an image without
+    /// a registry; else in its registry. One that is pinned is taken by its
+    /// digest, wherever its tag has moved.
+    async fn find(&self, name: &str, sink: &Arc<dyn Sink>) -> Result<(Layout, Descriptor)> {
+        let progress = Progress::new("planet image", Arc::clone(sink));
+        let image = self.locked.pin_planet(name)?;
+        let pinned = image.digest();
+        for layout in [self.hub, self.cache] {
+            if let Some(descriptor) = pinned.and_then(|digest| whole(layout, digest)) {
+                return Ok((layout.clone(), descriptor));
+            }
         }
+        let name = name.split('@').next().unwrap_or(name);
+        let names = [name.to_owned(), format!("localhost/{name}")];
+        if let Some(remote) = self.remote {
+            for name in &names {
+                if let Some(descriptor) = self.fetch(remote, name, pinned, &progress).await? {
+                    return Ok((self.hub.clone(), descriptor));
+                }
+            }
+        }
+        if pinned.is_none() {
+            let tags = self.hub.tags()?;
+            for name in &names {
+                if let Some((_, descriptor)) = tags.iter().find(|(tag, _)| tag == name) {
+                    return Ok((self.hub.clone(), descriptor.clone()));
+                }
+            }
+        }
+        let pulled = self.client.pull(&image, self.cache, &progress);
+        let pulled = pulled.await.with_context(|| {
+            let dir = self.hub.dir().display();
+            let (hub, copy) = match self.remote {
+                Some(remote) => (remote.describe(), format!("tele push {name} --from DIR")),
+                None => (
+                    dir.to_string(),
+                    format!("buildah push {name} oci:{dir}:{name}"),
+                ),
+            };
+            match pinned {
+                Some(digest) => format!(
+                    "the hub {hub} does not hold it with the digest {digest} either: copy that there; if the lock \
+                     file names it, build without --locked, which renews it"
+                ),
+                None => format!(
+                    "the hub {hub} does not hold it either: copy it there, for example by `{copy}`"
+                ),
+            }
+        })?;
+        progress.finish();
+        Ok((self.cache.clone(), pulled.manifest))
     }
-    let progress = Progress::new("planet image", Arc::clone(sink));
-    let pulled = client.pull(&name.parse()?, cache, &progress).await;
-    let pulled = pulled.with_context(|| {
-        format!(
-            "the hub {} does not hold it either: copy it there, for example by \
-             `buildah push {name} oci:{}:{name}`",
-            hub.dir().display(),
-            hub.dir().display()
-        )
-    })?;
-    progress.finish();
-    Ok((cache.clone(), pulled.manifest))
+
+    /// Has an image of the registry in `hub`; nothing when it isn't there.
+    async fn fetch(
+        &self,
+        remote: &Hub,
+        image: &str,
+        pinned: Option<&Digest>,
+        progress: &Progress,
+    ) -> Result<Option<Descriptor>> {
+        let (name, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
+        let wanted = pinned.map_or(tag, Digest::as_str);
+        let entry = match remote.entry(name, wanted).await {
+            Ok(entry) => entry,
+            // A hub holds no name with a port.
+            Err(HubError::Failure(Failure::NotFound { .. }) | HubError::BadName { .. }) => {
+                return Ok(None);
+            }
+            // It may have it: a stranger's image of that name must not do.
+            Err(error) => {
+                return Err(error).with_context(|| {
+                    format!("cannot take {image} from the hub {}", remote.describe())
+                });
+            }
+        };
+        let digest = entry.descriptor.digest();
+        if let Some(pinned) = pinned.filter(|pinned| pinned.as_str() != digest.as_ref()) {
+            bail!("the hub {} gives {digest} for {pinned}", remote.describe());
+        }
+        let blobs: Vec<_> = needed(&entry.manifest).cloned().collect();
+        remote.fetch(name, &blobs, self.hub, progress).await?;
+        progress.finish();
+        let kind = entry.descriptor.media_type().as_ref();
+        self.hub.put_blob_bytes(&entry.bytes, kind)?;
+        Ok(Some(entry.descriptor))
+    }
+}
+
+/// All blobs but the lowest layer: that is the base's, which is there, or nothing
+/// fits.
+fn needed(manifest: &ImageManifest) -> impl Iterator<Item = &Descriptor> {
+    let layers = manifest.layers().iter().skip(1);
+    layers.chain([manifest.config()])
+}
+
+/// The image with this digest, where all that is needed of it is in the layout.
+fn whole(layout: &Layout, digest: &Digest) -> Option<Descriptor> {
+    let bytes = layout.read_blob(digest, MAX_DOCUMENT).ok()?;
+    let manifest: ImageManifest = serde_json::from_slice(&bytes).ok()?;
+    let kind = manifest.media_type().clone();
+    let kind = kind.unwrap_or(MediaType::ImageManifest);
+    let there = base::holds(layout, needed(&manifest));
+    let descriptor = oci::layout::descriptor(digest.clone(), bytes.len() as u64, kind.as_ref());
+    descriptor.ok().filter(|_| there)
 }
 
 /// Checks that an image descends from `base` and that its layers are what its
@@ -160,6 +251,7 @@ fn check(
         );
     }
     let mut manifest: ImageManifest = layout.read_manifest(descriptor)?;
+    let resolved = Digest::try_from(descriptor.digest())?;
     let config = manifest.config().clone();
     let configuration: ImageConfiguration =
         layout.read_json(&Digest::try_from(config.digest())?)?;
@@ -210,6 +302,7 @@ fn check(
     Ok(Planet {
         name: name.into(),
         profiles,
+        resolved,
         layout,
         manifest: bytes,
         descriptor,

@@ -32,6 +32,9 @@ const CHART_BYTES: u64 = 16 << 20;
 /// Where images are looked for unless `--glob` says otherwise.
 const GLOBS: [&str; 3] = ["**/*.yaml", "**/*.yml", "**/*.json"];
 
+/// Directories of a chart that helm renders.
+const RENDERED: [&str; 3] = ["templates", "crds", "charts"];
+
 /// Which files are looked into; all are packed.
 #[derive(Debug)]
 pub(crate) struct Selection {
@@ -172,13 +175,14 @@ pub(crate) struct Discovery<'a> {
 }
 
 impl Discovery<'_> {
-    /// Looks through the manifest's directory, charts aside. What turns out to
-    /// be no resource is added to `skip`.
+    /// Looks through the manifest's directory, aside from what helm renders.
+    /// What turns out to be no resource is added to `skip`.
     pub(crate) fn run(&self, skip: &mut Skip) -> Result<Found> {
         let root = root(self.source)?;
         let manifest = canonical(&self.source.file);
         let mut found = Found::default();
-        let mut inside: Option<PathBuf> = None;
+        // Those that the entry lies in, the innermost last.
+        let mut charts: Vec<PathBuf> = Vec::new();
         let mut entries = WalkDir::new(&root).sort_by_file_name().into_iter();
         while let Some(entry) = entries.next() {
             let entry = entry.context("cannot read the resources")?;
@@ -190,12 +194,18 @@ impl Discovery<'_> {
                 }
                 continue;
             }
-            let in_chart = inside.as_ref().is_some_and(|chart| path.starts_with(chart));
+            charts.retain(|chart| path.starts_with(chart));
+            let in_chart = charts
+                .last()
+                .and_then(|chart| path.strip_prefix(chart).ok());
+            let rendered = in_chart
+                .and_then(|path| path.iter().next())
+                .is_some_and(|first| RENDERED.iter().any(|name| first == *name));
             if entry.file_type().is_dir() {
                 if entry.file_name() == ".git" {
                     entries.skip_current_dir();
-                } else if !in_chart && path.join("Chart.yaml").is_file() {
-                    inside = Some(path.to_owned());
+                } else if !rendered && path.join("Chart.yaml").is_file() {
+                    charts.push(path.to_owned());
                     if !self.selection.ignores(&relative) {
                         found.charts.push(relative);
                     }
@@ -211,20 +221,26 @@ impl Discovery<'_> {
                     self.source.shown(&relative).display()
                 ));
                 skip.0.push(path.to_owned());
-            } else if in_chart {
-                // Its files are templates, which helm renders.
+            } else if rendered {
+                // Its images are found in what helm makes of it.
             } else if path.extension().is_some_and(|extension| extension == "tgz") {
                 if !self.selection.ignores(&relative) && is_chart_archive(path) {
                     found.charts.push(relative);
                 }
             } else if self.selection.takes(&relative) {
-                self.look_into(path, relative, &mut found)?;
+                self.look_into(path, relative, in_chart.is_some(), &mut found)?;
             }
         }
         Ok(found)
     }
 
-    fn look_into(&self, path: &Path, relative: PathBuf, found: &mut Found) -> Result<()> {
+    fn look_into(
+        &self,
+        path: &Path,
+        relative: PathBuf,
+        in_chart: bool,
+        found: &mut Found,
+    ) -> Result<()> {
         let place = self.source.shown(&relative).display().to_string();
         let size = std::fs::metadata(path)
             .with_context(|| format!("cannot read {place}"))?
@@ -250,10 +266,19 @@ impl Discovery<'_> {
         } else {
             scan(&text, &place)
         };
+        // A chart's templates may read its other files as templates, too.
+        let parsed = parsed.and_then(|scanned| match in_chart && scanned.is_template() {
+            true => bail!("{place}: a template names an image"),
+            false => Ok(scanned),
+        });
         let scanned = match parsed {
             Ok(scanned) => scanned,
             // Templates of other tools lie beside objects; objects must be readable.
-            Err(error) if text.contains("apiVersion") && text.contains("kind") => {
+            Err(error)
+                if !(in_chart && text.contains("{{"))
+                    && text.contains("apiVersion")
+                    && text.contains("kind") =>
+            {
                 return Err(error.context(format!(
                     "cannot look for images in {place}: --ignore leaves it out"
                 )));

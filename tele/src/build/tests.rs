@@ -1,6 +1,9 @@
 //! Whole builds, with a hub and a cache of their own and without a network.
 
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
+use std::sync::{Mutex, PoisonError};
 
 use event::Memory;
 use image::Image;
@@ -50,6 +53,8 @@ pub(crate) struct Vendor {
     /// What is built.
     app: PathBuf,
     helm: PathBuf,
+    /// The hub, where it is a registry.
+    remote: Option<Hub>,
 }
 
 fn put(path: &Path, text: &str, mode: u32) {
@@ -57,7 +62,107 @@ fn put(path: &Path, text: &str, mode: u32) {
     host::atomic::write(path, text.as_bytes(), mode).unwrap();
 }
 
+/// Nothing is asked that isn't on this machine.
+fn client() -> Client {
+    let rules = "[[registry]]\nlocation = 'docker.io'\nblocked = true";
+    let retry = Retry {
+        tries: 1,
+        ..Retry::default()
+    };
+    let registries = Registries::parse(rules).unwrap();
+    Client::new(registries, Credentials::default(), 2, retry)
+}
+
+/// A registry with the images of a layout below `team/`.
+#[derive(Clone)]
+struct Registry {
+    layout: Layout,
+    /// Paths that it was asked for.
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+impl Registry {
+    /// Begins to serve at the address that is returned.
+    fn start(layout: Layout) -> (Self, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let asked = Arc::default();
+        let registry = Self { layout, asked };
+        let serving = registry.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let registry = serving.clone();
+                // Who asks may go at any time.
+                std::thread::spawn(move || registry.serve(stream).ok());
+            }
+        });
+        (registry, address)
+    }
+
+    fn asked(&self) -> Vec<String> {
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut asked)
+    }
+
+    fn serve(&self, mut stream: TcpStream) -> std::io::Result<()> {
+        let mut greeting = [0];
+        stream.peek(&mut greeting)?;
+        if greeting == [0x16] {
+            // TLS: who asks tries without it then.
+            return Ok(());
+        }
+        let mut lines = BufReader::new(stream.try_clone()?).lines();
+        let first = lines.next().transpose()?.unwrap_or_default();
+        let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        while lines
+            .next()
+            .transpose()?
+            .is_some_and(|line| !line.is_empty())
+        {}
+        let body = self.body(&path);
+        let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.push(path);
+        drop(asked);
+        let (status, body) = body.map_or((404, b"{}".to_vec()), |body| (200, body));
+        let size = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {size}\r\n\r\n"
+        )?;
+        stream.write_all(&body)
+    }
+
+    fn body(&self, path: &str) -> Option<Vec<u8>> {
+        let path = path.strip_prefix("/v2/team/")?;
+        if let Some((name, _)) = path.split_once("/tags/list") {
+            let tags = self.layout.tags().ok()?;
+            let tags = tags.iter().filter_map(|(reference, _)| {
+                let (other, tag) = reference.split_once(':')?;
+                (other == name).then_some(tag)
+            });
+            let tags: Vec<_> = tags.collect();
+            return Some(json!({ "tags": tags }).to_string().into_bytes());
+        }
+        let (path, wanted) = path.rsplit_once('/')?;
+        let digest = wanted.parse().or_else(|_| {
+            let name = path.strip_suffix("/manifests").unwrap_or(path);
+            let found = self.layout.resolve(&format!("{name}:{wanted}"));
+            Digest::try_from(found.map_err(drop)?.digest()).map_err(drop)
+        });
+        self.layout.read_blob(&digest.ok()?, 1 << 20).ok()
+    }
+}
+
 impl Vendor {
+    /// The same with the hub in a registry.
+    fn with_registry() -> (Self, Registry) {
+        let vendor = Self::new();
+        let (registry, address) = Registry::start(Layout::open(vendor.at("hub")).unwrap());
+        let remote = Hub::open(Some(&format!("http://{address}/team")), &client(), false);
+        let remote = Some(remote.unwrap());
+        (Self { remote, ..vendor }, registry)
+    }
+
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hub = Layout::open_or_create(dir.path().join("hub")).unwrap();
@@ -102,6 +207,7 @@ impl Vendor {
             digest,
             app: dir.path().join("app"),
             helm: dir.path().join("helm"),
+            remote: None,
             dir,
         };
         vendor.put("app.yaml", APP);
@@ -145,19 +251,17 @@ impl Vendor {
     ) -> Result<PathBuf> {
         let path = self.at(name);
         let state = self.at("state");
-        let hub = Layout::open(self.at("hub")).unwrap();
-        let client = Client::new(
-            Registries::default(),
-            Credentials::default(),
-            2,
-            Retry::default(),
-        );
+        let hub = match &self.remote {
+            Some(_) => Layout::open_or_create(state.join("hub")).unwrap(),
+            None => Layout::open(self.at("hub")).unwrap(),
+        };
+        let client = client();
         let licenses = self.at("licenses");
         let mut job = Job {
             path: &self.app,
             state: &state,
             hub: &hub,
-            remote: None,
+            remote: self.remote.as_ref(),
             base: None,
             chart_options: charts::Options {
                 helm: self.helm.as_os_str(),
@@ -359,6 +463,54 @@ fn a_planet_of_ones_own_adds_its_layers() {
     vendor.planet("lies:1.0.0", &base, &gzip_of(b"other"), &content);
     let text = error("lies:1.0.0");
     assert!(text.contains("its config says"), "{text}");
+}
+
+#[test]
+fn a_registry_that_is_the_hub_is_asked_for_a_planet() {
+    let (vendor, registry) = Vendor::with_registry();
+    let (base, own) = (b"rootfs".repeat(1000), gzip_of(b"package"));
+    for name in ["custom-planet:1.0.0", "localhost/other:1.0.0"] {
+        vendor.planet(name, &base, &own, &Digest::of(b"package"));
+    }
+    let with = |image: &str| {
+        let options = format!("systemOptions: {{baseImage: '{image}'}}\n");
+        vendor.put("app.yaml", &format!("{APP}{options}"));
+    };
+    for name in ["custom-planet:1.0.0", "other:1.0.0"] {
+        with(name);
+        let path = vendor.build("shop", &Arc::default()).unwrap();
+        let image = Image::open(path).unwrap();
+        assert_eq!(image.verify(&event::Discard).unwrap(), []);
+        let cluster = ClusterImage::open(image).unwrap();
+        let layers = cluster.planet("").unwrap().layers;
+        let layers: Vec<_> = layers.into_iter().map(|layer| layer.digest).collect();
+        assert_eq!(
+            layers,
+            [Digest::of(&base), Digest::of(&own)].map(|d| d.to_string())
+        );
+    }
+    // The base's root filesystem is there already.
+    let copy = Digest::of(b"recompressed").to_string();
+    assert!(!registry.asked().iter().any(|path| path.ends_with(&copy)));
+
+    with("missing:1.0.0");
+    let error = vendor.error();
+    let hub = vendor.remote.as_ref().unwrap().describe();
+    assert!(
+        error.contains(&format!("the hub {hub} does not hold it either"))
+            && error.contains("`tele push missing:1.0.0 --from DIR`"),
+        "{error}"
+    );
+    // What it has and can't give is not looked for elsewhere.
+    let index = json!({"schemaVersion": 2, "manifests": []}).to_string();
+    let index = registry.layout.put_blob_bytes(index.as_bytes(), "index");
+    registry.layout.tag("index:1.0.0", index.unwrap()).unwrap();
+    with("index:1.0.0");
+    let error = vendor.error();
+    assert!(
+        error.contains(&format!("cannot take index:1.0.0 from the hub {hub}")),
+        "{error}"
+    );
 }
 
 pub(crate) fn gzip_of(bytes: &[u8]) -> Vec<u8> {
@@ -570,7 +722,8 @@ fn the_lock_file_holds_names_to_digests() {
         "{error}"
     );
     let with = |image: &str, digest: &str| {
-        let text = text.replace("{}", &format!("{{\"{image}\": \"{digest}\"}}"));
+        let images = format!("\"images\": {{\"{image}\": \"{digest}\"}}");
+        let text = text.replace("\"images\": {}", &images);
         put(&lock, &text, 0o644);
     };
     let digest = vendor.digest.to_string();
@@ -588,7 +741,11 @@ fn the_lock_file_holds_names_to_digests() {
         "{error}"
     );
     put(&lock, &text.replace("6.0.0", "5.9.0"), 0o644);
-    let error = locked(&vendor).unwrap_err();
+    let error = vendor.build_as("shop", &sink, |job| {
+        job.locked = true;
+        job.base = Some("gravity:6.0.0".parse().unwrap());
+    });
+    let error = format!("{:#}", error.unwrap_err());
     assert!(
         error.contains("it lacks the base image gravity:6.0.0"),
         "{error}"
@@ -597,7 +754,7 @@ fn the_lock_file_holds_names_to_digests() {
         "",
         "yarn lockfile v1",
         "[]",
-        "{\"version\": 2}",
+        "{\"version\": 3}",
         "{\"version\": 1, \"base\": 1}",
     ] {
         put(&lock, bad, 0o644);
@@ -611,6 +768,162 @@ fn the_lock_file_holds_names_to_digests() {
         locked(&vendor)
             .unwrap_err()
             .contains("there is no lock file")
+    );
+}
+
+impl Vendor {
+    /// Names a planet image that consists of the base and this, and builds.
+    fn lock_planet(&self, own: &[u8]) -> Result<ClusterImage> {
+        let options = "systemOptions: {baseImage: 'custom-planet:1.0.0'}\n";
+        self.put("app.yaml", &format!("{APP}{options}"));
+        self.move_planet(own);
+        self.build_planet(false)
+    }
+
+    fn move_planet(&self, own: &[u8]) {
+        let base = b"rootfs".repeat(1000);
+        self.planet(
+            "custom-planet:1.0.0",
+            &base,
+            &gzip_of(own),
+            &Digest::of(own),
+        );
+    }
+
+    fn build_planet(&self, locked: bool) -> Result<ClusterImage> {
+        let path = self.build_as("shop", &Arc::default(), |job| job.locked = locked)?;
+        Ok(ClusterImage::open(Image::open(path)?)?)
+    }
+}
+
+/// Whether the image's planet has this on top of the base.
+fn has_planet(cluster: &ClusterImage, own: &[u8]) -> bool {
+    let layers = cluster.planet("").unwrap().layers;
+    layers[1].digest == Digest::of(&gzip_of(own)).to_string()
+}
+
+#[test]
+fn the_lock_file_holds_planets_to_digests() {
+    let vendor = Vendor::new();
+    let lock = vendor.at("app/app.lock");
+    let read = || std::fs::read_to_string(&lock).unwrap();
+    assert!(has_planet(&vendor.lock_planet(b"one").unwrap(), b"one"));
+    let hub = Layout::open(vendor.at("hub")).unwrap();
+    let one = hub.resolve("custom-planet:1.0.0").unwrap();
+    let one = Digest::try_from(one.digest()).unwrap();
+    let text = read();
+    assert!(
+        text.contains(&format!("\"custom-planet:1.0.0\": \"{one}\"")),
+        "{text}"
+    );
+
+    vendor.move_planet(b"two");
+    assert!(has_planet(&vendor.build_planet(true).unwrap(), b"one"));
+    assert_eq!(read(), text);
+    std::fs::remove_file(hub.blob_path(&one)).unwrap();
+    let failed = || format!("{:#}", vendor.build_planet(true).unwrap_err());
+    let error = failed();
+    assert!(
+        error.contains(&format!("with the digest {one} either")),
+        "{error}"
+    );
+    assert!(has_planet(&vendor.build_planet(false).unwrap(), b"two"));
+
+    // A lock file of version 1 serves where there is no planet.
+    let plain = Vendor::new();
+    plain.build("shop", &Arc::default()).unwrap();
+    let text = std::fs::read_to_string(plain.at("app/app.lock")).unwrap();
+    assert!(
+        text.contains("\"version\": 2") && text.contains("  \"planets\": {},\n"),
+        "{text}"
+    );
+    let first = text.replace("\"version\": 2", "\"version\": 1");
+    let first = first.replace("  \"planets\": {},\n", "");
+    put(&plain.at("app/app.lock"), &first, 0o644);
+    plain.build_planet(true).unwrap();
+    put(&lock, &first, 0o644);
+    let error = failed();
+    assert!(
+        error.contains("app.lock does not fit: it lacks custom-planet:1.0.0"),
+        "{error}"
+    );
+    let other = read().replace(
+        "\"images\"",
+        &format!("\"planets\": {{\"a:1.0.0\": \"{one}\"}}, \"images\""),
+    );
+    put(&lock, &other, 0o644);
+    assert!(
+        failed().contains("a:1.0.0 is not used any more"),
+        "{}",
+        failed()
+    );
+}
+
+#[test]
+fn a_locked_build_takes_the_locked_base_and_asks_no_registry() {
+    let (vendor, registry) = Vendor::with_registry();
+    let first = vendor.lock_planet(b"one").unwrap();
+    assert_eq!(first.config.base.reference, "gravity:6.0.0");
+    // What is published later changes nothing.
+    vendor.move_planet(b"two");
+    let hub = &registry.layout;
+    let base = hub.resolve("gravity:6.0.0").unwrap();
+    hub.tag("gravity:6.1.0", base).unwrap();
+    registry.asked();
+    let built = vendor.build_planet(true).unwrap();
+    assert_eq!(registry.asked(), [""; 0]);
+    assert_eq!(built.config.base.reference, "gravity:6.0.0");
+    assert!(has_planet(&built, b"one"));
+    // Nor is it asked for what once came from elsewhere.
+    let name = "quay.io/team/planet:1.0.0";
+    vendor.planet(
+        name,
+        &b"rootfs".repeat(1000),
+        &gzip_of(b"one"),
+        &Digest::of(b"one"),
+    );
+    let planet = hub.resolve(name).unwrap();
+    for blob in std::fs::read_dir(vendor.at("hub/blobs/sha256")).unwrap() {
+        let blob = blob.unwrap();
+        let to = vendor
+            .at("state/images/blobs/sha256")
+            .join(blob.file_name());
+        std::fs::copy(blob.path(), to).unwrap();
+    }
+    hub.tag(name, hub.resolve("custom-planet:1.0.0").unwrap())
+        .unwrap();
+    let (app, lock) = (vendor.at("app/app.yaml"), vendor.at("app/app.lock"));
+    let texts = [&app, &lock].map(|file| std::fs::read_to_string(file).unwrap());
+    put(&app, &texts[0].replace("custom-planet:1.0.0", name), 0o644);
+    let (old, new) = texts[1].split_once("\"custom-planet:1.0.0\": \"").unwrap();
+    let rest = new.split_once('"').unwrap().1;
+    put(
+        &lock,
+        &format!("{old}\"{name}\": \"{}\"{rest}", planet.digest()),
+        0o644,
+    );
+    assert!(has_planet(&vendor.build_planet(true).unwrap(), b"one"));
+    assert_eq!(registry.asked(), [""; 0]);
+    put(&app, &texts[0], 0o644);
+    put(&lock, &texts[1], 0o644);
+    // Elsewhere both are fetched.
+    std::fs::remove_dir_all(vendor.at("state/hub")).unwrap();
+    let built = vendor.build_planet(true).unwrap();
+    assert_eq!(built.config.base.reference, "gravity:6.0.0");
+    assert!(has_planet(&built, b"one"));
+    assert_ne!(registry.asked(), [""; 0]);
+    let built = vendor.build_planet(false).unwrap();
+    assert_eq!(built.config.base.reference, "gravity:6.1.0");
+    assert!(has_planet(&built, b"two"));
+    // A version that is asked for has the last word.
+    let built = vendor.build_as("shop", &Arc::default(), |job| {
+        job.locked = true;
+        job.base = Some("gravity:6.0.0".parse().unwrap());
+    });
+    let error = format!("{:#}", built.unwrap_err());
+    assert!(
+        error.contains("it lacks the base image gravity:6.0.0"),
+        "{error}"
     );
 }
 
@@ -642,6 +955,86 @@ fn options_choose_what_is_looked_into() {
         .unwrap()
         .any(|entry| entry.unwrap().path().unwrap() == Path::new("bad.yaml"));
     assert!(packed);
+}
+
+#[test]
+fn objects_in_a_chart_are_found_where_helm_does_not_render() {
+    let vendor = Vendor::new();
+    let tool = vendor.image.replace("team/app", "team/tool");
+    let set = "apiVersion: cluster.gravitational.io/v1beta1\nkind: ImageSet\nspec: {images: [{image: TOOL}]}\n";
+    let part = "apiVersion: v1\nkind: Pod\n{{ toYaml .Values.part }}\n";
+    // Beside the manifest itself, and in charts below.
+    vendor.put("Chart.yaml", "apiVersion: v2\nname: shop\nversion: 1.0.0\n");
+    vendor.put("values.yaml", "image: {{{\n");
+    vendor.put("resources.yaml", OBJECT);
+    vendor.put("images.yaml", &set.replace("TOOL", &tool));
+    vendor.put("files/part.yaml", part);
+    vendor.put(
+        "files/named.yaml",
+        &OBJECT.replace("IMAGE", "\"{{ .Values.image }}\""),
+    );
+    vendor.put(
+        "deploy/other/Chart.yaml",
+        "apiVersion: v2\nname: other\nversion: 1.0.0\n",
+    );
+    vendor.put("deploy/other/jobs/job.yaml", OBJECT);
+    vendor.put(
+        "deploy/other/charts/sub/Chart.yaml",
+        "apiVersion: v2\nname: sub\nversion: 1.0.0\n",
+    );
+    for chart in [
+        "",
+        "charts/example/",
+        "deploy/other/",
+        "deploy/other/charts/sub/",
+    ] {
+        vendor.put(&format!("{chart}templates/pod.yaml"), OBJECT);
+        vendor.put(&format!("{chart}templates/part.yaml"), part);
+        vendor.put(&format!("{chart}crds/pod.yaml"), OBJECT);
+    }
+    let sink = Arc::new(Memory::default());
+    let path = vendor.build("shop", &sink).unwrap();
+    let events: Vec<_> = sink.events().iter().map(|e| format!("{e:?}")).collect();
+    let count = |text: &str| events.iter().filter(|event| event.contains(text)).count();
+    // Subcharts are rendered by the charts that they belong to.
+    assert_eq!(count("Rendering chart"), 2, "{events:?}");
+    for file in ["values.yaml", "files/part.yaml", "files/named.yaml"] {
+        assert_eq!(count(&format!("{file}: ")), 1, "{events:?}");
+    }
+    assert_eq!(count("Warning"), 3, "{events:?}");
+    let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+    let sources: Vec<_> = cluster
+        .config
+        .images
+        .iter()
+        .map(|i| i.source.as_str())
+        .collect();
+    assert_eq!(sources, [&vendor.image, &tool]);
+    let tar = cluster
+        .image
+        .read_blob_bytes(&cluster.config.resources, 1 << 20)
+        .unwrap();
+    let mut rewritten = Vec::new();
+    for entry in tar::Archive::new(tar.as_slice()).entries().unwrap() {
+        let mut entry = entry.unwrap();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut entry, &mut text).unwrap();
+        if text.contains("leader.telekube.local") {
+            rewritten.push(entry.path().unwrap().display().to_string());
+        }
+    }
+    rewritten.sort();
+    let expected = [
+        "deploy/other/jobs/job.yaml",
+        "images.yaml",
+        "resources.yaml",
+        "resources/pod.yaml",
+    ];
+    assert_eq!(rewritten, expected);
+    // What is no template must be readable, as elsewhere.
+    vendor.put("files/bad.yaml", "apiVersion: v1\nkind: Pod\nspec: [\n");
+    let error = vendor.error();
+    assert!(error.contains("files/bad.yaml: not valid YAML"), "{error}");
 }
 
 #[test]
