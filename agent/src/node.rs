@@ -12,7 +12,7 @@ use event::Sink;
 use host::changes::Journal;
 use operation::PhaseError;
 use pki::tls::{Identity, Trust};
-use rpc::controller::Session;
+use rpc::controller::{Refusal, Session};
 use spec::layout::Layout;
 
 /// A node and the journal of what was changed on it.
@@ -95,6 +95,14 @@ pub(crate) fn transient(error: &(dyn std::error::Error + 'static)) -> PhaseError
 /// A failure that stays until somebody does something.
 pub(crate) fn lasting(error: &(dyn std::error::Error + 'static)) -> PhaseError {
     PhaseError::lasting(crate::text(error))
+}
+
+/// What a controller did not do.
+pub(crate) fn of_controller(error: &rpc::controller::Error) -> PhaseError {
+    match error {
+        rpc::controller::Error::Refused(Refusal::Refused(_)) => lasting(error),
+        _ => transient(error),
+    }
 }
 
 /// A failure to do something with a file.

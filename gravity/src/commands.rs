@@ -261,7 +261,7 @@ fn copy_of(called: Option<&OsStr>) -> String {
 /// Refuses everyone but root.
 pub(crate) fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("this command changes the node and must be run as root; try it with sudo");
+        bail!("this command must be run as root; try it with sudo");
     }
     Ok(())
 }

@@ -19,6 +19,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
+use crate::coordinator::Action;
+
 /// Lines that are kept for those who come later; older ones are forgotten.
 const KEPT: usize = 20_000;
 /// Longest line in bytes.
@@ -36,6 +38,8 @@ pub enum Line {
     Begin {
         /// Process that runs the operation.
         pid: u32,
+        /// What it does when it is told to abort, by SIGINT.
+        abort: Abort,
     },
     /// Something happened.
     Event {
@@ -47,6 +51,29 @@ pub enum Line {
         /// How it ended.
         outcome: Outcome,
     },
+}
+
+/// What an operation's process does when it is told to abort.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Abort {
+    /// Ends what runs, and takes everything back.
+    TakeBack,
+    /// Ends the one phase that it was asked for; the others stay as they are.
+    End,
+    /// Goes on: it is taking things back.
+    GoOn,
+}
+
+impl Abort {
+    /// Of a process that does this.
+    pub fn of(action: &Action) -> Self {
+        match action {
+            Action::Run => Self::TakeBack,
+            Action::Execute { .. } | Action::RollBack { .. } => Self::End,
+            Action::RollBackAll => Self::GoOn,
+        }
+    }
 }
 
 /// How an operation's process ended.
@@ -124,7 +151,7 @@ impl Broadcast {
     ///
     /// # Errors
     /// When the socket can't be made.
-    pub fn listen(socket: &Path) -> Result<Arc<Self>, Error> {
+    pub fn listen(socket: &Path, abort: Abort) -> Result<Arc<Self>, Error> {
         match std::fs::remove_file(socket) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
@@ -134,6 +161,7 @@ impl Broadcast {
         let mut history = History::default();
         history.push(&Line::Begin {
             pid: std::process::id(),
+            abort,
         });
         let broadcast = Arc::new(Self {
             socket: socket.to_owned(),
@@ -218,6 +246,7 @@ impl Sink for Broadcast {
 #[derive(Debug)]
 pub struct Follower {
     pid: u32,
+    abort: Abort,
     reader: BufReader<UnixStream>,
     /// What has come of the next line.
     line: Vec<u8>,
@@ -231,14 +260,16 @@ impl Follower {
     pub async fn open(socket: &Path) -> Result<Self, Error> {
         let mut follower = Self {
             pid: 0,
+            abort: Abort::GoOn,
             reader: BufReader::new(UnixStream::connect(socket).await?),
             line: Vec::new(),
         };
         match follower.next().await? {
-            Some(Line::Begin { pid }) => {
-                follower.pid = pid;
-                Ok(follower)
-            }
+            Some(Line::Begin { pid, abort }) => Ok(Self {
+                pid,
+                abort,
+                ..follower
+            }),
             _ => Err(ErrorKind::InvalidData.into()),
         }
     }
@@ -246,6 +277,11 @@ impl Follower {
     /// Process that runs the operation.
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// What it does when it is told to abort.
+    pub fn abort(&self) -> Abort {
+        self.abort
     }
 
     /// The next line; nothing when the process has ended without an end. May
@@ -285,9 +321,10 @@ mod tests {
         assert!(Follower::open(&socket).await.is_err());
         // What a killed process left.
         drop(UnixListener::bind(&socket).unwrap());
-        let broadcast = Broadcast::listen(&socket).unwrap();
+        let broadcast = Broadcast::listen(&socket, Abort::End).unwrap();
         let first = Follower::open(&socket).await.unwrap();
         assert_eq!(first.pid(), std::process::id());
+        assert_eq!(first.abort(), Abort::End);
         // One that goes away.
         drop(Follower::open(&socket).await.unwrap());
         broadcast.step("one");
@@ -312,7 +349,11 @@ mod tests {
         let listener = UnixListener::bind(&socket).unwrap();
         let dying = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
-            let begin = serde_json::to_string(&Line::Begin { pid: 7 }).unwrap();
+            let begin = serde_json::to_string(&Line::Begin {
+                pid: 7,
+                abort: Abort::GoOn,
+            })
+            .unwrap();
             stream
                 .write_all(format!("{begin}\n{{\"line\":\"ev").as_bytes())
                 .await
@@ -321,6 +362,16 @@ mod tests {
         let mut follower = Follower::open(&socket).await.unwrap();
         dying.await.unwrap();
         assert_eq!(follower.next().await.unwrap(), None);
+    }
+
+    #[test]
+    fn only_an_operation_that_runs_as_a_whole_is_taken_back() {
+        let phase = String::from("/config");
+        let force = true;
+        let one = Action::Execute { phase, force };
+        assert_eq!(Abort::of(&Action::Run), Abort::TakeBack);
+        assert_eq!(Abort::of(&one), Abort::End);
+        assert_eq!(Abort::of(&Action::RollBackAll), Abort::GoOn);
     }
 
     #[test]

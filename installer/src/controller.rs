@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use cluster::hooks::HookError;
 use cluster::{Client, StoredToken};
 use event::Sink;
 use host::facts::{HostFacts, Interest};
@@ -351,8 +352,11 @@ impl Site {
         sink: Arc<dyn Sink>,
     ) -> Result<(), Refusal> {
         let ran = self.hooks.run(&self.client, name, node, operation, sink);
-        ran.await
-            .map_err(|error| Refusal::Refused(error.to_string()))
+        // A hook that has failed does so again: somebody has to look first.
+        ran.await.map_err(|error| match error {
+            HookError::Cluster { source, .. } => not_now(source),
+            other => Refusal::Refused(other.to_string()),
+        })
     }
 
     /// Makes etcd's members and the endpoints of DNS what the description says, for

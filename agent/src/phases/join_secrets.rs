@@ -12,7 +12,7 @@ use super::secrets::{
     own_certificate, own_cluster_keys, own_kubeconfig, store_certificate, store_kubeconfig,
 };
 use crate::Node;
-use crate::node::{lasting, session, transient};
+use crate::node::{lasting, of_controller, session};
 
 /// Signs what kubeconfigs hold.
 const KUBERNETES: &str = "kubernetes-ca";
@@ -26,7 +26,10 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
     let shared = |name: &String| !directory.join(name).exists();
     if phase.cluster_keys.iter().any(shared) {
         let mut session = session(node.layout(), &phase.controllers).await?;
-        let mut keys = session.keys().await.map_err(|error| transient(&error))?;
+        let mut keys = session
+            .keys()
+            .await
+            .map_err(|error| of_controller(&error))?;
         for name in &phase.cluster_keys {
             let missing = || PhaseError::lasting(format!("the cluster did not give {name}"));
             let content = keys.remove(name).ok_or_else(missing)?;
@@ -73,7 +76,7 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
     let mut signed = session
         .sign(requests)
         .await
-        .map_err(|error| transient(&error))?;
+        .map_err(|error| of_controller(&error))?;
     let mut take = |name: &str| {
         let made = signed.remove(name).zip(keys.get(name));
         let missing = || PhaseError::lasting(format!("the cluster did not sign {name}"));

@@ -7,7 +7,7 @@ use operation::PhaseError;
 use spec::phase::{Added, Register};
 
 use crate::Node;
-use crate::node::{session, transient};
+use crate::node::{of_controller, session};
 
 pub(crate) async fn execute(
     node: &Node,
@@ -16,11 +16,11 @@ pub(crate) async fn execute(
 ) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
     let registered = session.register(&phase.operation, sink).await;
-    registered.map_err(|error| transient(&error))
+    registered.map_err(|error| of_controller(&error))
 }
 
 pub(crate) async fn added(node: &Node, phase: Added, sink: &dyn Sink) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
     let told = session.added(&phase.operation, sink).await;
-    told.map_err(|error| transient(&error))
+    told.map_err(|error| of_controller(&error))
 }

@@ -13,7 +13,7 @@ use console::{ExitCode, FileSink, Tee};
 use event::{Event, Sink};
 use host::background::Background;
 use host::lock::Lock;
-use installer::attach::{Broadcast, Follower, Line, Outcome};
+use installer::attach::{Abort, Broadcast, Follower, Line, Outcome};
 use installer::coordinator::{self, Action, Operation};
 use installer::install::{NODES_PHASE, TOKEN_PHASE};
 use jiff::SignedDuration;
@@ -145,16 +145,24 @@ async fn listen(session: &Session, follower: &mut Follower) -> Result<Option<Out
                 None => return Ok(None),
             },
             _ = interrupts.recv() => {
-                if last.is_some_and(|last| last.elapsed() < TWICE) {
+                if follower.abort() == Abort::GoOn {
+                    console.warning(
+                        "What is being taken back goes on, also without this terminal \
+                         (`gravity resume` shows it again)",
+                    );
+                } else if last.is_some_and(|last| last.elapsed() < TWICE) {
                     let pid = i32::try_from(follower.pid()).context("find the process")?;
                     // It may have ended meanwhile.
                     let _ = kill(Pid::from_raw(pid), Signal::SIGINT);
                     last = None;
                 } else {
+                    let what = match follower.abort() {
+                        Abort::End => "end this phase",
+                        _ => "abort the operation and take everything back",
+                    };
                     console.warning(&format!(
-                        "Press Ctrl+C again within {} s to abort the operation and take everything \
-                         back; otherwise it goes on, also without this terminal \
-                         (`gravity resume` shows it again)",
+                        "Press Ctrl+C again within {} s to {what}; otherwise it goes on, also \
+                         without this terminal (`gravity resume` shows it again)",
                         TWICE.as_secs()
                     ));
                     last = Some(Instant::now());
@@ -238,7 +246,7 @@ pub(crate) async fn operate(session: &Session, id: &str, action: &str) -> Result
     let action: Action = serde_json::from_str(action).context("read the action")?;
     let lock = Lock::acquire(&layout.operation_lock())?;
     let operation = Operation::open(layout, id)?;
-    let broadcast = Broadcast::listen(&layout.operation_socket())
+    let broadcast = Broadcast::listen(&layout.operation_socket(), Abort::of(&action))
         .context("listen at the operation's socket")?;
     let log = FileSink::open(&operation.log()).context("open the operation's log")?;
     tokio::spawn(keep_small(operation.agent_log()));
@@ -274,6 +282,11 @@ async fn act(
     let failed = |error: anyhow::Error| Outcome::Failed {
         error: console::render::error(error.as_ref()),
     };
+    // From here on it is heeded, or not, but ends nothing by itself.
+    let mut aborts = match signal(SignalKind::interrupt()) {
+        Ok(aborts) => aborts,
+        Err(error) => return failed(error.into()),
+    };
     if *action == Action::RollBackAll {
         return match roll_back(layout, operation, lock, sink.clone()).await {
             Ok(()) => Outcome::Done,
@@ -283,22 +296,21 @@ async fn act(
             }
         };
     }
-    let mut aborts = match signal(SignalKind::interrupt()) {
-        Ok(aborts) => aborts,
-        Err(error) => return failed(error.into()),
-    };
     let acted = tokio::select! {
         acted = coordinator::act(layout, operation, action, lock, sink.clone()) => acted,
         _ = aborts.recv() => {
-            sink.step("Aborting: taking everything back");
-            let rolled_back = async {
+            let aborted = async {
                 agent::leave::stop_agent(layout).map_err(|error| anyhow!(error.message))?;
-                roll_back(layout, operation, lock, sink).await
+                match Abort::of(action) {
+                    Abort::TakeBack => {
+                        sink.step("Aborting: taking everything back");
+                        roll_back(layout, operation, lock, sink).await?;
+                        Ok(Outcome::Aborted)
+                    }
+                    Abort::End | Abort::GoOn => bail!("the phase was ended"),
+                }
             };
-            return match rolled_back.await {
-                Ok(()) => Outcome::Aborted,
-                Err(error) => failed(error),
-            };
+            return aborted.await.unwrap_or_else(failed);
         }
     };
     match acted {

@@ -13,10 +13,12 @@ use event::Sink;
 use jiff::SignedDuration;
 
 pub(crate) use self::endpoints::{endpoints, endpoints_text, setup_endpoint, setup_text};
-use super::{Session, plan, token};
+use super::{Session, plan, require_root, token};
 use crate::cli::{self, StatusCommand};
 
 pub(crate) async fn run(session: &Session, arguments: &cli::Status) -> Result<ExitCode> {
+    // Who may not read secrets would see a worker, and none of its services.
+    require_root()?;
     if let Some(StatusCommand::History) = arguments.command {
         return history(session).await;
     }

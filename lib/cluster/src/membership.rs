@@ -102,6 +102,17 @@ impl Client {
         Ok(Description { text, map })
     }
 
+    /// Whether it is said anywhere what the cluster is.
+    ///
+    /// # Errors
+    /// When the API doesn't answer.
+    pub async fn has_description(&self) -> Result<bool, Error> {
+        let api = self.maps();
+        let what = "looking for the cluster's description";
+        let map = retry(what, DEADLINE, || api.get_opt(DESCRIPTION)).await?;
+        Ok(map.is_some())
+    }
+
     /// What the cluster is, now and after each change. It goes on for ever, also
     /// while the API can't be reached.
     pub fn watch_description(&self) -> impl Stream<Item = String> {
