@@ -187,6 +187,13 @@ const TROUBLES: &[Trouble] = &[
         ..PLAIN
     },
     Trouble {
+        what: "a kubectl of its own",
+        make: "cp /bin/true /usr/local/bin/kubectl",
+        unmake: "rm /usr/local/bin/kubectl",
+        found: &["links"],
+        ..PLAIN
+    },
+    Trouble {
         what: "a person with the service user's id",
         make: "useradd --uid=1000 --shell=/bin/bash person",
         unmake: "userdel person",
