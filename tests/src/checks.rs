@@ -181,8 +181,8 @@ const TROUBLES: &[Trouble] = &[
     },
     Trouble {
         what: "no program that makes users",
-        make: "echo PATH=/none > /root/environment",
-        unmake: "rm /root/environment",
+        make: "mv /usr/sbin/useradd /root/useradd",
+        unmake: "mv /root/useradd /usr/sbin/useradd",
         found: &["programs"],
         ..PLAIN
     },
