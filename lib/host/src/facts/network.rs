@@ -4,6 +4,7 @@
 //! are installed. Out: what they say. Passwords of proxies are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -80,7 +81,7 @@ impl Network {
             interfaces: interfaces(),
             resolv_conf: read("/etc/resolv.conf").map(|text| parse_resolv_conf(&text)),
             localhost: read("/etc/hosts").map(|text| parse_localhost(&text)),
-            proxies: proxies(std::env::vars()),
+            proxies: proxies(std::env::vars_os()),
             filters: filters(),
             firewalld: firewalld(),
         }
@@ -153,8 +154,10 @@ fn parse_localhost(text: &str) -> Vec<IpAddr> {
     text.lines().filter_map(address).collect()
 }
 
-fn proxies(environment: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+fn proxies(environment: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
     environment
+        // What isn't UTF-8 names no proxy.
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .map(|(name, value)| (name.to_ascii_lowercase(), value))
         .filter(|(name, value)| {
             matches!(name.as_str(), "http_proxy" | "https_proxy" | "no_proxy") && !value.is_empty()
@@ -214,12 +217,15 @@ mod tests {
 
     #[test]
     fn passwords_of_proxies_are_not_kept() {
-        let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        use std::os::unix::ffi::OsStringExt;
+        let of = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
         let environment = [
             of("HTTPS_PROXY", "http://user:secret@proxy:3128"),
             of("no_proxy", "10.0.0.0/8"),
             of("http_proxy", ""),
             of("HOME", "/root"),
+            ("ALL_PROXY".into(), OsString::from_vec(vec![0xe9])),
+            (OsString::from_vec(vec![0xe9]), "x".into()),
         ];
         let read = proxies(environment.into_iter());
         assert_eq!(read["https_proxy"], "http://proxy:3128");
