@@ -75,6 +75,7 @@ pub(crate) fn facts() -> HostFacts {
             localhost: Some(vec![[127, 0, 0, 1].into()]),
             proxies: BTreeMap::new(),
             filters: Some(set("OUTPUT")),
+            ufw: false,
             firewalld: None,
         },
         processes: BTreeMap::from([("systemd".into(), 1)]),

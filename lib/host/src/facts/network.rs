@@ -33,6 +33,9 @@ pub struct Network {
     /// Tables of nftables (`ip kube-proxy`) and chains of iptables
     /// (`KUBE-SERVICES`); `None` where no program lists them.
     pub filters: Option<BTreeSet<String>>,
+    /// Whether ufw is to do anything where its unit is started: Ubuntu has that enabled
+    /// with a ufw that is off.
+    pub ufw: bool,
     /// What firewalld has of ours; `None` where it is not installed, or has no
     /// policies (before 0.9).
     pub firewalld: Option<Firewalld>,
@@ -83,6 +86,7 @@ impl Network {
             localhost: read("/etc/hosts").map(|text| parse_localhost(&text)),
             proxies: proxies(std::env::vars_os()),
             filters: filters(),
+            ufw: read("/etc/ufw/ufw.conf").is_some_and(|text| parse_ufw(&text)),
             firewalld: firewalld(),
         }
     }
@@ -154,6 +158,14 @@ fn parse_localhost(text: &str) -> Vec<IpAddr> {
     text.lines().filter_map(address).collect()
 }
 
+/// Whether the text of a `ufw.conf` turns ufw on. The last assignment counts.
+fn parse_ufw(text: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("ENABLED="))
+        .next_back()
+        .is_some_and(|value| super::unquote(value).eq_ignore_ascii_case("yes"))
+}
+
 fn proxies(environment: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
     environment
         // What isn't UTF-8 names no proxy.
@@ -213,6 +225,9 @@ mod tests {
         let hosts =
             "127.0.0.1 localhost # one\n::1 ip6-localhost localhost\n10.0.0.1 db # localhost\n";
         assert_eq!(parse_localhost(hosts).len(), 2);
+        let ufw = "# ENABLED=yes\nENABLED=no\nLOGLEVEL=low\n";
+        assert!(!parse_ufw(ufw) && !parse_ufw(""));
+        assert!(parse_ufw("ENABLED=no\nENABLED=yes\n") && parse_ufw("ENABLED=\"YES\"\n"));
     }
 
     #[test]
