@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use console::{Console, ExitCode, FileSink};
+use console::{Console, ExitCode, FileSink, render};
 use event::{Event, Sink};
 use host::changes::Journal;
 use host::facts::{HostFacts, Peer};
@@ -415,12 +415,13 @@ fn text(report: &Report, all: bool) -> String {
     let passed: Vec<_> = report.passed().collect();
     if all {
         section("Passed", "✓", passed);
-        return text;
+    } else {
+        let names: BTreeSet<_> = passed.iter().map(|finding| finding.id.as_str()).collect();
+        let names = Vec::from_iter(names).join(", ");
+        text += &format!("Passed ({}): {names}\n", passed.len());
     }
-    let names: BTreeSet<_> = passed.iter().map(|finding| finding.id.as_str()).collect();
-    let names = Vec::from_iter(names).join(", ");
-    text += &format!("Passed ({}): {names}\n", passed.len());
-    text
+    // Names of processes, of other nodes, what scripts wrote: anybody's.
+    render::sanitize(&text)
 }
 
 /// Says what a check is.
@@ -505,6 +506,21 @@ Passed (1): a
 ";
         assert_eq!(text(&report, false), expected);
         assert!(text(&report, true).contains("✓ the a"));
+    }
+
+    #[test]
+    fn foreign_text_of_a_report_commands_no_terminal() {
+        let mut failure = finding("ports", Severity::Failure);
+        failure.measured = "held by \x1b]0;x\x07".into();
+        failure.output = "\x1b[2J\u{9b}2J".into();
+        let report = Report {
+            findings: vec![failure],
+        };
+        for all in [false, true] {
+            let text = text(&report, all);
+            let controls = |c: char| c.is_control() && c != '\n';
+            assert!(!text.contains(controls), "{text:?}");
+        }
     }
 
     #[test]
