@@ -22,6 +22,7 @@ mod kernel_config;
 mod kernel_modules;
 mod leftovers;
 mod limits;
+pub(crate) mod links;
 mod localhost;
 mod machine_id;
 mod mount_options;
@@ -86,6 +87,7 @@ pub(crate) const ALL: &[&Check] = &[
     &clock::CHECK,
     &service_user::CHECK,
     &programs::CHECK,
+    &links::CHECK,
     &address::CHECK,
     &route::CHECK,
     &networks::CHECK,

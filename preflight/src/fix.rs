@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// Modules that are loaded at boot. The installer has a list of its own.
 const MODULES: &str = "/etc/modules-load.d/gravity-preflight.conf";
-/// Parameters that are set at boot.
-const SYSCTLS: &str = "/etc/sysctl.d/50-gravity.conf";
+/// Parameters that are set at boot, after those of all other files, whose order is that
+/// of their names: distributions have theirs in 50-redhat.conf, 99-sysctl.conf and such.
+const SYSCTLS: &str = "/etc/sysctl.d/99-zz-gravity.conf";
 
 /// One thing to mend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -205,6 +206,14 @@ mod tests {
         assert_eq!(sysctl_line(&fix).unwrap(), "x.y = 1");
         assert_eq!(module_line(&fix), None);
         assert_eq!(fix.to_string(), "set kernel parameter x.y to 1");
+    }
+
+    #[test]
+    fn what_is_set_at_boot_is_set_last() {
+        let name = Path::new(SYSCTLS).file_name().unwrap();
+        for other in ["50-redhat.conf", "60-oracle.conf", "99-sysctl.conf"] {
+            assert!(name > other, "{other}");
+        }
     }
 
     #[test]

@@ -164,6 +164,9 @@ impl Places {
         places.see(&requirements.state_dir);
         places.temp_dir = std::env::temp_dir();
         places.see(&places.temp_dir.clone());
+        for path in checks::links::paths() {
+            places.see(&path);
+        }
         places
     }
 

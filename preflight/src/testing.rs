@@ -75,6 +75,7 @@ pub(crate) fn facts() -> HostFacts {
             localhost: Some(vec![[127, 0, 0, 1].into()]),
             proxies: BTreeMap::new(),
             filters: Some(set("OUTPUT")),
+            ufw: false,
             firewalld: None,
         },
         processes: BTreeMap::from([("systemd".into(), 1)]),
@@ -152,11 +153,13 @@ pub(crate) fn room(available_bytes: u64, device: u64) -> Place {
 }
 
 pub(crate) fn places() -> Places {
+    let free = checks::links::paths().map(|path| (path, Place::default()));
+    let rooms = [
+        (requirements().state_dir, room(10_000_000_000, 1)),
+        ("/tmp".into(), room(10_000_000_000, 1)),
+    ];
     Places {
-        paths: BTreeMap::from([
-            (requirements().state_dir, room(10_000_000_000, 1)),
-            ("/tmp".into(), room(10_000_000_000, 1)),
-        ]),
+        paths: free.chain(rooms).collect(),
         temp_dir: "/tmp".into(),
         ..Places::default()
     }

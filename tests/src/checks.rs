@@ -181,9 +181,16 @@ const TROUBLES: &[Trouble] = &[
     },
     Trouble {
         what: "no program that makes users",
-        make: "echo PATH=/none > /root/environment",
-        unmake: "rm /root/environment",
+        make: "mv /usr/sbin/useradd /root/useradd",
+        unmake: "mv /root/useradd /usr/sbin/useradd",
         found: &["programs"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "a kubectl of its own",
+        make: "cp /bin/true /usr/local/bin/kubectl",
+        unmake: "rm /usr/local/bin/kubectl",
+        found: &["links"],
         ..PLAIN
     },
     Trouble {

@@ -16,7 +16,7 @@ use operation::PhaseError;
 use spec::phase::{Hook, PhaseSpec};
 
 use super::{blocking, bootstrap, config, keep, own_data, recovery};
-use crate::node::{file, lasting, session, transient};
+use crate::node::{file, session, transient};
 use crate::{Node, daemon, residue};
 
 /// Data that the planet's services write, below the state directory.
@@ -72,9 +72,7 @@ pub(crate) async fn undo(
         }
         PhaseSpec::Apply(phase) => objects(node, &phase.objects, &*sink).await,
         PhaseSpec::Config(phase) => {
-            let path = config::path(node, &phase);
-            let text = std::fs::read_to_string(&path).map_err(|e| file("read", &path, &e))?;
-            let found = cluster::documents(&text).map_err(|error| lasting(&error))?;
+            let found = config::objects(node, &phase)?;
             objects(node, &found, &*sink).await
         }
         PhaseSpec::Health(_)

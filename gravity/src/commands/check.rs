@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use console::{Console, ExitCode, FileSink};
+use console::{Console, ExitCode, FileSink, render};
 use event::{Event, Sink};
 use host::changes::Journal;
 use host::facts::{HostFacts, Peer};
@@ -21,6 +21,7 @@ use installer::install::{self, Options};
 use manifest::{Manifest, NodeProfile};
 use preflight::{Check as Known, Effort, Facts, Finding, Fix, Report, Requirements};
 use rpc::peer::{self, MAX_PORTS};
+use spec::layout::Layout;
 use spec::{ClusterSpec, PodNetwork};
 
 use super::peers::Way;
@@ -269,8 +270,7 @@ pub(crate) fn requirements(
 /// Mends what the report says can be mended; what can't is told.
 fn mend(session: &Session, report: &Report) -> Result<()> {
     super::require_root()?;
-    agent::leave::adopt_state_dir(&session.layout)
-        .map_err(|error| anyhow::anyhow!(error.message))?;
+    adopt(&session.layout)?;
     let mut journal = Journal::open(&session.layout.host_changes())
         .context("open the journal of host changes; does an operation run?")?;
     for (fix, result) in preflight::mend(&report.fixes(), &mut journal)? {
@@ -285,6 +285,21 @@ fn mend(session: &Session, report: &Report) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the state directory ours, unless somebody's data are there: `leave` removes
+/// all that is in it. Where an operation has begun, it is ours already.
+fn adopt(layout: &Layout) -> Result<()> {
+    let ours = layout.cluster().exists() || Operation::last(layout).is_ok();
+    if !ours && let Some(path) = command::stranger(layout) {
+        bail!(
+            "{} is not empty: it holds {}; nothing was changed: look at it, then move it away, or \
+             use another directory with --state-dir",
+            layout.state_dir().display(),
+            path.display()
+        );
+    }
+    agent::leave::adopt_state_dir(layout).map_err(|error| anyhow::anyhow!(error.message))
 }
 
 /// What the user has decided about checks before an operation.
@@ -400,12 +415,13 @@ fn text(report: &Report, all: bool) -> String {
     let passed: Vec<_> = report.passed().collect();
     if all {
         section("Passed", "✓", passed);
-        return text;
+    } else {
+        let names: BTreeSet<_> = passed.iter().map(|finding| finding.id.as_str()).collect();
+        let names = Vec::from_iter(names).join(", ");
+        text += &format!("Passed ({}): {names}\n", passed.len());
     }
-    let names: BTreeSet<_> = passed.iter().map(|finding| finding.id.as_str()).collect();
-    let names = Vec::from_iter(names).join(", ");
-    text += &format!("Passed ({}): {names}\n", passed.len());
-    text
+    // Names of processes, of other nodes, what scripts wrote: anybody's.
+    render::sanitize(&text)
 }
 
 /// Says what a check is.
@@ -490,6 +506,42 @@ Passed (1): a
 ";
         assert_eq!(text(&report, false), expected);
         assert!(text(&report, true).contains("✓ the a"));
+    }
+
+    #[test]
+    fn foreign_text_of_a_report_commands_no_terminal() {
+        let mut failure = finding("ports", Severity::Failure);
+        failure.measured = "held by \x1b]0;x\x07".into();
+        failure.output = "\x1b[2J\u{9b}2J".into();
+        let report = Report {
+            findings: vec![failure],
+        };
+        for all in [false, true] {
+            let text = text(&report, all);
+            let controls = |c: char| c.is_control() && c != '\n';
+            assert!(!text.contains(controls), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_mended_beside_somebodys_data_unless_the_node_has_a_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        std::fs::create_dir(directory.path().join("photos")).unwrap();
+        let error = adopt(&layout).unwrap_err().to_string();
+        assert!(error.contains("photos"), "{error}");
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+
+        let cluster = layout.cluster();
+        std::fs::create_dir_all(cluster.parent().unwrap()).unwrap();
+        host::atomic::write(&cluster, b"{}", 0o600).unwrap();
+        adopt(&layout).unwrap();
+        assert!(layout.host_changes().exists());
+
+        let empty = tempfile::tempdir().unwrap();
+        let layout = Layout::new(empty.path());
+        adopt(&layout).unwrap();
+        adopt(&layout).unwrap();
     }
 
     #[test]

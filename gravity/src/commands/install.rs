@@ -271,7 +271,7 @@ pub(crate) fn refuse_former(layout: &Layout) -> Result<()> {
 
 /// Something in the state directory that an install which was cut short before
 /// it began can't have left. A disk that is mounted there has a lost+found.
-fn stranger(layout: &Layout) -> Option<PathBuf> {
+pub(crate) fn stranger(layout: &Layout) -> Option<PathBuf> {
     let ours = [
         layout.operation_lock(),
         layout.host_changes(),

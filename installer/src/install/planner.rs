@@ -166,7 +166,7 @@ impl Planner<'_> {
         };
         let program = phase::Program {
             image: image.clone(),
-            links: ["gravity", "kubectl", "helm"].map(String::from).into(),
+            links: spec::LINKED.map(String::from).into(),
         };
         let rootfs = phase::Rootfs {
             image,

@@ -33,20 +33,11 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
 }
 
 fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
-    let (Some(directory), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(Error::new(
-            ErrorKind::InvalidInput,
-            "not the path of a file",
-        ));
+    let new = unfinished(path)?;
+    let directory = match path.parent() {
+        Some(directory) if !directory.as_os_str().is_empty() => directory,
+        _ => Path::new("."),
     };
-    let directory = match directory.as_os_str().is_empty() {
-        true => Path::new("."),
-        false => directory,
-    };
-    let mut new = std::ffi::OsString::from(".");
-    new.push(name);
-    new.push(".new");
-    let new = directory.join(new);
     let mut file = claim(&new)?;
     let written = (|| {
         file.set_len(0)?;
@@ -61,6 +52,17 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
         return Err(error);
     }
     sync_directory(directory)
+}
+
+/// Where what is to be at `path` is made: `.NAME.new` beside it.
+pub(crate) fn unfinished(path: &Path) -> Result<PathBuf, Error> {
+    let name = path
+        .file_name()
+        .ok_or_else(|| Error::new(ErrorKind::InvalidInput, "not the path of a file"))?;
+    let mut new = std::ffi::OsString::from(".");
+    new.push(name);
+    new.push(".new");
+    Ok(path.with_file_name(new))
 }
 
 /// Opens the new file and locks it. Whoever waited for the lock finds that the

@@ -16,16 +16,16 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 
-use crate::command::{Cmd, CommandError};
+use crate::command::{self, Cmd, CommandError};
 use crate::facts;
 
 /// How long the last service of the name may take to go away.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks whether it has gone.
 const PAUSE: Duration = Duration::from_millis(50);
-/// What is passed on of the caller's environment. All users may read it of a
-/// service.
-const ENVIRONMENT: [&str; 3] = ["PATH", "TMPDIR", "GRAVITY_LOG"];
+/// What is passed on of the caller's environment, beside a PATH that lacks nothing.
+/// All users may read it of a service.
+const ENVIRONMENT: [&str; 2] = ["TMPDIR", "GRAVITY_LOG"];
 
 /// What is to be started.
 #[derive(Debug, Clone)]
@@ -102,6 +102,7 @@ impl Background {
     fn start_child(&self, log: File) -> std::io::Result<Child> {
         Command::new("/proc/self/exe")
             .args(&self.arguments)
+            .env("PATH", command::search_path())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -116,9 +117,10 @@ impl Background {
             source,
         };
         let program = std::env::current_exe().map_err(start)?;
-        let environment: Vec<_> = ENVIRONMENT
-            .into_iter()
-            .filter_map(|name| Some((name, std::env::var_os(name)?)))
+        let passed = ENVIRONMENT.into_iter();
+        let passed = passed.filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let environment: Vec<_> = std::iter::once(("PATH", command::search_path()))
+            .chain(passed)
             .collect();
         self.wait_until_free()?;
         Cmd::new("systemd-run")

@@ -656,17 +656,18 @@ fn previous(path: &Path, metadata: &std::fs::Metadata) -> Result<Previous, Error
 
 /// Makes a link, or replaces one, at once.
 fn replace_link(target: &Path, link: &Path) -> Result<(), Error> {
-    let mut new = std::ffi::OsString::from(".");
-    new.push(link.file_name().ok_or(ErrorKind::InvalidInput)?);
-    new.push(".new");
-    let new = link.with_file_name(new);
-    match std::fs::remove_file(&new) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
+    let new = atomic::unfinished(link)?;
+    remove_if_there(&new)?;
     symlink(target, &new)?;
     std::fs::rename(&new, link)?;
     atomic::sync_directory(link.parent().unwrap_or(Path::new("/")))
+}
+
+fn remove_if_there(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -25,6 +25,10 @@ const MAX_OUTPUT: usize = 4 << 20;
 /// How much of the end of standard error is kept, in bytes.
 const ERROR_TAIL: usize = 4096;
 
+/// Where programs of a system are, whatever the PATH of the caller: `su` without `-`
+/// leaves root one that has no `sbin`.
+const SYSTEM: [&str; 5] = ["/usr/local/sbin", "/usr/sbin", "/sbin", "/usr/bin", "/bin"];
+
 /// How long a program's children may hold its output after its end.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -125,7 +129,7 @@ fn tail(stderr: &str) -> String {
 }
 
 impl Cmd {
-    /// A program by path, or by name on the PATH.
+    /// A program by path, or by name on the [`search_path`], which it gets as its PATH.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -281,6 +285,7 @@ impl Cmd {
         }
         command
             .args(&self.arguments)
+            .env("PATH", search_path())
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(if self.input.is_empty() {
                 Stdio::null()
@@ -412,11 +417,28 @@ fn feed(to: Option<impl Write + Send + 'static>, input: Vec<u8>) {
     }
 }
 
-/// Whether a program of this name is on the PATH.
+/// Where programs are looked for: the PATH, then directories of the system that it
+/// lacks.
+pub fn search_path() -> OsString {
+    completed(&std::env::var_os("PATH").unwrap_or_default())
+}
+
+fn completed(path: &OsStr) -> OsString {
+    // An empty entry would be the working directory.
+    let own = std::env::split_paths(path).filter(|entry| !entry.as_os_str().is_empty());
+    let mut all: Vec<_> = own.collect();
+    for directory in SYSTEM.map(PathBuf::from) {
+        if !all.contains(&directory) {
+            all.push(directory);
+        }
+    }
+    // What was split at colons has none.
+    std::env::join_paths(all).unwrap_or_else(|_| path.to_owned())
+}
+
+/// Whether a program of this name is on the [`search_path`].
 pub fn installed(program: &str) -> bool {
-    std::env::var_os("PATH").is_some_and(|path| {
-        std::env::split_paths(&path).any(|directory| directory.join(program).is_file())
-    })
+    std::env::split_paths(&search_path()).any(|directory| directory.join(program).is_file())
 }
 
 #[cfg(test)]
@@ -443,6 +465,24 @@ mod tests {
         );
         assert_eq!(sh("cat").run().unwrap().stdout, "");
         assert!(installed("sh") && !installed("no-such-program"));
+    }
+
+    #[test]
+    fn directories_of_the_system_are_searched_whatever_the_path() {
+        let of = |path: &str| completed(OsStr::new(path)).into_string().unwrap();
+        let system = "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin";
+        assert_eq!(of(""), system);
+        assert_eq!(
+            of("/opt/x::/usr/bin:/bin"),
+            "/opt/x:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
+        );
+        let whole = format!("/usr/local/bin:{system}");
+        assert_eq!(of(&whole), whole);
+        let told = sh("echo $PATH").run().unwrap().stdout;
+        assert_eq!(OsStr::new(told.trim_end()), search_path());
+        // What the caller says goes before.
+        let own = Cmd::new("/bin/sh").args(["-c", "echo $PATH"]);
+        assert_eq!(own.env("PATH", "/x").run().unwrap().stdout, "/x\n");
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub struct Interest {
     pub modules: BTreeSet<&'static str>,
     /// Options of the kernel's configuration, with `CONFIG_`.
     pub kernel_options: BTreeSet<&'static str>,
-    /// Programs on the PATH.
+    /// Programs of the host.
     pub programs: BTreeSet<&'static str>,
 }
 
@@ -84,7 +84,7 @@ pub struct HostFacts {
     pub network: Network,
     /// Programs that run, by name, with one of their process ids.
     pub processes: BTreeMap<String, u32>,
-    /// Programs that were asked for and are on the PATH.
+    /// Programs that were asked for and are there.
     pub programs: BTreeSet<String>,
     /// Users that may log in: id and name.
     pub logins: BTreeMap<u32, String>,

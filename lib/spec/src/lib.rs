@@ -25,6 +25,9 @@ pub const DEFAULT_STATE_DIR: &str = "/var/lib/gravity";
 /// Where links to the programs of a node are: on every distribution's PATH.
 pub const LINKS: &str = "/usr/local/bin";
 
+/// Programs of a node that [`LINKS`] has links to.
+pub const LINKED: [&str; 3] = ["gravity", "kubectl", "helm"];
+
 /// Name by which the cluster's registry and API are known on every node.
 pub const LEADER_NAME: &str = "leader.telekube.local";
 

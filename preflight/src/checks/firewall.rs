@@ -19,10 +19,11 @@ pub(super) const CHECK: Check = Check {
 };
 
 const FIREWALLD: &str = "firewalld";
+const UFW: &str = "ufw";
 /// Programs by the name of their process and of their unit.
 const KNOWN: &[(&str, &str)] = &[
     (FIREWALLD, "firewalld.service"),
-    ("ufw", "ufw.service"),
+    (UFW, "ufw.service"),
     // No process of its own; its rules as they come from Debian begin with the end of
     // all others.
     ("nftables", "nftables.service"),
@@ -34,7 +35,8 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut findings = Vec::new();
     for (process, unit) in KNOWN {
-        if !facts.processes.contains_key(*process) && !facts.enabled_units.contains(*unit) {
+        let starts = facts.enabled_units.contains(*unit) && (*process != UFW || facts.network.ufw);
+        if !facts.processes.contains_key(*process) && !starts {
             continue;
         }
         match *process {
@@ -143,6 +145,14 @@ mod tests {
         only(Severity::Warning, "firewall", |facts| {
             facts.enabled_units.insert("nm-cloud-setup.timer".into());
         });
+        let ufw = |on| {
+            move |facts: &mut HostFacts| {
+                facts.enabled_units.insert("ufw.service".into());
+                facts.network.ufw = on;
+            }
+        };
+        only(Severity::Warning, "firewall", ufw(true));
+        assert_eq!(troubles(&spoiled(ufw(false))), []);
         let rules = only(Severity::Warning, "firewall", |facts| {
             facts.enabled_units.insert("nftables.service".into());
         });

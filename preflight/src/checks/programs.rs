@@ -4,7 +4,7 @@ use crate::{Check, Finding, Input, Reads, Severity};
 
 pub(super) const CHECK: Check = Check {
     id: "programs",
-    about: "useradd and groupadd on the PATH",
+    about: "useradd and groupadd on the PATH and in directories of the system (/usr/sbin)",
     limit: "both, where the service user has to be made",
     remedy: "install the package that has them (passwd, shadow-utils), or make the service user \
              yourself",

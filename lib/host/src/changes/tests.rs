@@ -196,6 +196,29 @@ fn a_host_is_as_before_after_undo() {
 }
 
 #[test]
+fn what_a_killed_writer_left_is_removed() {
+    let bench = Bench::new();
+    install(&bench).unwrap();
+    let names = [".config.new", ".fresh.new", ".gravity.service.new"];
+    for name in names {
+        bench.put(name, "half");
+    }
+    std::os::unix::fs::symlink("/ours", bench.path(".link.new")).unwrap();
+    bench.put(".other.new", "theirs");
+    // Killed before it was renamed, too.
+    for name in ["fresh", "link"] {
+        std::fs::remove_file(bench.path(name)).unwrap();
+    }
+    let report = bench.journal().undo(false).unwrap();
+    assert_eq!(report.left, [], "{report}");
+    let names: Vec<_> = std::fs::read_dir(bench.path(""))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(names, [".other.new"]);
+}
+
+#[test]
 fn what_others_changed_or_filled_is_left_and_told() {
     let bench = Bench::new();
     bench.put("config", "theirs");

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Attributes, Change, ChangeError, Daemon, Journal, Live, MAX_PREVIOUS, Previous, Record,
-    replace_link, sha256,
+    remove_if_there, replace_link, sha256,
 };
 use crate::mounts::{self, Mount};
 use crate::{atomic, bounded, sysctl};
@@ -372,7 +372,15 @@ fn restore_attributes(path: &Path, written: Attributes, previous: Attributes) ->
     )))
 }
 
+/// Removes what a process that was killed while it wrote has left beside `path`.
+fn remove_unfinished(path: &Path) -> Result<(), String> {
+    atomic::unfinished(path)
+        .and_then(|new| remove_if_there(&new))
+        .map_err(chain)
+}
+
 fn restore_file(path: &Path, written: &str, previous: Option<&Previous>) -> Undone {
+    remove_unfinished(path)?;
     let named = format!("file {}", path.display());
     let current = match path.symlink_metadata() {
         Ok(metadata) if !metadata.is_file() => return Err("it is no plain file any more".into()),
@@ -405,6 +413,7 @@ fn restore_file(path: &Path, written: &str, previous: Option<&Previous>) -> Undo
 }
 
 fn restore_link(path: &Path, target: &Path, previous: Option<&Path>) -> Undone {
+    remove_unfinished(path)?;
     let named = format!("link {}", path.display());
     let current = match std::fs::read_link(path) {
         Ok(current) => Some(current),

@@ -4,6 +4,7 @@
 //! are installed. Out: what they say. Passwords of proxies are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
@@ -32,6 +33,9 @@ pub struct Network {
     /// Tables of nftables (`ip kube-proxy`) and chains of iptables
     /// (`KUBE-SERVICES`); `None` where no program lists them.
     pub filters: Option<BTreeSet<String>>,
+    /// Whether ufw is to do anything where its unit is started: Ubuntu has that enabled
+    /// with a ufw that is off.
+    pub ufw: bool,
     /// What firewalld has of ours; `None` where it is not installed, or has no
     /// policies (before 0.9).
     pub firewalld: Option<Firewalld>,
@@ -80,8 +84,9 @@ impl Network {
             interfaces: interfaces(),
             resolv_conf: read("/etc/resolv.conf").map(|text| parse_resolv_conf(&text)),
             localhost: read("/etc/hosts").map(|text| parse_localhost(&text)),
-            proxies: proxies(std::env::vars()),
+            proxies: proxies(std::env::vars_os()),
             filters: filters(),
+            ufw: read("/etc/ufw/ufw.conf").is_some_and(|text| parse_ufw(&text)),
             firewalld: firewalld(),
         }
     }
@@ -153,8 +158,18 @@ fn parse_localhost(text: &str) -> Vec<IpAddr> {
     text.lines().filter_map(address).collect()
 }
 
-fn proxies(environment: impl Iterator<Item = (String, String)>) -> BTreeMap<String, String> {
+/// Whether the text of a `ufw.conf` turns ufw on. The last assignment counts.
+fn parse_ufw(text: &str) -> bool {
+    text.lines()
+        .filter_map(|line| line.trim().strip_prefix("ENABLED="))
+        .next_back()
+        .is_some_and(|value| super::unquote(value).eq_ignore_ascii_case("yes"))
+}
+
+fn proxies(environment: impl Iterator<Item = (OsString, OsString)>) -> BTreeMap<String, String> {
     environment
+        // What isn't UTF-8 names no proxy.
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .map(|(name, value)| (name.to_ascii_lowercase(), value))
         .filter(|(name, value)| {
             matches!(name.as_str(), "http_proxy" | "https_proxy" | "no_proxy") && !value.is_empty()
@@ -210,16 +225,22 @@ mod tests {
         let hosts =
             "127.0.0.1 localhost # one\n::1 ip6-localhost localhost\n10.0.0.1 db # localhost\n";
         assert_eq!(parse_localhost(hosts).len(), 2);
+        let ufw = "# ENABLED=yes\nENABLED=no\nLOGLEVEL=low\n";
+        assert!(!parse_ufw(ufw) && !parse_ufw(""));
+        assert!(parse_ufw("ENABLED=no\nENABLED=yes\n") && parse_ufw("ENABLED=\"YES\"\n"));
     }
 
     #[test]
     fn passwords_of_proxies_are_not_kept() {
-        let of = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        use std::os::unix::ffi::OsStringExt;
+        let of = |name: &str, value: &str| (OsString::from(name), OsString::from(value));
         let environment = [
             of("HTTPS_PROXY", "http://user:secret@proxy:3128"),
             of("no_proxy", "10.0.0.0/8"),
             of("http_proxy", ""),
             of("HOME", "/root"),
+            ("ALL_PROXY".into(), OsString::from_vec(vec![0xe9])),
+            (OsString::from_vec(vec![0xe9]), "x".into()),
         ];
         let read = proxies(environment.into_iter());
         assert_eq!(read["https_proxy"], "http://proxy:3128");

@@ -21,6 +21,8 @@ use crate::mounts::{self, Mount};
 pub struct Place {
     /// What is there; `None` for nothing.
     pub kind: Option<Kind>,
+    /// A symbolic link is there, wherever it leads.
+    pub is_link: bool,
     /// Number of the device that holds it or would.
     pub device: Option<u64>,
     /// Room there; `None` where it is unknown.
@@ -62,6 +64,7 @@ impl Place {
         let space = super::space_among(path, &all);
         let mut place = Self {
             kind: kind(path),
+            is_link: is_link(path),
             link: link(path),
             closed: closed(path),
             ..Self::default()
@@ -122,14 +125,15 @@ fn downwards(path: &Path) -> Vec<&Path> {
     way
 }
 
+fn is_link(path: &Path) -> bool {
+    path.symlink_metadata()
+        .is_ok_and(|metadata| metadata.is_symlink())
+}
+
 fn link(path: &Path) -> Option<PathBuf> {
-    let is_link = |path: &&Path| {
-        path.symlink_metadata()
-            .is_ok_and(|metadata| metadata.file_type().is_symlink())
-    };
     downwards(path)
         .into_iter()
-        .find(is_link)
+        .find(|path| is_link(path))
         .map(Path::to_owned)
 }
 
@@ -194,7 +198,11 @@ mod tests {
         assert_eq!(place.has_entry_types, Some(true));
         assert!(place.has_option("rw") && place.device.is_some());
         let null = Place::look(Path::new("/dev/null"));
-        assert!(null.is_device() && null.link.is_none());
+        assert!(null.is_device() && null.link.is_none() && !null.is_link);
+        symlink("/nonexistent", root.join("dangling")).unwrap();
+        let dangling = Place::look(&root.join("dangling"));
+        assert!(dangling.is_link && !dangling.exists());
+        assert!(!Place::look(&root.join("link/new")).is_link);
     }
 
     #[test]
