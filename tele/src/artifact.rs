@@ -14,12 +14,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use event::Sink;
-use image::Image;
 use image::cluster::ClusterImage;
+use image::{Damage, Image};
 use oci::hub::Entry;
 use oci::spec::Descriptor;
 use oci::{Content, Digest, Layout};
 use serde::{Deserialize, Serialize};
+
+use crate::verify::archive;
 
 /// `artifactType` of the file of a cluster image.
 pub(crate) const FILE_ARTIFACT: &str = "application/vnd.gravitational.cluster.file.v1";
@@ -69,8 +71,7 @@ pub(crate) struct Artifact {
 /// Describes a file, of which every byte is verified.
 pub(crate) fn describe(path: &Path, sink: &dyn Sink) -> Result<Artifact> {
     let cluster = ClusterImage::open(Image::open(path)?)?;
-    let damage = cluster.image.verify_stored(sink)?;
-    if let Some(first) = damage.first() {
+    if let Some(first) = damage(&cluster, sink)? {
         bail!("{} is damaged, {first}: build it again", path.display());
     }
     let stored = cluster.image.parts()?;
@@ -156,6 +157,13 @@ pub(crate) fn describe(path: &Path, sink: &dyn Sink) -> Result<Artifact> {
     })
 }
 
+/// The first part of the file that is not what was built.
+fn damage(cluster: &ClusterImage, sink: &dyn Sink) -> Result<Option<Damage>> {
+    let mut found = cluster.image.verify_stored(sink)?;
+    found.extend(archive(cluster, sink));
+    Ok(found.into_iter().next())
+}
+
 /// Reads how a file is put together, and compares it with the layers.
 pub(crate) fn read(config: &[u8], entry: &Entry) -> Result<FileConfig> {
     let value: serde_json::Value = serde_json::from_slice(config)?;
@@ -227,8 +235,8 @@ pub(crate) fn assemble(
         at = part.offset + part.size;
     }
     // Blobs of the cache were verified when they came, some long ago.
-    let damage = Image::open(temp.path())?.verify_stored(sink)?;
-    if let Some(first) = damage.first() {
+    let cluster = ClusterImage::open(Image::open(temp.path())?)?;
+    if let Some(first) = damage(&cluster, sink)? {
         bail!(
             "what was fetched is damaged, {first}: remove the directory {}, so that it is fetched again",
             blobs.dir().display()

@@ -224,6 +224,7 @@ impl Job<'_> {
             sink,
         };
         let (image, start) = (work.image(), output.start());
+        let rest = output::rest(&source, epoch()?)?;
         let (written, built, vendored) = std::thread::scope(|scope| {
             let begun =
                 scope.spawn(|| output::begin_image(&image, start, &base, self.hub, encoded));
@@ -264,6 +265,7 @@ impl Job<'_> {
                 // Both are known when they are written.
                 manifest: String::new(),
                 resources: packed.digest.clone(),
+                archive: Some(image::file::archive::Rest::of(&rest)),
             };
             let resolved = manifest
                 .to_json()
@@ -291,7 +293,7 @@ impl Job<'_> {
             let written = output::write_image(writer, &content, self.hub, &step.cache)?;
             Ok((written, built, vendored))
         })?;
-        let size = work.finish(output, &written, &source, epoch()?)?;
+        let size = work.finish(output, &written, &rest, epoch()?)?;
         if !self.locked {
             lock::write(&lock, &base, &vendored, sink.as_ref())?;
         }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use image::cluster::{self, BASE_ARTIFACT, ClusterConfig, LAYER_TAR, MANIFEST_YAML};
 use image::encode::Cache;
+use image::file::archive::{self, BLOCK, header, padding};
 use image::pack::Packed;
 use image::{Encoding, Writer, Written};
 use oci::layout::{MAX_DOCUMENT, REF_NAME};
@@ -29,8 +30,6 @@ use super::manifest::Source;
 use super::planet::Planet;
 
 const PLATFORM: &str = "linux/amd64";
-/// Bytes of a block of a tar, and of a header.
-const BLOCK: u64 = 512;
 /// An uncompressed layer as Docker calls it.
 const DOCKER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
@@ -205,12 +204,12 @@ impl Work {
         self,
         output: &Output,
         written: &Written,
-        source: &Source,
+        rest: &[u8],
         time: u64,
     ) -> Result<u64> {
         let image = self.image();
         if output.is_tar() {
-            complete_tar(&image, written, source, time).context("cannot write the archive")?;
+            complete_tar(&image, written, rest, time).context("cannot write the archive")?;
         }
         output.check_free()?;
         let what = || format!("cannot write {}", output.path.display());
@@ -221,46 +220,36 @@ impl Work {
 }
 
 /// Makes a tar of a file that begins with room for a header and the program.
-fn complete_tar(path: &Path, written: &Written, source: &Source, time: u64) -> Result<()> {
+fn complete_tar(path: &Path, written: &Written, rest: &[u8], time: u64) -> Result<()> {
     let mut out = std::fs::OpenOptions::new().write(true).open(path)?;
-    out.write_all(header("gravity", written.length, 0o755, time)?.as_bytes())?;
+    let first = header(archive::NAME, written.length, archive::MODE, time)?;
+    out.write_all(first.as_bytes())?;
     out.seek(SeekFrom::Start(BLOCK + written.length))?;
-    pad(&mut out, written.length)?;
+    out.write_all(&vec![0; padding(written.length) as usize])?;
+    out.write_all(rest)?;
+    out.set_permissions(Permissions::from_mode(0o644))?;
+    Ok(())
+}
+
+/// What a tar has behind the program.
+pub(crate) fn rest(source: &Source, time: u64) -> Result<Vec<u8>> {
     let script = |command: &str| {
         format!("#!/bin/sh\nset -e\ncd \"$(dirname \"$0\")\"\nexec ./gravity {command} \"$@\"\n")
     };
+    let mut out = Vec::new();
     for (name, text, mode) in [
         ("app.yaml", source.text()?, 0o644),
         ("README", README.to_owned(), 0o644),
         ("install", script("install"), 0o755),
         ("run_preflight_checks", script("check"), 0o755),
     ] {
-        out.write_all(header(name, text.len() as u64, mode, time)?.as_bytes())?;
-        out.write_all(text.as_bytes())?;
-        pad(&mut out, text.len() as u64)?;
+        let size = text.len() as u64;
+        out.extend(header(name, size, mode, time)?.as_bytes());
+        out.extend(text.as_bytes());
+        out.resize(out.len() + padding(size) as usize, 0);
     }
-    out.write_all(&[0; 2 * BLOCK as usize])?;
-    out.set_permissions(Permissions::from_mode(0o644))?;
-    Ok(())
-}
-
-fn header(name: &str, size: u64, mode: u32, time: u64) -> Result<tar::Header> {
-    let mut header = tar::Header::new_gnu();
-    header.set_path(name)?;
-    header.set_size(size);
-    header.set_mode(mode);
-    header.set_mtime(time);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_cksum();
-    Ok(header)
-}
-
-/// Contents of a tar fill blocks.
-fn pad(out: &mut File, size: u64) -> Result<()> {
-    let rest = (BLOCK - size % BLOCK) % BLOCK;
-    Ok(out.write_all(&vec![0; rest as usize])?)
+    out.resize(out.len() + 2 * BLOCK as usize, 0);
+    Ok(out)
 }
 
 /// What goes into the image.
