@@ -6,9 +6,9 @@
 //! however the build ends, after a kill by the next one; the output has its
 //! name only when it is complete.
 
-use std::fs::{File, Permissions};
+use std::fs::Permissions;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -21,13 +21,13 @@ use oci::layout::{MAX_DOCUMENT, REF_NAME};
 use oci::spec::{Descriptor, MediaType};
 use oci::{Digest, Layout};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::PARTIAL;
 use super::base::Base;
 use super::images::Vendored;
 use super::manifest::Source;
 use super::planet::Planet;
+use crate::unfinished::Directory;
 
 const PLATFORM: &str = "linux/amd64";
 /// An uncompressed layer as Docker calls it.
@@ -115,40 +115,9 @@ impl Output {
     /// result and when the build is interrupted. Those that killed builds left
     /// are removed.
     pub(crate) fn begin(&self, runtime: &Runtime) -> Result<Work> {
-        let parent = self.parent();
-        let what = || format!("cannot write to {}", parent.display());
-        remove_abandoned(parent);
-        let (dir, lock) = loop {
-            let dir = tempfile::Builder::new()
-                .prefix(PARTIAL)
-                .tempdir_in(parent)
-                .with_context(what)?;
-            let lock = File::open(dir.path()).with_context(what)?;
-            lock.lock().with_context(what)?;
-            // Until it was locked it looked abandoned.
-            if same_file(dir.path(), &lock) {
-                break (dir, lock);
-            }
-        };
-        let path = dir.path().to_owned();
-        let _guard = runtime.enter();
-        for kind in [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ] {
-            let mut signals = signal(kind).context("cannot wait for signals")?;
-            let path = path.clone();
-            runtime.spawn(async move {
-                signals.recv().await;
-                // Twice: the build goes on meanwhile and may add a file.
-                for _ in 0..2 {
-                    drop(std::fs::remove_dir_all(&path));
-                }
-                std::process::exit(128 + kind.as_raw_value());
-            });
-        }
-        Ok(Work { dir, _lock: lock })
+        let dir = Directory::create(self.parent(), PARTIAL)?;
+        dir.remove_on_signal(runtime)?;
+        Ok(Work(dir))
     }
 
     /// How many bytes come before the image.
@@ -157,40 +126,13 @@ impl Output {
     }
 }
 
-/// Removes what builds left that were killed: nobody holds the lock.
-fn remove_abandoned(parent: &Path) {
-    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-    for entry in entries {
-        let ours = entry.file_name().to_string_lossy().starts_with(PARTIAL);
-        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let lock = File::open(entry.path());
-        if lock.is_ok_and(|lock| lock.try_lock().is_ok() && same_file(&entry.path(), &lock)) {
-            // What can't be removed is in nobody's way.
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-fn same_file(path: &Path, file: &File) -> bool {
-    let same =
-        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    let there = path.symlink_metadata();
-    there.is_ok_and(|there| file.metadata().is_ok_and(|open| same(there, open)))
-}
-
 /// The directory of one build.
 #[derive(Debug)]
-pub(crate) struct Work {
-    dir: tempfile::TempDir,
-    /// Tells other builds that this one lives.
-    _lock: File,
-}
+pub(crate) struct Work(Directory);
 
 impl Work {
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        self.0.path()
     }
 
     /// Where the image is written to.

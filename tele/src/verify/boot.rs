@@ -5,13 +5,15 @@
 //! on as many throwaway nodes as the flavor has, on this machine; their root is the
 //! base's planet. What the vendor demands of nodes (processors, memory, disks,
 //! devices) doesn't count. Always holds: the nodes reach each other and nothing
-//! else, and are removed whatever happens.
+//! else, and are removed whatever happens; those of a process that was killed, by
+//! the next one.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -23,6 +25,9 @@ use image::{layer, unpack};
 use manifest::Manifest;
 use serde::Deserialize;
 use throwaway::node::{self, Node, Options, Throwaway};
+use tokio::runtime::Runtime;
+
+use crate::unfinished::{self, Directory};
 
 /// Nodes that one machine is asked to carry.
 const MAX_NODES: usize = 5;
@@ -30,6 +35,8 @@ const MAX_NODES: usize = 5;
 const INSTALL: Duration = Duration::from_secs(3600);
 /// How long pods may take to be ready after it.
 const SETTLE: Duration = Duration::from_secs(300);
+/// Prefix of the directory with the nodes' root and disks.
+const SCRATCH: &str = "tele-boot-";
 /// The image, in a node.
 const PROGRAM: &str = "/root/gravity";
 /// The license, in a node.
@@ -91,22 +98,87 @@ pub(crate) fn problems(
     );
     let manifest = manifest::parse(&cluster.manifest_yaml()?, "the Image Manifest");
     let manifest = manifest.map_err(|_| anyhow::anyhow!("the manifest can't be read"))?;
-    let (flavor, profiles) = nodes(&manifest, boot.flavor.as_deref())?;
-    let scratch = tempfile::Builder::new()
-        .prefix("tele-boot-")
-        .tempdir_in(&boot.scratch_dir)
-        .with_context(|| format!("make a directory in {}", boot.scratch_dir.display()))?;
+    let nodes = nodes(&manifest, boot.flavor.as_deref())?;
+    remove_abandoned()?;
+    let scratch = Directory::create(&boot.scratch_dir, SCRATCH)?;
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let making = Arc::new(Mutex::new(()));
+    remove_on_signal(&runtime, scratch.path(), nodes.1.len(), &making)?;
+    let found = attempt(cluster, boot, &nodes, scratch.path(), &making, console);
+    drop(scratch);
+    // Who is told to end holds it: the exit code is his.
+    let _ended = making.lock();
+    found
+}
+
+/// The name of a node of this process, whose numbers begin with 1.
+fn name(number: usize) -> String {
+    format!("boot-{}-{number}", std::process::id())
+}
+
+/// Whether the node of this name is of a process that is gone.
+fn is_abandoned(name: &str) -> bool {
+    let pid = || name.strip_prefix("boot-")?.split_once('-')?.0.parse().ok();
+    // This process has made none yet.
+    let gone =
+        |pid: u32| pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists();
+    pid().is_some_and(gone)
+}
+
+/// Removes the nodes that killed processes left.
+fn remove_abandoned() -> Result<()> {
+    for node in Node::list()? {
+        if is_abandoned(node.name()) {
+            let what = format!("remove the node {}, which was left", node.name());
+            node.delete().context(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has up to `count` nodes and what is in `scratch` removed once this process is
+/// told to end. Nodes are made while `making` is held: then none comes afterwards.
+fn remove_on_signal(
+    runtime: &Runtime,
+    scratch: &Path,
+    count: usize,
+    making: &Arc<Mutex<()>>,
+) -> Result<()> {
+    let (scratch, making) = (scratch.to_owned(), Arc::clone(making));
+    unfinished::on_signal(runtime, move || {
+        // Until the end.
+        std::mem::forget(making.lock());
+        for number in 1..=count {
+            if let Err(error) = node::delete(&name(number)) {
+                Console::new(console::Format::Plain)
+                    .error_text(&format!("removing the node: {error:#}"));
+            }
+        }
+        unfinished::remove(&scratch);
+    })
+}
+
+/// Makes nodes and installs on them.
+fn attempt(
+    cluster: &ClusterImage,
+    boot: &Boot,
+    (flavor, profiles): &(Option<String>, Vec<String>),
+    scratch: &Path,
+    making: &Mutex<()>,
+    console: &Console,
+) -> Result<Vec<String>> {
+    let path = cluster.image.path();
     let options = Options {
-        root: root(cluster, scratch.path(), console)?,
-        data: scratch.path().join("nodes"),
+        root: root(cluster, scratch, console)?,
+        data: scratch.join("nodes"),
         ..Options::default()
     };
     let token = fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a token")?;
     let token = token.trim();
     let mut started = Vec::new();
-    for (number, _) in profiles.iter().enumerate() {
-        let name = format!("boot-{}-{}", std::process::id(), number + 1);
-        let node = Throwaway::create(&name, &options)?;
+    for number in 1..=profiles.len() {
+        let _making = making.lock();
+        let node = Throwaway::create(&name(number), &options)?;
         node.copy(path, PROGRAM)?;
         node.run(&["chmod", "755", PROGRAM])?;
         node.run(&["sh", "-c", &format!("umask 077; echo {token} > {TOKEN}")])?;
@@ -117,7 +189,7 @@ pub(crate) fn problems(
     }
     let cluster = Cluster {
         nodes: &started,
-        profiles: &profiles,
+        profiles,
         flavor: flavor.as_deref(),
         license: boot.license.is_some(),
         console,
@@ -446,6 +518,25 @@ mod tests {
         assert_eq!(waiting.len(), 3, "{waiting:?}");
         let pulls: Vec<_> = list.items.iter().flat_map(Pod::not_pulled).collect();
         assert_eq!(pulls, ["pod x/b pulls i:2", "pod x/c pulls i:3"]);
+    }
+
+    #[test]
+    fn nodes_of_processes_that_are_gone_are_abandoned() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let gone = child.id();
+        child.wait().unwrap();
+        assert!(is_abandoned(&format!("boot-{gone}-1")));
+        assert!(is_abandoned(&name(1)));
+        // Process 1 lives as long as the machine.
+        for other in [
+            "boot-1-1",
+            "boot-x-1",
+            "boot-",
+            "demo",
+            &format!("test-{gone}-1"),
+        ] {
+            assert!(!is_abandoned(other), "{other}");
+        }
     }
 
     #[test]

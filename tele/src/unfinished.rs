@@ -1,0 +1,174 @@
+//! What a command has not finished, and must not leave.
+//!
+//! In: a directory. Out: a new directory in it, which is locked as long as its
+//! command lives. Those of commands that were killed are removed by the next one
+//! in the same place; whoever is told to end removes its own first.
+
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use futures::future::{FutureExt, select_all};
+use nix::fcntl::OFlag;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// A directory that goes away with its value.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    dir: TempDir,
+    /// Tells other commands that this one lives.
+    _lock: File,
+}
+
+impl Directory {
+    /// Makes it in `parent`, after removing what killed commands left there.
+    pub(crate) fn create(parent: &Path, prefix: &str) -> Result<Self> {
+        let what = || format!("cannot write to {}", parent.display());
+        remove_abandoned(parent, prefix);
+        loop {
+            let dir = tempfile::Builder::new()
+                .prefix(prefix)
+                .tempdir_in(parent)
+                .with_context(what)?;
+            // Until it is locked it looks abandoned.
+            let lock = match File::open(dir.path()) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                lock => lock.with_context(what)?,
+            };
+            lock.lock().with_context(what)?;
+            if same_file(dir.path(), &lock) {
+                return Ok(Self { dir, _lock: lock });
+            }
+        }
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Has it removed, too, once this process is told to end.
+    pub(crate) fn remove_on_signal(&self, runtime: &Runtime) -> Result<()> {
+        let path = self.path().to_owned();
+        on_signal(runtime, move || remove(&path))
+    }
+}
+
+/// Removes what others still write to.
+pub(crate) fn remove(dir: &Path) {
+    // Twice: the command goes on meanwhile and may add a file.
+    for _ in 0..2 {
+        drop(std::fs::remove_dir_all(dir));
+    }
+}
+
+/// Removes what killed commands left: nobody holds the lock.
+fn remove_abandoned(parent: &Path, prefix: &str) {
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    for entry in entries {
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix);
+        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let lock = OpenOptions::new()
+            .read(true)
+            .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
+            .open(entry.path());
+        if lock.is_ok_and(|lock| lock.try_lock().is_ok() && same_file(&entry.path(), &lock)) {
+            // What can't be removed is in nobody's way.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+fn same_file(path: &Path, file: &File) -> bool {
+    let same =
+        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    let there = path.symlink_metadata();
+    there.is_ok_and(|there| file.metadata().is_ok_and(|open| same(there, open)))
+}
+
+/// Has `clean` done once this process is told to end, which it does then.
+pub(crate) fn on_signal(runtime: &Runtime, clean: impl FnOnce() + Send + 'static) -> Result<()> {
+    let _guard = runtime.enter();
+    let mut signals = Vec::new();
+    for kind in [
+        SignalKind::interrupt(),
+        SignalKind::terminate(),
+        SignalKind::hangup(),
+    ] {
+        let signal = signal(kind).context("cannot wait for signals")?;
+        signals.push((kind.as_raw_value(), signal));
+    }
+    runtime.spawn(async move {
+        let waits = signals.iter_mut().map(|(number, signal)| {
+            let number = *number;
+            signal.recv().map(move |_| number).boxed()
+        });
+        let (number, ..) = select_all(waits).await;
+        clean();
+        std::process::exit(128 + number);
+    });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Write};
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
+    use super::*;
+
+    #[test]
+    fn what_a_killed_command_left_is_removed_by_the_next() {
+        let parent = tempfile::tempdir().unwrap();
+        let names = || {
+            let entries = std::fs::read_dir(parent.path()).unwrap();
+            entries.map(|e| e.unwrap().path()).collect::<Vec<_>>()
+        };
+        let lives = Directory::create(parent.path(), ".x-").unwrap();
+        std::fs::create_dir_all(parent.path().join(".x-left/below")).unwrap();
+        std::fs::create_dir(parent.path().join("other")).unwrap();
+        let next = Directory::create(parent.path(), ".x-").unwrap();
+        assert!(lives.path().exists() && next.path().exists());
+        assert_eq!(names().len(), 3, "{:?}", names());
+        drop((lives, next));
+        assert_eq!(names(), [parent.path().join("other")]);
+    }
+
+    /// What the test below has in a process of its own.
+    #[test]
+    #[ignore = "waits to be killed"]
+    fn waiting() {
+        let say = |text: &str| writeln!(std::io::stdout(), "{text}").unwrap();
+        let runtime = Runtime::new().unwrap();
+        on_signal(&runtime, move || say("cleaned")).unwrap();
+        say("waits");
+        std::thread::sleep(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn who_is_told_to_end_cleans_up_first() {
+        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "unfinished::tests::waiting"])
+                .args(["--ignored", "--nocapture"])
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            assert!(lines.any(|line| line.unwrap().ends_with("waits")));
+            kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+            assert!(lines.any(|line| line.unwrap().ends_with("cleaned")));
+            let ended = child.wait().unwrap();
+            assert_eq!(ended.code(), Some(128 + signal as i32));
+        }
+    }
+}
