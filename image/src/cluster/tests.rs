@@ -188,6 +188,11 @@ fn the_config_says_what_an_archive_has_behind_the_image() {
         std::io::Write::write_all(&mut file, &whole).unwrap();
         let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
         assert!(cluster.image.is_archived());
+        let alone = dir.path().join("alone");
+        cluster.image.extract_image(&alone).unwrap();
+        assert!(std::fs::read(&alone).unwrap() == image);
+        let mode = std::os::unix::fs::MetadataExt::mode(&alone.metadata().unwrap());
+        assert_eq!(mode & 0o7777, MODE);
         let found = cluster.verify_archive();
         found.iter().map(ToString::to_string).collect::<Vec<_>>()
     };

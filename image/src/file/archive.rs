@@ -6,12 +6,15 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::read::Image;
+use super::copy::copy;
+use super::read::{Image, write_new};
 use super::verify::Damage;
 use crate::digest::{Hasher, sha256};
+use crate::{Error, Result};
 
 /// Bytes of a block of a tar, and of a header.
 pub const BLOCK: u64 = 512;
@@ -65,6 +68,27 @@ impl Image {
     /// Whether the image is the first file of an archive.
     pub fn is_archived(&self) -> bool {
         self.start() > 0
+    }
+
+    /// Writes the image alone to `dest`, mode 0755, as [`Image::extract`] does. Its
+    /// bytes are not compared: [`Image::verify`] does that.
+    ///
+    /// # Errors
+    /// When the file became shorter, or `dest` can't be written.
+    pub fn extract_image(&self, dest: &Path) -> Result<()> {
+        write_new(dest, MODE, |out| {
+            let length = self.length();
+            let copied = copy(&self.file().file, self.start(), out, 0, length)
+                .map_err(Error::at("write", dest))?;
+            if copied < length {
+                return Err(Error::Truncated {
+                    path: self.path().to_owned(),
+                    length: copied,
+                    expected: Some(length),
+                });
+            }
+            Ok(())
+        })
     }
 
     /// Compares what an archive has around the image with what was built. Only the

@@ -8,8 +8,9 @@
 //! else, and are removed whatever happens; those of a process that was killed, by
 //! the next one.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -22,7 +23,7 @@ use console::{Console, render};
 use event::Sink;
 use image::cluster::ClusterImage;
 use image::{layer, unpack};
-use manifest::Manifest;
+use manifest::{Manifest, NodeProfile, ServiceRole};
 use serde::Deserialize;
 use throwaway::node::{self, Node, Options, Throwaway};
 use tokio::runtime::Runtime;
@@ -86,16 +87,6 @@ pub(crate) fn problems(
     console: &Console,
 ) -> Result<Vec<String>> {
     node::require_root()?;
-    let path = cluster.image.path();
-    let mut magic = [0; 4];
-    fs::File::open(path)
-        .and_then(|mut file| file.read_exact(&mut magic))
-        .with_context(|| format!("read {}", path.display()))?;
-    ensure!(
-        magic == *b"\x7fELF",
-        "{} is an archive; unpack it and name the executable",
-        path.display()
-    );
     let manifest = manifest::parse(&cluster.manifest_yaml()?, "the Image Manifest");
     let manifest = manifest.map_err(|_| anyhow::anyhow!("the manifest can't be read"))?;
     let nodes = nodes(&manifest, boot.flavor.as_deref())?;
@@ -162,12 +153,16 @@ fn remove_on_signal(
 fn attempt(
     cluster: &ClusterImage,
     boot: &Boot,
-    (flavor, profiles): &(Option<String>, Vec<String>),
+    (flavor, profiles): &Nodes,
     scratch: &Path,
     making: &Mutex<()>,
     console: &Console,
 ) -> Result<Vec<String>> {
-    let path = cluster.image.path();
+    let mut path = Cow::from(cluster.image.path());
+    if cluster.image.is_archived() {
+        path = scratch.join("gravity").into();
+        cluster.image.extract_image(&path)?;
+    }
     let options = Options {
         root: root(cluster, scratch, console)?,
         data: scratch.join("nodes"),
@@ -179,7 +174,7 @@ fn attempt(
     for number in 1..=profiles.len() {
         let _making = making.lock();
         let node = Throwaway::create(&name(number), &options)?;
-        node.copy(path, PROGRAM)?;
+        node.copy(&path, PROGRAM)?;
         node.run(&["chmod", "755", PROGRAM])?;
         node.run(&["sh", "-c", &format!("umask 077; echo {token} > {TOKEN}")])?;
         if let Some(license) = &boot.license {
@@ -202,13 +197,21 @@ fn attempt(
     Ok(found)
 }
 
-/// The flavor, and the profile of each of its nodes.
-fn nodes(manifest: &Manifest, flavor: Option<&str>) -> Result<(Option<String>, Vec<String>)> {
+/// The flavor, and the profile of each of its nodes, where the manifest has any.
+type Nodes = (Option<String>, Vec<Option<String>>);
+
+/// The nodes to install on. As in an install, the first is of workers only if all are.
+fn nodes(manifest: &Manifest, flavor: Option<&str>) -> Result<Nodes> {
+    let of_workers = |name: &str| {
+        let mut profiles = manifest.node_profiles.iter();
+        let profile = profiles.find(|profile| profile.name == name);
+        profile.and_then(NodeProfile::role) == Some(ServiceRole::Node)
+    };
     let Some(flavors) = &manifest.installer.flavors else {
         ensure!(flavor.is_none(), "the manifest has no flavors");
-        let first = manifest.node_profiles.first();
-        let first = first.context("the manifest has no node profiles")?;
-        return Ok((None, vec![first.name.clone()]));
+        let profiles = manifest.node_profiles.iter();
+        let first = profiles.min_by_key(|profile| of_workers(&profile.name));
+        return Ok((None, vec![first.map(|profile| profile.name.clone())]));
     };
     let wanted = flavor.or(flavors.default.as_deref());
     let mut items = flavors.items.iter();
@@ -221,14 +224,16 @@ fn nodes(manifest: &Manifest, flavor: Option<&str>) -> Result<(Option<String>, V
             .collect();
         format!("there is no such flavor; there are {}", names.join(", "))
     })?;
-    let profiles: Vec<_> = (found.nodes.iter())
+    let mut profiles: Vec<_> = (found.nodes.iter())
         .flat_map(|of| (0..of.count.min(MAX_NODES as u32 + 1)).map(|_| of.profile.clone()))
         .collect();
+    profiles.sort_by_key(|name| of_workers(name));
     ensure!(
         (1..=MAX_NODES).contains(&profiles.len()),
         "flavor {} has not between 1 and {MAX_NODES} nodes; choose another with --flavor",
         found.name
     );
+    let profiles = profiles.into_iter().map(Some).collect();
     Ok((Some(found.name.clone()), profiles))
 }
 
@@ -259,10 +264,15 @@ fn root(cluster: &ClusterImage, scratch: &Path, sink: &dyn Sink) -> Result<PathB
     Ok(root)
 }
 
+/// The option that says which profile a node gets.
+fn role(profile: &Option<String>) -> Option<String> {
+    Some(format!("--role={}", profile.as_ref()?))
+}
+
 /// A cluster on throwaway nodes.
 struct Cluster<'a> {
     nodes: &'a [Throwaway],
-    profiles: &'a [String],
+    profiles: &'a [Option<String>],
     flavor: Option<&'a str>,
     license: bool,
     console: &'a Console,
@@ -276,11 +286,8 @@ impl Cluster<'_> {
     /// Installs on the first node and joins the others.
     fn install(&self) -> Result<()> {
         let first = self.first();
-        let mut arguments = vec![
-            "install".to_owned(),
-            "--accept-eula".into(),
-            format!("--role={}", self.profiles[0]),
-        ];
+        let mut arguments = vec!["install".to_owned(), "--accept-eula".into()];
+        arguments.extend(role(&self.profiles[0]));
         arguments.extend(self.flavor.map(|flavor| format!("--flavor={flavor}")));
         if self.license {
             arguments.push(format!("--license={LICENSE}"));
@@ -303,12 +310,9 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    fn join(&self, node: &Node, profile: &str) -> Result<()> {
-        let arguments = [
-            "join".to_owned(),
-            self.first().address().to_owned(),
-            format!("--role={profile}"),
-        ];
+    fn join(&self, node: &Node, profile: &Option<String>) -> Result<()> {
+        let mut arguments = vec!["join".to_owned(), self.first().address().to_owned()];
+        arguments.extend(role(profile));
         let (mut join, lines) = self.start(node, &arguments)?;
         let mut last = String::new();
         for line in lines {
@@ -550,13 +554,36 @@ mod tests {
         let (flavor, profiles) = nodes(&manifest, None).unwrap();
         assert_eq!(
             (flavor.as_deref(), profiles),
-            (Some("two"), vec!["n".into(), "m".into()])
+            (Some("two"), vec![Some("n".into()), Some("m".into())])
         );
         assert!(nodes(&manifest, Some("many")).is_err());
         assert!(nodes(&manifest, Some("none")).is_err());
         let plain = "metadata: {name: a, resourceVersion: 1.0.0}\nnodeProfiles: [{name: n}]";
         let plain = manifest::parse(plain, "a").unwrap();
-        assert_eq!(nodes(&plain, None).unwrap(), (None, vec!["n".to_owned()]));
+        let one = |name: &str| (None, vec![Some(name.to_owned())]);
+        assert_eq!(nodes(&plain, None).unwrap(), one("n"));
         assert!(nodes(&plain, Some("two")).is_err());
+    }
+
+    #[test]
+    fn the_first_node_is_the_one_that_an_install_chooses() {
+        let chosen = |more: &str| {
+            let text = format!("metadata: {{name: a, resourceVersion: 1.0.0}}\n{more}");
+            let (_, profiles) = nodes(&manifest::parse(&text, "a").unwrap(), None).unwrap();
+            profiles.iter().filter_map(role).collect::<Vec<_>>()
+        };
+        // A bare chart.
+        assert_eq!(chosen(""), [""; 0]);
+        let worker = "{name: w, serviceRole: node}";
+        let profiles = format!("nodeProfiles: [{worker}, {{name: m}}, {{name: n}}]\n");
+        assert_eq!(chosen(&profiles), ["--role=m"]);
+        let flavors = "installer: {flavors: {items: [{name: f, nodes: [\
+            {profile: w, count: 2}, {profile: n, count: 1}, {profile: m, count: 1}]}]}}";
+        assert_eq!(
+            chosen(&(profiles + flavors)),
+            ["--role=n", "--role=m", "--role=w", "--role=w"]
+        );
+        // The install tells what is wrong.
+        assert_eq!(chosen(&format!("nodeProfiles: [{worker}]")), ["--role=w"]);
     }
 }
