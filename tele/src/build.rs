@@ -194,6 +194,8 @@ impl Job<'_> {
             false => None,
         };
 
+        // Before anything is fetched to it.
+        let state = state::State::open(self.state)?;
         sink.step("Selecting base image");
         let mut wanted = self.base.clone().or_else(|| manifest.base_image.clone());
         if let Some(remote) = self.remote {
@@ -208,7 +210,6 @@ impl Job<'_> {
             base.describe()
         ));
 
-        let state = state::State::open(self.state)?;
         let work = output.begin(&runtime)?;
         let encoded = image::encode::Cache::open(state.encoded())?;
         let step = Step {

@@ -12,9 +12,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use futures::future::{FutureExt, select_all};
 use nix::fcntl::OFlag;
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
+
+use crate::build::PARTIAL;
 
 /// A directory that goes away with its value.
 #[derive(Debug)]
@@ -46,14 +48,33 @@ impl Directory {
         }
     }
 
+    /// Makes it beside the result of a command, which has it removed, too, when it
+    /// is told to end.
+    pub(crate) fn beside(result: &Path, runtime: &Runtime) -> Result<Self> {
+        let parent = result.parent();
+        let parent = parent.filter(|parent| !parent.as_os_str().is_empty());
+        let new = Self::create(parent.unwrap_or(Path::new(".")), PARTIAL)?;
+        let path = new.path().to_owned();
+        on_signal(runtime, move || remove(&path))?;
+        Ok(new)
+    }
+
+    /// A new file in it.
+    pub(crate) fn file(&self) -> Result<NamedTempFile> {
+        NamedTempFile::new_in(self.path())
+            .with_context(|| format!("cannot write to {}", self.path().display()))
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Has it removed, too, once this process is told to end.
-    pub(crate) fn remove_on_signal(&self, runtime: &Runtime) -> Result<()> {
-        let path = self.path().to_owned();
-        on_signal(runtime, move || remove(&path))
+    /// Gives it its name.
+    pub(crate) fn persist(self, to: &Path) -> Result<()> {
+        std::fs::rename(self.path(), to)
+            .with_context(|| format!("cannot write {}", to.display()))?;
+        let _ = self.dir.keep();
+        Ok(())
     }
 }
 

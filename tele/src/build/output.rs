@@ -22,7 +22,6 @@ use oci::spec::{Descriptor, MediaType};
 use oci::{Digest, Layout};
 use tokio::runtime::Runtime;
 
-use super::PARTIAL;
 use super::base::Base;
 use super::images::Vendored;
 use super::manifest::Source;
@@ -115,9 +114,7 @@ impl Output {
     /// result and when the build is interrupted. Those that killed builds left
     /// are removed.
     pub(crate) fn begin(&self, runtime: &Runtime) -> Result<Work> {
-        let dir = Directory::create(self.parent(), PARTIAL)?;
-        dir.remove_on_signal(runtime)?;
-        Ok(Work(dir))
+        Directory::beside(&self.path, runtime).map(Work)
     }
 
     /// How many bytes come before the image.
