@@ -386,7 +386,8 @@ impl Step<'_> {
         let file = std::fs::File::create(&tar)
             .with_context(|| format!("cannot create {}", tar.display()))?;
         let out = std::io::BufWriter::new(file);
-        let packed = image::pack::pack_dir(&found.staged, &[], epoch()?, out)?;
+        let packed = image::pack::pack_dir(&found.staged, &[], epoch()?, out)
+            .with_context(|| format!("what lies beside {}", self.source.file.display()))?;
         Ok((tar, packed))
     }
 }
