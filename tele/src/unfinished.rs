@@ -94,11 +94,15 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
         if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
             continue;
         }
-        let lock = OpenOptions::new()
+        let opened = OpenOptions::new()
             .read(true)
             .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits())
             .open(entry.path());
-        if lock.is_ok_and(|lock| lock.try_lock().is_ok() && same_file(&entry.path(), &lock)) {
+        let Ok(lock) = opened else {
+            continue;
+        };
+        // Held until it is gone: else who has just made it would take it for his.
+        if lock.try_lock().is_ok() && same_file(&entry.path(), &lock) {
             // What can't be removed is in nobody's way.
             let _ = std::fs::remove_dir_all(entry.path());
         }
@@ -162,6 +166,22 @@ mod tests {
         assert_eq!(names().len(), 3, "{:?}", names());
         drop((lives, next));
         assert_eq!(names(), [parent.path().join("other")]);
+    }
+
+    #[test]
+    fn commands_that_begin_at_once_leave_each_other_alone() {
+        let parent = tempfile::tempdir().unwrap();
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..1500 {
+                        let new = Directory::create(parent.path(), ".x-").unwrap();
+                        std::thread::yield_now();
+                        new.file().unwrap();
+                    }
+                });
+            }
+        });
     }
 
     /// What the test below has in a process of its own.
