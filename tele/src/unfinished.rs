@@ -116,7 +116,8 @@ fn same_file(path: &Path, file: &File) -> bool {
     there.is_ok_and(|there| file.metadata().is_ok_and(|open| same(there, open)))
 }
 
-/// Has `clean` done once this process is told to end, which it does then.
+/// Has `clean` done once this process is told to end, which it does then. What it was
+/// started to ignore, as by `nohup`, it ignores.
 pub(crate) fn on_signal(runtime: &Runtime, clean: impl FnOnce() + Send + 'static) -> Result<()> {
     let _guard = runtime.enter();
     let mut signals = Vec::new();
@@ -125,8 +126,14 @@ pub(crate) fn on_signal(runtime: &Runtime, clean: impl FnOnce() + Send + 'static
         SignalKind::terminate(),
         SignalKind::hangup(),
     ] {
-        let signal = signal(kind).context("cannot wait for signals")?;
-        signals.push((kind.as_raw_value(), signal));
+        let number = kind.as_raw_value();
+        if !is_ignored(number) {
+            let signal = signal(kind).context("cannot wait for signals")?;
+            signals.push((number, signal));
+        }
+    }
+    if signals.is_empty() {
+        return Ok(());
     }
     runtime.spawn(async move {
         let waits = signals.iter_mut().map(|(number, signal)| {
@@ -138,6 +145,13 @@ pub(crate) fn on_signal(runtime: &Runtime, clean: impl FnOnce() + Send + 'static
         std::process::exit(128 + number);
     });
     Ok(())
+}
+
+fn is_ignored(number: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask >> (number - 1) & 1 == 1)
 }
 
 #[cfg(test)]
@@ -195,21 +209,34 @@ mod tests {
         std::thread::sleep(Duration::from_secs(60));
     }
 
+    /// Runs it in a shell that has done `first`, and sends it these signals.
+    fn told(first: &str, signals: &[Signal]) -> (Option<i32>, bool) {
+        let script = format!("{first}\nexec \"$0\" \"$@\"");
+        let mut child = Command::new("sh")
+            .args(["-c", &script])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", "unfinished::tests::waiting"])
+            .args(["--ignored", "--nocapture"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.any(|line| line.unwrap().ends_with("waits")));
+        for signal in signals {
+            kill(Pid::from_raw(child.id().cast_signed()), *signal).unwrap();
+        }
+        let cleaned = lines.any(|line| line.unwrap().ends_with("cleaned"));
+        (child.wait().unwrap().code(), cleaned)
+    }
+
     #[test]
     fn who_is_told_to_end_cleans_up_first() {
-        for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
-            let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "unfinished::tests::waiting"])
-                .args(["--ignored", "--nocapture"])
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-            assert!(lines.any(|line| line.unwrap().ends_with("waits")));
-            kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
-            assert!(lines.any(|line| line.unwrap().ends_with("cleaned")));
-            let ended = child.wait().unwrap();
-            assert_eq!(ended.code(), Some(128 + signal as i32));
+        let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+        // Those that the tests were started to ignore can't be tried.
+        for signal in signals.into_iter().filter(|s| !is_ignored(*s as i32)) {
+            assert_eq!(told("", &[signal]), (Some(128 + signal as i32), true));
         }
+        let ignoring = told("trap '' HUP", &[Signal::SIGHUP, Signal::SIGTERM]);
+        assert_eq!(ignoring, (Some(143), true));
     }
 }
