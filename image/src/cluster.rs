@@ -15,8 +15,9 @@ use oci_spec::image::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use crate::file::archive::Rest;
 use crate::layer::Compression;
-use crate::{Error, Image, Result, Writer};
+use crate::{Damage, Error, Image, Result, Writer};
 
 /// `artifactType` of the cluster's manifest.
 pub const CLUSTER_ARTIFACT: &str = "application/vnd.gravitational.cluster.v1";
@@ -71,6 +72,9 @@ pub struct ClusterConfig {
     pub manifest: String,
     /// Digest of the tar with the resources.
     pub resources: String,
+    /// What an archive with the image has behind it. Images of before have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub archive: Option<Rest>,
 }
 
 /// Which base a cluster was built on.
@@ -225,6 +229,13 @@ impl ClusterImage {
             config,
             index,
         })
+    }
+
+    /// Compares what an archive has around the image with what was built; finds
+    /// nothing where the image is alone. Of one whose config says nothing of the
+    /// archive, only the header can be compared.
+    pub fn verify_archive(&self) -> Vec<Damage> {
+        self.image.verify_archive(self.config.archive.as_ref())
     }
 
     /// The resolved Image Manifest, as YAML.

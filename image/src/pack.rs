@@ -11,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::digest::Hasher;
-use crate::unpack::stays_inside;
+use crate::unpack::{Limits, Options, stays_inside};
 use crate::{Error, Result};
 
 /// Most directories in one another.
@@ -56,8 +56,19 @@ impl<W: Write> Write for Counting<W> {
 ///
 /// # Errors
 /// [`Error::Pack`] names a file that can't be packed: a device, a socket, a
-/// link that leads out of the directory, a malformed pattern.
+/// link that leads out of the directory, a malformed pattern; or tells that there
+/// is more than is unpacked.
 pub fn pack_dir(dir: &Path, ignore: &[String], mtime: u64, out: impl Write) -> Result<Packed> {
+    pack_within(Options::resources().limits, dir, ignore, mtime, out)
+}
+
+fn pack_within(
+    limits: Limits,
+    dir: &Path,
+    ignore: &[String],
+    mtime: u64,
+    out: impl Write,
+) -> Result<Packed> {
     let patterns = ignore
         .iter()
         .map(|pattern| {
@@ -77,7 +88,9 @@ pub fn pack_dir(dir: &Path, ignore: &[String], mtime: u64, out: impl Write) -> R
         patterns,
         mtime,
         tar: tar::Builder::new(counting),
+        limits,
         entries: 0,
+        bytes: 0,
     };
     packer.tar.follow_symlinks(false);
     packer.directory(&PathBuf::new(), 0)?;
@@ -96,7 +109,10 @@ struct Packer<'a, W: Write> {
     patterns: Vec<glob::Pattern>,
     mtime: u64,
     tar: tar::Builder<Counting<W>>,
+    limits: Limits,
     entries: u64,
+    /// Of files.
+    bytes: u64,
 }
 
 impl<W: Write> Packer<'_, W> {
@@ -132,6 +148,9 @@ impl<W: Write> Packer<'_, W> {
         header.set_gid(0);
         header.set_size(0);
         self.entries += 1;
+        if self.entries > self.limits.entries {
+            return Err(self.too_much(format!("{} entries", self.limits.entries)));
+        }
         if meta.is_dir() {
             header.set_entry_type(tar::EntryType::Directory);
             self.tar
@@ -159,6 +178,10 @@ impl<W: Write> Packer<'_, W> {
         let file = std::fs::File::open(&path).map_err(Error::at("open", &path))?;
         let size = file.metadata().map_err(Error::at("read", &path))?.len();
         header.set_size(size);
+        self.bytes = self.bytes.saturating_add(size);
+        if self.bytes > self.limits.bytes {
+            return Err(self.too_much(format!("{} bytes in its files", self.limits.bytes)));
+        }
         let before = self.tar.get_ref().size;
         // A file that grows meanwhile must not spoil the tar.
         let content = std::io::Read::take(file, size);
@@ -173,13 +196,21 @@ impl<W: Write> Packer<'_, W> {
         }
         Ok(())
     }
+
+    fn too_much(&self, limit: String) -> Error {
+        let path = self.dir.to_owned();
+        let reason = format!(
+            "it has more than {limit}, which no install unpacks: leave out what the cluster doesn't need, or put it into a container image"
+        );
+        Error::Pack { path, reason }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ReadChunks;
-    use crate::unpack::{Options, unpack};
+    use crate::unpack::unpack;
 
     fn tree() -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
@@ -265,5 +296,39 @@ mod tests {
             .to_string();
         assert!(error.contains("sock"), "{error}");
         assert!(pack_dir(dir.path(), &["[".into()], 0, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn what_no_install_unpacks_is_not_packed() {
+        let dir = tree();
+        let mut tar = Vec::new();
+        let packed = pack_dir(dir.path(), &[], 0, &mut tar).unwrap();
+        let bytes = "manifestname: examplexold output".len() as u64;
+        let limits = |entries, bytes| Limits {
+            entries,
+            bytes,
+            ..Options::resources().limits
+        };
+        let pack = |limits| pack_within(limits, dir.path(), &[], 0, Vec::new());
+        let unpacks = |limits| {
+            let dest = tempfile::tempdir().unwrap();
+            let options = Options {
+                limits,
+                ..Options::resources()
+            };
+            let mut chunks = ReadChunks::new(tar.as_slice());
+            let dest = dest.path().join("resources");
+            unpack(&mut [&mut chunks], &dest, &options, &event::Discard).is_ok()
+        };
+        let enough = limits(packed.entries, bytes);
+        assert!(pack(enough).unwrap() == packed && unpacks(enough));
+        for (short, reason) in [
+            (limits(packed.entries - 1, bytes), "entries, which"),
+            (limits(packed.entries, bytes - 1), "bytes in its files"),
+        ] {
+            let error = pack(short).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert!(!unpacks(short));
+        }
     }
 }

@@ -8,18 +8,21 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use event::Sink;
-use image::Image;
 use image::cluster::ClusterImage;
+use image::{Damage, Image};
 use oci::hub::Entry;
 use oci::spec::Descriptor;
 use oci::{Content, Digest, Layout};
 use serde::{Deserialize, Serialize};
+
+use crate::unfinished::Directory;
+use crate::verify::archive;
 
 /// `artifactType` of the file of a cluster image.
 pub(crate) const FILE_ARTIFACT: &str = "application/vnd.gravitational.cluster.file.v1";
@@ -69,8 +72,7 @@ pub(crate) struct Artifact {
 /// Describes a file, of which every byte is verified.
 pub(crate) fn describe(path: &Path, sink: &dyn Sink) -> Result<Artifact> {
     let cluster = ClusterImage::open(Image::open(path)?)?;
-    let damage = cluster.image.verify_stored(sink)?;
-    if let Some(first) = damage.first() {
+    if let Some(first) = damage(&cluster, sink)? {
         bail!("{} is damaged, {first}: build it again", path.display());
     }
     let stored = cluster.image.parts()?;
@@ -156,6 +158,13 @@ pub(crate) fn describe(path: &Path, sink: &dyn Sink) -> Result<Artifact> {
     })
 }
 
+/// The first part of the file that is not what was built.
+fn damage(cluster: &ClusterImage, sink: &dyn Sink) -> Result<Option<Damage>> {
+    let mut found = cluster.image.verify_stored(sink)?;
+    found.extend(archive(cluster, sink));
+    Ok(found.into_iter().next())
+}
+
 /// Reads how a file is put together, and compares it with the layers.
 pub(crate) fn read(config: &[u8], entry: &Entry) -> Result<FileConfig> {
     let value: serde_json::Value = serde_json::from_slice(config)?;
@@ -192,22 +201,16 @@ pub(crate) fn read(config: &[u8], entry: &Entry) -> Result<FileConfig> {
     Ok(config)
 }
 
-/// Puts the file together; it appears whole or not at all.
+/// Puts the file together in `work`; it appears at `path` whole or not at all.
 pub(crate) fn assemble(
     config: &FileConfig,
     blobs: &Layout,
+    work: &Directory,
     path: &Path,
     overwrite: bool,
     sink: &dyn Sink,
 ) -> Result<()> {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    let parent = parent.unwrap_or(Path::new("."));
-    let temp = tempfile::Builder::new()
-        .prefix(crate::build::PARTIAL)
-        .tempfile_in(parent)
-        .with_context(|| format!("cannot write to {}", parent.display()))?;
+    let temp = work.file()?;
     let mut at = 0;
     for part in &config.parts {
         let blob = blobs.blob_path(&part.digest);
@@ -227,8 +230,8 @@ pub(crate) fn assemble(
         at = part.offset + part.size;
     }
     // Blobs of the cache were verified when they came, some long ago.
-    let damage = Image::open(temp.path())?.verify_stored(sink)?;
-    if let Some(first) = damage.first() {
+    let cluster = ClusterImage::open(Image::open(temp.path())?)?;
+    if let Some(first) = damage(&cluster, sink)? {
         bail!(
             "what was fetched is damaged, {first}: remove the directory {}, so that it is fetched again",
             blobs.dir().display()
@@ -245,4 +248,55 @@ pub(crate) fn assemble(
     .with_context(what)
 }
 
-use std::io::Read;
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use event::Discard;
+    use tokio::runtime::Runtime;
+
+    use super::*;
+    use crate::build::tests::Vendor;
+
+    #[test]
+    fn what_was_pushed_is_put_together_again_unless_a_part_is_damaged() {
+        let vendor = Vendor::new();
+        let blobs = Layout::open_or_create(vendor.at("cache")).unwrap();
+        let runtime = Runtime::new().unwrap();
+        for name in ["shop", "shop.tar"] {
+            let path = vendor.build(name, &Default::default()).unwrap();
+            let artifact = describe(&path, &Discard).unwrap();
+            for part in &artifact.contents {
+                let mut bytes = vec![0; part.size as usize];
+                let file = File::open(&part.path).unwrap();
+                file.read_exact_at(&mut bytes, part.offset).unwrap();
+                blobs.put_blob_bytes(&bytes, "a/b").unwrap();
+            }
+            let pulled = vendor.at("pulled");
+            let assemble = |overwrite| {
+                let work = Directory::beside(&pulled, &runtime).unwrap();
+                assemble(
+                    &artifact.config,
+                    &blobs,
+                    &work,
+                    &pulled,
+                    overwrite,
+                    &Discard,
+                )
+            };
+            assemble(true).unwrap();
+            let whole = std::fs::read(&path).unwrap();
+            assert!(std::fs::read(&pulled).unwrap() == whole);
+            assert!(assemble(false).is_err(), "it is there");
+            let last = artifact.config.parts.last().unwrap();
+            let rotten = File::options()
+                .write(true)
+                .open(blobs.blob_path(&last.digest))
+                .unwrap();
+            rotten.write_all_at(b"?", last.size - 1).unwrap();
+            let error = assemble(true).unwrap_err().to_string();
+            assert!(error.contains("damaged"), "{error}");
+            assert!(std::fs::read(&pulled).unwrap() == whole);
+        }
+    }
+}

@@ -194,6 +194,8 @@ impl Job<'_> {
             false => None,
         };
 
+        // Before anything is fetched to it.
+        let state = state::State::open(self.state)?;
         sink.step("Selecting base image");
         let wanted = self.base.clone().or_else(|| manifest.base_image.clone());
         let mut wanted = locked.base(wanted);
@@ -211,7 +213,6 @@ impl Job<'_> {
             base.describe()
         ));
 
-        let state = state::State::open(self.state)?;
         let work = output.begin(&runtime)?;
         let encoded = image::encode::Cache::open(state.encoded())?;
         let step = Step {
@@ -227,6 +228,7 @@ impl Job<'_> {
             sink,
         };
         let (image, start) = (work.image(), output.start());
+        let rest = output::rest(&source, epoch()?)?;
         let (written, built, planets, vendored) = std::thread::scope(|scope| {
             let begun =
                 scope.spawn(|| output::begin_image(&image, start, &base, self.hub, encoded));
@@ -267,6 +269,7 @@ impl Job<'_> {
                 // Both are known when they are written.
                 manifest: String::new(),
                 resources: packed.digest.clone(),
+                archive: Some(image::file::archive::Rest::of(&rest)),
             };
             let resolved = manifest
                 .to_json()
@@ -294,7 +297,7 @@ impl Job<'_> {
             let written = output::write_image(writer, &content, self.hub, &step.cache)?;
             Ok((written, built, planets, vendored))
         })?;
-        let size = work.finish(output, &written, &source, epoch()?)?;
+        let size = work.finish(output, &written, &rest, epoch()?)?;
         if !self.locked {
             lock::write(&lock, &base, &planets, &vendored, sink.as_ref())?;
         }
@@ -387,7 +390,8 @@ impl Step<'_> {
         let file = std::fs::File::create(&tar)
             .with_context(|| format!("cannot create {}", tar.display()))?;
         let out = std::io::BufWriter::new(file);
-        let packed = image::pack::pack_dir(&found.staged, &[], epoch()?, out)?;
+        let packed = image::pack::pack_dir(&found.staged, &[], epoch()?, out)
+            .with_context(|| format!("what lies beside {}", self.source.file.display()))?;
         Ok((tar, packed))
     }
 }

@@ -21,9 +21,10 @@ use oci::layout::REF_NAME;
 use oci::spec::{Descriptor, ImageConfiguration, ImageManifest};
 use oci::{Digest, Layout};
 use serde_json::json;
+use tokio::runtime::Runtime;
 
-use crate::build::PARTIAL;
 use crate::inspect::open;
+use crate::unfinished::Directory;
 
 /// What to export.
 #[derive(Debug, Args)]
@@ -46,7 +47,8 @@ pub(crate) enum Archive {
 
 pub(crate) fn run(arguments: &Export, console: &Console) -> Result<()> {
     let cluster = open(&arguments.file)?;
-    let size = to_layout(&cluster, &arguments.oci)?;
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let size = to_layout(&cluster, &arguments.oci, &runtime)?;
     console.print(&format!(
         "{}: {} images, {}",
         arguments.oci.display(),
@@ -57,15 +59,11 @@ pub(crate) fn run(arguments: &Export, console: &Console) -> Result<()> {
 }
 
 /// Writes all blobs and an index that names every manifest; returns the bytes.
-fn to_layout(cluster: &ClusterImage, dir: &Path) -> Result<u64> {
+fn to_layout(cluster: &ClusterImage, dir: &Path, runtime: &Runtime) -> Result<u64> {
     if dir.symlink_metadata().is_ok() {
         bail!("{} exists already: name a new directory", dir.display());
     }
-    let parent = parent(dir);
-    let work = tempfile::Builder::new()
-        .prefix(PARTIAL)
-        .tempdir_in(parent)
-        .with_context(|| format!("cannot write to {}", parent.display()))?;
+    let work = Directory::beside(dir, runtime)?;
     let layout = Layout::open_or_create(work.path())?;
     let mut written = 0;
     for blob in cluster.image.blobs() {
@@ -86,10 +84,7 @@ fn to_layout(cluster: &ClusterImage, dir: &Path) -> Result<u64> {
     // Made private, as all temporary directories are.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
     std::fs::set_permissions(work.path(), mode)?;
-    let path = work.keep();
-    std::fs::rename(&path, dir)
-        .inspect_err(|_| drop(std::fs::remove_dir_all(&path)))
-        .with_context(|| format!("cannot write {}", dir.display()))?;
+    work.persist(dir)?;
     Ok(written)
 }
 
@@ -107,7 +102,7 @@ fn name(cluster: &ClusterImage, descriptor: &Descriptor) -> String {
 }
 
 /// Writes a container image, whose blobs are in `layout`, to a new file at
-/// `path`.
+/// `path`; it is made in `work`.
 ///
 /// # Errors
 /// When the image is damaged, or the file can't be written.
@@ -116,18 +111,15 @@ pub(crate) fn image_archive(
     image: &Entry,
     layout: &Layout,
     format: Archive,
+    work: &Directory,
     path: &Path,
     overwrite: bool,
 ) -> Result<()> {
-    let parent = parent(path);
-    let mut temp = tempfile::Builder::new()
-        .prefix(PARTIAL)
-        .tempfile_in(parent)
-        .with_context(|| format!("cannot write to {}", parent.display()))?;
+    let mut temp = work.file()?;
     let mut tar = tar::Builder::new(BufWriter::new(temp.as_file_mut()));
     match format {
         Archive::OciArchive => oci_archive(name, image, layout, &mut tar)?,
-        Archive::DockerArchive => docker_archive(name, &image.manifest, layout, &mut tar)?,
+        Archive::DockerArchive => docker_archive(name, &image.manifest, layout, work, &mut tar)?,
     }
     let what = || format!("cannot write {}", path.display());
     tar.into_inner()?.flush().with_context(what)?;
@@ -170,6 +162,7 @@ fn docker_archive<W: Write>(
     name: &str,
     manifest: &ImageManifest,
     layout: &Layout,
+    work: &Directory,
     tar: &mut tar::Builder<W>,
 ) -> Result<()> {
     let config = Digest::try_from(manifest.config().digest())?;
@@ -187,8 +180,7 @@ fn docker_archive<W: Write>(
             match Compression::of(layer.media_type().as_ref())? {
                 Compression::None => put_file(tar, &file, &path, &content)?,
                 compression => {
-                    let mut plain =
-                        tempfile::NamedTempFile::new().context("cannot create a file")?;
+                    let mut plain = work.file()?;
                     let from = File::open(&path).with_context(|| path.display().to_string())?;
                     std::io::copy(&mut compression.decode(from)?, &mut plain)
                         .with_context(|| format!("cannot decompress {}", path.display()))?;
@@ -232,19 +224,13 @@ fn header(size: u64) -> tar::Header {
     header
 }
 
-fn parent(path: &Path) -> &Path {
-    let parent = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty());
-    parent.unwrap_or(Path::new("."))
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
     use std::io::Read;
 
     use super::*;
+    use crate::build::PARTIAL;
     use crate::build::tests::{Vendor, gzip_of};
 
     #[test]
@@ -253,7 +239,14 @@ mod tests {
         let path = vendor.build("shop.tar", &Default::default()).unwrap();
         let cluster = open(&path).unwrap();
         let dir = vendor.at("exported");
-        to_layout(&cluster, &dir).unwrap();
+        // Of an export that was killed, and of a command that runs.
+        let left = vendor.at(".tele-partial-left");
+        std::fs::create_dir_all(left.join("blobs")).unwrap();
+        let runtime = Runtime::new().unwrap();
+        let other = Directory::beside(&dir, &runtime).unwrap();
+        to_layout(&cluster, &dir, &runtime).unwrap();
+        assert!(!left.exists() && other.path().exists());
+        drop(other);
         let layout = Layout::open(&dir).unwrap();
         let tags = layout.tags().unwrap();
         let names: Vec<_> = tags.iter().map(|(name, _)| name.clone()).collect();
@@ -267,7 +260,7 @@ mod tests {
                 oci::layout::verify_file(&layout.blob_path(&digest), &digest).unwrap();
             }
         }
-        let again = to_layout(&cluster, &dir).unwrap_err().to_string();
+        let again = to_layout(&cluster, &dir, &runtime).unwrap_err().to_string();
         assert!(again.contains("exists already"), "{again}");
         let left = std::fs::read_dir(vendor.at("")).unwrap();
         let names = left.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -298,7 +291,16 @@ mod tests {
             let opened = oci::hub::Hub::Directory(hub.clone());
             let runtime = tokio::runtime::Runtime::new()?;
             let entry = runtime.block_on(opened.entry("planet", "6.0.0"))?;
-            image_archive("planet:6.0.0", &entry, &hub, format, &path, overwrite)
+            let work = Directory::beside(&path, &runtime)?;
+            image_archive(
+                "planet:6.0.0",
+                &entry,
+                &hub,
+                format,
+                &work,
+                &path,
+                overwrite,
+            )
         };
         write(Archive::OciArchive, false).unwrap();
         let files = members(&path);

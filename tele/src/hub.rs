@@ -15,6 +15,8 @@ use oci::{Client, Layout, Progress, Registries, Retry};
 use semver::{Version, VersionReq};
 use tokio::runtime::Runtime;
 
+use crate::build::state::State;
+
 /// Where the hub is.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -118,11 +120,11 @@ fn choose(tags: &[String], wanted: Option<&str>) -> Result<String> {
 }
 
 /// Blobs that were fetched: kept, so that the next version moves only what
-/// changed.
-pub(crate) fn cache(state_dir: Option<&PathBuf>) -> Result<Layout> {
-    Ok(Layout::open_or_create(
-        crate::build::state_dir(state_dir)?.join("images"),
-    )?)
+/// changed. While the state is open, unfinished ones stay, too.
+pub(crate) fn cache(state_dir: Option<&PathBuf>) -> Result<(State, Layout)> {
+    let state = State::open(&crate::build::state_dir(state_dir)?)?;
+    let cache = Layout::open_or_create(state.images())?;
+    Ok((state, cache))
 }
 
 /// Bytes that go to or come from the hub.

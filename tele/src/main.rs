@@ -17,6 +17,7 @@ mod pull;
 mod push;
 mod rm;
 mod schema;
+mod unfinished;
 mod verify;
 
 use std::process::ExitCode;

@@ -18,6 +18,7 @@ use oci::hub::{self, Entry};
 use oci::layout::MAX_DOCUMENT;
 
 use crate::export::{Archive, image_archive};
+use crate::unfinished::Directory;
 use crate::{artifact, hub as options};
 
 /// What to pull.
@@ -60,7 +61,7 @@ fn container(
     let shown = format!("{name}:{version}");
     let hub = &connection.hub;
     console.step(&format!("Pulling {shown} from {}", hub.describe()));
-    let cache = options::cache(arguments.state_dir.as_ref())?;
+    let (_state, cache) = options::cache(arguments.state_dir.as_ref())?;
     let progress = options::progress("pull", console);
     let mut blobs = entry.manifest.layers().clone();
     blobs.push(entry.manifest.config().clone());
@@ -68,7 +69,16 @@ fn container(
         .runtime
         .block_on(hub.fetch(name, &blobs, &cache, &progress))?;
     progress.finish();
-    image_archive(&shown, entry, &layout, format, &output, arguments.force)?;
+    let work = Directory::beside(&output, &connection.runtime)?;
+    image_archive(
+        &shown,
+        entry,
+        &layout,
+        format,
+        &work,
+        &output,
+        arguments.force,
+    )?;
     let size = std::fs::metadata(&output)?.len();
     console.print(&format!("{}: {}", output.display(), bytes(size)));
     Ok(())
@@ -109,7 +119,7 @@ pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
             crate::ls::kind(kind)
         ),
     }
-    let cache = options::cache(arguments.state_dir.as_ref())?;
+    let (_state, cache) = options::cache(arguments.state_dir.as_ref())?;
     let progress = options::progress("pull", console);
     let unusable = || format!("cannot use {shown}");
     let config = entry.manifest.config().clone();
@@ -135,9 +145,11 @@ pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
     console.step(&format!("Pulling {shown} from {}", hub.describe()));
     let layout = runtime.block_on(hub.fetch(name, entry.manifest.layers(), &cache, &progress));
     progress.finish();
+    let (layout, work) = (layout?, Directory::beside(&output, runtime)?);
     artifact::assemble(
         &config,
-        &layout?,
+        &layout,
+        &work,
         &output,
         arguments.force,
         console.as_ref(),

@@ -12,8 +12,8 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 use console::{Console, ExitCode};
-use image::Image;
 use image::cluster::ClusterImage;
+use image::{Damage, Image};
 
 use crate::inspect::Inspection;
 
@@ -58,16 +58,27 @@ fn problems(file: &std::path::Path, sink: &dyn event::Sink) -> Result<Vec<String
         Err(error) => return Err(error.into()),
     };
     let mut found: Vec<_> = (image.verify(sink)?.iter().map(ToString::to_string)).collect();
-    if found.is_empty()
-        && let Err(error) = contents(&image)
-    {
-        found.push(format!("{error:#}"));
+    if found.is_empty() {
+        match contents(&image) {
+            Ok(cluster) => found.extend(archive(&cluster, sink).iter().map(ToString::to_string)),
+            Err(error) => found.push(format!("{error:#}")),
+        }
     }
     Ok(found)
 }
 
-/// Follows every reference of a sound file.
-fn contents(image: &Image) -> Result<()> {
+/// What an archive has around a sound image and is not what was built.
+pub(crate) fn archive(cluster: &ClusterImage, sink: &dyn event::Sink) -> Vec<Damage> {
+    if cluster.image.is_archived() && cluster.config.archive.is_none() {
+        sink.warning(
+            "an earlier tele has built this archive: what it holds beside the executable can't be verified",
+        );
+    }
+    cluster.verify_archive()
+}
+
+/// Follows every reference of a sound image.
+fn contents(image: &Image) -> Result<ClusterImage> {
     let cluster = ClusterImage::open(image.clone())?;
     Inspection::of(&cluster)?;
     for image in &cluster.config.images {
@@ -80,7 +91,7 @@ fn contents(image: &Image) -> Result<()> {
         let lines: Vec<_> = errors.iter().map(ToString::to_string).collect();
         anyhow::bail!("{}", lines.join("\n"));
     }
-    Ok(())
+    Ok(cluster)
 }
 
 #[cfg(test)]
@@ -111,5 +122,47 @@ mod tests {
         let found = problems(&text, &Discard).unwrap();
         assert!(found[0].contains("is not a cluster image"), "{found:?}");
         assert!(problems(&vendor.at("none"), &Discard).is_err());
+    }
+
+    #[test]
+    fn what_an_archive_holds_beside_the_image_is_verified() {
+        let vendor = Vendor::new();
+        let path = vendor.build("shop.tar", &Default::default()).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        let length = whole.len();
+        let find = |text: &str| {
+            let mut windows = whole.windows(text.len());
+            let found = windows.rposition(|window| window == text.as_bytes());
+            found.unwrap()
+        };
+        let changed = |at: usize| {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            bytes
+        };
+        let manifest = find("app.yaml\0");
+        assert_eq!(manifest % 512, 0);
+        for (bytes, problem) in [
+            (whole[..length - 600].to_vec(), "is missing"),
+            (whole[..manifest + 700].to_vec(), "is missing"),
+            (whole[..manifest].to_vec(), "is missing"),
+            ([&whole[..], &[0; 512]].concat(), "was added"),
+            (changed(find("./gravity install")), "expected sha256:"),
+            (changed(find("kind: Cluster")), "expected sha256:"),
+            // The script's mode.
+            (changed(find("install\0") + 104), "expected sha256:"),
+            (changed(length - 1), "expected sha256:"),
+            (changed(manifest - 1), "is not zero"),
+            // Mode and time of the program.
+            (changed(105), "header of the archive"),
+            (changed(140), "header of the archive"),
+        ] {
+            let file = std::fs::File::create(&path).unwrap();
+            file.write_all_at(&bytes, 0).unwrap();
+            let found = problems(&path, &Discard).unwrap();
+            assert!(found[0].contains(problem), "{problem}: {found:?}");
+            let pushed = crate::artifact::describe(&path, &Discard).unwrap_err();
+            assert!(pushed.to_string().contains(problem), "{pushed}");
+        }
     }
 }

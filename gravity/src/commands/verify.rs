@@ -2,14 +2,17 @@
 
 use anyhow::{Context, Result};
 use console::ExitCode;
+use image::cluster::ClusterImage;
 
 use super::Session;
 
 pub(crate) fn run(session: &Session) -> Result<ExitCode> {
     let image = session.image()?;
-    let damages = image
-        .verify(&*session.console)
-        .context("verify the cluster image")?;
+    let what = "verify the cluster image";
+    let mut damages = image.verify(&*session.console).context(what)?;
+    if damages.is_empty() {
+        damages = ClusterImage::open(image).context(what)?.verify_archive();
+    }
     for damage in &damages {
         session.console.error_text(&damage.to_string());
     }

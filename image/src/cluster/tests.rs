@@ -40,7 +40,7 @@ fn image_of(
 }
 
 /// Writes a whole cluster; `change` may spoil its config.
-fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<ClusterImage> {
+fn build(dir: &std::path::Path, change: impl FnOnce(&mut ClusterConfig)) -> Result<ClusterImage> {
     let path = dir.join("image");
     let mut writer = Writer::create(&path, &put(dir, "elf", b"elf")).unwrap();
     let rootfs = put(dir, "rootfs", b"rootfs");
@@ -91,6 +91,7 @@ fn build(dir: &std::path::Path, change: fn(&mut ClusterConfig)) -> Result<Cluste
         license_authorities: None,
         manifest: manifest.digest().to_string(),
         resources: resources.digest().to_string(),
+        archive: None,
     };
     change(&mut config);
     let root = write_root(
@@ -155,7 +156,9 @@ fn a_cluster_that_is_not_whole_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("version 2"), "{error}");
-    let missing = |change| matches!(build(dir.path(), change), Err(Error::MissingBlob { .. }));
+    let missing = |change: fn(&mut ClusterConfig)| {
+        matches!(build(dir.path(), change), Err(Error::MissingBlob { .. }))
+    };
     assert!(missing(|config| config.images[0].digest = sha256(b"?")));
     assert!(missing(|config| config.resources = sha256(b"?")));
     let mut writer =
@@ -167,4 +170,53 @@ fn a_cluster_that_is_not_whole_is_refused() {
     let image = Image::open(dir.path().join("other")).unwrap();
     let error = ClusterImage::open(image).unwrap_err().to_string();
     assert!(error.contains("lists no cluster"), "{error}");
+}
+
+#[test]
+fn the_config_says_what_an_archive_has_behind_the_image() {
+    use crate::file::archive::{MODE, NAME, Rest, header, padding};
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image.tar");
+    let archived = |archive: Option<Rest>, time: u64, rest: &[u8]| {
+        build(dir.path(), |config| config.archive = archive).unwrap();
+        let image = std::fs::read(dir.path().join("image")).unwrap();
+        let length = image.len() as u64;
+        let first = header(NAME, length, MODE, time).unwrap();
+        let zeros = vec![0; padding(length) as usize];
+        let whole = [&first.as_bytes()[..], &image, &zeros, rest].concat();
+        let mut file = std::fs::File::create(&path).unwrap();
+        std::io::Write::write_all(&mut file, &whole).unwrap();
+        let cluster = ClusterImage::open(Image::open(&path).unwrap()).unwrap();
+        assert!(cluster.image.is_archived());
+        let alone = dir.path().join("alone");
+        cluster.image.extract_image(&alone).unwrap();
+        assert!(std::fs::read(&alone).unwrap() == image);
+        let mode = std::os::unix::fs::MetadataExt::mode(&alone.metadata().unwrap());
+        assert_eq!(mode & 0o7777, MODE);
+        let found = cluster.verify_archive();
+        found.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let known = Rest::of(b"rest");
+    assert_eq!(archived(Some(known.clone()), 0, b"rest"), [""; 0]);
+    assert_eq!(
+        archived(Some(known.clone()), 1_700_000_000, b"rest"),
+        [""; 0]
+    );
+    for (rest, problem) in [
+        (&b"res"[..], "is missing"),
+        (b"tser", "expected sha256:"),
+        (b"rest!", "was added"),
+    ] {
+        let found = archived(Some(known.clone()), 0, rest);
+        assert!(found.len() == 1 && found[0].contains(problem), "{found:?}");
+    }
+    let endless = Rest {
+        size: u64::MAX,
+        ..known
+    };
+    assert!(archived(Some(endless), 0, b"rest")[0].ends_with("is missing"));
+    // One of before.
+    assert_eq!(archived(None, 0, b"anything"), [""; 0]);
+    let alone = build(dir.path(), |_| {}).unwrap();
+    assert_eq!(alone.verify_archive(), []);
 }

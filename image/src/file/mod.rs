@@ -19,6 +19,7 @@
 //!
 //! The same inputs give the same bytes.
 
+pub mod archive;
 mod copy;
 pub mod format;
 mod partial;

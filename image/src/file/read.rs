@@ -10,6 +10,7 @@ use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::archive;
 use super::format::{
     Blob, FOOT_MAGIC, FOOTER, Footer, HEAD_MAGIC, Index, MAX_INDEX, NoFooter, PAGE, VERSION, align,
     index_hash,
@@ -24,9 +25,6 @@ const TAIL: u64 = 256 << 10;
 const SEEK_BACK: u64 = 64 << 20;
 /// How far a head page is sought: no program is longer.
 const SEEK_HEAD: u64 = 1 << 30;
-
-/// Length of an archive's header.
-const HEADER: u64 = 512;
 
 /// The file that an image is, or is part of: offsets count from the image's
 /// first byte.
@@ -104,14 +102,14 @@ impl Image {
             });
         }
         let (start, length) = match archived(&file, whole).map_err(Error::at("read", path))? {
-            Some(size) if size > whole - HEADER => {
+            Some(size) if size > whole - archive::BLOCK => {
                 return Err(Error::Truncated {
                     path: path.to_owned(),
                     length: whole,
-                    expected: HEADER.checked_add(size),
+                    expected: archive::BLOCK.checked_add(size),
                 });
             }
-            Some(size) => (HEADER, size),
+            Some(size) => (archive::BLOCK, size),
             None => (0, whole),
         };
         let file = Window { file, start };
@@ -360,8 +358,8 @@ impl Image {
 /// Size of the first entry, where the file is an archive that begins with an
 /// image.
 fn archived(file: &File, length: u64) -> io::Result<Option<u64>> {
-    let mut block = [0; HEADER as usize];
-    if length < HEADER {
+    let mut block = [0; archive::BLOCK as usize];
+    if length < archive::BLOCK {
         return Ok(None);
     }
     file.read_exact_at(&mut block, 0)?;

@@ -6,31 +6,29 @@
 //! however the build ends, after a kill by the next one; the output has its
 //! name only when it is complete.
 
-use std::fs::{File, Permissions};
+use std::fs::Permissions;
 use std::io::{Seek, SeekFrom, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use image::cluster::{self, BASE_ARTIFACT, ClusterConfig, LAYER_TAR, MANIFEST_YAML};
 use image::encode::Cache;
+use image::file::archive::{self, BLOCK, header, padding};
 use image::pack::Packed;
 use image::{Encoding, Writer, Written};
 use oci::layout::{MAX_DOCUMENT, REF_NAME};
 use oci::spec::{Descriptor, MediaType};
 use oci::{Digest, Layout};
 use tokio::runtime::Runtime;
-use tokio::signal::unix::{SignalKind, signal};
 
-use super::PARTIAL;
 use super::base::Base;
 use super::images::Vendored;
 use super::manifest::Source;
 use super::planet::Planet;
+use crate::unfinished::Directory;
 
 const PLATFORM: &str = "linux/amd64";
-/// Bytes of a block of a tar, and of a header.
-const BLOCK: u64 = 512;
 /// An uncompressed layer as Docker calls it.
 const DOCKER_TAR: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
@@ -116,40 +114,7 @@ impl Output {
     /// result and when the build is interrupted. Those that killed builds left
     /// are removed.
     pub(crate) fn begin(&self, runtime: &Runtime) -> Result<Work> {
-        let parent = self.parent();
-        let what = || format!("cannot write to {}", parent.display());
-        remove_abandoned(parent);
-        let (dir, lock) = loop {
-            let dir = tempfile::Builder::new()
-                .prefix(PARTIAL)
-                .tempdir_in(parent)
-                .with_context(what)?;
-            let lock = File::open(dir.path()).with_context(what)?;
-            lock.lock().with_context(what)?;
-            // Until it was locked it looked abandoned.
-            if same_file(dir.path(), &lock) {
-                break (dir, lock);
-            }
-        };
-        let path = dir.path().to_owned();
-        let _guard = runtime.enter();
-        for kind in [
-            SignalKind::interrupt(),
-            SignalKind::terminate(),
-            SignalKind::hangup(),
-        ] {
-            let mut signals = signal(kind).context("cannot wait for signals")?;
-            let path = path.clone();
-            runtime.spawn(async move {
-                signals.recv().await;
-                // Twice: the build goes on meanwhile and may add a file.
-                for _ in 0..2 {
-                    drop(std::fs::remove_dir_all(&path));
-                }
-                std::process::exit(128 + kind.as_raw_value());
-            });
-        }
-        Ok(Work { dir, _lock: lock })
+        Directory::beside(&self.path, runtime).map(Work)
     }
 
     /// How many bytes come before the image.
@@ -158,40 +123,13 @@ impl Output {
     }
 }
 
-/// Removes what builds left that were killed: nobody holds the lock.
-fn remove_abandoned(parent: &Path) {
-    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
-    for entry in entries {
-        let ours = entry.file_name().to_string_lossy().starts_with(PARTIAL);
-        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            continue;
-        }
-        let lock = File::open(entry.path());
-        if lock.is_ok_and(|lock| lock.try_lock().is_ok() && same_file(&entry.path(), &lock)) {
-            // What can't be removed is in nobody's way.
-            let _ = std::fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-fn same_file(path: &Path, file: &File) -> bool {
-    let same =
-        |a: std::fs::Metadata, b: std::fs::Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    let there = path.symlink_metadata();
-    there.is_ok_and(|there| file.metadata().is_ok_and(|open| same(there, open)))
-}
-
 /// The directory of one build.
 #[derive(Debug)]
-pub(crate) struct Work {
-    dir: tempfile::TempDir,
-    /// Tells other builds that this one lives.
-    _lock: File,
-}
+pub(crate) struct Work(Directory);
 
 impl Work {
     pub(crate) fn dir(&self) -> &Path {
-        self.dir.path()
+        self.0.path()
     }
 
     /// Where the image is written to.
@@ -205,12 +143,12 @@ impl Work {
         self,
         output: &Output,
         written: &Written,
-        source: &Source,
+        rest: &[u8],
         time: u64,
     ) -> Result<u64> {
         let image = self.image();
         if output.is_tar() {
-            complete_tar(&image, written, source, time).context("cannot write the archive")?;
+            complete_tar(&image, written, rest, time).context("cannot write the archive")?;
         }
         output.check_free()?;
         let what = || format!("cannot write {}", output.path.display());
@@ -221,46 +159,36 @@ impl Work {
 }
 
 /// Makes a tar of a file that begins with room for a header and the program.
-fn complete_tar(path: &Path, written: &Written, source: &Source, time: u64) -> Result<()> {
+fn complete_tar(path: &Path, written: &Written, rest: &[u8], time: u64) -> Result<()> {
     let mut out = std::fs::OpenOptions::new().write(true).open(path)?;
-    out.write_all(header("gravity", written.length, 0o755, time)?.as_bytes())?;
+    let first = header(archive::NAME, written.length, archive::MODE, time)?;
+    out.write_all(first.as_bytes())?;
     out.seek(SeekFrom::Start(BLOCK + written.length))?;
-    pad(&mut out, written.length)?;
+    out.write_all(&vec![0; padding(written.length) as usize])?;
+    out.write_all(rest)?;
+    out.set_permissions(Permissions::from_mode(0o644))?;
+    Ok(())
+}
+
+/// What a tar has behind the program.
+pub(crate) fn rest(source: &Source, time: u64) -> Result<Vec<u8>> {
     let script = |command: &str| {
         format!("#!/bin/sh\nset -e\ncd \"$(dirname \"$0\")\"\nexec ./gravity {command} \"$@\"\n")
     };
+    let mut out = Vec::new();
     for (name, text, mode) in [
         ("app.yaml", source.text()?, 0o644),
         ("README", README.to_owned(), 0o644),
         ("install", script("install"), 0o755),
         ("run_preflight_checks", script("check"), 0o755),
     ] {
-        out.write_all(header(name, text.len() as u64, mode, time)?.as_bytes())?;
-        out.write_all(text.as_bytes())?;
-        pad(&mut out, text.len() as u64)?;
+        let size = text.len() as u64;
+        out.extend(header(name, size, mode, time)?.as_bytes());
+        out.extend(text.as_bytes());
+        out.resize(out.len() + padding(size) as usize, 0);
     }
-    out.write_all(&[0; 2 * BLOCK as usize])?;
-    out.set_permissions(Permissions::from_mode(0o644))?;
-    Ok(())
-}
-
-fn header(name: &str, size: u64, mode: u32, time: u64) -> Result<tar::Header> {
-    let mut header = tar::Header::new_gnu();
-    header.set_path(name)?;
-    header.set_size(size);
-    header.set_mode(mode);
-    header.set_mtime(time);
-    header.set_uid(0);
-    header.set_gid(0);
-    header.set_entry_type(tar::EntryType::Regular);
-    header.set_cksum();
-    Ok(header)
-}
-
-/// Contents of a tar fill blocks.
-fn pad(out: &mut File, size: u64) -> Result<()> {
-    let rest = (BLOCK - size % BLOCK) % BLOCK;
-    Ok(out.write_all(&vec![0; rest as usize])?)
+    out.resize(out.len() + 2 * BLOCK as usize, 0);
+    Ok(out)
 }
 
 /// What goes into the image.

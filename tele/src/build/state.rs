@@ -1,7 +1,7 @@
-//! The state directory: what is kept between builds.
+//! The state directory: what is kept between builds and pulls.
 //!
-//! In: a directory. Out: the caches in it, free of what killed builds left.
-//! Any number of builds may use it at once: content appears whole, under its
+//! In: a directory. Out: the caches in it, free of what killed commands left.
+//! Any number of them may use it at once: content appears whole, under its
 //! digest.
 
 use std::fs::{File, TryLockError};
@@ -16,7 +16,7 @@ const UNFINISHED: &str = ".partial-";
 #[derive(Debug)]
 pub(crate) struct State {
     dir: PathBuf,
-    /// Shared by all builds that run.
+    /// Shared by all commands that run.
     _lock: File,
 }
 
@@ -37,9 +37,12 @@ impl State {
         };
         let lock = &state._lock;
         match lock.try_lock() {
-            // Nobody else builds: what is unfinished will stay so.
+            // Nobody else is there: what is unfinished will stay so.
             Ok(()) => {
-                remove_unfinished(&state.images().join("blobs/sha256"));
+                for layout in [state.images(), state.hub()] {
+                    remove_unfinished(&layout);
+                    remove_unfinished(&layout.join("blobs/sha256"));
+                }
                 remove_unfinished(&state.encoded());
                 lock.unlock().with_context(what)?;
             }
@@ -55,6 +58,11 @@ impl State {
         self.dir.join("images")
     }
 
+    /// Layout with base images of a registry.
+    fn hub(&self) -> PathBuf {
+        self.dir.join("hub")
+    }
+
     /// Cache of compressed content.
     pub(crate) fn encoded(&self) -> PathBuf {
         self.dir.join("encoded")
@@ -66,7 +74,42 @@ fn remove_unfinished(dir: &Path) {
     for entry in entries {
         if entry.file_name().to_string_lossy().starts_with(UNFINISHED) {
             // What can't be removed is in nobody's way.
-            let _ = std::fs::remove_file(entry.path());
+            let _ = match entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                true => std::fs::remove_dir_all(entry.path()),
+                false => std::fs::remove_file(entry.path()),
+            };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_killed_commands_left_is_removed_when_nobody_is_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut left = Vec::new();
+        for below in [
+            "images",
+            "images/blobs/sha256",
+            "hub",
+            "hub/blobs/sha256",
+            "encoded",
+        ] {
+            let below = dir.path().join(below);
+            std::fs::create_dir_all(below.join(".partial-a")).unwrap();
+            host::atomic::write(&below.join(".partial-a/image.tar"), b"", 0o644).unwrap();
+            host::atomic::write(&below.join(".partial-b"), b"", 0o644).unwrap();
+            host::atomic::write(&below.join("kept"), b"", 0o644).unwrap();
+            left.extend([below.join(".partial-a"), below.join(".partial-b")]);
+        }
+        // A pull that runs.
+        let (_state, cache) = crate::hub::cache(Some(&dir.path().to_owned())).unwrap();
+        assert!(left.iter().all(|path| !path.exists()));
+        assert!(dir.path().join("images/kept").exists());
+        let blob = cache.begin_blob().unwrap();
+        State::open(dir.path()).unwrap();
+        blob.finish("a/b").unwrap();
     }
 }

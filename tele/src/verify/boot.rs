@@ -5,13 +5,16 @@
 //! on as many throwaway nodes as the flavor has, on this machine; their root is the
 //! base's planet. What the vendor demands of nodes (processors, memory, disks,
 //! devices) doesn't count. Always holds: the nodes reach each other and nothing
-//! else, and are removed whatever happens.
+//! else, and are removed whatever happens; those of a process that was killed, by
+//! the next one.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
@@ -20,9 +23,12 @@ use console::{Console, render};
 use event::Sink;
 use image::cluster::ClusterImage;
 use image::{layer, unpack};
-use manifest::Manifest;
+use manifest::{Manifest, NodeProfile, ServiceRole};
 use serde::Deserialize;
 use throwaway::node::{self, Node, Options, Throwaway};
+use tokio::runtime::Runtime;
+
+use crate::unfinished::{self, Directory};
 
 /// Nodes that one machine is asked to carry.
 const MAX_NODES: usize = 5;
@@ -30,6 +36,8 @@ const MAX_NODES: usize = 5;
 const INSTALL: Duration = Duration::from_secs(3600);
 /// How long pods may take to be ready after it.
 const SETTLE: Duration = Duration::from_secs(300);
+/// Prefix of the directory with the nodes' root and disks.
+const SCRATCH: &str = "tele-boot-";
 /// The image, in a node.
 const PROGRAM: &str = "/root/gravity";
 /// The license, in a node.
@@ -79,35 +87,94 @@ pub(crate) fn problems(
     console: &Console,
 ) -> Result<Vec<String>> {
     node::require_root()?;
-    let path = cluster.image.path();
-    let mut magic = [0; 4];
-    fs::File::open(path)
-        .and_then(|mut file| file.read_exact(&mut magic))
-        .with_context(|| format!("read {}", path.display()))?;
-    ensure!(
-        magic == *b"\x7fELF",
-        "{} is an archive; unpack it and name the executable",
-        path.display()
-    );
     let manifest = manifest::parse(&cluster.manifest_yaml()?, "the Image Manifest");
     let manifest = manifest.map_err(|_| anyhow::anyhow!("the manifest can't be read"))?;
-    let (flavor, profiles) = nodes(&manifest, boot.flavor.as_deref())?;
-    let scratch = tempfile::Builder::new()
-        .prefix("tele-boot-")
-        .tempdir_in(&boot.scratch_dir)
-        .with_context(|| format!("make a directory in {}", boot.scratch_dir.display()))?;
+    let nodes = nodes(&manifest, boot.flavor.as_deref())?;
+    remove_abandoned()?;
+    let scratch = Directory::create(&boot.scratch_dir, SCRATCH)?;
+    let runtime = Runtime::new().context("cannot start the runtime")?;
+    let making = Arc::new(Mutex::new(()));
+    remove_on_signal(&runtime, scratch.path(), nodes.1.len(), &making)?;
+    let found = attempt(cluster, boot, &nodes, scratch.path(), &making, console);
+    drop(scratch);
+    // Who is told to end holds it: the exit code is his.
+    let _ended = making.lock();
+    found
+}
+
+/// The name of a node of this process, whose numbers begin with 1.
+fn name(number: usize) -> String {
+    format!("boot-{}-{number}", std::process::id())
+}
+
+/// Whether the node of this name is of a process that is gone.
+fn is_abandoned(name: &str) -> bool {
+    let pid = || name.strip_prefix("boot-")?.split_once('-')?.0.parse().ok();
+    // This process has made none yet.
+    let gone =
+        |pid: u32| pid == std::process::id() || !Path::new("/proc").join(pid.to_string()).exists();
+    pid().is_some_and(gone)
+}
+
+/// Removes the nodes that killed processes left.
+fn remove_abandoned() -> Result<()> {
+    for node in Node::list()? {
+        if is_abandoned(node.name()) {
+            let what = format!("remove the node {}, which was left", node.name());
+            node.delete().context(what)?;
+        }
+    }
+    Ok(())
+}
+
+/// Has up to `count` nodes and what is in `scratch` removed once this process is
+/// told to end. Nodes are made while `making` is held: then none comes afterwards.
+fn remove_on_signal(
+    runtime: &Runtime,
+    scratch: &Path,
+    count: usize,
+    making: &Arc<Mutex<()>>,
+) -> Result<()> {
+    let (scratch, making) = (scratch.to_owned(), Arc::clone(making));
+    unfinished::on_signal(runtime, move || {
+        // Until the end.
+        std::mem::forget(making.lock());
+        for number in 1..=count {
+            if let Err(error) = node::delete(&name(number)) {
+                Console::new(console::Format::Plain)
+                    .error_text(&format!("removing the node: {error:#}"));
+            }
+        }
+        unfinished::remove(&scratch);
+    })
+}
+
+/// Makes nodes and installs on them.
+fn attempt(
+    cluster: &ClusterImage,
+    boot: &Boot,
+    (flavor, profiles): &Nodes,
+    scratch: &Path,
+    making: &Mutex<()>,
+    console: &Console,
+) -> Result<Vec<String>> {
+    let mut path = Cow::from(cluster.image.path());
+    if cluster.image.is_archived() {
+        path = scratch.join("gravity").into();
+        cluster.image.extract_image(&path)?;
+    }
     let options = Options {
-        root: root(cluster, scratch.path(), console)?,
-        data: scratch.path().join("nodes"),
+        root: root(cluster, scratch, console)?,
+        data: scratch.join("nodes"),
         ..Options::default()
     };
     let token = fs::read_to_string("/proc/sys/kernel/random/uuid").context("make a token")?;
     let token = token.trim();
     let mut started = Vec::new();
-    for (number, _) in profiles.iter().enumerate() {
-        let name = format!("boot-{}-{}", std::process::id(), number + 1);
-        let node = Throwaway::create(&name, &options)?;
-        node.copy(path, PROGRAM)?;
+    for number in 1..=profiles.len() {
+        let _making = making.lock();
+        let node = Throwaway::create(&name(number), &options)?;
+        node.copy(&path, PROGRAM)?;
         node.run(&["chmod", "755", PROGRAM])?;
         node.run(&["sh", "-c", &format!("umask 077; echo {token} > {TOKEN}")])?;
         if let Some(license) = &boot.license {
@@ -117,7 +184,7 @@ pub(crate) fn problems(
     }
     let cluster = Cluster {
         nodes: &started,
-        profiles: &profiles,
+        profiles,
         flavor: flavor.as_deref(),
         license: boot.license.is_some(),
         console,
@@ -130,13 +197,21 @@ pub(crate) fn problems(
     Ok(found)
 }
 
-/// The flavor, and the profile of each of its nodes.
-fn nodes(manifest: &Manifest, flavor: Option<&str>) -> Result<(Option<String>, Vec<String>)> {
+/// The flavor, and the profile of each of its nodes, where the manifest has any.
+type Nodes = (Option<String>, Vec<Option<String>>);
+
+/// The nodes to install on. As in an install, the first is of workers only if all are.
+fn nodes(manifest: &Manifest, flavor: Option<&str>) -> Result<Nodes> {
+    let of_workers = |name: &str| {
+        let mut profiles = manifest.node_profiles.iter();
+        let profile = profiles.find(|profile| profile.name == name);
+        profile.and_then(NodeProfile::role) == Some(ServiceRole::Node)
+    };
     let Some(flavors) = &manifest.installer.flavors else {
         ensure!(flavor.is_none(), "the manifest has no flavors");
-        let first = manifest.node_profiles.first();
-        let first = first.context("the manifest has no node profiles")?;
-        return Ok((None, vec![first.name.clone()]));
+        let profiles = manifest.node_profiles.iter();
+        let first = profiles.min_by_key(|profile| of_workers(&profile.name));
+        return Ok((None, vec![first.map(|profile| profile.name.clone())]));
     };
     let wanted = flavor.or(flavors.default.as_deref());
     let mut items = flavors.items.iter();
@@ -149,14 +224,16 @@ fn nodes(manifest: &Manifest, flavor: Option<&str>) -> Result<(Option<String>, V
             .collect();
         format!("there is no such flavor; there are {}", names.join(", "))
     })?;
-    let profiles: Vec<_> = (found.nodes.iter())
+    let mut profiles: Vec<_> = (found.nodes.iter())
         .flat_map(|of| (0..of.count.min(MAX_NODES as u32 + 1)).map(|_| of.profile.clone()))
         .collect();
+    profiles.sort_by_key(|name| of_workers(name));
     ensure!(
         (1..=MAX_NODES).contains(&profiles.len()),
         "flavor {} has not between 1 and {MAX_NODES} nodes; choose another with --flavor",
         found.name
     );
+    let profiles = profiles.into_iter().map(Some).collect();
     Ok((Some(found.name.clone()), profiles))
 }
 
@@ -187,10 +264,15 @@ fn root(cluster: &ClusterImage, scratch: &Path, sink: &dyn Sink) -> Result<PathB
     Ok(root)
 }
 
+/// The option that says which profile a node gets.
+fn role(profile: &Option<String>) -> Option<String> {
+    Some(format!("--role={}", profile.as_ref()?))
+}
+
 /// A cluster on throwaway nodes.
 struct Cluster<'a> {
     nodes: &'a [Throwaway],
-    profiles: &'a [String],
+    profiles: &'a [Option<String>],
     flavor: Option<&'a str>,
     license: bool,
     console: &'a Console,
@@ -204,11 +286,8 @@ impl Cluster<'_> {
     /// Installs on the first node and joins the others.
     fn install(&self) -> Result<()> {
         let first = self.first();
-        let mut arguments = vec![
-            "install".to_owned(),
-            "--accept-eula".into(),
-            format!("--role={}", self.profiles[0]),
-        ];
+        let mut arguments = vec!["install".to_owned(), "--accept-eula".into()];
+        arguments.extend(role(&self.profiles[0]));
         arguments.extend(self.flavor.map(|flavor| format!("--flavor={flavor}")));
         if self.license {
             arguments.push(format!("--license={LICENSE}"));
@@ -231,12 +310,9 @@ impl Cluster<'_> {
         Ok(())
     }
 
-    fn join(&self, node: &Node, profile: &str) -> Result<()> {
-        let arguments = [
-            "join".to_owned(),
-            self.first().address().to_owned(),
-            format!("--role={profile}"),
-        ];
+    fn join(&self, node: &Node, profile: &Option<String>) -> Result<()> {
+        let mut arguments = vec!["join".to_owned(), self.first().address().to_owned()];
+        arguments.extend(role(profile));
         let (mut join, lines) = self.start(node, &arguments)?;
         let mut last = String::new();
         for line in lines {
@@ -449,6 +525,25 @@ mod tests {
     }
 
     #[test]
+    fn nodes_of_processes_that_are_gone_are_abandoned() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let gone = child.id();
+        child.wait().unwrap();
+        assert!(is_abandoned(&format!("boot-{gone}-1")));
+        assert!(is_abandoned(&name(1)));
+        // Process 1 lives as long as the machine.
+        for other in [
+            "boot-1-1",
+            "boot-x-1",
+            "boot-",
+            "demo",
+            &format!("test-{gone}-1"),
+        ] {
+            assert!(!is_abandoned(other), "{other}");
+        }
+    }
+
+    #[test]
     fn a_flavor_says_how_many_nodes_there_are() {
         let text = "metadata: {name: a, resourceVersion: 1.0.0}\n\
             nodeProfiles: [{name: n}, {name: m}]\n\
@@ -459,13 +554,36 @@ mod tests {
         let (flavor, profiles) = nodes(&manifest, None).unwrap();
         assert_eq!(
             (flavor.as_deref(), profiles),
-            (Some("two"), vec!["n".into(), "m".into()])
+            (Some("two"), vec![Some("n".into()), Some("m".into())])
         );
         assert!(nodes(&manifest, Some("many")).is_err());
         assert!(nodes(&manifest, Some("none")).is_err());
         let plain = "metadata: {name: a, resourceVersion: 1.0.0}\nnodeProfiles: [{name: n}]";
         let plain = manifest::parse(plain, "a").unwrap();
-        assert_eq!(nodes(&plain, None).unwrap(), (None, vec!["n".to_owned()]));
+        let one = |name: &str| (None, vec![Some(name.to_owned())]);
+        assert_eq!(nodes(&plain, None).unwrap(), one("n"));
         assert!(nodes(&plain, Some("two")).is_err());
+    }
+
+    #[test]
+    fn the_first_node_is_the_one_that_an_install_chooses() {
+        let chosen = |more: &str| {
+            let text = format!("metadata: {{name: a, resourceVersion: 1.0.0}}\n{more}");
+            let (_, profiles) = nodes(&manifest::parse(&text, "a").unwrap(), None).unwrap();
+            profiles.iter().filter_map(role).collect::<Vec<_>>()
+        };
+        // A bare chart.
+        assert_eq!(chosen(""), [""; 0]);
+        let worker = "{name: w, serviceRole: node}";
+        let profiles = format!("nodeProfiles: [{worker}, {{name: m}}, {{name: n}}]\n");
+        assert_eq!(chosen(&profiles), ["--role=m"]);
+        let flavors = "installer: {flavors: {items: [{name: f, nodes: [\
+            {profile: w, count: 2}, {profile: n, count: 1}, {profile: m, count: 1}]}]}}";
+        assert_eq!(
+            chosen(&(profiles + flavors)),
+            ["--role=n", "--role=m", "--role=w", "--role=w"]
+        );
+        // The install tells what is wrong.
+        assert_eq!(chosen(&format!("nodeProfiles: [{worker}]")), ["--role=w"]);
     }
 }

@@ -133,6 +133,7 @@ mod tests {
             license_authorities: authorities.map(Into::into),
             manifest: String::new(),
             resources: String::new(),
+            archive: None,
         }
     }
 
