@@ -1,5 +1,7 @@
 //! What `planet-init` does with signals, as an ordinary process.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;

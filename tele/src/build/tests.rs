@@ -663,7 +663,7 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
         error.contains("installer.eula.source") && error.contains("storage.openebs.enabled"),
         "{error}"
     );
-    vendor.put("eula.txt", "");
+    vendor.put("eula.txt", "be nice");
 
     vendor.put("app.yaml", &format!("baseImage: gravity:6.1.0\n{APP}"));
     let error = vendor.error();
