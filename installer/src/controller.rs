@@ -202,6 +202,11 @@ fn let_go(
             master.hostname
         )));
     }
+    // One that was cut off goes on.
+    let mut leaving = cluster.nodes.iter().filter(|other| other.leaving);
+    if let (false, Some(leaving)) = (master.leaving, leaving.find(|other| other.id != master.id)) {
+        return Err(is_leaving(&leaving.hostname));
+    }
     // It was told of all members when it was taken in, and has no vote to inherit.
     match others.find(|other| !started.contains(&other.hostname)) {
         Some(joining) => Err(is_joining(&joining.hostname)),
@@ -216,6 +221,12 @@ fn gone() -> Refusal {
 fn is_joining(hostname: &str) -> Refusal {
     Refusal::NotNow(format!(
         "master {hostname} is joining just now: try again when it has, or take it out with `gravity remove {hostname}`"
+    ))
+}
+
+fn is_leaving(hostname: &str) -> Refusal {
+    Refusal::NotNow(format!(
+        "master {hostname} is leaving just now; `gravity remove {hostname}` goes on with one that was cut off"
     ))
 }
 
@@ -755,10 +766,7 @@ fn take_in(
             return Err(is_joining(joining));
         }
         if let Some(leaving) = cluster.nodes.iter().find(|node| node.leaving) {
-            return Err(Refusal::NotNow(format!(
-                "master {} is leaving just now; `gravity remove` goes on with one that was cut off",
-                leaving.hostname
-            )));
+            return Err(is_leaving(&leaving.hostname));
         }
     }
     let id = Uuid::new_v4();

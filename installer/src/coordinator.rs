@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use event::Sink;
 use host::background::Background;
@@ -19,6 +19,9 @@ use spec::phase::PhaseSpec;
 
 /// How long an agent may take to listen after it was started.
 const AGENT_START: Duration = Duration::from_secs(10);
+/// How much younger than another a plan is made, where the clock says otherwise: what
+/// filesystems can tell apart.
+const YOUNGER: Duration = Duration::from_secs(2);
 /// So many operations are kept beside the first, which says what made the node.
 const KEPT: usize = 20;
 
@@ -105,11 +108,13 @@ pub struct Operation {
 }
 
 impl Operation {
-    /// Writes a new operation, and removes the oldest that have ended.
+    /// Writes a new operation, which is the last one whatever the clock says, and removes
+    /// the oldest that have ended.
     ///
     /// # Errors
     /// When the files can't be written.
     pub fn create(layout: &Layout, plan: Plan) -> Result<Self, Error> {
+        let others = dated(layout);
         let directory = layout.operations().join(&plan.operation_id);
         let path = directory.join("plan.json");
         std::fs::create_dir_all(&directory).map_err(|source| Error::Files {
@@ -123,9 +128,16 @@ impl Operation {
         })?;
         host::atomic::write(&path, &json, 0o600).map_err(|source| Error::Files {
             what: "write",
-            path,
+            path: path.clone(),
             source: std::io::Error::other(source),
         })?;
+        if let Some((youngest, _)) = others.last() {
+            outdate(&path, *youngest).map_err(|source| Error::Files {
+                what: "date",
+                path,
+                source,
+            })?;
+        }
         prune(layout);
         Ok(Self { directory, plan })
     }
@@ -207,6 +219,12 @@ impl Operation {
 
 /// Directories of operations, that with the youngest plan last.
 fn directories(layout: &Layout) -> Vec<PathBuf> {
+    let dated = dated(layout).into_iter();
+    dated.map(|(_, directory)| directory).collect()
+}
+
+/// The same, with the times of their plans.
+fn dated(layout: &Layout) -> Vec<(SystemTime, PathBuf)> {
     let entries = std::fs::read_dir(layout.operations());
     let mut found: Vec<_> = entries
         .into_iter()
@@ -218,7 +236,21 @@ fn directories(layout: &Layout) -> Vec<PathBuf> {
         })
         .collect();
     found.sort();
-    found.into_iter().map(|(_, directory)| directory).collect()
+    found
+}
+
+/// Makes a plan younger than the youngest of the others: the clock may have been set back
+/// since that was written.
+fn outdate(plan: &Path, youngest: SystemTime) -> std::io::Result<()> {
+    let file = std::fs::File::open(plan)?;
+    if file.metadata()?.modified()? > youngest {
+        return Ok(());
+    }
+    if let Some(later) = youngest.checked_add(YOUNGER) {
+        file.set_modified(later)?;
+        file.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Removes operations that have ended until [`KEPT`] and the first are left.
@@ -431,6 +463,34 @@ mod tests {
             }
             _ => whole == part,
         }
+    }
+
+    #[test]
+    fn the_newest_operation_is_the_last_one_whatever_the_clock_says() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let create = |id: &str| {
+            let plan = Plan {
+                version: operation::PLAN_VERSION,
+                operation_id: id.into(),
+                kind: "install".into(),
+                created_by_version: "1".into(),
+                phases: Vec::new(),
+            };
+            Operation::create(&layout, plan).unwrap().directory
+        };
+        // The clock was set back since.
+        let install = create("c").join("plan.json");
+        let plan = std::fs::File::open(install).unwrap();
+        let later = SystemTime::now() + Duration::from_secs(3600);
+        plan.set_modified(later).unwrap();
+        for id in ["b", "a"] {
+            create(id);
+            assert_eq!(Operation::last(&layout).unwrap().plan.operation_id, id);
+        }
+        let all = Operation::all(&layout).unwrap();
+        let ids: Vec<_> = all.iter().map(|one| &*one.plan.operation_id).collect();
+        assert_eq!(ids, ["c", "b", "a"]);
     }
 
     #[test]

@@ -3,7 +3,9 @@
 
 mod fetch;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,12 +18,14 @@ use installer::coordinator::{Action, Operation};
 use installer::fetch::Neighbours;
 use installer::install::{self, KnownUsers, choose_address};
 use installer::join;
-use pki::tls::Trust;
+use operation::State;
+use pki::tls::{Identity, Trust};
 use pki::{JoinToken, Request};
 use preflight::Requirements;
 use rpc::controller::{Error, Refusal, Session as Controller};
 use rpc::peer::MAX_PORTS;
 use spec::layout::Layout;
+use spec::phase::{JoinSecrets, PhaseSpec};
 use spec::{Candidate, ClusterSpec, Membership};
 use tokio::runtime::Handle;
 
@@ -35,6 +39,8 @@ use crate::cli::Join;
 const TURN: Duration = Duration::from_secs(300);
 /// How often it asks.
 const PAUSE: Duration = Duration::from_secs(2);
+/// The authority that controllers and nodes are known by.
+const RPC: &str = "rpc-ca";
 /// Workers to which the way is measured, at most.
 const WORKERS: usize = 4;
 
@@ -241,8 +247,18 @@ async fn begin(
     let joined = async {
         let request = pki::request()?;
         let membership = taken_in(session, arguments, token, candidate, &request).await?;
-        keep_identity(layout, &request, &membership)?;
-        Ok::<_, anyhow::Error>(Operation::create(layout, plan(&membership)?)?)
+        let kept = keep_identity(layout, &request, &membership)
+            .and_then(|()| Ok(Operation::create(layout, plan(&membership)?)?));
+        if kept.is_err() {
+            let identity = Identity {
+                certificate_pem: membership.certificate,
+                key_pem: request.key_pem,
+            };
+            let controllers = membership.cluster.controllers();
+            let console = &*session.console;
+            forget(&controllers, &membership.authorities, Ok(identity), console).await;
+        }
+        kept
     };
     match joined.await {
         Ok(operation) => Ok(operation),
@@ -299,6 +315,63 @@ async fn taken_in(
     }
 }
 
+/// Before a join is taken back: has the cluster forget the node, where its registration,
+/// which does so when it is taken back, was not begun.
+pub(super) async fn give_up(layout: &Layout, operation: &Operation, sink: &dyn Sink) {
+    let Some(secrets) = unregistered(operation) else {
+        return;
+    };
+    let read = |path: &Path| {
+        std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))
+    };
+    let identity = read(&layout.node_certificate()).and_then(|certificate_pem| {
+        Ok(Identity {
+            certificate_pem,
+            key_pem: read(&layout.node_key())?,
+        })
+    });
+    forget(&secrets.controllers, &secrets.authorities, identity, sink).await;
+}
+
+/// What a join knows of the cluster whose registration was not begun.
+fn unregistered(operation: &Operation) -> Option<JoinSecrets> {
+    let state = operation.state().ok()?;
+    let mut known = None;
+    for phase in operation.plan.leaves() {
+        match serde_json::from_value(phase.payload.clone()) {
+            Ok(PhaseSpec::JoinSecrets(secrets)) => known = Some(secrets),
+            Ok(PhaseSpec::Register(_)) if state.phase(&phase.id).state != State::Unstarted => {
+                return None;
+            }
+            _ => {}
+        }
+    }
+    known
+}
+
+/// Has the cluster forget a node that it took in and that comes no further. Where it can't
+/// be asked, that is told: the node is cleaned all the same.
+async fn forget(
+    controllers: &[SocketAddr],
+    authorities: &BTreeMap<String, String>,
+    identity: Result<Identity>,
+    sink: &dyn Sink,
+) {
+    sink.step("Taking this node out of the cluster");
+    let forgotten = async {
+        let authority = authorities.get(RPC).context("find its authority")?;
+        let trust = Trust::Authority(authority.clone());
+        let mut controller = Controller::open(controllers, &trust, Some(&identity?)).await?;
+        anyhow::Ok(controller.leave(true, sink).await?)
+    };
+    if let Err(error) = forgotten.await {
+        sink.warning(&format!(
+            "The cluster has this node still, until it joins again or `gravity remove` on a \
+             master takes it out: {error:#}"
+        ));
+    }
+}
+
 fn keep_identity(layout: &Layout, request: &Request, membership: &Membership) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     let directory = layout.secrets();
@@ -311,4 +384,76 @@ fn keep_identity(layout: &Layout, request: &Request, membership: &Membership) ->
     let certificate = membership.certificate.as_bytes();
     host::atomic::write(&layout.node_certificate(), certificate, 0o644)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use operation::{Journal, Phase, Plan};
+    use spec::ServiceUser;
+    use spec::phase::Register;
+
+    use super::*;
+
+    #[test]
+    fn the_cluster_forgets_a_node_whose_registration_does_not_when_it_is_taken_back() {
+        let secrets = JoinSecrets {
+            user: ServiceUser {
+                name: "planet".into(),
+                uid: 1,
+                gid: 1,
+            },
+            controllers: vec!["10.0.0.1:3009".parse().unwrap()],
+            authorities: BTreeMap::from([(RPC.into(), "pem".into())]),
+            certificates: Vec::new(),
+            kubeconfigs: Vec::new(),
+            cluster_keys: Vec::new(),
+        };
+        let register = PhaseSpec::Register(Register {
+            controllers: Vec::new(),
+            operation: "one".into(),
+        });
+        let leaf = |id: &str, spec: &PhaseSpec| Phase {
+            payload: serde_json::to_value(spec).unwrap(),
+            ..Phase::new(id, "Do it")
+        };
+        let keys = leaf("/keys", &PhaseSpec::JoinSecrets(secrets.clone()));
+        let node = leaf("/node", &register);
+        let directory = tempfile::tempdir().unwrap();
+        let operation = |id: &str, phases: Vec<Phase>, states: &[(&str, State)]| {
+            let plan = Plan {
+                version: operation::PLAN_VERSION,
+                operation_id: id.into(),
+                kind: "join".into(),
+                created_by_version: "1".into(),
+                phases,
+            };
+            let layout = Layout::new(directory.path());
+            let made = Operation::create(&layout, plan).unwrap();
+            let mut journal = Journal::open(&made.directory.join("journal")).unwrap();
+            for (phase, state) in states {
+                journal.append(&[(phase, *state, None)]).unwrap();
+            }
+            made
+        };
+        let both = || vec![keys.clone(), node.clone()];
+        for (id, begun) in [
+            ("1", &[][..]),
+            ("2", &[("/keys", State::Failed)]),
+            ("3", &[("/keys", State::Completed)]),
+        ] {
+            let known = unregistered(&operation(id, both(), begun));
+            assert_eq!(known.as_ref(), Some(&secrets), "{begun:?}");
+        }
+        for (id, state) in [
+            ("4", State::InProgress),
+            ("5", State::Failed),
+            ("6", State::Completed),
+            ("7", State::RolledBack),
+        ] {
+            let begun = [("/keys", State::Completed), ("/node", state)];
+            assert_eq!(unregistered(&operation(id, both(), &begun)), None, "{id}");
+        }
+        let other = operation("8", vec![Phase::new("/one", "Do it")], &[]);
+        assert_eq!(unregistered(&other), None);
+    }
 }

@@ -24,7 +24,7 @@ use spec::layout::Layout;
 use spec::phase::Nodes;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Session, copy_of_this, report, status, token};
+use super::{Session, copy_of_this, join, report, status, token};
 
 /// How long the second Ctrl+C may come after the first.
 const TWICE: Duration = Duration::from_secs(10);
@@ -352,6 +352,7 @@ async fn roll_back(
     sink: Arc<dyn Sink>,
 ) -> Result<()> {
     let all = Action::RollBackAll;
+    join::give_up(layout, operation, &*sink).await;
     let phases = coordinator::act(layout, operation, &all, lock, sink.clone()).await;
     if !FIRST.contains(&operation.plan.kind.as_str()) {
         return Ok(phases?);

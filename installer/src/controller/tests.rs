@@ -421,6 +421,19 @@ fn a_master_leaves_only_where_another_has_run_and_one_at_a_time() {
         meanwhile.to_string().contains("one is leaving"),
         "{meanwhile}"
     );
+
+    // Another one stays, and still they go one after the other.
+    let three = node("three", "10.0.0.3", Role::Master, "10.244.2.0/24");
+    cluster.nodes.push(three.clone());
+    let all = known(&["one", "two", "three"]);
+    let second = let_go(&cluster, &three, &all).unwrap_err();
+    assert!(
+        matches!(&second, Refusal::NotNow(text) if text.contains("one is leaving")),
+        "{second}"
+    );
+    let_go(&cluster, &cluster.nodes[0], &all).unwrap();
+    cluster.nodes[0].leaving = false;
+    let_go(&cluster, &three, &all).unwrap();
 }
 
 #[test]
