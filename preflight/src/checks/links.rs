@@ -53,7 +53,7 @@ mod tests {
     use host::facts::{Kind, Place};
 
     use crate::testing::{facts, places, report_at, requirements, troubles};
-    use crate::{Report, Severity};
+    use crate::{Places, Report, Severity};
 
     fn with(name: &str, kind: Option<Kind>, is_link: bool, joined: bool) -> Report {
         let mut places = places();
@@ -86,5 +86,7 @@ mod tests {
             assert_eq!(troubles(&with("gravity", kind, true, false)), []);
         }
         assert_eq!(troubles(&with("helm", Some(Kind::File), false, true)), []);
+        let seen = Places::look(&requirements()).paths;
+        assert!(super::paths().all(|path| seen.contains_key(&path)));
     }
 }
