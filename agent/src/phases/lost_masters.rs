@@ -2,8 +2,8 @@
 //!
 //! In: the master that stays, which alone has etcd. Out: no other master is in
 //! Kubernetes or in the cluster's description, by which all nodes know their
-//! masters. What fails half-way can be done again: the description has the
-//! masters until the end.
+//! masters. What fails half-way can be done again: the description has each
+//! master, as one that leaves, until its hook has run.
 
 use std::sync::Arc;
 
@@ -25,40 +25,55 @@ pub(super) async fn forget(
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     let client = node.kubernetes().await?;
-    let lost = without_others(&client, &phase.node, &*sink).await?;
-    let Some(hook) = phase.hook else {
-        return Ok(());
-    };
+    let lost = change(&client, |cluster| give_up(cluster, &phase.node)).await?;
     for master in &lost {
-        sink.step(&format!(
-            "Running the {} hook for {}",
-            hook.hook, master.hostname
+        let deleted = client.delete_node(&master.hostname).await;
+        deleted.map_err(|error| transient(&error))?;
+    }
+    for master in &lost {
+        if let Some(hook) = &phase.hook {
+            run_hook(&client, hook, master, sink.clone()).await;
+        }
+        change(&client, |cluster| {
+            cluster.nodes.retain(|other| other.id != master.id);
+            Ok(())
+        })
+        .await?;
+        sink.info(&format!(
+            "Master {} is no part of the cluster any more",
+            master.hostname
         ));
-        let hook = Hook {
-            avoid: Some(master.hostname.clone()),
-            // Each is a Job of its own.
-            operation: master.id.to_string(),
-            ..hook.clone().about(master)
-        };
-        let operation = hook.operation.clone();
-        let ran = cluster::hooks::run(&client, &hook_run(hook), sink.clone()).await;
-        // The master is gone, whatever the hook says.
-        if let Err(error) = ran {
-            sink.warning(&crate::text(&error));
-        }
-        if let Err(error) = client.revoke_hooks(&operation).await {
-            sink.warning(&crate::text(&error));
-        }
     }
     Ok(())
 }
 
+/// The master is gone, whatever the hook says.
+async fn run_hook(client: &cluster::Client, hook: &Hook, master: &NodeSpec, sink: Arc<dyn Sink>) {
+    sink.step(&format!(
+        "Running the {} hook for {}",
+        hook.hook, master.hostname
+    ));
+    let hook = Hook {
+        avoid: Some(master.hostname.clone()),
+        // Each is a Job of its own.
+        operation: master.id.to_string(),
+        ..hook.clone().about(master)
+    };
+    let operation = hook.operation.clone();
+    let ran = cluster::hooks::run(client, &hook_run(hook), sink.clone()).await;
+    if let Err(error) = ran {
+        sink.warning(&crate::text(&error));
+    }
+    if let Err(error) = client.revoke_hooks(&operation).await {
+        sink.warning(&crate::text(&error));
+    }
+}
+
 /// Changes the description; again where somebody else was faster.
-async fn without_others(
+async fn change<T>(
     client: &cluster::Client,
-    own: &str,
-    sink: &dyn Sink,
-) -> Result<Vec<NodeSpec>, PhaseError> {
+    mut make: impl FnMut(&mut ClusterSpec) -> Result<T, PhaseError>,
+) -> Result<T, PhaseError> {
     for _ in 0..TRIES {
         let read = client
             .description()
@@ -66,23 +81,11 @@ async fn without_others(
             .map_err(|error| transient(&error))?;
         let mut cluster: ClusterSpec =
             serde_json::from_str(&read.text).map_err(|error| lasting(&error))?;
-        let lost = split(&mut cluster, own)?;
-        for master in &lost {
-            client
-                .delete_node(&master.hostname)
-                .await
-                .map_err(|error| transient(&error))?;
-        }
+        let made = make(&mut cluster)?;
         let text = serde_json::to_string_pretty(&cluster).map_err(|error| lasting(&error))?;
         let replaced = client.replace_description(read, text).await;
         if replaced.map_err(|error| transient(&error))? {
-            for master in &lost {
-                sink.info(&format!(
-                    "Master {} is no part of the cluster any more",
-                    master.hostname
-                ));
-            }
-            return Ok(lost);
+            return Ok(made);
         }
     }
     Err(PhaseError::transient(
@@ -90,8 +93,8 @@ async fn without_others(
     ))
 }
 
-/// Takes all masters but one out of a description, and returns them.
-fn split(cluster: &mut ClusterSpec, own: &str) -> Result<Vec<NodeSpec>, PhaseError> {
+/// Has nobody count on any master but one, and returns the others.
+fn give_up(cluster: &mut ClusterSpec, own: &str) -> Result<Vec<NodeSpec>, PhaseError> {
     let mut nodes = cluster.nodes.iter_mut();
     let stays = nodes.find(|node| node.hostname == own && node.role == Role::Master);
     let stays = stays.ok_or_else(|| {
@@ -102,9 +105,12 @@ fn split(cluster: &mut ClusterSpec, own: &str) -> Result<Vec<NodeSpec>, PhaseErr
     })?;
     // It may have been on its way out when the others were lost.
     stays.leaving = false;
-    let is_lost = |node: &NodeSpec| node.role == Role::Master && node.hostname != own;
-    let lost = cluster.nodes.extract_if(.., |node| is_lost(node)).collect();
-    Ok(lost)
+    let is_lost = |node: &&mut NodeSpec| node.role == Role::Master && node.hostname != own;
+    let lost = cluster.nodes.iter_mut().filter(is_lost).map(|node| {
+        node.leaving = true;
+        node.clone()
+    });
+    Ok(lost.collect())
 }
 
 #[cfg(test)]
@@ -136,25 +142,31 @@ mod tests {
     }
 
     #[test]
-    fn one_master_and_the_workers_stay() {
+    fn one_master_is_counted_on_and_the_others_stay_known_until_they_are_done_with() {
         let mut cluster = cluster();
-        let lost = split(&mut cluster, "n3").unwrap();
         let names = |nodes: &[NodeSpec]| {
             let names = nodes.iter().map(|node| node.hostname.clone());
             names.collect::<Vec<_>>()
         };
+        let lost = give_up(&mut cluster, "n3").unwrap();
         assert_eq!(names(&lost), ["n1", "n4"]);
+        let counted: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
+        assert_eq!(counted, ["10.0.0.3"], "it does not leave any more");
+        // Cut off while the hook of the first one ran, or of the second.
+        assert_eq!(names(&give_up(&mut cluster, "n3").unwrap()), ["n1", "n4"]);
+        cluster.nodes.retain(|node| node.hostname != "n1");
+        assert_eq!(names(&give_up(&mut cluster, "n3").unwrap()), ["n4"]);
+        cluster.nodes.retain(|node| node.hostname != "n4");
+        assert!(give_up(&mut cluster, "n3").unwrap().is_empty());
         assert_eq!(names(&cluster.nodes), ["n2", "n3"]);
-        assert_eq!(cluster.masters().count(), 1, "it does not leave any more");
-        assert!(split(&mut cluster, "n3").unwrap().is_empty());
     }
 
     #[test]
     fn who_is_no_master_can_not_stay_alone() {
         for name in ["n2", "n9"] {
             let mut cluster = cluster();
-            assert!(split(&mut cluster, name).is_err(), "{name}");
-            assert_eq!(cluster.nodes.len(), 4);
+            assert!(give_up(&mut cluster, name).is_err(), "{name}");
+            assert_eq!(cluster.masters().count(), 2);
         }
     }
 }

@@ -272,13 +272,17 @@ pub(crate) fn refuse_former(layout: &Layout) -> Result<()> {
 /// Something in the state directory that an install which was cut short before
 /// it began can't have left. A disk that is mounted there has a lost+found.
 pub(crate) fn stranger(layout: &Layout) -> Option<PathBuf> {
-    let ours = [
+    let mut ours = vec![
         layout.operation_lock(),
         layout.host_changes(),
         layout.operations(),
         // Of a join that was cut off while it fetched.
         layout.image(),
     ];
+    if layout.host_changes().exists() {
+        // Of one that was cut off before its plan was written, when the directory was ours.
+        ours.push(layout.secrets());
+    }
     let entries = std::fs::read_dir(layout.state_dir()).ok()?;
     let mut strange: Vec<_> = entries
         .flatten()
@@ -515,9 +519,11 @@ mod tests {
     fn a_directory_with_somebodys_data_is_refused_and_one_of_a_lost_try_is_not() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(directory.path());
-        for path in ["lost+found", "operations/1"] {
+        for path in ["lost+found", "operations/1", "secrets"] {
             std::fs::create_dir_all(directory.path().join(path)).unwrap();
         }
+        let strange = refuse_former(&layout).unwrap_err().to_string();
+        assert!(strange.contains("secrets"), "{strange}");
         agent::leave::adopt_state_dir(&layout).unwrap();
         drop(host::lock::Lock::acquire(&layout.operation_lock()).unwrap());
         refuse_former(&layout).unwrap();

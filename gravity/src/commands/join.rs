@@ -4,6 +4,7 @@
 mod fetch;
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -243,6 +244,8 @@ async fn begin(
     if layout.cluster().exists() || Operation::last(layout).is_ok() {
         bail!("another operation of this node has begun; see `gravity plan`");
     }
+    // Of a `gravity check --autofix`, or of a try that was cut off.
+    let had_changes = layout.host_changes().exists();
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
     let joined = async {
         let request = pki::request()?;
@@ -260,22 +263,26 @@ async fn begin(
         }
         kept
     };
-    match joined.await {
-        Ok(operation) => Ok(operation),
-        // The same command goes on with what has come of the image.
-        Err(error) if layout.cluster_image().exists() => {
-            for identity in [layout.node_key(), layout.node_certificate()] {
-                // The next one writes its own.
-                let _ = std::fs::remove_file(identity);
-            }
-            Err(error)
+    let joined = joined.await;
+    if joined.is_err() {
+        take_back(layout, had_changes).context("take back what was begun")?;
+    }
+    joined
+}
+
+/// Takes back what a try has made that was not to be. What was mended before it stays, and
+/// what has come of the image: the same command goes on with both.
+fn take_back(layout: &Layout, had_changes: bool) -> Result<()> {
+    if !had_changes && !layout.cluster_image().exists() {
+        let left = agent::leave::leave(layout, false, &event::Discard);
+        return left.map(drop).map_err(|error| anyhow!(error.message));
+    }
+    let secrets = layout.secrets();
+    match std::fs::remove_dir_all(&secrets) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("remove {}", secrets.display()))
         }
-        Err(error) => {
-            agent::leave::leave(layout, false, &event::Discard)
-                .map_err(|error| anyhow!(error.message))
-                .context("take back what was begun")?;
-            Err(error)
-        }
+        _ => Ok(()),
     }
 }
 
@@ -393,6 +400,35 @@ mod tests {
     use spec::phase::Register;
 
     use super::*;
+
+    #[test]
+    fn a_try_that_was_not_to_be_takes_back_its_own_and_not_what_was_mended() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(&directory.path().join("state"));
+        let mended = directory.path().join("gravity.conf");
+        agent::leave::adopt_state_dir(&layout).unwrap();
+        let mut changes = host::changes::Journal::open(&layout.host_changes()).unwrap();
+        changes.write_file(&mended, b"overlay", 0o644).unwrap();
+        drop(changes);
+        std::fs::create_dir(layout.secrets()).unwrap();
+        for identity in [layout.node_key(), layout.node_certificate()] {
+            host::atomic::write(&identity, b"pem", 0o600).unwrap();
+        }
+        // One that was killed leaves these, and the next one goes on.
+        refuse_former(&layout).unwrap();
+        for _ in 0..2 {
+            take_back(&layout, true).unwrap();
+            assert!(!layout.secrets().exists());
+            assert_eq!(std::fs::read(&mended).unwrap(), b"overlay");
+            refuse_former(&layout).unwrap();
+        }
+        // What has come of the image is kept, too.
+        std::fs::create_dir_all(layout.cluster_image()).unwrap();
+        std::fs::create_dir(layout.secrets()).unwrap();
+        take_back(&layout, false).unwrap();
+        assert!(layout.cluster_image().exists() && !layout.secrets().exists());
+        refuse_former(&layout).unwrap();
+    }
 
     #[test]
     fn the_cluster_forgets_a_node_whose_registration_does_not_when_it_is_taken_back() {
