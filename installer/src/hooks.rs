@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cluster::Client;
+use cluster::hooks::{Begun, HookError, HookRun};
 use event::Sink;
 use manifest::HookName;
 use serde::{Deserialize, Serialize};
@@ -59,6 +60,9 @@ pub fn hook(cluster: &ClusterSpec, name: HookName, job: &str, operation: &str) -
     }
 }
 
+/// A hook that has begun; `None` where the manifest has none.
+type BegunHook = Result<Option<(HookRun, Begun)>, HookError>;
+
 /// The hooks that run when a node comes or goes, those that the manifest has.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeHooks(BTreeMap<String, phase::Hook>);
@@ -108,12 +112,43 @@ impl NodeHooks {
         node: &NodeSpec,
         operation: Uuid,
         sink: Arc<dyn Sink>,
-    ) -> Result<(), cluster::hooks::HookError> {
+    ) -> Result<(), HookError> {
+        let begun = self.begin(client, name, node, operation, &*sink).await;
+        self.follow(client, begun, operation, sink).await
+    }
+
+    /// The first part of [`NodeHooks::run`]: has the Job made, which runs from then on,
+    /// whatever ends us.
+    pub(crate) async fn begin(
+        &self,
+        client: &Client,
+        name: HookName,
+        node: &NodeSpec,
+        operation: Uuid,
+        sink: &dyn Sink,
+    ) -> BegunHook {
         let Some(hook) = self.ready(name, node, operation) else {
-            return Ok(());
+            return Ok(None);
         };
         sink.step(&format!("Running the {name} hook"));
-        let ended = cluster::hooks::run(client, &agent::hook_run(hook), sink).await;
+        let hook = agent::hook_run(hook);
+        let begun = cluster::hooks::begin(client, &hook, sink).await?;
+        Ok(Some((hook, begun)))
+    }
+
+    /// The second part of it: waits until what has begun has ended.
+    pub(crate) async fn follow(
+        &self,
+        client: &Client,
+        begun: BegunHook,
+        operation: Uuid,
+        sink: Arc<dyn Sink>,
+    ) -> Result<(), HookError> {
+        let ended = match begun {
+            Ok(None) => return Ok(()),
+            Ok(Some((hook, begun))) => cluster::hooks::follow(client, &hook, begun, sink).await,
+            Err(error) => Err(error),
+        };
         // What it came to is worth more than a failure of this.
         if let Err(error) = client.revoke_hooks(&operation.to_string()).await {
             tracing::warn!(%error, "hooks of {operation} keep their rights");

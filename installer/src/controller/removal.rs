@@ -169,17 +169,151 @@ impl Removal<'_> {
         node: &NodeSpec,
         sink: Arc<dyn Sink>,
     ) -> Result<(), RemovalError> {
+        let hook = HookName::PostNodeRemove;
+        // Once the description is without the node nobody goes on with its removal.
+        let begun = self.hooks.begin(client, hook, node, node.id, &*sink).await;
         change(client, |cluster| {
             cluster.nodes.retain(|other| other.id != node.id);
             Ok(())
         })
         .await?;
-        let hook = HookName::PostNodeRemove;
-        let ran = self.hooks.run(client, hook, node, node.id, sink.clone());
+        let ran = self.hooks.follow(client, begun, node.id, sink.clone());
         // The node is gone, whatever the hook says.
         if let Err(error) = ran.await {
             sink.warning(&error.to_string());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Mutex, PoisonError};
+
+    use serde_json::{Value, json};
+    use spec::layout::Layout;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::install::tests::planned;
+
+    /// Methods and paths that an API was asked for.
+    type Asked = Arc<Mutex<Vec<(String, String)>>>;
+
+    /// A client of an API that answers by `answer`; it refuses what that has none for.
+    async fn api(answer: impl Fn(&str, &str) -> Option<Value>) -> (Client, Asked, impl Future) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let kubeconfig = json!({
+            "clusters": [{"name": "x", "cluster": {"server": server}}],
+            "users": [{"name": "x", "user": {}}],
+            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
+            "current-context": "x",
+        });
+        let client = Client::from_kubeconfig(&kubeconfig.to_string()).await;
+        let asked = Asked::default();
+        let remembered = asked.clone();
+        let serving = async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (method, path) = read(&mut stream).await;
+                let (code, body) = match answer(&method, &path) {
+                    Some(body) => (200, body),
+                    None => (
+                        403,
+                        json!({
+                            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                            "message": "no", "reason": "Forbidden", "code": 403,
+                        }),
+                    ),
+                };
+                let asked = remembered.lock();
+                asked
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push((method, path));
+                let body = body.to_string();
+                let head = format!(
+                    "HTTP/1.1 {code} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
+                stream.write_all((head + &body).as_bytes()).await.unwrap();
+            }
+        };
+        (client.unwrap(), asked, serving)
+    }
+
+    /// Reads all of a request; returns its method and its path.
+    async fn read(stream: &mut TcpStream) -> (String, String) {
+        let mut text = String::new();
+        let mut bytes = [0; 4096];
+        loop {
+            let length = stream.read(&mut bytes).await.unwrap();
+            text += &String::from_utf8_lossy(&bytes[..length]);
+            let Some((head, body)) = text.split_once("\r\n\r\n") else {
+                continue;
+            };
+            let lower = head.to_lowercase();
+            let mut lengths = lower
+                .lines()
+                .filter_map(|line| line.strip_prefix("content-length: "));
+            let whole = lengths.next().map_or(0, |length| length.parse().unwrap());
+            if body.len() >= whole {
+                let mut words = head.split(['?', ' ']).map(str::to_owned);
+                return (words.next().unwrap(), words.next().unwrap());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn the_last_hook_has_begun_when_nobody_knows_the_node_any_more() {
+        let (cluster, _) = planned(|_| ());
+        let job = "{kind: Job, metadata: {name: gone}, spec: {template: {spec: \
+                   {serviceAccountName: own, containers: [{name: c, image: c}]}}}}";
+        let text = format!(
+            "metadata: {{name: a, resourceVersion: 1.0.0}}\n\
+             hooks: {{postNodeRemove: {{job: '{job}'}}}}"
+        );
+        let hooks = NodeHooks::of(&cluster, &manifest::parse(&text, "a").unwrap().hooks);
+        let node = cluster.nodes[0].clone();
+        let description = serde_json::to_string(&cluster).unwrap();
+        let (client, asked, serving) = api(move |method, path| match method {
+            "GET" if path == "/api/v1" => Some(json!({
+                "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1",
+                "resources": [{
+                    "name": "secrets", "singularName": "secret", "namespaced": true,
+                    "kind": "Secret", "verbs": ["patch"],
+                }],
+            })),
+            "GET" if path.ends_with("/configmaps/gravity-cluster") => Some(json!({
+                "metadata": {"name": "gravity-cluster", "resourceVersion": "1"}, "data": {"cluster.json": description},
+            })),
+            "GET" if !path.ends_with("/secrets/gravity-helm-values") => None,
+            _ => Some(json!({"metadata": {"name": "x"}})),
+        })
+        .await;
+        let etcd = Etcd::on_host(Path::new("/nowhere"), &Layout::new("/nowhere"));
+        let removal = Removal {
+            client: &client,
+            etcd: &etcd,
+            hooks: &hooks,
+            force: false,
+        };
+        tokio::select! {
+            forgotten = removal.forget(&client, &node, Arc::new(event::Discard)) => {
+                forgotten.unwrap();
+            }
+            _ = serving => {}
+        }
+        let asked = asked.lock().unwrap();
+        let when = |method: &str, end: &str| {
+            let found = asked
+                .iter()
+                .position(|(of, path)| of == method && path.ends_with(end));
+            found.unwrap_or_else(|| panic!("no {method} of {end} in {asked:?}"))
+        };
+        let (begins, forgets) = (when("POST", "/jobs"), when("PUT", "/gravity-cluster"));
+        assert!(begins < forgets, "{asked:?}");
     }
 }

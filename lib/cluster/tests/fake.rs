@@ -2,9 +2,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test: whatever is wrong ends it")]
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use gravity_cluster::Client;
+use gravity_cluster::hooks::{HookError, HookRun, begin, follow};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -250,4 +252,52 @@ async fn logs_of_a_node_are_read_at_their_end_unless_they_are_old() {
         asked.contains("if-modified-since: sun, 06 nov 1994 08:49:37 gmt"),
         "{asked}"
     );
+}
+
+#[tokio::test]
+async fn a_hook_that_has_begun_has_its_job_whoever_follows_it() {
+    const JOBS: &str = "/apis/batch/v1/namespaces/shop/jobs";
+    let secrets = json!({
+        "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1",
+        "resources": [{
+            "name": "secrets", "singularName": "secret", "namespaced": true, "kind": "Secret",
+            "verbs": ["patch"],
+        }],
+    });
+    let (client, asked) = fake(move |method, path| match (method, path) {
+        ("GET", "/api/v1") => (200, secrets.to_string()),
+        ("GET", path) if path.starts_with(JOBS) => failure(403),
+        // Whatever it is, it is there or made.
+        _ => (200, json!({ "metadata": { "name": "x" } }).to_string()),
+    })
+    .await;
+    let hook = HookRun {
+        name: "postNodeRemove".into(),
+        job_yaml: json!({
+            "apiVersion": "batch/v1", "kind": "Job",
+            "metadata": { "name": "gone", "namespace": "shop" },
+            "spec": { "template": { "spec": {
+                "serviceAccountName": "own",
+                "containers": [{ "name": "c", "image": "c" }],
+            }}},
+        })
+        .to_string(),
+        env: BTreeMap::new(),
+        resources_host_path: "/resources".into(),
+        service_user_uid: 980,
+        operation_id: "5f6a".into(),
+        avoid: None,
+    };
+    let made = || {
+        let asked = asked.lock().unwrap();
+        let jobs = asked.iter().filter(|text| text.contains(JOBS));
+        let lines = jobs.map(|text| text.split(['?', ' ']).next().unwrap().to_owned());
+        lines.collect::<Vec<_>>()
+    };
+    let begun = begin(&client, &hook, &event::Discard).await.unwrap();
+    // Nobody waits for it yet.
+    assert_eq!(made(), ["POST"]);
+    let followed = follow(&client, &hook, begun, Arc::new(event::Discard)).await;
+    assert!(matches!(followed, Err(HookError::Cluster { .. })));
+    assert_eq!(made().iter().filter(|method| *method == "POST").count(), 1);
 }

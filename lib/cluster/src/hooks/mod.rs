@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 pub use job::{JobError, job};
 pub(crate) use run::end;
-pub use run::{HookError, remove, run};
+pub use run::{Begun, HookError, begin, follow, remove, run};
 pub use values::values_secret;
 pub use watch::{LastCheck, watch};
 

@@ -84,18 +84,35 @@ pub enum HookError {
     },
 }
 
+/// A hook whose Job is there.
+#[derive(Debug)]
+pub struct Begun {
+    /// How long it is waited for; nothing where it has completed before.
+    left: Option<Duration>,
+}
+
 /// Runs a hook until its Job has completed. What its pods write is emitted as
 /// [`event::Event::Log`], what happens to them as lines.
 ///
 /// # Errors
 /// When the text is no Job, the API refuses it, or the Job fails.
 pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result<(), HookError> {
+    let begun = begin(client, hook, &*sink).await?;
+    follow(client, hook, begun, sink).await
+}
+
+/// The first part of [`run`]: has the Job of a hook made. From then on it runs, whatever
+/// ends us.
+///
+/// # Errors
+/// When the text is no Job or the API refuses it.
+pub async fn begin(client: &Client, hook: &HookRun, sink: &dyn Sink) -> Result<Begun, HookError> {
     let job = job::job(hook)?;
     let cluster = |source| HookError::Cluster {
         hook: hook.name.clone(),
         source,
     };
-    let run = Run::new(client, hook, &job, &*sink);
+    let run = Run::new(client, hook, &job, sink);
     let account = job
         .spec
         .as_ref()
@@ -116,7 +133,7 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
         .await
         .map_err(cluster)?;
     if run.start(&job).await.map_err(cluster)? {
-        return Ok(());
+        return Ok(Begun { left: None });
     }
     if hook.operation_id.starts_with(BY_HAND)
         && let Err(error) = client.delete_older_jobs(&hook.name).await
@@ -130,7 +147,26 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
     let seconds = seconds
         .and_then(|s| u64::try_from(s).ok())
         .unwrap_or_default();
-    run.watch(Duration::from_secs(seconds) + GRACE).await
+    Ok(Begun {
+        left: Some(Duration::from_secs(seconds) + GRACE),
+    })
+}
+
+/// The second part of [`run`]: waits until the Job has completed.
+///
+/// # Errors
+/// When the Job fails, or can't be followed.
+pub async fn follow(
+    client: &Client,
+    hook: &HookRun,
+    begun: Begun,
+    sink: Arc<dyn Sink>,
+) -> Result<(), HookError> {
+    let Some(left) = begun.left else {
+        return Ok(());
+    };
+    let job = job::job(hook)?;
+    Run::new(client, hook, &job, &*sink).watch(left).await
 }
 
 /// Deletes the Job of a hook with its pods, and waits until it is gone. One
