@@ -132,7 +132,7 @@ impl Operation {
             source: std::io::Error::other(source),
         })?;
         if let Some((youngest, _)) = others.last() {
-            outdate(&path, *youngest).map_err(|source| Error::Files {
+            make_youngest(&path, *youngest).map_err(|source| Error::Files {
                 what: "date",
                 path,
                 source,
@@ -241,7 +241,7 @@ fn dated(layout: &Layout) -> Vec<(SystemTime, PathBuf)> {
 
 /// Makes a plan younger than the youngest of the others: the clock may have been set back
 /// since that was written.
-fn outdate(plan: &Path, youngest: SystemTime) -> std::io::Result<()> {
+fn make_youngest(plan: &Path, youngest: SystemTime) -> std::io::Result<()> {
     let file = std::fs::File::open(plan)?;
     if file.metadata()?.modified()? > youngest {
         return Ok(());

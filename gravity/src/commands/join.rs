@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail};
 use console::ExitCode;
 use event::Sink;
+use host::changes::{Change, Journal};
 use host::facts::Peer;
 use image::Image;
 use image::cluster::ClusterImage;
@@ -244,8 +245,6 @@ async fn begin(
     if layout.cluster().exists() || Operation::last(layout).is_ok() {
         bail!("another operation of this node has begun; see `gravity plan`");
     }
-    // Of a `gravity check --autofix`, or of a try that was cut off.
-    let had_changes = layout.host_changes().exists();
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
     let joined = async {
         let request = pki::request()?;
@@ -265,15 +264,18 @@ async fn begin(
     };
     let joined = joined.await;
     if joined.is_err() {
-        take_back(layout, had_changes).context("take back what was begun")?;
+        take_back(layout).context("take back what was begun")?;
     }
     joined
 }
 
-/// Takes back what a try has made that was not to be. What was mended before it stays, and
-/// what has come of the image: the same command goes on with both.
-fn take_back(layout: &Layout, had_changes: bool) -> Result<()> {
-    if !had_changes && !layout.cluster_image().exists() {
+/// Takes back what a try has made that was not to be. What `gravity check --autofix` has
+/// mended stays, and what has come of the image: the same command goes on with both.
+fn take_back(layout: &Layout) -> Result<()> {
+    let changes = Journal::read(&layout.host_changes())?;
+    let mut changes = changes.iter();
+    let mended = changes.any(|change| !matches!(change, Change::OwnedTree { .. }));
+    if !mended && !layout.cluster_image().exists() {
         let left = agent::leave::leave(layout, false, &event::Discard);
         return left.map(drop).map_err(|error| anyhow!(error.message));
     }
@@ -395,7 +397,7 @@ fn keep_identity(layout: &Layout, request: &Request, membership: &Membership) ->
 
 #[cfg(test)]
 mod tests {
-    use operation::{Journal, Phase, Plan};
+    use operation::{Phase, Plan};
     use spec::ServiceUser;
     use spec::phase::Register;
 
@@ -404,10 +406,10 @@ mod tests {
     #[test]
     fn a_try_that_was_not_to_be_takes_back_its_own_and_not_what_was_mended() {
         let directory = tempfile::tempdir().unwrap();
-        let layout = Layout::new(&directory.path().join("state"));
+        let layout = Layout::new(directory.path().join("state"));
         let mended = directory.path().join("gravity.conf");
         agent::leave::adopt_state_dir(&layout).unwrap();
-        let mut changes = host::changes::Journal::open(&layout.host_changes()).unwrap();
+        let mut changes = Journal::open(&layout.host_changes()).unwrap();
         changes.write_file(&mended, b"overlay", 0o644).unwrap();
         drop(changes);
         std::fs::create_dir(layout.secrets()).unwrap();
@@ -417,17 +419,26 @@ mod tests {
         // One that was killed leaves these, and the next one goes on.
         refuse_former(&layout).unwrap();
         for _ in 0..2 {
-            take_back(&layout, true).unwrap();
+            take_back(&layout).unwrap();
             assert!(!layout.secrets().exists());
             assert_eq!(std::fs::read(&mended).unwrap(), b"overlay");
             refuse_former(&layout).unwrap();
         }
-        // What has come of the image is kept, too.
+    }
+
+    #[test]
+    fn a_try_that_was_not_to_be_keeps_what_has_come_of_the_image_and_else_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path().join("state"));
+        agent::leave::adopt_state_dir(&layout).unwrap();
         std::fs::create_dir_all(layout.cluster_image()).unwrap();
         std::fs::create_dir(layout.secrets()).unwrap();
-        take_back(&layout, false).unwrap();
+        take_back(&layout).unwrap();
         assert!(layout.cluster_image().exists() && !layout.secrets().exists());
         refuse_former(&layout).unwrap();
+        std::fs::remove_dir_all(layout.image()).unwrap();
+        take_back(&layout).unwrap();
+        assert!(!layout.state_dir().exists());
     }
 
     #[test]
@@ -465,7 +476,7 @@ mod tests {
             };
             let layout = Layout::new(directory.path());
             let made = Operation::create(&layout, plan).unwrap();
-            let mut journal = Journal::open(&made.directory.join("journal")).unwrap();
+            let mut journal = operation::Journal::open(&made.directory.join("journal")).unwrap();
             for (phase, state) in states {
                 journal.append(&[(phase, *state, None)]).unwrap();
             }
