@@ -23,6 +23,8 @@ use crate::{file, process, sample};
 const LIMIT: &str = "420";
 /// The status hook runs every minute and its Job takes a few seconds.
 const CHECKED: Duration = Duration::from_secs(180);
+/// What the daemon's command line has, and no other one, whoever looks for it.
+const DAEMON: &str = "[p]lanet run --config";
 /// Files that the containers of [`slow_pod`] write when they end.
 const WRITTEN: [&str; 3] = ["told-before", "ended-in-time", "interrupted"];
 
@@ -451,11 +453,11 @@ fn power(test: &Test<'_>, table: &mut Table) -> Result<()> {
 fn new_daemon(test: &Test<'_>) -> Result<()> {
     let planet = || test.said(&["pgrep", "-x", "planet-init"])?.expect(0, &[]);
     let before = planet()?.text;
-    test.said(&["pkill", "-KILL", "-f", "planet run --config"])?
+    test.said(&["pkill", "-KILL", "-f", DAEMON])?
         .expect(0, &[])?;
     test.gravity("start")?.expect(0, &[])?;
-    let session = "pid=$(pgrep -of 'planet run --config') && test $(ps -o sid= -p $pid) = $pid";
-    test.said(&["sh", "-c", session])?.expect(0, &[])?;
+    let session = format!("pid=$(pgrep -f '{DAEMON}') && test $(ps -o sid= -p $pid) = $pid");
+    test.said(&["sh", "-c", &session])?.expect(0, &[])?;
     let after = planet()?.text;
     ensure!(before == after, "the planet was {before}, and is {after}");
     test.reaches("active").map(drop)

@@ -462,7 +462,7 @@ mod tests {
             match command {
                 [program, argument] if program == "kill" => {
                     let pid = argument.parse().map(nix::unistd::Pid::from_raw).unwrap();
-                    nix::sys::signal::kill(pid, Signal::SIGINT).unwrap();
+                    nix::sys::signal::kill(pid, Signal::SIGUSR1).unwrap();
                     pending().await
                 }
                 [_] => pending().await,
@@ -549,7 +549,7 @@ mod tests {
         let ended = container(process.pid(), Duration::from_mins(1), hook).end(fake.clone());
         ended.await.unwrap();
         assert_eq!(fake.asked().len(), 1);
-        assert_eq!(process.ended_by(), Some(Signal::SIGINT as i32));
+        assert_eq!(process.ended_by(), Some(Signal::SIGUSR1 as i32));
     }
 
     #[tokio::test]
