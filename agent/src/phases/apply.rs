@@ -36,7 +36,10 @@ mod tests {
 
     #[test]
     fn the_description_is_told_from_other_objects() {
-        let object = |kind: &str, namespace: &str, name: &str| json!({"apiVersion": "v1", "kind": kind, "metadata": {"namespace": namespace, "name": name}});
+        let object = |kind: &str, namespace: &str, name: &str| {
+            let metadata = json!({ "namespace": namespace, "name": name });
+            json!({ "apiVersion": "v1", "kind": kind, "metadata": metadata })
+        };
         let description = object("ConfigMap", "kube-system", "gravity-cluster");
         assert!(is_description(&description));
         for other in [
