@@ -198,10 +198,12 @@ mod tests {
         });
     }
 
-    /// What the test below has in a process of its own.
-    #[test]
-    #[ignore = "waits to be killed"]
-    fn waiting() {
+    /// The test that runs itself once more, and by what it knows that it is that one.
+    const TEST: &str = "unfinished::tests::who_is_told_to_end_cleans_up_first";
+    const WAITS: &str = "TELE_TEST_WAITS";
+
+    /// What the test below does in a process of its own.
+    fn wait_to_be_told() {
         let say = |text: &str| writeln!(std::io::stdout(), "{text}").unwrap();
         let runtime = Runtime::new().unwrap();
         on_signal(&runtime, move || say("cleaned")).unwrap();
@@ -215,8 +217,8 @@ mod tests {
         let mut child = Command::new("sh")
             .args(["-c", &script])
             .arg(std::env::current_exe().unwrap())
-            .args(["--exact", "unfinished::tests::waiting"])
-            .args(["--ignored", "--nocapture"])
+            .args(["--exact", TEST, "--nocapture"])
+            .env(WAITS, "1")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -231,6 +233,9 @@ mod tests {
 
     #[test]
     fn who_is_told_to_end_cleans_up_first() {
+        if std::env::var_os(WAITS).is_some() {
+            return wait_to_be_told();
+        }
         let signals = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
         // Those that the tests were started to ignore can't be tried.
         for signal in signals.into_iter().filter(|s| !is_ignored(*s as i32)) {
