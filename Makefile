@@ -83,6 +83,7 @@ vm: base ## what needs systemd, a kernel or disks of its own, in virtual machine
 	$(CARGO) test -p gravity-tests --test vm
 	$(BIN)/testnode vm checks
 	$(BIN)/testnode vm install
+	$(BIN)/testnode vm install --debian trixie
 	$(BIN)/testnode vm cluster
 	$(BIN)/testnode vm masters
 	$(BIN)/testnode vm wireguard

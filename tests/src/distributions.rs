@@ -12,7 +12,7 @@ use crate::rootfs;
 use crate::scenario::{Setup, comes_and_goes};
 
 /// Releases of Debian: 11, 12 and 13.
-pub const SUITES: [&str; 3] = ["bullseye", "bookworm", "trixie"];
+const SUITES: [&str; 3] = ["bullseye", "bookworm", "trixie"];
 
 /// Installs and removes the sample on the new nodes `NAME-SUITE`, one at a time.
 ///

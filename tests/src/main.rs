@@ -7,7 +7,6 @@ use anyhow::Result;
 use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 use console::{Console, Format};
-use gravity_tests::distributions::SUITES;
 use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::rootfs::SUITE;
 use gravity_tests::scenario::{self, Setup};
@@ -233,7 +232,7 @@ enum Task {
         #[arg(long)]
         tele: Option<PathBuf>,
         /// Release of Debian of the machine that `install` is about.
-        #[arg(long, value_parser = PossibleValuesParser::new(SUITES), default_value = SUITE)]
+        #[arg(long, value_parser = PossibleValuesParser::new(vm::SUITES), default_value = SUITE)]
         debian: String,
         #[command(flatten)]
         cuts: vm::power::Cuts,

@@ -49,7 +49,10 @@ pub(crate) fn node_root_with(
     more: &[&'static str],
     sink: &dyn Sink,
 ) -> Result<PathBuf> {
-    let packages = there(suite, &[PACKAGES, more].concat());
+    // Debian 11 doesn't have it: its /bin is a directory of its own.
+    let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
+    let packages = PACKAGES.iter().copied().filter(is_there);
+    let packages: Vec<_> = packages.chain(more.iter().copied()).collect();
     let hash = file::sha256(format!("{FORMAT} {suite} {packages:?}").as_bytes());
     let directory = file::cache()?.join("node-root");
     let path = directory.join(&hash[..16]);
@@ -70,13 +73,6 @@ pub(crate) fn node_root_with(
     std::fs::rename(&temporary, &path)
         .with_context(|| format!("renaming {}", temporary.display()))?;
     Ok(path)
-}
-
-/// Those of `packages` that a release has.
-pub(crate) fn there(suite: &str, packages: &[&'static str]) -> Vec<&'static str> {
-    // Debian 11 doesn't have it: its /bin is a directory of its own.
-    let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
-    packages.iter().copied().filter(is_there).collect()
 }
 
 /// Runs mmdebstrap.

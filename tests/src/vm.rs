@@ -39,6 +39,8 @@ pub use self::kept::Kept;
 use crate::scenario::IMAGE;
 use crate::{file, process, rootfs};
 
+/// Releases of Debian whose kernel is new enough for a node.
+pub const SUITES: [&str; 2] = [rootfs::SUITE, "trixie"];
 /// Part of the hash: raise it when the way of making the disk changes.
 const FORMAT: u32 = 1;
 /// What the machine's Debian has beyond the minimum.
@@ -141,7 +143,7 @@ impl<'a> Content<'a> {
     fn machine(suite: &'a str) -> Self {
         Self {
             suite,
-            packages: rootfs::there(suite, PACKAGES),
+            packages: PACKAGES.to_vec(),
             files: FILES.to_vec(),
             enabled: ENABLED.to_vec(),
             setup: "",
