@@ -291,13 +291,8 @@ fn mend(session: &Session, report: &Report) -> Result<()> {
 /// all that is in it. Where an operation has begun, it is ours already.
 fn adopt(layout: &Layout) -> Result<()> {
     let ours = layout.cluster().exists() || Operation::last(layout).is_ok();
-    if !ours && let Some(path) = command::stranger(layout) {
-        bail!(
-            "{} is not empty: it holds {}; nothing was changed: look at it, then move it away, or \
-             use another directory with --state-dir",
-            layout.state_dir().display(),
-            path.display()
-        );
+    if !ours {
+        command::refuse_stranger(layout)?;
     }
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow::anyhow!(error.message))
 }

@@ -257,12 +257,16 @@ pub(crate) fn refuse_former(layout: &Layout) -> Result<()> {
             operation.plan.operation_id
         );
     }
-    let state = layout.state_dir();
+    refuse_stranger(layout)
+}
+
+/// Refuses a directory with data of somebody else.
+pub(crate) fn refuse_stranger(layout: &Layout) -> Result<()> {
     match stranger(layout) {
         Some(path) => bail!(
             "{} is not empty: it holds {}, perhaps of a former installation; look at it, then \
              move it away, or use another directory with --state-dir",
-            state.display(),
+            layout.state_dir().display(),
             path.display()
         ),
         None => Ok(()),
@@ -271,7 +275,7 @@ pub(crate) fn refuse_former(layout: &Layout) -> Result<()> {
 
 /// Something in the state directory that an install which was cut short before
 /// it began can't have left. A disk that is mounted there has a lost+found.
-pub(crate) fn stranger(layout: &Layout) -> Option<PathBuf> {
+fn stranger(layout: &Layout) -> Option<PathBuf> {
     let mut ours = vec![
         layout.operation_lock(),
         layout.host_changes(),

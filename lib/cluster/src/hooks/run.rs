@@ -87,6 +87,7 @@ pub enum HookError {
 /// A hook whose Job is there.
 #[derive(Debug)]
 pub struct Begun {
+    job: Job,
     /// How long it is waited for; nothing where it has completed before.
     left: Option<Duration>,
 }
@@ -133,7 +134,7 @@ pub async fn begin(client: &Client, hook: &HookRun, sink: &dyn Sink) -> Result<B
         .await
         .map_err(cluster)?;
     if run.start(&job).await.map_err(cluster)? {
-        return Ok(Begun { left: None });
+        return Ok(Begun { job, left: None });
     }
     if hook.operation_id.starts_with(BY_HAND)
         && let Err(error) = client.delete_older_jobs(&hook.name).await
@@ -147,9 +148,8 @@ pub async fn begin(client: &Client, hook: &HookRun, sink: &dyn Sink) -> Result<B
     let seconds = seconds
         .and_then(|s| u64::try_from(s).ok())
         .unwrap_or_default();
-    Ok(Begun {
-        left: Some(Duration::from_secs(seconds) + GRACE),
-    })
+    let left = Some(Duration::from_secs(seconds) + GRACE);
+    Ok(Begun { job, left })
 }
 
 /// The second part of [`run`]: waits until the Job has completed.
@@ -165,8 +165,7 @@ pub async fn follow(
     let Some(left) = begun.left else {
         return Ok(());
     };
-    let job = job::job(hook)?;
-    Run::new(client, hook, &job, &*sink).watch(left).await
+    Run::new(client, hook, &begun.job, &*sink).watch(left).await
 }
 
 /// Deletes the Job of a hook with its pods, and waits until it is gone. One
