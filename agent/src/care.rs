@@ -1,9 +1,8 @@
 //! What a node does for itself while it runs: the `care` service of its planet.
 //!
-//! In: [`Care`], the supervisor's socket. Out: certificates that are renewed at
-//! half of their life, snapshots of etcd, an etcd that doesn't fill up; other
-//! nodes know how the services of this one are. What fails is logged and tried
-//! again at the next look.
+//! In: [`Care`], the supervisor's socket. Out: certificates that are renewed in
+//! time, snapshots of etcd, an etcd that doesn't fill up; other nodes know how the
+//! services of this one are. What fails is logged and tried again at the next look.
 
 mod certificates;
 mod hooks;
@@ -13,6 +12,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use event::{Event, Sink};
+use host::facts::Clock;
 use jiff::Timestamp;
 use operation::PhaseError;
 use planet::client::Client;
@@ -78,8 +78,8 @@ impl Sink for Logged {
 
 async fn look(care: &Care, planet: &Client) {
     let layout = Care::layout();
-    let due =
-        certificates::due_together(&layout, care, Timestamp::now().as_second(), care.period());
+    let now = Timestamp::now().as_second();
+    let due = certificates::due_together(&layout, care, now, care.period(), Clock::read());
     match renew(&layout, care, planet, due, &Logged).await {
         Ok(renewed) if renewed.is_empty() => {}
         Ok(renewed) => tracing::info!("renewed {}", renewed.join(", ")),

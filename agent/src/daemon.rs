@@ -4,12 +4,14 @@
 //! In: the node's layout with a planet configuration. Out: a running or a
 //! stopped planet. Without systemd nothing starts it at boot.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use host::command::Cmd;
 use operation::PhaseError;
+use planet::config::Mount;
 use spec::layout::Layout;
 
 use crate::Node;
@@ -36,17 +38,31 @@ pub(crate) fn start(node: &Node) -> Result<(), PhaseError> {
     }
 }
 
-fn unit(layout: &Layout) -> String {
-    let gravity = layout.gravity();
-    let config = layout.planet_config();
-    let state = layout.state_dir();
+/// The unit of a planet with these mounts. What a planet needs must be mounted; what it
+/// can do without is waited for, where it is mounted at boot: what is mounted later it
+/// doesn't see, and pods would write below the mount point.
+fn unit(layout: &Layout, mounts: &[Mount]) -> String {
+    let (optional, needed): (Vec<_>, Vec<_>) = mounts
+        .iter()
+        .partition(|mount| mount.pattern || mount.optional);
+    let needed = needed.iter().map(|mount| mount.source.as_path());
+    let needed: BTreeSet<_> = needed.chain([layout.state_dir()]).map(word).collect();
+    let requires: String = needed
+        .iter()
+        .map(|path| format!("RequiresMountsFor={path}\n"))
+        .collect();
+    let after: BTreeSet<_> = optional
+        .into_iter()
+        .flat_map(places)
+        .flat_map(|path| path.ancestors().filter_map(mount_unit).collect::<Vec<_>>())
+        .collect();
+    let after: String = after.iter().map(|name| format!(" {name}")).collect();
     format!(
         "[Unit]
 Description=Gravity: the container of Kubernetes services
-After=network-online.target local-fs.target
+After=network-online.target local-fs.target{after}
 Wants=network-online.target
-RequiresMountsFor={}
-
+{requires}
 [Service]
 Type=exec
 ExecStart={} planet run --config {}
@@ -64,20 +80,71 @@ OOMScoreAdjust=-999
 [Install]
 WantedBy=multi-user.target
 ",
-        state.display(),
-        gravity.display(),
-        config.display(),
+        word(&layout.gravity()),
+        // What looks like a variable would be replaced in an argument.
+        word(&layout.planet_config()).replace('$', "$$"),
         STOP_TIMEOUT.as_secs(),
     )
 }
 
+/// What an optional mount stands for, as far as it is known now. What matches a pattern is
+/// often a mount point itself.
+fn places(mount: &Mount) -> Vec<PathBuf> {
+    if !mount.pattern {
+        return vec![mount.source.clone()];
+    }
+    let found = planet::paths::matches(&mount.source.to_string_lossy());
+    let mut places = found.unwrap_or_default();
+    places.push(planet::paths::prefix(&mount.source));
+    places
+}
+
+/// A path as a word of a unit, where blanks end words and `%` begins a specifier.
+fn word(path: &Path) -> String {
+    let text = path.to_string_lossy().replace('%', "%%");
+    if text.contains(|c: char| c.is_whitespace() || "\"'\\".contains(c)) {
+        let text = text.replace('\\', r"\\").replace('"', "\\\"");
+        return format!("\"{text}\"");
+    }
+    text
+}
+
+/// Name of the unit that mounts something there, as `systemd-escape --path` makes it;
+/// `None` for the root.
+fn mount_unit(path: &Path) -> Option<String> {
+    let path = path.to_string_lossy();
+    let path = path.trim_matches('/');
+    let escaped = path
+        .bytes()
+        .enumerate()
+        .map(|(index, byte)| match byte {
+            b'/' => "-".to_owned(),
+            b'.' if index == 0 => r"\x2e".to_owned(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b':' | b'_' | b'.' => {
+                char::from(byte).to_string()
+            }
+            _ => format!(r"\x{byte:02x}"),
+        })
+        .collect::<String>();
+    (!path.is_empty()).then(|| format!("{escaped}.mount"))
+}
+
 fn start_unit(node: &Node) -> Result<(), PhaseError> {
+    let layout = node.layout();
+    let planet = planet::container::load(&layout.planet_config());
+    let planet = planet.map_err(|error| lasting(&error))?;
     node.changes()
-        .install_unit(&unit_path(), unit(node.layout()).as_bytes())
+        .install_unit(&unit_path(), unit(layout, &planet.mounts).as_bytes())
         .map_err(|error| lasting(&error))?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", UNIT])?;
+    sync_units()?;
     systemctl(&["start", UNIT])
+}
+
+/// Has it on disk whether the unit is enabled.
+fn sync_units() -> Result<(), PhaseError> {
+    host::changes::sync_units().map_err(|error| file("sync", Path::new(UNIT_DIRECTORY), &error))
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
@@ -119,7 +186,8 @@ fn start_process(layout: &Layout) -> Result<(), PhaseError> {
 /// Stops the planet and waits for its end. Stopping a stopped one is fine.
 pub(crate) fn stop(layout: &Layout) -> Result<(), PhaseError> {
     if host::facts::has_systemd() && unit_path().exists() {
-        return systemctl(&["disable", "--now", UNIT]);
+        systemctl(&["disable", "--now", UNIT])?;
+        return sync_units();
     }
     if !layout.planet_config().exists() {
         return Ok(());
@@ -139,12 +207,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_waits_for_the_disk_of_its_state_and_limits_nothing() {
-        let expected = "[Unit]
+    fn the_unit_waits_for_its_disks_and_limits_nothing() {
+        let mount = |source: &str, pattern, optional| Mount {
+            source: source.into(),
+            pattern,
+            optional,
+            ..Mount::default()
+        };
+        let mounts = [
+            mount("/srv/gravity/etcd", false, false),
+            mount("/mnt/my data", false, false),
+            mount("/srv/gravity/etcd", false, false),
+            mount("/data/disk-b/x", false, true),
+            mount("/disks/none-?/x", true, false),
+        ];
+        let expected = r#"[Unit]
 Description=Gravity: the container of Kubernetes services
-After=network-online.target local-fs.target
+After=network-online.target local-fs.target data-disk\x2db-x.mount data-disk\x2db.mount data.mount disks.mount
 Wants=network-online.target
+RequiresMountsFor="/mnt/my data"
 RequiresMountsFor=/srv/gravity
+RequiresMountsFor=/srv/gravity/etcd
 
 [Service]
 Type=exec
@@ -162,7 +245,33 @@ OOMScoreAdjust=-999
 
 [Install]
 WantedBy=multi-user.target
-";
-        assert_eq!(unit(&Layout::new("/srv/gravity")), expected);
+"#;
+        assert_eq!(unit(&Layout::new("/srv/gravity"), &mounts), expected);
+    }
+
+    #[test]
+    fn what_matches_a_pattern_is_waited_for_as_the_directory_of_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = directory.path().join("disk-1");
+        std::fs::create_dir(&disk).unwrap();
+        let mount = Mount {
+            source: directory.path().join("disk-?"),
+            pattern: true,
+            ..Mount::default()
+        };
+        assert_eq!(places(&mount), [disk.as_path(), directory.path()]);
+    }
+
+    #[test]
+    fn paths_are_what_systemd_takes_them_for() {
+        let word = |path: &str| word(path.as_ref());
+        assert_eq!(word("/a/100%"), "/a/100%%");
+        assert_eq!(word("/a b"), r#""/a b""#);
+        assert_eq!(word(r#"/a"b\c"#), r#""/a\"b\\c""#);
+        let unit = |path: &str| mount_unit(path.as_ref());
+        assert_eq!(unit("/"), None);
+        assert_eq!(unit("/var/lib/").unwrap(), "var-lib.mount");
+        assert_eq!(unit("/.a/.b").unwrap(), r"\x2ea-.b.mount");
+        assert_eq!(unit("/a-b/c d/é").unwrap(), r"a\x2db-c\x20d-\xc3\xa9.mount");
     }
 }

@@ -23,9 +23,9 @@ use spec::phase::EtcdRestore;
 use crate::node::{file, lasting};
 
 /// Port at which members answer clients.
-const PORT: u16 = 2379;
+pub const CLIENT_PORT: u16 = 2379;
 /// Where it answers its own node.
-const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT);
+const OWN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), CLIENT_PORT);
 /// Programs of the base image.
 const PROGRAMS: &str = "usr/local/bin";
 /// How long a question may take unless told otherwise.
@@ -161,7 +161,7 @@ impl Etcd {
     /// Another master's member.
     #[must_use]
     pub fn at(self, address: IpAddr) -> Self {
-        let endpoint = SocketAddr::new(address, PORT);
+        let endpoint = SocketAddr::new(address, CLIENT_PORT);
         Self { endpoint, ..self }
     }
 
@@ -174,9 +174,23 @@ impl Etcd {
             .env("ETCDCTL_CACERT", secret("etcd-ca.crt"))
             .env("ETCDCTL_CERT", secret("etcd-client.crt"))
             .env("ETCDCTL_KEY", secret("etcd-client.key"))
+            .env("ETCDCTL_DIAL_TIMEOUT", "2s")
             .env("ETCDCTL_COMMAND_TIMEOUT", format!("{}s", timeout.as_secs()))
             .env("ETCDCTL_WRITE_OUT", output)
             .timeout(timeout + GRACE)
+    }
+
+    /// Has `etcdctl` ask it; returns the answer as JSON.
+    ///
+    /// # Errors
+    /// When it doesn't answer, or refuses.
+    pub fn ask(&self, arguments: &[String]) -> Result<String, CommandError> {
+        let asked = self
+            .client(self.patience, "json")
+            .args(arguments)
+            .describe(format!("etcdctl {}", arguments.join(" ")))
+            .run()?;
+        Ok(asked.stdout)
     }
 
     fn tool(&self) -> Cmd {

@@ -61,7 +61,7 @@ pub fn leave(layout: &Layout, purge: bool, sink: &dyn Sink) -> Result<Report, Ph
     sink.step("Removing interfaces and packet filter tables");
     let network = daemon::rootfs(layout).map(|rootfs| residue::remove(&rootfs));
     sink.step("Reverting changes to the host");
-    let reverted = journal.undo(purge).map_err(|error| lasting(&error))?;
+    let reverted = journal.undo(purge);
     let mut report = network.unwrap_or_default();
     report.removed.extend(reverted.removed);
     report.restored.extend(reverted.restored);

@@ -3,8 +3,9 @@
 //! In: the state directory. Out: where things are, the journal of changes to
 //! the host, a connection to the planet and to Kubernetes.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -83,7 +84,7 @@ impl Node {
 
     /// The planet's control socket.
     pub(crate) fn planet(&self) -> planet::client::Client {
-        planet::client::Client::new(&self.layout.planet_run().join("planet.sock"))
+        planet::client::Client::new(&self.layout.planet_socket())
     }
 }
 
@@ -108,6 +109,58 @@ pub(crate) fn of_controller(error: &rpc::controller::Error) -> PhaseError {
 /// A failure to do something with a file.
 pub(crate) fn file(what: &str, path: &Path, error: &std::io::Error) -> PhaseError {
     PhaseError::lasting(format!("{what} {}: {error}", path.display()))
+}
+
+/// What the names of unfinished files and directories begin with, as
+/// [`image`] makes them.
+pub(crate) const PARTIAL: &str = ".partial-";
+
+/// Removes a file, where there is one.
+pub(crate) fn remove_file(path: &Path) -> Result<(), PhaseError> {
+    gone(path, std::fs::remove_file(path))
+}
+
+/// Removes a directory with all that is in it, where there is one.
+pub(crate) fn remove_directory(path: &Path) -> Result<(), PhaseError> {
+    gone(path, std::fs::remove_dir_all(path))
+}
+
+fn gone(path: &Path, removed: std::io::Result<()>) -> Result<(), PhaseError> {
+    match removed {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(file("remove", path, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// What is in a directory; nothing where there is none.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, PhaseError> {
+    let failed = |error: std::io::Error| file("read", directory, &error);
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
+            .collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Removes files that were being extracted to a directory when somebody was
+/// killed: each try names its own, so that none uses up another's.
+pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
+    for path in entries(directory)? {
+        let name = path.file_name().unwrap_or_default();
+        if name.as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
+            remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Makes all durable that was done on the filesystem of `path`, names included.
+pub(crate) fn sync_filesystem(path: &Path) -> Result<(), PhaseError> {
+    std::fs::File::open(path)
+        .and_then(|opened| Ok(nix::unistd::syncfs(opened)?))
+        .map_err(|error| file("sync", path, &error))
 }
 
 /// Where controllers are, as the planet has come to know while it ran.

@@ -465,7 +465,8 @@ pub(crate) struct Check {
     /// that this program carries
     #[arg(value_name = "IMAGE|MANIFEST")]
     pub(crate) against: Option<PathBuf>,
-    /// Profile to check against; by default the first
+    /// Profile to check against; by default the one that an install takes for the
+    /// first node
     #[arg(long, short, value_name = "PROFILE")]
     pub(crate) profile: Option<String>,
     /// Address by which this node would be known

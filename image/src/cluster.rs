@@ -20,9 +20,9 @@ use crate::layer::Compression;
 use crate::{Damage, Error, Image, Result, Writer};
 
 /// `artifactType` of the cluster's manifest.
-pub const CLUSTER_ARTIFACT: &str = "application/vnd.gravitational.cluster.v1";
+const CLUSTER_ARTIFACT: &str = "application/vnd.gravitational.cluster.v1";
 /// Media type of the [`ClusterConfig`].
-pub const CLUSTER_CONFIG: &str = "application/vnd.gravitational.cluster.config.v1+json";
+const CLUSTER_CONFIG: &str = "application/vnd.gravitational.cluster.config.v1+json";
 /// Media type of the resolved Image Manifest.
 pub const MANIFEST_YAML: &str = "application/vnd.gravitational.manifest.v1+yaml";
 /// `artifactType` of a base image.
@@ -32,7 +32,7 @@ pub const BASE_CONFIG: &str = "application/vnd.gravitational.base.config.v1+json
 /// Media type of the static `gravity` program in a base image.
 pub const GRAVITY_ELF: &str = "application/vnd.gravitational.gravity.v1";
 /// Media type of a CycloneDX list of components.
-pub const SBOM: &str = "application/vnd.cyclonedx+json";
+const SBOM: &str = "application/vnd.cyclonedx+json";
 /// Media type of an uncompressed layer.
 pub const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -431,23 +431,11 @@ fn write_json<T: Serialize>(
     media_type: &str,
 ) -> Result<(Descriptor, String)> {
     // Maps of OCI types are hash maps; a value sorts them.
-    let value =
-        sorted(serde_json::to_value(value).map_err(|e| invalid(media_type, e.to_string()))?);
+    let mut value = serde_json::to_value(value).map_err(|e| invalid(media_type, e.to_string()))?;
+    value.sort_all_objects();
     let bytes = serde_json::to_vec(&value).map_err(|e| invalid(media_type, e.to_string()))?;
     let digest = writer.add_blob_bytes(&bytes, media_type)?;
     Ok((descriptor(&digest, bytes.len() as u64, media_type)?, digest))
-}
-
-fn sorted(value: serde_json::Value) -> serde_json::Value {
-    use serde_json::Value;
-    match value {
-        Value::Object(map) => {
-            let map: BTreeMap<_, _> = map.into_iter().map(|(k, v)| (k, sorted(v))).collect();
-            Value::Object(map.into_iter().collect())
-        }
-        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
-        other => other,
-    }
 }
 
 fn kind(media_type: &Option<MediaType>) -> Option<&str> {

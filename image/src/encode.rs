@@ -24,7 +24,7 @@ use crate::ordered::{Ordered, threads_for};
 use crate::{Error, Result};
 
 /// Level of zstd: more costs build time that the size does not pay back.
-pub const LEVEL: i32 = 3;
+const LEVEL: i32 = 3;
 /// Content bytes of a frame. Small ones stay in a core's cache between
 /// decompression and use, and lose about 1 % of the ratio to 4 MiB.
 const FRAME: usize = 1 << 20;

@@ -23,10 +23,7 @@ pub(crate) enum Kind {
     Symlink,
     Hardlink,
     Fifo,
-    /// Character device; major and minor number.
-    Char(u32, u32),
-    /// Block device; major and minor number.
-    Block(u32, u32),
+    Device,
 }
 
 /// One entry. Names are as in the tar: not safe yet.
@@ -229,15 +226,7 @@ impl<'a> TarStream<'a> {
                 b'0' | b'\0' | b'7' => Kind::File,
                 b'1' => Kind::Hardlink,
                 b'2' => Kind::Symlink,
-                b'3' | b'4' => {
-                    let major = header.device_major().map_err(bad)?.unwrap_or(0);
-                    let minor = header.device_minor().map_err(bad)?.unwrap_or(0);
-                    if byte == b'3' {
-                        Kind::Char(major, minor)
-                    } else {
-                        Kind::Block(major, minor)
-                    }
-                }
+                b'3' | b'4' => Kind::Device,
                 b'5' => Kind::Directory,
                 b'6' => Kind::Fifo,
                 b'S' => return Err(refuse(&raw_path, "sparse files are not supported")),

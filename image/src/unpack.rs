@@ -55,8 +55,6 @@ pub enum Devices {
     /// They are left out and counted: whoever mounts the directory brings a
     /// `/dev` of its own.
     Skip,
-    /// They are made, which takes root.
-    Create,
 }
 
 /// How layers are unpacked.
@@ -777,25 +775,11 @@ impl Unpacker<'_> {
                 })?;
                 self.set_node(parents, name, &at, &meta)
             }
-            Kind::Char(major, minor) | Kind::Block(major, minor) => match self.options.devices {
+            Kind::Device => match self.options.devices {
                 Devices::Refuse => Err(refuse(&path, "it is a device")),
                 Devices::Skip => {
                     self.report.skipped_devices += 1;
                     Ok(())
-                }
-                Devices::Create => {
-                    let kind = match entry.kind {
-                        Kind::Block(..) => FileType::BlockDevice,
-                        _ => FileType::CharacterDevice,
-                    };
-                    let (mode, dev) = (
-                        Mode::from_raw_mode(meta.mode),
-                        rustix::fs::makedev(major, minor),
-                    );
-                    self.make(&parts, |parent, name| {
-                        rustix::fs::mknodat(parent, name, kind, mode, dev)
-                    })?;
-                    self.set_node(parents, name, &at, &meta)
                 }
             },
         }

@@ -55,6 +55,9 @@ const MAX_FETCHING: usize = 1000;
 /// How long after it was last heard of a node that joins is waited for, before
 /// another machine may take its name and address.
 const LOST: Duration = Duration::from_secs(30 * 60);
+/// How long a token that has expired is kept: a clock that runs ahead by a time zone, as
+/// where the hardware's shows local time, is set by then, and the token is good again.
+const EXPIRED: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the members of etcd are compared with the masters.
 const RECONCILE: Duration = Duration::from_secs(5);
 /// Most masters: three vote in etcd, and it lets two more stand by.
@@ -398,14 +401,15 @@ impl Site {
     }
 }
 
-/// Those that are good now, and the names of those that have expired.
+/// Those that are good now, and the names of those that can be deleted.
 fn valid(stored: &[StoredToken], now: SystemTime) -> (Vec<JoinToken>, Vec<&str>) {
-    let (good, over): (Vec<_>, Vec<_>) = stored
-        .iter()
-        .partition(|token| SystemTime::from(token.expires) > now);
-    let tokens = good.iter().map(|token| JoinToken::parse(&token.text));
-    let over = over.iter().map(|token| token.name.as_str());
-    (tokens.flatten().collect(), over.collect())
+    let expires = |token: &StoredToken| SystemTime::from(token.expires);
+    let good = stored.iter().filter(|token| expires(token) > now);
+    let tokens = good.filter_map(|token| JoinToken::parse(&token.text));
+    let is_over = |token: &&StoredToken| expires(token) + EXPIRED <= now;
+    let over = stored.iter().filter(is_over);
+    let names = over.map(|token| token.name.as_str());
+    (tokens.collect(), names.collect())
 }
 
 /// What a node is known to controllers by.

@@ -13,21 +13,21 @@ use std::time::Duration;
 
 use agent::snapshots::{self, Kind};
 use event::Sink;
-use host::command::{Cmd, CommandError};
+use host::command::CommandError;
 use serde::Deserialize;
 use spec::care::Care;
 use spec::layout::{Layout, PLANET_SECRETS};
 use spec::{ClusterSpec, NodeSpec, Role};
 use tokio::time::{Instant, sleep};
 
-use crate::services::etcd::{client_url, peer_url};
+use crate::services::etcd::peer_url;
 
 pub use crate::services::etcd::PEER_PORT;
 
 /// Voters that a cluster of three masters or more has.
 const VOTERS: usize = 3;
-/// How long one try with one server may take.
-const TRY: Duration = Duration::from_secs(10);
+/// How long one server may take to answer.
+const TRY: Duration = Duration::from_secs(5);
 /// How long a learner may take to catch up before it must vote.
 const CATCH_UP: Duration = Duration::from_secs(60);
 /// How long a change of members is tried. etcd refuses it while one of them is not
@@ -54,10 +54,9 @@ pub enum Error {
     Wait(#[from] tokio::task::JoinError),
 }
 
-/// `etcdctl` and what it identifies itself with.
+/// The members, as one master reaches them.
 #[derive(Debug, Clone)]
 pub struct Etcd {
-    program: PathBuf,
     secrets: PathBuf,
     /// This node's own, and where its snapshots are.
     member: agent::etcd::Etcd,
@@ -108,7 +107,6 @@ impl Etcd {
 
     fn new(rootfs: &Path, secrets: &Path, snapshots: PathBuf) -> Self {
         Self {
-            program: rootfs.join("usr/local/bin/etcdctl"),
             secrets: secrets.to_owned(),
             member: agent::etcd::Etcd::new(rootfs, secrets),
             snapshots,
@@ -313,15 +311,12 @@ impl Etcd {
 
     /// Whether a member answers for itself.
     async fn works(&self, address: IpAddr, member: &Member) -> bool {
-        let status = ["endpoint", "status", "--write-out=json"];
-        let answer = self.call(&[address], &status).await;
+        let answer = self.call(&[address], &["endpoint", "status"]).await;
         answer.is_ok_and(|json| is_of(&json, member.id))
     }
 
     async fn members(&self, servers: &[IpAddr]) -> Result<Vec<Member>, Error> {
-        let json = self
-            .call(servers, &["member", "list", "--write-out=json"])
-            .await?;
+        let json = self.call(servers, &["member", "list"]).await?;
         Ok(serde_json::from_str::<Members>(&json)?.members)
     }
 
@@ -329,21 +324,10 @@ impl Etcd {
     async fn call(&self, servers: &[IpAddr], arguments: &[&str]) -> Result<String, Error> {
         let mut last = Error::NoOther;
         for server in servers {
-            let secret = |file: &str| self.secrets.join(file).display().to_string();
-            let command = Cmd::new(&self.program)
-                .describe(format!("etcdctl {}", arguments.join(" ")))
-                .args([
-                    format!("--endpoints={}", client_url(*server)),
-                    format!("--cacert={}", secret("etcd-ca.crt")),
-                    format!("--cert={}", secret("etcd-client.crt")),
-                    format!("--key={}", secret("etcd-client.key")),
-                    "--dial-timeout=2s".into(),
-                    "--command-timeout=5s".into(),
-                ])
-                .args(arguments)
-                .timeout(TRY);
-            match tokio::task::spawn_blocking(move || command.run()).await? {
-                Ok(output) => return Ok(output.stdout),
+            let member = self.member.clone().at(*server).within(TRY);
+            let arguments: Vec<_> = arguments.iter().map(ToString::to_string).collect();
+            match tokio::task::spawn_blocking(move || member.ask(&arguments)).await? {
+                Ok(answer) => return Ok(answer),
                 Err(error) => last = error.into(),
             }
         }
@@ -451,7 +435,10 @@ mod tests {
         // As etcd does it 5 s long after a member has come back.
         let script = format!(
             r#"#!/bin/sh
+# All options come by the environment, and it refuses one that comes both ways.
+test "$ETCDCTL_ENDPOINTS $ETCDCTL_WRITE_OUT" = "https://10.0.0.1:2379 json" || exit 1
 case "$*" in
+*--endpoints*|*--write-out*) exit 1 ;;
 *"member list"*) echo '{{"members":[{{"ID":1,"name":"a","peerURLs":["https://10.0.0.1:2380"]}},
     {{"ID":2,"name":"b","peerURLs":["https://10.0.0.2:2380"]}}]}}' ;;
 *"member remove 2"*)

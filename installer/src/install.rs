@@ -117,7 +117,7 @@ pub fn prepare(
     let pods = networks(options, address)?;
     let profile =
         choose_first_profile(manifest, options.flavor.as_deref(), options.role.as_deref())?;
-    let profile = with_mounts(profile, &options.mounts)?;
+    let profile = with_mounts(profile, &options.mounts, &options.state_dir)?;
     let profile = profile.as_ref();
     let user = service_user(options, users)?;
     let node = NodeSpec {

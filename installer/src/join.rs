@@ -184,7 +184,7 @@ pub fn plan(
     }
     let node = cluster.node(membership.node).ok_or(Error::NotTaken)?;
     let profile = install::choose_profile(manifest, None, Some(&node.profile))?;
-    let profile = install::with_mounts(profile, mounts)?;
+    let profile = install::with_mounts(profile, mounts, &node.state_dir)?;
     let profile = profile.as_ref();
     let volumes = install::volumes(profile, mounts);
     let options = manifest.service_options(profile);

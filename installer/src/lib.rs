@@ -3,9 +3,9 @@
 //! In: options of the user, the cluster image, facts of the host. Out: a
 //! [`spec::ClusterSpec`], an [`operation::Plan`] whose payloads are
 //! [`spec::phase::PhaseSpec`], and a coordinator that has agents execute it.
-//! Making specs, plans and configurations is pure; only [`coordinator`],
-//! [`attach`] and [`masters`] touch the machine, and [`controller`] and [`etcd`]
-//! the cluster.
+//! Making specs, plans and configurations is pure: [`install`], [`join`],
+//! [`recover`], [`services`], [`settings`], `secrets`, `planet_config` and `addons`.
+//! The rest acts, on the machine, on other nodes or on the cluster.
 
 mod addons;
 pub mod attach;

@@ -139,9 +139,6 @@ pub(crate) fn names_everywhere(context: &Context<'_>) -> Vec<String> {
 pub struct HostTraits {
     /// Whether root may lower a process's OOM score (CAP_SYS_RESOURCE).
     pub can_lower_oom_score: bool,
-    /// The host's `/etc/resolv.conf`: where names outside the cluster are
-    /// looked up.
-    pub resolv_conf: String,
 }
 
 /// What definitions are made from.
@@ -162,6 +159,16 @@ pub(crate) struct Definition {
     pub(crate) service: Service,
     pub(crate) files: Vec<File>,
     pub(crate) mounts: Vec<Mount>,
+}
+
+impl From<Service> for Definition {
+    fn from(service: Service) -> Self {
+        Self {
+            service,
+            files: Vec::new(),
+            mounts: Vec::new(),
+        }
+    }
 }
 
 impl Context<'_> {
@@ -248,6 +255,40 @@ impl Context<'_> {
             }),
             ..define(command(several))
         }
+    }
+
+    /// A part of Kubernetes' control plane of which one works for all masters: it asks
+    /// the API by this kubeconfig, and tells on a port of loopback how it is. `further`
+    /// are its own flags.
+    pub(crate) fn elected(
+        &self,
+        name: &str,
+        kubeconfig: &str,
+        port: u16,
+        further: &[(&str, String)],
+    ) -> Definition {
+        let kubeconfig = secret(kubeconfig);
+        let command = |several: bool| {
+            let mut arguments = vec![
+                ("bind-address", "127.0.0.1".into()),
+                ("kubeconfig", kubeconfig.clone()),
+                ("authentication-kubeconfig", kubeconfig.clone()),
+                ("authorization-kubeconfig", kubeconfig.clone()),
+                // One master has nobody to wait for.
+                ("leader-elect", several.to_string()),
+                ("profiling", "false".into()),
+                ("v", "1".into()),
+            ];
+            arguments.extend_from_slice(further);
+            control_plane_command(self, name, &arguments)
+        };
+        let ready = Probe::Http {
+            url: format!("https://127.0.0.1:{port}/healthz"),
+        };
+        let mut service =
+            self.by_masters(command, |command| self.unprivileged(name, command, ready));
+        service.requires = vec!["kube-apiserver".into()];
+        service.into()
     }
 
     /// A configuration file that everyone may read: secrets are elsewhere.

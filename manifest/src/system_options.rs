@@ -267,16 +267,18 @@ fn etcd(flag: &Flag<'_>, result: &mut BTreeMap<String, String>) -> Option<Findin
     let value = flag.value.unwrap_or("true");
     match flag.name {
         "debug" if value == "false" => retired("log-level=info"),
-        "debug" => {
-            result.insert("log-level".into(), "debug".into());
-            retired("log-level=debug")
-        }
+        "debug" => match result.insert("log-level".into(), "debug".into()) {
+            Some(_) => Some(repeated(flag, "etcd", "log-level")),
+            None => retired("log-level=debug"),
+        },
         name => {
             let now = name.strip_prefix("experimental-").unwrap_or(name);
             if !ETCD.contains(&now) {
                 return Some(unknown(flag, "etcd", ETCD, ""));
             }
-            result.insert(now.into(), value.into());
+            if result.insert(now.into(), value.into()).is_some() {
+                return Some(repeated(flag, "etcd", now));
+            }
             (now != name).then(|| retired(now)).flatten()
         }
     }
@@ -358,6 +360,20 @@ const KUBELET: &[&str] = &[
     "volume-stats-agg-period",
 ];
 
+/// Those of them whose values are lists: written several times they add up.
+const LISTS: &[&str] = &[
+    "allowed-unsafe-sysctls",
+    "eviction-hard",
+    "eviction-minimum-reclaim",
+    "eviction-soft",
+    "eviction-soft-grace-period",
+    "feature-gates",
+    "kube-reserved",
+    "qos-reserved",
+    "system-reserved",
+    "tls-cipher-suites",
+];
+
 fn kubelet(flag: &Flag<'_>, result: &mut BTreeMap<String, String>) -> Option<Finding> {
     let instead = match flag.name {
         "hairpin-mode" => "systemOptions.kubelet.hairpinMode",
@@ -368,8 +384,25 @@ fn kubelet(flag: &Flag<'_>, result: &mut BTreeMap<String, String>) -> Option<Fin
     if !KUBELET.contains(&flag.name) {
         return Some(unknown(flag, "kubelet", KUBELET, instead));
     }
-    result.insert(flag.name.into(), flag.value.unwrap_or("true").into());
-    None
+    let value = flag.value.unwrap_or("true");
+    match result.get_mut(flag.name) {
+        Some(all) if LISTS.contains(&flag.name) => {
+            all.push(',');
+            all.push_str(value);
+            None
+        }
+        Some(_) => Some(repeated(flag, "kubelet", flag.name)),
+        None => {
+            result.insert(flag.name.into(), value.into());
+            None
+        }
+    }
+}
+
+/// One of two values would be lost.
+fn repeated(flag: &Flag<'_>, service: &str, name: &str) -> Finding {
+    let message = format!("--{name} of {service} is written more than once");
+    flag.finding(service, Severity::Error, message, "keep one of them")
 }
 
 fn unknown(flag: &Flag<'_>, service: &str, known: &[&str], instead: &str) -> Finding {
@@ -439,6 +472,33 @@ mod tests {
         assert_eq!(own.max_concurrent_downloads, Some(7));
         assert_eq!(pairs(&own.etcd), [("snapshot-count", "5")]);
         assert_eq!(pairs(&own.kubelet), [("v", "3")]);
+    }
+
+    #[test]
+    fn lists_add_up_and_no_other_argument_is_written_twice() {
+        let manifest = manifest(
+            r#"{etcd: {args: ["--max-wals=2", "--experimental-max-wals=3", "--log-level=info", "-debug"]},
+                kubelet: {args: ["--system-reserved=cpu=1", "--v=2", "--system-reserved", "memory=1Gi", "--v=3"]}}"#,
+            "{}",
+        );
+        let options = manifest.service_options(None);
+        assert_eq!(
+            options.kubelet["system-reserved"], "cpu=1,memory=1Gi",
+            "{options:?}"
+        );
+        let found: Vec<_> = manifest
+            .unsupported()
+            .into_iter()
+            .map(|one| one.message)
+            .collect();
+        assert_eq!(
+            found,
+            [
+                "`systemOptions.etcd.args[1]`: --max-wals of etcd is written more than once",
+                "`systemOptions.etcd.args[3]`: --log-level of etcd is written more than once",
+                "`systemOptions.kubelet.args[4]`: --v of kubelet is written more than once",
+            ]
+        );
     }
 
     #[test]

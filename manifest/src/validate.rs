@@ -1,14 +1,12 @@
 //! What the fields mean together.
 //!
 //! In: a decoded manifest. Out: references that lead nowhere, names that are
-//! taken, limits that contradict each other, jobs that are none.
+//! taken, limits that contradict each other.
 
 use std::collections::BTreeSet;
 
 use crate::decode::{MAX_DIAGNOSTICS, Source, repeated};
-use crate::inline::Location;
 use crate::types::{Manifest, NetworkType, NodeProfile, Volume};
-use crate::yaml::{self, Limits};
 use crate::{Diagnostic, HookName, diagnostic};
 
 struct Findings<'a> {
@@ -99,9 +97,6 @@ pub(crate) fn validate(manifest: &Manifest) -> Vec<Diagnostic> {
             message,
             "leave out the type, or the hook",
         );
-    }
-    for (hook, job) in &manifest.hooks {
-        hook_job(&format!("hooks.{hook}.job"), job, &mut findings);
     }
     findings.found
 }
@@ -235,6 +230,10 @@ fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) 
     for (key, value) in &profile.labels {
         label(&format!("{path}.labels.{key}"), key, value, findings);
     }
+    // Nodes have it as this label, unless the profile says otherwise.
+    if !profile.labels.contains_key("role") {
+        label(&format!("{path}.name"), "role", &profile.name, findings);
+    }
     for (index, taint) in profile.taints.iter().enumerate() {
         let path = format!("{path}.taints[{index}]");
         if !taint.key.is_empty() {
@@ -274,14 +273,25 @@ fn requirements(profile: &NodeProfile, path: &str, findings: &mut Findings<'_>) 
     if let (Some(min), Some(max)) = (needed.ram.min, needed.ram.max) {
         limits(&format!("{path}.ram.max"), min <= max, (min, max), findings);
     }
-    let paths = needed.volumes.iter().map(|volume| volume.path.as_str());
+    let volumes = || needed.volumes.iter();
+    // One path may be mounted in several places.
+    let paths = volumes().map(|volume| match volume.target_path {
+        None => volume.path.as_str(),
+        Some(_) => "",
+    });
     findings.unique("volumes with path", paths, |index| {
         format!("{path}.volumes[{index}].path")
     });
-    let names = needed
-        .volumes
-        .iter()
-        .map(|volume| volume.name.as_deref().unwrap_or_default());
+    // Of those that may be missing, and of matches of patterns, which lie below it,
+    // several may have one.
+    let targets_taken = volumes().map(|volume| match &volume.target_path {
+        Some(target) if !volume.skip_if_missing && !volume.is_pattern() => target.as_str(),
+        _ => "",
+    });
+    findings.unique("volumes with targetPath", targets_taken, |index| {
+        format!("{path}.volumes[{index}].targetPath")
+    });
+    let names = volumes().map(|volume| volume.name.as_deref().unwrap_or_default());
     findings.unique("volumes named", names, |index| {
         format!("{path}.volumes[{index}].name")
     });
@@ -422,36 +432,5 @@ fn label(path: &str, key: &str, value: &str, findings: &mut Findings<'_>) {
             format!("\"{value}\" is not the value of a Kubernetes label"),
             help,
         );
-    }
-}
-
-/// A job that is written out must be a Kubernetes Job.
-fn hook_job(path: &str, job: &str, findings: &mut Findings<'_>) {
-    if Location::of(job).is_some() {
-        return;
-    }
-    let help = "write a Kubernetes Job (apiVersion: batch/v1, kind: Job) or its URI";
-    match yaml::documents(job, &Limits::MANIFEST).as_deref() {
-        Err(error) => {
-            let message = format!(
-                "the job is not YAML: its line {}: {}",
-                error.at.line, error.message
-            );
-            findings.add(path, "invalid-value", message, help);
-        }
-        Ok([document]) => match document.get("kind").and_then(|kind| kind.text()) {
-            Some("Job") => {}
-            Some(kind) => findings.add(
-                path,
-                "invalid-value",
-                format!("the hook is a {kind}, not a Job"),
-                help,
-            ),
-            None => findings.add(path, "invalid-value", "the hook is not a Job".into(), help),
-        },
-        Ok(documents) => {
-            let message = format!("the hook has {} YAML documents, not one", documents.len());
-            findings.add(path, "invalid-value", message, help);
-        }
     }
 }

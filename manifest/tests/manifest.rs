@@ -126,7 +126,6 @@ fn uris_are_found_and_replaced() {
             ("fetch-failed", line("releaseNotes: file")),
             ("fetch-failed", line("file://flavors-help.txt")),
             ("fetch-failed", line("file://checks.sh")),
-            ("invalid-value", line("file://post-install-hook.yaml")),
         ]
     );
 }
@@ -377,6 +376,18 @@ fn every_rule_has_its_error() {
             "2:40: error[invalid-value]",
         ),
         (
+            "nodeProfiles: [{name: General purpose}]",
+            "2:23: error[invalid-value]: \"General purpose\" is not the value of a Kubernetes label",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {volumes: [{path: /a}, {path: /a}]}}]",
+            "there are two volumes with path \"/a\"",
+        ),
+        (
+            "nodeProfiles: [{name: a, requirements: {volumes: [{path: /a, targetPath: /c}, {path: /b, targetPath: /c}]}}]",
+            "there are two volumes with targetPath \"/c\"",
+        ),
+        (
             "nodeProfiles: [{name: a, requirements: {volumes: [{path: /a, mode: 0755}]}}]",
             "2:68: error[wrong-type]: `nodeProfiles[0].requirements.volumes[0].mode` must be text in quotes, not the number 0755\n  help: write \"0755\"",
         ),
@@ -415,6 +426,11 @@ fn every_rule_has_its_error() {
         "nodeProfiles: [{name: a, requirements: {cpu: {min: 4, max: 0}, ram: {min: 1GB, max: 0}}}]",
         "nodeProfiles:\nhooks: {install: {}, update: {job: }}\nsystemOptions: {docker: , etcd: ~}",
         "logo: url(\"data:image/png;base64,AA==\")",
+        "nodeProfiles: [{name: General purpose, labels: {role: general}}]",
+        "nodeProfiles: [{name: a, requirements: {volumes: [{path: /a, targetPath: /b}, {path: /a, targetPath: /c}]}}]",
+        // One file, wherever a distribution has it.
+        "nodeProfiles: [{name: a, requirements: {volumes: [{path: /a, targetPath: /c, skipIfMissing: true}, \
+         {path: /b, targetPath: /c, skipIfMissing: true}]}}]",
     ] {
         parse(&format!("{head}{text}\n"));
     }

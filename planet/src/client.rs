@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::error::{Context, Error, Result};
@@ -198,26 +199,11 @@ impl Client {
             service: service.to_owned(),
         })
         .await?;
-        let stopped = |status: &Status| {
+        let stopped = |status: Status| {
             let mut all = status.services.iter();
             all.any(|one| one.name == service && one.state == State::Stopped)
         };
-        let until = Instant::now() + timeout;
-        let watch = async {
-            loop {
-                let Ok(mut watch) = self.watch().await else {
-                    sleep(RETRY).await;
-                    continue;
-                };
-                while let Ok(Some(status)) = watch.next().await {
-                    if stopped(&status) {
-                        return;
-                    }
-                }
-                sleep(RETRY).await;
-            }
-        };
-        timeout_at(until, watch).await.map_err(|_| {
+        self.until(timeout, stopped).await.map_err(|_| {
             Error::Protocol(format!(
                 "{service} has not ended within {} s",
                 timeout.as_secs()
@@ -255,26 +241,13 @@ impl Client {
         timeout: Duration,
         mut changed: impl FnMut(&Status),
     ) -> Result<Status> {
-        let until = Instant::now() + timeout;
         let mut last = Status::default();
-        let watch = async {
-            loop {
-                // A supervisor that is not up yet, or restarts, comes back.
-                let Ok(mut watch) = self.watch().await else {
-                    sleep(RETRY).await;
-                    continue;
-                };
-                while let Ok(Some(status)) = watch.next().await {
-                    changed(&status);
-                    last = status;
-                    if last.are_ready(services) {
-                        return;
-                    }
-                }
-                sleep(RETRY).await;
-            }
+        let ready = |status: Status| {
+            changed(&status);
+            last = status;
+            last.are_ready(services)
         };
-        if timeout_at(until, watch).await.is_ok() {
+        if self.until(timeout, ready).await.is_ok() {
             return Ok(last);
         }
         let services = match last.services.is_empty() {
@@ -285,6 +258,28 @@ impl Client {
             seconds: timeout.as_secs(),
             services,
         })
+    }
+
+    /// Follows the status until it is as `wanted`, for so long at most. A supervisor that
+    /// is not up yet, or restarts, comes back.
+    async fn until(
+        &self,
+        timeout: Duration,
+        mut wanted: impl FnMut(Status) -> bool,
+    ) -> Result<(), Elapsed> {
+        let watch = async {
+            loop {
+                if let Ok(mut watch) = self.watch().await {
+                    while let Ok(Some(status)) = watch.next().await {
+                        if wanted(status) {
+                            return;
+                        }
+                    }
+                }
+                sleep(RETRY).await;
+            }
+        };
+        timeout_at(Instant::now() + timeout, watch).await
     }
 
     /// Waits until the supervisor answers with its services, whatever their

@@ -13,7 +13,6 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -32,9 +31,10 @@ use crate::cgroup::{self, Group};
 use crate::config::{Mount, PlanetConfig};
 use crate::devices::{self, Found};
 use crate::error::{Context, Error, Result};
+use crate::paths::PATH;
 use crate::process::ProcessId;
 use crate::sys::{self, Fork, SingleThread};
-use crate::{address, files};
+use crate::{address, files, names};
 
 /// Where the configuration lies inside.
 pub const CONFIG: &str = "/run/planet/config.json";
@@ -472,6 +472,7 @@ fn prepare(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Result<()
     let hierarchies = cgroup::hierarchies()?;
     let mounts = expand(&config.mounts)?;
     let sources = open_sources(&mounts)?;
+    let resolv_conf = names::of_host();
     let device_control = group.device_control()?;
     let all_devices = open_path(Path::new("/dev"))?;
     change_root(config)?;
@@ -481,6 +482,10 @@ fn prepare(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Result<()
     file_system("sysfs", "/sys", plain, "")?;
     mount_cgroups(&hierarchies)?;
     mount_devices(&all_devices)?;
+    // What CNI plugins and their library keep there is of pods, and none of those outlives
+    // the container. On disk it would stay after a loss of power, in part as empty files:
+    // addresses that nothing frees, results that nothing can read.
+    file_system("tmpfs", "/var/lib/cni", plain, "mode=755")?;
     for (source, target) in sources.iter().zip(&mounts) {
         bind(source, target)?;
     }
@@ -501,6 +506,7 @@ fn prepare(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Result<()
             file.gid,
         )?;
     }
+    names::write(&resolv_conf, config)?;
     files::write_json(Path::new(CONFIG), config)
 }
 
@@ -692,19 +698,20 @@ fn execute(supervisor: &[String]) -> Result<std::convert::Infallible> {
     nix::unistd::dup2_stdin(&null).on("close the standard input")?;
     sys::close_on_exec().on("close descriptors")?;
     SigSet::empty().thread_set_mask().on("unblock signals")?;
-    let program = CString::from(c"/usr/local/bin/planet-init");
+    let word = |text: &str| {
+        CString::new(text)
+            .map_err(|_| Error::Start("a NUL byte in the supervisor's command".into()))
+    };
+    let program = word(INIT)?;
     let mut arguments = vec![program.clone()];
-    for word in supervisor {
-        let word = CString::new(word.as_bytes())
-            .map_err(|_| Error::Start("a NUL byte in the supervisor's command".into()))?;
-        arguments.push(word);
+    for text in supervisor {
+        arguments.push(word(text)?);
     }
     let environment = [
-        CString::from(c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
-        CString::from(c"HOME=/root"),
-        CString::from(c"container=planet"),
+        word(&format!("PATH={PATH}"))?,
+        word("HOME=/root")?,
+        word("container=planet")?,
     ];
-    debug_assert_eq!(program.as_bytes(), std::ffi::OsStr::new(INIT).as_bytes());
     nix::unistd::execve(&program, &arguments, &environment).at("execute", INIT)
 }
 

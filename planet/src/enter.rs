@@ -14,10 +14,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::error::{Context, Error, Result};
+use crate::paths::PATH;
 use crate::sys::{self, Fork, SingleThread};
-
-/// Where programs are looked for inside.
-const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Runs `argv` inside and waits for it. `env` is its whole environment beside
 /// `PATH` and `HOME`; with `tty`, `TERM` comes along. Returns its exit code,
@@ -78,7 +76,7 @@ fn command(argv: &[OsString]) -> Result<Vec<CString>> {
 }
 
 fn environment(env: &[(String, String)], tty: bool) -> Result<Vec<CString>> {
-    let mut all = vec![PATH.to_owned(), "HOME=/root".to_owned()];
+    let mut all = vec![format!("PATH={PATH}"), "HOME=/root".to_owned()];
     if tty && let Ok(term) = std::env::var("TERM") {
         all.push(format!("TERM={term}"));
     }
@@ -100,8 +98,7 @@ fn execute(command: &[CString], environment: &[CString]) -> Result<std::convert:
     if name.as_bytes().contains(&b'/') {
         return nix::unistd::execve(&command[0], command, environment).at("execute", name);
     }
-    let directories = PATH.trim_start_matches("PATH=").split(':');
-    for directory in directories {
+    for directory in PATH.split(':') {
         let path = c_string(std::path::Path::new(directory).join(name).as_os_str())?;
         match nix::unistd::execve(&path, command, environment) {
             Err(nix::errno::Errno::ENOENT | nix::errno::Errno::ENOTDIR) => {}

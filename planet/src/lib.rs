@@ -17,6 +17,7 @@ mod devices;
 pub mod enter;
 mod error;
 mod files;
+pub mod names;
 mod netlink;
 mod nftables;
 pub mod paths;

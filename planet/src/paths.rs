@@ -1,4 +1,4 @@
-//! Shell patterns of paths.
+//! Shell patterns of paths, and where programs are.
 //!
 //! In: a pattern such as `/data/disk-?`, and where its matches are to be seen.
 //! Out: what is on the host now, and a target for each. `*`, `?` and `[...]`
@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use glob::{MatchOptions, Pattern, glob_with};
 
+/// Where programs are looked for inside.
+pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// More matches than this are a mistake in the pattern.
 const MAX_MATCHES: usize = 4096;
 
@@ -48,6 +50,14 @@ pub fn matches(pattern: &str) -> Result<Vec<PathBuf>, String> {
         true => Err(format!("{pattern} matches more than {MAX_MATCHES} paths")),
         false => Ok(found),
     }
+}
+
+/// The directory that all matches of a pattern are below.
+pub fn prefix(pattern: &Path) -> PathBuf {
+    pattern
+        .components()
+        .take_while(|component| !is_wild(component.as_os_str()))
+        .collect()
 }
 
 /// Components of a path that are patterns.
@@ -121,6 +131,13 @@ mod tests {
         assert_eq!(find("none-*"), Vec::<String>::new());
         for bad in ["dir-*", "/a/**/b", "/a[", "/***"] {
             assert!(matches(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_comes_before_a_pattern_is_certain() {
+        for (pattern, expected) in [("/data/disk-?/x", "/data"), ("/*", "/"), ("/a/b", "/a/b")] {
+            assert_eq!(prefix(pattern.as_ref()), Path::new(expected));
         }
     }
 

@@ -67,36 +67,58 @@ impl fmt::Display for Fix {
 /// A fix, and whether it was done.
 pub type Mended = (Fix, Result<(), ChangeError>);
 
+/// The line of a fix in a list for the boot, where it has one there.
+type Line = fn(&Fix) -> Option<String>;
+
 /// Mends, modules first as some have parameters. Out: for each fix whether it
 /// was done.
 ///
 /// # Errors
-/// When the lists for the next boot can't be written.
+/// When a list for the next boot can't be written; the rest was done all the same.
 pub fn mend(fixes: &[Fix], journal: &mut Journal) -> Result<Vec<Mended>, ChangeError> {
+    let lists = [
+        (Path::new(MODULES), module_line as Line),
+        (Path::new(SYSCTLS), sysctl_line as Line),
+    ];
+    mend_by(fixes, lists, journal, apply)
+}
+
+fn mend_by(
+    fixes: &[Fix],
+    lists: [(&Path, Line); 2],
+    journal: &mut Journal,
+    apply: impl Fn(&Fix, &mut Journal) -> Result<(), ChangeError>,
+) -> Result<Vec<Mended>, ChangeError> {
     let mut done = Vec::new();
-    for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Module { .. })) {
-        done.push((fix.clone(), apply(fix, journal)));
+    let mut listed = Ok(());
+    for (list, line_of) in lists {
+        let mut lines = Vec::new();
+        for fix in fixes {
+            let Some(line) = line_of(fix) else { continue };
+            let result = apply(fix, journal);
+            if result.is_ok() {
+                lines.push(line);
+            }
+            done.push((fix.clone(), result));
+        }
+        // At once: where the rest is cut off, the next check finds nothing wrong with
+        // these, until a boot has undone them.
+        listed = listed.and(add(lines, list, journal));
     }
-    for fix in fixes.iter().filter(|fix| matches!(fix, Fix::Sysctl { .. })) {
-        done.push((fix.clone(), apply(fix, journal)));
-    }
+    // Last, as it takes longest.
     for fix in fixes.iter().filter(|fix| fix.changes_network()) {
         done.push((fix.clone(), apply(fix, journal)));
     }
-    let good: Vec<_> = done.iter().filter(|(_, result)| result.is_ok()).collect();
-    let lines = |path: &str, of: fn(&Fix) -> Option<String>| {
-        let new = good.iter().filter_map(|(fix, _)| of(fix));
-        merged(&std::fs::read_to_string(path).unwrap_or_default(), new)
-    };
-    for (path, text) in [
-        (MODULES, lines(MODULES, module_line)),
-        (SYSCTLS, lines(SYSCTLS, sysctl_line)),
-    ] {
-        if let Some(text) = text {
-            journal.write_file(Path::new(path), text.as_bytes(), 0o644)?;
-        }
+    listed.map(|()| done)
+}
+
+/// Adds lines to a list for the boot.
+fn add(lines: Vec<String>, list: &Path, journal: &mut Journal) -> Result<(), ChangeError> {
+    let text = std::fs::read_to_string(list).unwrap_or_default();
+    match merged(&text, lines.into_iter()) {
+        Some(text) => journal.write_file(list, text.as_bytes(), 0o644),
+        None => Ok(()),
     }
-    Ok(done)
 }
 
 fn apply(fix: &Fix, journal: &mut Journal) -> Result<(), ChangeError> {
@@ -231,5 +253,40 @@ mod tests {
         ];
         let done = mend(&fixes, &mut journal).unwrap();
         assert!(done.len() == 2 && done.iter().all(|(_, result)| result.is_err()));
+    }
+
+    #[test]
+    fn what_is_set_now_is_set_at_boot_whatever_becomes_of_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let mut journal = Journal::open(&path("changes")).unwrap();
+        let fixes = [
+            Fix::Firewalld {
+                networks: Vec::new(),
+                ports: Vec::new(),
+            },
+            Fix::Sysctl {
+                name: "x.y".into(),
+                value: "1".into(),
+            },
+            Fix::Module { name: "m".into() },
+        ];
+        let (modules, none, sysctls) = (path("modules"), path("none/modules"), path("sysctls"));
+        let read = |path: &Path| std::fs::read_to_string(path).unwrap_or_default();
+        let last = |fix: &Fix, _: &mut Journal| {
+            if fix.changes_network() {
+                assert_eq!(read(&sysctls), "x.y = 1\n");
+            }
+            Ok::<(), ChangeError>(())
+        };
+        // The first list can't be written.
+        let second = (sysctls.as_path(), sysctl_line as Line);
+        let lists = [(none.as_path(), module_line as Line), second];
+        assert!(mend_by(&fixes, lists, &mut journal, last).is_err());
+        assert_eq!(read(&sysctls), "x.y = 1\n");
+        let lists = [(modules.as_path(), module_line as Line), second];
+        let done = mend_by(&fixes, lists, &mut journal, last).unwrap();
+        assert!(done.len() == 3 && done.iter().all(|(_, result)| result.is_ok()));
+        assert_eq!(read(&modules), "m\n");
     }
 }

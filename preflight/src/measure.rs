@@ -104,7 +104,8 @@ fn rates(requirements: &Requirements, places: &Places) -> BTreeMap<PathBuf, Resu
                 .get(path)
                 .is_some_and(host::facts::Place::exists);
             if there || !volume.skip_if_missing {
-                wanted.insert(path.to_owned(), rate.0);
+                let most = wanted.entry(path.to_owned()).or_default();
+                *most = rate.0.max(*most);
             }
         }
     }

@@ -21,7 +21,7 @@ use oci::spec::Descriptor;
 use oci::{Content, Digest, Layout};
 use serde::{Deserialize, Serialize};
 
-use crate::unfinished::Directory;
+use crate::unfinished::{Directory, Overwrite};
 use crate::verify::archive;
 
 /// `artifactType` of the file of a cluster image.
@@ -72,7 +72,7 @@ pub(crate) struct Artifact {
 /// Describes a file, of which every byte is verified.
 pub(crate) fn describe(path: &Path, sink: &dyn Sink) -> Result<Artifact> {
     let cluster = ClusterImage::open(Image::open(path)?)?;
-    if let Some(first) = damage(&cluster, sink)? {
+    if let Some(first) = damage(&cluster, sink) {
         bail!("{} is damaged, {first}: build it again", path.display());
     }
     let stored = cluster.image.parts()?;
@@ -159,10 +159,10 @@ pub(crate) fn describe(path: &Path, sink: &dyn Sink) -> Result<Artifact> {
 }
 
 /// The first part of the file that is not what was built.
-fn damage(cluster: &ClusterImage, sink: &dyn Sink) -> Result<Option<Damage>> {
-    let mut found = cluster.image.verify_stored(sink)?;
+fn damage(cluster: &ClusterImage, sink: &dyn Sink) -> Option<Damage> {
+    let mut found = cluster.image.verify_stored(sink);
     found.extend(archive(cluster, sink));
-    Ok(found.into_iter().next())
+    found.into_iter().next()
 }
 
 /// Reads how a file is put together, and compares it with the layers.
@@ -207,7 +207,7 @@ pub(crate) fn assemble(
     blobs: &Layout,
     work: &Directory,
     path: &Path,
-    overwrite: bool,
+    overwrite: Overwrite,
     sink: &dyn Sink,
 ) -> Result<()> {
     let temp = work.file()?;
@@ -231,7 +231,7 @@ pub(crate) fn assemble(
     }
     // Blobs of the cache were verified when they came, some long ago.
     let cluster = ClusterImage::open(Image::open(temp.path())?)?;
-    if let Some(first) = damage(&cluster, sink)? {
+    if let Some(first) = damage(&cluster, sink) {
         bail!(
             "what was fetched is damaged, {first}: remove the directory {}, so that it is fetched again",
             blobs.dir().display()
@@ -240,12 +240,7 @@ pub(crate) fn assemble(
     let mode = if config.archive { 0o644 } else { 0o755 };
     temp.as_file()
         .set_permissions(std::fs::Permissions::from_mode(mode))?;
-    let what = || format!("cannot write {}", path.display());
-    match overwrite {
-        true => temp.persist(path).map(drop),
-        false => temp.persist_noclobber(path).map(drop),
-    }
-    .with_context(what)
+    overwrite.persist(temp, path)
 }
 
 #[cfg(test)]
@@ -284,17 +279,17 @@ mod tests {
                     &Discard,
                 )
             };
-            assemble(true).unwrap();
+            assemble(Overwrite::Replace).unwrap();
             let whole = std::fs::read(&path).unwrap();
             assert!(std::fs::read(&pulled).unwrap() == whole);
-            assert!(assemble(false).is_err(), "it is there");
+            assert!(assemble(Overwrite::Refuse).is_err(), "it is there");
             let last = artifact.config.parts.last().unwrap();
             let rotten = File::options()
                 .write(true)
                 .open(blobs.blob_path(&last.digest))
                 .unwrap();
             rotten.write_all_at(b"?", last.size - 1).unwrap();
-            let error = assemble(true).unwrap_err().to_string();
+            let error = assemble(Overwrite::Replace).unwrap_err().to_string();
             assert!(error.contains("damaged"), "{error}");
             assert!(std::fs::read(&pulled).unwrap() == whole);
         }

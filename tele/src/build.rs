@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
     let output = Output::choose(
         arguments.output.as_deref(),
         &std::env::current_dir()?,
-        arguments.overwrite,
+        arguments.overwrite.into(),
     )?;
     let state = state_dir(arguments.state_dir.as_ref())?;
     let (registries, credentials) = (Registries::from_environment()?, arguments.hub.credentials());
@@ -157,7 +157,9 @@ impl Job<'_> {
     /// Builds the output.
     pub(crate) fn build(&self, output: &Output, sink: &Arc<dyn Sink>) -> Result<Built> {
         let runtime = tokio::runtime::Runtime::new().context("cannot start the runtime")?;
-        let source = manifest::Source::find(self.path)?.with(&self.environment)?;
+        let source = manifest::Source::find(self.path)?
+            .with_values(&self.chart_options)?
+            .with(&self.environment)?;
         let mut manifest = source.parse()?;
         let (name, version) = (
             manifest.metadata.name.clone(),

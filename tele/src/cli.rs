@@ -124,7 +124,7 @@ pub(crate) struct Build {
     /// where it lacks one.
     #[arg(long)]
     pub(crate) locked: bool,
-    /// Transfers at a time: 0 for one a processor, less for no limit.
+    /// Transfers at a time: 0 for one a processor, -1 for as many as are of use (64).
     #[arg(
         long,
         value_name = "N",

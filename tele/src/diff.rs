@@ -6,7 +6,6 @@
 //! has the one needs for the other. Content is told apart by digest.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +13,6 @@ use clap::Args;
 use console::Console;
 use console::render::bytes;
 use image::cluster::ClusterImage;
-use oci::digest::Hasher;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -294,27 +292,14 @@ fn resources(cluster: &ClusterImage) -> Result<BTreeMap<String, String>> {
         } else if let Some(target) = entry.link_name_bytes() {
             format!("link to {}", String::from_utf8_lossy(&target))
         } else {
-            let (digest, size) = digest(&mut entry)?;
-            format!("{}, {digest}", bytes(size))
+            let (digest, size) = oci::digest::copy(&mut entry, &mut std::io::sink())?;
+            format!("{}, {}", bytes(size), short(digest.as_str()))
         };
         files.insert(path, format!("{mode:04o} {what}"));
     }
     // To the end, so that the digest of the whole is compared.
     std::io::copy(&mut archive.into_inner(), &mut std::io::sink())?;
     Ok(files)
-}
-
-fn digest(reader: &mut impl Read) -> Result<(String, u64)> {
-    let mut hasher = Hasher::default();
-    let mut buffer = vec![0; 64 << 10];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => break,
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-    let size = hasher.size();
-    Ok((short(hasher.finish().as_str()), size))
 }
 
 #[cfg(test)]

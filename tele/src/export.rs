@@ -24,7 +24,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::inspect::open;
-use crate::unfinished::Directory;
+use crate::unfinished::{Directory, Overwrite};
 
 /// What to export.
 #[derive(Debug, Args)]
@@ -113,7 +113,7 @@ pub(crate) fn image_archive(
     format: Archive,
     work: &Directory,
     path: &Path,
-    overwrite: bool,
+    overwrite: Overwrite,
 ) -> Result<()> {
     let mut temp = work.file()?;
     let mut tar = tar::Builder::new(BufWriter::new(temp.as_file_mut()));
@@ -125,11 +125,7 @@ pub(crate) fn image_archive(
     tar.into_inner()?.flush().with_context(what)?;
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     temp.as_file().set_permissions(mode).with_context(what)?;
-    match overwrite {
-        true => temp.persist(path).map(drop),
-        false => temp.persist_noclobber(path).map(drop),
-    }
-    .with_context(what)
+    overwrite.persist(temp, path)
 }
 
 fn oci_archive<W: Write>(
@@ -302,7 +298,7 @@ mod tests {
                 overwrite,
             )
         };
-        write(Archive::OciArchive, false).unwrap();
+        write(Archive::OciArchive, Overwrite::Refuse).unwrap();
         let files = members(&path);
         let index: serde_json::Value = serde_json::from_slice(&files["index.json"]).unwrap();
         let name = &index["manifests"][0]["annotations"][REF_NAME];
@@ -313,9 +309,10 @@ mod tests {
             }
         }
         assert_eq!(files.len(), 6);
-        assert!(write(Archive::OciArchive, false).is_err(), "it is there");
+        let again = write(Archive::OciArchive, Overwrite::Refuse);
+        assert!(again.is_err(), "it is there");
         // Its first layer is no gzip.
-        assert!(write(Archive::DockerArchive, true).is_err());
+        assert!(write(Archive::DockerArchive, Overwrite::Replace).is_err());
         assert_eq!(members(&path), files);
 
         vendor.planet_on(
@@ -325,7 +322,7 @@ mod tests {
             &own,
             &content,
         );
-        write(Archive::DockerArchive, true).unwrap();
+        write(Archive::DockerArchive, Overwrite::Replace).unwrap();
         let files = members(&path);
         let list: serde_json::Value = serde_json::from_slice(&files["manifest.json"]).unwrap();
         assert_eq!(list[0]["RepoTags"], serde_json::json!(["planet:6.0.0"]));

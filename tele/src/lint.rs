@@ -355,6 +355,27 @@ hooks:
     }
 
     #[test]
+    fn hooks_are_jobs_as_kubernetes_takes_them() {
+        let app = "metadata: {name: shop, resourceVersion: 1.0.0}\nhooks: {install: {job: file://job.yaml}}\n";
+        let good = "apiVersion: batch/v1\nkind: Job\n\
+            spec: {template: {spec: {containers: [{name: a, image: b}]}}}\n";
+        let found = |job: &str| lint(dir(&[("app.yaml", app), ("job.yaml", job)]).path()).unwrap();
+        assert_eq!(found(good), []);
+        for (right, wrong, wanted) in [
+            ("containers", "containrs", "spec.template.spec.containrs"),
+            ("batch/v1", "batch/v2", "not a batch/v1 Job"),
+            ("image: b", "image: ''", "\"a\" has no image"),
+        ] {
+            let found = found(&good.replace(right, wrong));
+            let [one] = &found[..] else {
+                panic!("{found:?}");
+            };
+            assert!(one.message.contains(wanted), "{one}");
+            assert_eq!((one.severity, one.line), (Severity::Error, 2));
+        }
+    }
+
+    #[test]
     fn retired_arguments_are_warnings_as_in_a_build() {
         let app = "\
 metadata: {name: shop, resourceVersion: 1.0.0}

@@ -5,7 +5,7 @@
 //! in the state directory, so a pull that broke off goes on, and the next
 //! version fetches only what changed.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +18,7 @@ use oci::hub::{self, Entry};
 use oci::layout::MAX_DOCUMENT;
 
 use crate::export::{Archive, image_archive};
-use crate::unfinished::Directory;
+use crate::unfinished::{Directory, Overwrite};
 use crate::{artifact, hub as options};
 
 /// What to pull.
@@ -57,7 +57,8 @@ fn container(
     let output = arguments.output.clone();
     let output =
         output.unwrap_or_else(|| format!("{}-{version}.tar", name.replace('/', "-")).into());
-    refuse_existing(&output, arguments.force)?;
+    let overwrite = Overwrite::from(arguments.force);
+    overwrite.check(&output)?;
     let shown = format!("{name}:{version}");
     let hub = &connection.hub;
     console.step(&format!("Pulling {shown} from {}", hub.describe()));
@@ -70,27 +71,9 @@ fn container(
         .block_on(hub.fetch(name, &blobs, &cache, &progress))?;
     progress.finish();
     let work = Directory::beside(&output, &connection.runtime)?;
-    image_archive(
-        &shown,
-        entry,
-        &layout,
-        format,
-        &work,
-        &output,
-        arguments.force,
-    )?;
+    image_archive(&shown, entry, &layout, format, &work, &output, overwrite)?;
     let size = std::fs::metadata(&output)?.len();
     console.print(&format!("{}: {}", output.display(), bytes(size)));
-    Ok(())
-}
-
-fn refuse_existing(output: &Path, force: bool) -> Result<()> {
-    if output.symlink_metadata().is_ok() && !force {
-        bail!(
-            "{} exists already: replace it with -f, or choose another name with -o",
-            output.display()
-        );
-    }
     Ok(())
 }
 
@@ -141,7 +124,8 @@ pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
         )
         .into()
     });
-    refuse_existing(&output, arguments.force)?;
+    let overwrite = Overwrite::from(arguments.force);
+    overwrite.check(&output)?;
     console.step(&format!("Pulling {shown} from {}", hub.describe()));
     let layout = runtime.block_on(hub.fetch(name, entry.manifest.layers(), &cache, &progress));
     progress.finish();
@@ -151,7 +135,7 @@ pub(crate) fn run(arguments: &Pull, console: &Arc<Console>) -> Result<()> {
         &layout,
         &work,
         &output,
-        arguments.force,
+        overwrite,
         console.as_ref(),
     )
     .with_context(unusable)?;

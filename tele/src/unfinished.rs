@@ -2,14 +2,15 @@
 //!
 //! In: a directory. Out: a new directory in it, which is locked as long as its
 //! command lives. Those of commands that were killed are removed by the next one
-//! in the same place; whoever is told to end removes its own first.
+//! in the same place; whoever is told to end removes its own first. A result gets its
+//! name when it is complete, and in place of another file only where that is wanted.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use futures::future::{FutureExt, select_all};
 use nix::fcntl::OFlag;
 use tempfile::{NamedTempFile, TempDir};
@@ -75,6 +76,44 @@ impl Directory {
             .with_context(|| format!("cannot write {}", to.display()))?;
         let _ = self.dir.keep();
         Ok(())
+    }
+}
+
+/// What becomes of a file that has the name of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overwrite {
+    /// It stays, and there is no result.
+    Refuse,
+    /// It is replaced.
+    Replace,
+}
+
+impl From<bool> for Overwrite {
+    /// What `-f` says.
+    fn from(forced: bool) -> Self {
+        if forced { Self::Replace } else { Self::Refuse }
+    }
+}
+
+impl Overwrite {
+    /// Refuses a name that is taken, before any work.
+    pub(crate) fn check(self, result: &Path) -> Result<()> {
+        if self == Self::Refuse && result.symlink_metadata().is_ok() {
+            bail!(
+                "{} exists already: replace it with -f, or choose another name with -o",
+                result.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Gives a file the name of the result.
+    pub(crate) fn persist(self, file: NamedTempFile, result: &Path) -> Result<()> {
+        match self {
+            Self::Replace => file.persist(result).map(drop),
+            Self::Refuse => file.persist_noclobber(result).map(drop),
+        }
+        .with_context(|| format!("cannot write {}", result.display()))
     }
 }
 

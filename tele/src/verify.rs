@@ -57,7 +57,7 @@ fn problems(file: &std::path::Path, sink: &dyn event::Sink) -> Result<Vec<String
         Err(error) if error.is_damage() => return Ok(vec![error.to_string()]),
         Err(error) => return Err(error.into()),
     };
-    let mut found: Vec<_> = (image.verify(sink)?.iter().map(ToString::to_string)).collect();
+    let mut found: Vec<_> = image.verify(sink).iter().map(ToString::to_string).collect();
     if found.is_empty() {
         match contents(&image) {
             Ok(cluster) => found.extend(archive(&cluster, sink).iter().map(ToString::to_string)),

@@ -286,10 +286,9 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     let directory = Directory::new()?;
     let built = options.image.is_none();
     let setup = Setup {
-        sample: options.sample.clone(),
         tele: options.tele.clone(),
         image: options.image.clone(),
-        default_route: false,
+        ..Setup::new(&options.sample)
     };
     let path = setup.image(console)?;
     let path = path

@@ -3,7 +3,6 @@
 //! In: the sample, with a small quota of etcd. Out: an error at the first thing
 //! that is not as it should be; the nodes then stay to be looked at.
 
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -11,9 +10,10 @@ use console::Console;
 use event::Sink;
 use serde_json::Value;
 
-use crate::faults::{RESUMABLE, Said};
+use crate::faults::RESUMABLE;
 use crate::join::WORKER;
 use crate::node::{self, Node};
+use crate::said::Said;
 use crate::scenario::{IMAGE, Setup, check, install_with};
 use crate::{file, process, sample};
 
@@ -24,8 +24,9 @@ const QUOTA: u64 = 64 << 20;
 /// The first look comes half a minute after the start of the service.
 const LOOK: Duration = Duration::from_secs(90);
 /// Life of certificates in the second part, in seconds.
-const LIFE: u64 = 200;
-/// How long one round of renewals may take beyond half of a life.
+const LIFE: u64 = 400;
+/// How long one round of renewals may take: on a clock that nothing keeps right a
+/// certificate is due when a quarter of its life is left.
 const RENEWAL: Duration = Duration::from_secs(LIFE);
 /// What ends an operation with its agent.
 const KILL: &str =
@@ -102,10 +103,7 @@ struct Pod {
 
 impl Test<'_> {
     fn said(&self, words: &[&str]) -> Result<Said> {
-        let mut bounded = vec!["timeout", "--kill-after=5", LIMIT];
-        bounded.extend(words);
-        let output = self.node.command(&bounded)?.stdin(Stdio::null()).output();
-        Ok(Said::of(&output.context("starting testnode")?))
+        Said::within(self.node, LIMIT, words)
     }
 
     fn shell(&self, script: &str) -> Result<Said> {
@@ -113,23 +111,17 @@ impl Test<'_> {
     }
 
     fn gravity(&self, line: &str) -> Result<Said> {
-        let mut words = vec![IMAGE];
-        words.extend(line.split(' '));
-        self.said(&words)
+        Said::of_line(self.node, LIMIT, &format!("{IMAGE} {line}"))
     }
 
     fn kubectl(&self, line: &str) -> Result<Said> {
-        let mut words = vec!["kubectl"];
-        words.extend(line.split(' '));
-        self.said(&words)
+        Said::of_line(self.node, LIMIT, &format!("kubectl {line}"))
     }
 
     /// The last JSON document that `gravity` printed.
     fn json(&self, line: &str) -> Result<Value> {
         let said = self.gravity(&format!("{line} --output json"))?;
-        let values = serde_json::Deserializer::from_str(&said.text).into_iter::<Value>();
-        let last = values.filter_map(Result::ok).last();
-        last.with_context(|| format!("{line} is no JSON: {}", said.text))
+        said.json().with_context(|| line.to_owned())
     }
 
     fn revision(&self) -> Result<u64> {

@@ -23,9 +23,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use console::{Console, render};
 
-use crate::faults::{FLAVOR, IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
+use crate::faults::{FLAVOR, RESUMABLE, STATE, Subject, fill_disk, free_disk};
 use crate::join::nodes as ready_nodes;
-use crate::{file, process, scenario};
+use crate::said::Said;
+use crate::scenario::{IMAGE, Setup};
+use crate::{file, process};
 
 /// Events of an operation that follow a record in its journal, as a pattern of
 /// the shell.
@@ -283,15 +285,15 @@ impl Trial {
     }
 
     /// Does it. Returns at how many records something was hit.
-    fn run(self, setup: &Setup, reference: &Reference, at: Option<usize>) -> Result<usize> {
+    fn run(self, subject: &Subject, reference: &Reference, at: Option<usize>) -> Result<usize> {
         match self {
-            Self::Install(hit) => until_all_are_hit(setup, reference.records, at, || {
-                hit_install(setup, reference, hit, at)
+            Self::Install(hit) => until_all_are_hit(subject, reference.records, at, || {
+                hit_install(subject, reference, hit, at)
             }),
-            Self::Leave { hit, late } => {
-                until_all_are_hit(setup, usize::MAX, at, || hit_leave(setup, hit, late, at))
-            }
-            Self::Blow { hit, record, back } => take_back(setup, hit, record, back),
+            Self::Leave { hit, late } => until_all_are_hit(subject, usize::MAX, at, || {
+                hit_leave(subject, hit, late, at)
+            }),
+            Self::Blow { hit, record, back } => take_back(subject, hit, record, back),
         }
     }
 }
@@ -405,7 +407,7 @@ fn run_chosen<T: Copy + fmt::Display>(
 ///
 /// # Errors
 /// When it can't be made.
-pub fn image(setup: &scenario::Setup, console: &Console) -> Result<PathBuf> {
+pub fn image(setup: &Setup, console: &Console) -> Result<PathBuf> {
     if let Some(image) = &setup.image {
         return Ok(image.clone());
     }
@@ -429,7 +431,7 @@ pub fn image(setup: &scenario::Setup, console: &Console) -> Result<PathBuf> {
         file::write(&sample.join(format!("hooks/{name}.yaml")), job)?;
     }
     file::write(&manifest, text)?;
-    let with_ends = scenario::Setup {
+    let with_ends = Setup {
         sample,
         ..setup.clone()
     };
@@ -447,42 +449,42 @@ struct Reference {
 /// # Errors
 /// When the node can't be made or an undisturbed install fails.
 pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
-    let new = || Setup::new(&choice.name, image, console);
+    let new = || Subject::new(&choice.name, image, console);
     let first = new()?;
     let reference = undisturbed(&first).context("an undisturbed install")?;
     let mut node = Some(first);
     let all = trials(reference.records);
     run_chosen(&all, choice, console, Trial::kind, |trial| {
-        let setup = match node.take() {
-            Some(setup) => setup,
+        let subject = match node.take() {
+            Some(subject) => subject,
             None => new().context("making a new node after a bad end")?,
         };
-        let result = trial.run(&setup, &reference, choice.at);
+        let result = trial.run(&subject, &reference, choice.at);
         if result.is_ok() {
-            node = Some(setup);
+            node = Some(subject);
         } else {
-            Disk::let_go(&setup);
+            Disk::let_go(&subject);
         }
         Ok(result)
     })
 }
 
 /// Arguments by which a node becomes one that others can join.
-fn install_arguments(setup: &Setup) -> String {
-    let address = setup.node.address();
+fn install_arguments(subject: &Subject) -> String {
+    let address = subject.node.address();
     format!(
         "install --accept-eula --skip-disk-test {FLAVOR} --token={TOKEN} --advertise-addr={address}"
     )
 }
 
 /// Arguments by which another node joins it with a profile.
-fn join_arguments(master: &Setup, profile: &str) -> String {
+fn join_arguments(master: &Subject, profile: &str) -> String {
     let address = master.node.address();
     format!("join {address} --token={TOKEN} --role={profile} --ignore=disk-latency")
 }
 
 /// Waits until a cluster has these nodes and its status is good.
-fn has(master: &Setup, names: &[&str]) -> Result<()> {
+fn has(master: &Subject, names: &[&str]) -> Result<()> {
     let mut last = Ok((Vec::new(), Vec::new()));
     let seen = process::wait_until(SEEN, || {
         // One that is not ready is one all the same.
@@ -494,7 +496,7 @@ fn has(master: &Setup, names: &[&str]) -> Result<()> {
     master.is_active()
 }
 
-fn all_nodes(master: &Setup) -> Result<Vec<String>> {
+fn all_nodes(master: &Subject) -> Result<Vec<String>> {
     let all = master
         .node
         .text(&["kubectl", "get", "nodes", "--output=name"])?;
@@ -502,8 +504,8 @@ fn all_nodes(master: &Setup) -> Result<Vec<String>> {
     Ok(names.map(ToOwned::to_owned).collect())
 }
 
-fn install_command(setup: &Setup) -> String {
-    let address = setup.node.address();
+fn install_command(subject: &Subject) -> String {
+    let address = subject.node.address();
     format!("install --accept-eula --skip-disk-test {FLAVOR} --advertise-addr={address}")
 }
 
@@ -522,7 +524,7 @@ fn is_leave_step(line: &str) -> bool {
 /// told again by the next one. With `at` only at the line that is met as that number,
 /// counted from 1. Whether something was hit.
 fn hitting(
-    setup: &Setup,
+    subject: &Subject,
     command: &str,
     pattern: &str,
     at: Option<usize>,
@@ -543,7 +545,7 @@ fn hitting(
            esac; \
          done; true; }}"
     );
-    let said = setup.said_within(LIMIT, &["sh", "-c", &script])?;
+    let said = Said::within(&subject.node, LIMIT, &["sh", "-c", &script])?;
     let hit = said.text.lines().any(|line| line == "HIT");
     let mut lines = said.text.lines().rev();
     let code = lines.find_map(|line| line.strip_prefix("exit "));
@@ -552,8 +554,8 @@ fn hitting(
 }
 
 /// How many records were met, and at how many something was hit.
-fn met(setup: &Setup) -> Result<(usize, usize)> {
-    let met = setup.shell(&format!("wc -l <{MET}; wc -l <{HIT}"))?;
+fn met(subject: &Subject) -> Result<(usize, usize)> {
+    let met = subject.shell(&format!("wc -l <{MET}; wc -l <{HIT}"))?;
     let met = met.expect(0, &[])?.text;
     let mut counts = met.lines().map(|line| line.trim().parse());
     match (counts.next(), counts.next()) {
@@ -563,16 +565,16 @@ fn met(setup: &Setup) -> Result<(usize, usize)> {
 }
 
 /// The node forgets which records were met.
-fn forget_met(setup: &Setup) -> Result<()> {
+fn forget_met(subject: &Subject) -> Result<()> {
     let forget = format!("rm -f {MET} {HIT}");
-    setup.shell(&forget)?.expect(0, &[]).map(drop)
+    subject.shell(&forget)?.expect(0, &[]).map(drop)
 }
 
 /// Does an operation with its hits, and once more as long as more of `all` records are
 /// hit: what is hit is not there for those that come until it runs again. Returns how
 /// many were hit.
 fn until_all_are_hit(
-    setup: &Setup,
+    subject: &Subject,
     all: usize,
     at: Option<usize>,
     operation: impl Fn() -> Result<()>,
@@ -580,35 +582,35 @@ fn until_all_are_hit(
     let mut before = 0;
     loop {
         operation()?;
-        let (_, hits) = met(setup)?;
+        let (_, hits) = met(subject)?;
         if hits >= all || hits == before || at.is_some() {
             ensure!(hits > 0, "nothing was hit");
-            forget_met(setup)?;
+            forget_met(subject)?;
             return Ok(hits);
         }
         before = hits;
     }
 }
 
-fn undisturbed(setup: &Setup) -> Result<Reference> {
-    let said = gravity(setup, &install_command(setup))?.expect(0, &["is active"])?;
+fn undisturbed(subject: &Subject) -> Result<Reference> {
+    let said = gravity(subject, &install_command(subject))?.expect(0, &["is active"])?;
     let records = said
         .text
         .lines()
         .filter(|line| line.contains(" in progress: ") || line.contains(" completed: "))
         .count();
     ensure!(records > 0, "no records were told: {}", said.text);
-    setup.is_active()?;
-    let cluster = cluster(setup)?;
-    setup.leave()?.expect(0, &[])?;
-    setup.is_untouched()?;
+    subject.is_active()?;
+    let cluster = cluster(subject)?;
+    subject.leave()?.expect(0, &[])?;
+    subject.is_untouched()?;
     Ok(Reference { records, cluster })
 }
 
 /// What is in the cluster, without what differs from install to install: names
 /// of objects, what nodes are marked with, whom certificates name and who signed them,
 /// and how often each hook ran.
-fn cluster(setup: &Setup) -> Result<String> {
+fn cluster(subject: &Subject) -> Result<String> {
     let objects = "kubectl get nodes,namespaces,deployments,daemonsets,statefulsets,services,configmaps,\
         serviceaccounts,clusterroles,clusterrolebindings,persistentvolumeclaims \
         --all-namespaces --output=name | sort && \
@@ -616,8 +618,8 @@ fn cluster(setup: &Setup) -> Result<String> {
         kubectl get jobs --all-namespaces --sort-by=.metadata.creationTimestamp \
         --output='jsonpath={range .items[*]}{.metadata.labels.gravitational\\.io/hook} \
         {.status.succeeded} {.status.failed}{\"\\n\"}{end}'";
-    let mut found = setup.shell(objects)?.expect(0, &["node/"])?.text;
-    let certificates = setup.json("cert list")?;
+    let mut found = subject.shell(objects)?.expect(0, &["node/"])?.text;
+    let certificates = subject.json("cert list")?;
     for one in certificates.as_array().context("no certificates")? {
         let [file, name, issuer, state] =
             ["file", "common_name", "issuer", "state"].map(|key| &one[key]);
@@ -627,10 +629,10 @@ fn cluster(setup: &Setup) -> Result<String> {
 }
 
 /// Waits until a cluster is the same as one that nobody disturbed.
-fn is_as(setup: &Setup, expected: &str, same: impl Fn(&str, &str) -> bool) -> Result<()> {
+fn is_as(subject: &Subject, expected: &str, same: impl Fn(&str, &str) -> bool) -> Result<()> {
     let mut found = String::new();
     let is_same = process::wait_until(SAME, || {
-        found = cluster(setup).unwrap_or_else(|error| format!("{error:#}"));
+        found = cluster(subject).unwrap_or_else(|error| format!("{error:#}"));
         same(&found, expected)
     });
     ensure!(
@@ -652,18 +654,23 @@ fn is_same_but_for_lost_pods(found: &str, expected: &str) -> bool {
     lines.eq(expected.lines().map(without_lost))
 }
 
-fn gravity(setup: &Setup, command: &str) -> Result<Said> {
-    setup.shell(&format!("{IMAGE} {command}"))
+fn gravity(subject: &Subject, command: &str) -> Result<Said> {
+    subject.shell(&format!("{IMAGE} {command}"))
 }
 
 /// Hits an install at each of its records, or at one, and goes on with it after each.
-fn hit_install(setup: &Setup, reference: &Reference, hit: Hit, at: Option<usize>) -> Result<()> {
-    let disk = Disk::mount(setup, hit)?;
-    let mut command = install_command(setup);
+fn hit_install(
+    subject: &Subject,
+    reference: &Reference,
+    hit: Hit,
+    at: Option<usize>,
+) -> Result<()> {
+    let disk = Disk::mount(subject, hit)?;
+    let mut command = install_command(subject);
     // Each is hit once at the most, and the last command is not.
     for _ in 0..=reference.records {
-        let (_, said) = hitting(setup, &command, RECORD, at, &hit.script())?;
-        disk.mend(setup, true)?;
+        let (_, said) = hitting(subject, &command, RECORD, at, &hit.script())?;
+        disk.mend(subject, true)?;
         if said.code == 0 {
             break;
         }
@@ -673,27 +680,27 @@ fn hit_install(setup: &Setup, reference: &Reference, hit: Hit, at: Option<usize>
         };
     }
     if hit == Hit::BrokenDisk {
-        gravity(setup, "start")?.expect(0, &[])?;
+        gravity(subject, "start")?.expect(0, &[])?;
     }
-    setup.is_active()?;
-    is_as(setup, &reference.cluster, |found, expected| match hit {
+    subject.is_active()?;
+    is_as(subject, &reference.cluster, |found, expected| match hit {
         // Pods don't need what executes an operation.
         Hit::Operation | Hit::Agent | Hit::Both => found == expected,
         _ => is_same_but_for_lost_pods(found, expected),
     })?;
-    setup.leave()?.expect(0, &[])?;
-    disk.unmount(setup)?;
-    setup.is_untouched()
+    subject.leave()?.expect(0, &[])?;
+    disk.unmount(subject)?;
+    subject.is_untouched()
 }
 
 /// Hits an install at a record and takes it back. Where it came to its end, by itself
 /// or because that was the last record, it is left.
-fn take_back(setup: &Setup, hit: Hit, record: usize, back: Back) -> Result<usize> {
-    let disk = Disk::mount(setup, hit)?;
-    let install = install_command(setup);
-    let (_, said) = hitting(setup, &install, RECORD, Some(record), &hit.script())?;
-    let (met, hits) = met(setup)?;
-    forget_met(setup)?;
+fn take_back(subject: &Subject, hit: Hit, record: usize, back: Back) -> Result<usize> {
+    let disk = Disk::mount(subject, hit)?;
+    let install = install_command(subject);
+    let (_, said) = hitting(subject, &install, RECORD, Some(record), &hit.script())?;
+    let (met, hits) = met(subject)?;
+    forget_met(subject)?;
     ensure!(met >= record, "there was no such record: {}", said.text);
     ensure!(
         matches!(said.code, 0 | RESUMABLE),
@@ -702,41 +709,41 @@ fn take_back(setup: &Setup, hit: Hit, record: usize, back: Back) -> Result<usize
         said.text
     );
     // A full disk is one still.
-    disk.mend(setup, false)?;
+    disk.mend(subject, false)?;
     match back {
-        Back::Rollback if said.code != 0 => gravity(setup, "rollback --confirm")?,
-        _ => setup.leave()?,
+        Back::Rollback if said.code != 0 => gravity(subject, "rollback --confirm")?,
+        _ => subject.leave()?,
     }
     .expect(0, &[])?;
-    disk.unmount(setup)?;
-    setup.is_untouched()?;
+    disk.unmount(subject)?;
+    subject.is_untouched()?;
     Ok(hits)
 }
 
 /// Whether nothing of a cluster is on a node.
-fn is_left(setup: &Setup) -> Result<bool> {
+fn is_left(subject: &Subject) -> Result<bool> {
     // What a check of its filesystem made is not ours.
     let left = format!("ls -A {STATE} 2>/dev/null | grep -qvx lost+found");
-    Ok(setup.shell(&left)?.code != 0)
+    Ok(subject.shell(&left)?.code != 0)
 }
 
 /// Hits a `leave` at each of its steps, or at one, and does it again after each.
-fn hit_leave(setup: &Setup, hit: Hit, late: bool, at: Option<usize>) -> Result<()> {
-    let disk = Disk::mount(setup, hit)?;
-    gravity(setup, &install_command(setup))?.expect(0, &["is active"])?;
+fn hit_leave(subject: &Subject, hit: Hit, late: bool, at: Option<usize>) -> Result<()> {
+    let disk = Disk::mount(subject, hit)?;
+    gravity(subject, &install_command(subject))?.expect(0, &["is active"])?;
     let wait = if late { "sleep 0.5; " } else { "" };
     let script = format!("{wait}{}", hit.script());
     loop {
         let leave = "leave --force --confirm";
-        let (hit, said) = hitting(setup, leave, &leave_steps(), at, &script)?;
-        disk.mend(setup, true)?;
-        if is_left(setup)? {
+        let (hit, said) = hitting(subject, leave, &leave_steps(), at, &script)?;
+        disk.mend(subject, true)?;
+        if is_left(subject)? {
             break;
         }
         ensure!(hit, "exit code {}: {}", said.code, said.text);
     }
-    disk.unmount(setup)?;
-    setup.is_untouched()
+    disk.unmount(subject)?;
+    subject.is_untouched()
 }
 
 /// The disk of the state directory that a hit is to.
@@ -751,7 +758,7 @@ enum Disk {
 }
 
 impl Disk {
-    fn mount(setup: &Setup, hit: Hit) -> Result<Self> {
+    fn mount(subject: &Subject, hit: Hit) -> Result<Self> {
         let (disk, script) = match hit {
             Hit::FullDisk => (
                 Self::Small,
@@ -771,21 +778,21 @@ impl Disk {
             ),
             _ => return Ok(Self::Own),
         };
-        setup.shell(&script)?.expect(0, &[])?;
+        subject.shell(&script)?.expect(0, &[])?;
         Ok(disk)
     }
 
     /// What a person does to a disk before work goes on: frees a full one if
     /// `with_room`, and checks a broken one after all that used it was ended.
-    fn mend(self, setup: &Setup, with_room: bool) -> Result<()> {
+    fn mend(self, subject: &Subject, with_room: bool) -> Result<()> {
         match self {
             Self::Small if with_room => {
-                setup.shell(&free_disk())?.expect(0, &[])?;
+                subject.shell(&free_disk())?.expect(0, &[])?;
             }
             Self::Own | Self::Small => {}
             Self::Breaking => {
                 // As when the machine is switched off; the shell's own parent too.
-                setup.shell("kill -9 -1")?;
+                subject.shell("kill -9 -1")?;
                 // What ends takes a moment to let go of its mounts.
                 let check = format!(
                     "set -e; loop=$(cat /run/broken-disk); n=0; \
@@ -794,26 +801,26 @@ impl Disk {
                      until losetup $loop {DISK_FILE}; do n=$((n+1)); [ $n -lt 50 ]; sleep 0.2; done; \
                      code=0; fsck.ext4 -f -y $loop || code=$?; [ $code -lt 4 ]; mount $loop {STATE}"
                 );
-                setup.shell(&check)?.expect(0, &[])?;
+                subject.shell(&check)?.expect(0, &[])?;
             }
         }
         Ok(())
     }
 
     /// After a bad end, before the node is removed.
-    fn let_go(setup: &Setup) {
-        drop(setup.shell("kill -9 -1"));
-        drop(setup.shell(&format!(
+    fn let_go(subject: &Subject) {
+        drop(subject.shell("kill -9 -1"));
+        drop(subject.shell(&format!(
             "umount -l {STATE}; chattr -i {DISK_FILE}; losetup --detach $(cat /run/broken-disk)"
         )));
     }
 
     /// Fails when `leave` has left something on it.
-    fn unmount(self, setup: &Setup) -> Result<()> {
+    fn unmount(self, subject: &Subject) -> Result<()> {
         if self == Self::Own {
             return Ok(());
         }
-        let left = setup.shell(&format!("ls -A {STATE} | grep -v lost+found"))?;
+        let left = subject.shell(&format!("ls -A {STATE} | grep -v lost+found"))?;
         ensure!(
             left.text.trim().is_empty(),
             "something is left: {}",
@@ -825,7 +832,7 @@ impl Disk {
                 " && losetup --detach $(cat /run/broken-disk) && rm {DISK_FILE} /run/broken-disk"
             );
         }
-        setup.shell(&script)?.expect(0, &[]).map(drop)
+        subject.shell(&script)?.expect(0, &[]).map(drop)
     }
 }
 

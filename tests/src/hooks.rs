@@ -14,8 +14,8 @@ use event::Sink;
 use manifest::HookName;
 use serde_json::{Value, json};
 
-use crate::faults::Said;
 use crate::node::{self, Node};
+use crate::said::Said;
 use crate::scenario::{IMAGE, Setup};
 use crate::{file, process, sample};
 
@@ -34,18 +34,12 @@ const WRITTEN: [&str; 3] = ["told-before", "ended-in-time", "interrupted"];
 /// At the first check that fails.
 pub fn run(name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
-    let setup = Setup {
-        sample: "tests/hooks".into(),
-        tele: None,
-        image: None,
-        default_route: false,
-    };
+    let setup = Setup::new("tests/hooks");
     let mut table = Table::default();
     console.step("Hooks whose operation doesn't exist");
     refused(&setup, &mut table)?;
     let image = setup.image(console)?;
-    let node = setup.create(name, console)?;
-    node.copy(&image, IMAGE)?;
+    let node = setup.create_with(name, &image, console)?;
     let test = Test { node: &node };
     for (step, check) in CHECKS {
         console.step(step);
@@ -114,28 +108,20 @@ struct Test<'a> {
 
 impl Test<'_> {
     fn said(&self, words: &[&str]) -> Result<Said> {
-        let mut bounded = vec!["timeout", "--kill-after=5", LIMIT];
-        bounded.extend(words);
-        let mut command = self.node.command(&bounded)?;
-        let output = command.stdin(Stdio::null()).output();
-        Ok(Said::of(&output.context("starting testnode")?))
+        Said::within(self.node, LIMIT, words)
     }
 
     fn gravity(&self, line: &str) -> Result<Said> {
-        let words: Vec<_> = std::iter::once(IMAGE).chain(line.split(' ')).collect();
-        self.said(&words)
+        Said::of_line(self.node, LIMIT, &format!("{IMAGE} {line}"))
     }
 
     fn kubectl(&self, line: &str) -> Result<String> {
-        let words: Vec<_> = std::iter::once("kubectl").chain(line.split(' ')).collect();
-        Ok(self.said(&words)?.expect(0, &[])?.text)
+        let said = Said::of_line(self.node, LIMIT, &format!("kubectl {line}"))?;
+        Ok(said.expect(0, &[])?.text)
     }
 
     fn status(&self) -> Result<Value> {
-        let text = self.gravity("status --output json")?.text;
-        let values = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
-        let last = values.filter_map(Result::ok).last();
-        last.with_context(|| format!("the status is no JSON: {text}"))
+        self.gravity("status --output json")?.json()
     }
 
     /// Waits until the cluster is in `state`, and its status hook has run.
@@ -349,8 +335,7 @@ fn ends(test: &Test<'_>) -> Result<()> {
 /// A report has what the dump hook writes, and no secret.
 fn report(test: &Test<'_>, table: &mut Table) -> Result<()> {
     let made = test.gravity("token create --output json")?.expect(0, &[])?;
-    let values = serde_json::Deserializer::from_str(&made.text).into_iter::<Value>();
-    let token = values.filter_map(Result::ok).last().unwrap_or_default();
+    let token = made.json()?;
     let token = token["token"].as_str().context("there is no token")?;
     let secret = token.split('.').nth(1).context("the token has no secret")?;
     // Not in the command that makes the report: it holds command lines, too.

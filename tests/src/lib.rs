@@ -25,6 +25,7 @@ pub mod profiles;
 pub mod quorum;
 pub mod registry;
 pub mod rootfs;
+mod said;
 pub mod sample;
 pub mod scenario;
 pub mod snapshot;

@@ -410,10 +410,9 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             image,
         } => {
             let setup = Setup {
-                sample,
                 tele,
                 image,
-                default_route: false,
+                ..Setup::new(sample)
             };
             profiles::run(&setup, &name, console)?;
         }
@@ -427,10 +426,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::PageVendor { directory } => page::vendor(&directory)?,
         Task::Faults { image, only } => {
             let setup = Setup {
-                sample: "tests/sample".into(),
-                tele: None,
                 image,
-                default_route: false,
+                ..Setup::new("tests/sample")
             };
             if !faults::run(&setup.image(console)?, &only, console)? {
                 return Ok(ExitCode::FAILURE);
@@ -443,10 +440,8 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             cuts,
         } => {
             let setup = Setup {
-                sample: "tests/sample".into(),
-                tele: None,
                 image,
-                default_route: false,
+                ..Setup::new("tests/sample")
             };
             let well = if cuts.wanted() {
                 crash::power::run(&setup.image(console)?, cuts, &choice, console)?
@@ -468,10 +463,9 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             cuts,
         } => {
             let setup = Setup {
-                sample,
                 tele,
                 image,
-                default_route: false,
+                ..Setup::new(sample)
             };
             if !what.run(setup, &debian, cuts, console)? {
                 return Ok(ExitCode::FAILURE);

@@ -3,16 +3,15 @@
 //! In: `tests/network`. Out: an error at the first thing that is not as it should
 //! be; the nodes then stay to be looked at.
 
-use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use console::Console;
 use event::Sink;
 
-use crate::faults::Said;
 use crate::join::WORKER;
 use crate::node::{self, Node};
+use crate::said::Said;
 use crate::scenario::{IMAGE, Setup};
 use crate::snapshot::{ALLOWED, Snapshot};
 use crate::{process, sample};
@@ -30,12 +29,7 @@ const KNOWN: &str = "--token=correct-horse-battery-staple --ignore=disk-latency"
 /// At the first check that fails.
 pub fn run(name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
-    let setup = Setup {
-        sample: "tests/network".into(),
-        tele: None,
-        image: None,
-        default_route: false,
-    };
+    let setup = Setup::new("tests/network");
     let image = setup.image(console)?;
     let [first, second] = [1, 2].map(|number| setup.create(&format!("{name}-{number}"), console));
     let (first, second) = (first?, second?);
@@ -210,14 +204,9 @@ fn works(master: &Node, nodes: &[&Node]) -> Result<()> {
 }
 
 fn said(node: &Node, words: &[&str]) -> Result<Said> {
-    let mut bounded = vec!["timeout", "--kill-after=5", LIMIT];
-    bounded.extend(words);
-    let mut command = node.command(&bounded)?;
-    let output = command.stdin(Stdio::null()).output();
-    Ok(Said::of(&output.context("starting a command")?))
+    Said::within(node, LIMIT, words)
 }
 
 fn gravity(node: &Node, line: &str) -> Result<Said> {
-    let words: Vec<_> = std::iter::once(IMAGE).chain(line.split(' ')).collect();
-    said(node, &words)
+    Said::of_line(node, LIMIT, &format!("{IMAGE} {line}"))
 }

@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use console::Console;
 use event::Sink;
 
-use crate::faults::Said;
 use crate::node::Node;
+use crate::said::Said;
 use crate::scenario::Setup;
 use crate::{file, process};
 

@@ -24,9 +24,9 @@ use manifest::Manifest;
 use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
-use crate::faults::Said;
 use crate::node::{self, Node};
 use crate::registry::Registry;
+use crate::said::Said;
 use crate::scenario::{IMAGE, Setup};
 use crate::snapshot::{ALLOWED, Snapshot};
 use crate::{file, process, sample};
@@ -56,12 +56,7 @@ pub fn run(name: &str, five_nodes: bool, console: &Console) -> Result<()> {
     let work = file::cache()?.join("page");
     file::remove_directory(&work)?;
     file::make_directory(&work)?;
-    let setup = Setup {
-        sample: "tests/page".into(),
-        tele: None,
-        image: None,
-        default_route: false,
-    };
+    let setup = Setup::new("tests/page");
     console.step("The documentation's sample, in a namespace with its own example.com");
     let program = std::env::current_exe().context("finding this program")?;
     let mut vendor = Command::new("unshare");
@@ -145,12 +140,7 @@ pub fn vendor(work: &Path) -> Result<()> {
     let registry = Registry::start(&work.join("registry"))?;
     registry.push(&images)?;
     registry.write_mirrors(&work.join("registries.conf"))?;
-    let setup = Setup {
-        sample: "tests/page".into(),
-        tele: None,
-        image: None,
-        default_route: false,
-    };
+    let setup = Setup::new("tests/page");
     let tele = Tele::new(&setup, work)?;
     for (application, manifest, lint) in [
         // Of -debug and of promiscuous-bridge.
@@ -290,9 +280,7 @@ fn refused(node: &Node, image: &Path) -> Result<()> {
     if needed.ram.min.is_some_and(|min| memory < min.0) {
         unmet.push("✗ memory [ram]");
     }
-    let mut command = node.command(&["timeout", LIMIT, IMAGE, "install", "--role=db"])?;
-    let output = command.stdin(Stdio::null()).output();
-    let refused = Said::of(&output.context("starting testnode")?).expect(3, &unmet)?;
+    let refused = Said::within(node, LIMIT, &[IMAGE, "install", "--role=db"])?.expect(3, &unmet)?;
     ensure!(
         !refused.text.contains("Do you accept"),
         "who can't install is asked to agree: {}",
@@ -329,13 +317,12 @@ fn memory() -> Result<u64> {
 
 fn said(node: &Node, words: &[&str]) -> Result<Said> {
     let address = format!("--advertise-addr={}", node.address());
-    let mut all = vec!["timeout", "--kill-after=5", LIMIT, IMAGE];
+    let mut all = vec![IMAGE];
     all.extend(words);
     if words[0] == "install" {
         all.extend([address.as_str(), "--skip-disk-test"]);
     }
-    let output = node.command(&all)?.stdin(Stdio::null()).output();
-    Ok(Said::of(&output.context("starting testnode")?))
+    Said::within(node, LIMIT, &all)
 }
 
 /// Only a license of the vendor, for this image and for today, installs it.

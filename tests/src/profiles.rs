@@ -301,7 +301,8 @@ fn services(node: &Node) -> Result<()> {
         node,
         "for process in /proc/[0-9]*; do
            echo \"$(stat -c '%u:%g' $process) $(tr '\\0' ' ' <$process/cmdline)\"
-         done 2>/dev/null; cat /etc/planet/containerd.toml /etc/cni/net.d/*; id planet",
+         done 2>/dev/null; cat /etc/planet/containerd.toml /etc/cni/net.d/*; id planet
+         grep /var/lib/cni /proc/mounts",
     )?;
     for service in [
         "etcd",
@@ -324,6 +325,7 @@ fn services(node: &Node) -> Result<()> {
             "level = \"debug\"",
             "\"hairpinMode\": true",
             "uid=1001(planet) gid=1001(planet)",
+            "tmpfs /var/lib/cni tmpfs ",
         ],
     )?;
     let text = shell(

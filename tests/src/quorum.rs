@@ -38,11 +38,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     let timeline = Timeline::new(console);
     let told = |what: &str| timeline.tell(what);
     let image = setup.image(console)?;
-    let new = |number: u8| {
-        let node = setup.create(&format!("{name}-{number}"), console)?;
-        node.copy(&image, IMAGE)?;
-        Ok::<_, anyhow::Error>(node)
-    };
+    let new = |number: u8| setup.create_with(&format!("{name}-{number}"), &image, console);
     let (one, two, three) = (new(1)?, new(2)?, new(3)?);
     let (mut installing, token) = begin_three(&one)?;
     for node in [&two, &three] {

@@ -51,15 +51,12 @@ impl Registry {
     /// As [`Registry::start`].
     pub fn start_secure(directory: &Path) -> Result<Self> {
         let address = free_address()?;
-        let authority = Authority::generate("registry", Duration::from_secs(86400))?;
+        let day = Duration::from_secs(86400);
+        let authority = Authority::generate("registry", day)?;
         let issued = authority.issue(&Leaf {
-            common_name: "registry".into(),
-            organizations: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: vec![address.ip()],
             server: true,
-            client: false,
-            valid_for: Duration::from_secs(86400),
+            ip_addresses: vec![address.ip()],
+            ..Leaf::client("registry", &[], day)
         })?;
         let known = directory.join("certs.d").join(address.to_string());
         file::make_directory(&known)?;

@@ -53,9 +53,9 @@ pub(crate) fn node_root_with(
     let is_there = |package: &&str| suite != "bullseye" || *package != IS_MERGED;
     let packages = PACKAGES.iter().copied().filter(is_there);
     let packages: Vec<_> = packages.chain(more.iter().copied()).collect();
-    let hash = file::sha256(format!("{FORMAT} {suite} {packages:?}").as_bytes());
+    let hash = oci::Digest::of(format!("{FORMAT} {suite} {packages:?}").as_bytes());
     let directory = file::cache()?.join("node-root");
-    let path = directory.join(&hash[..16]);
+    let path = directory.join(&hash.hex()[..16]);
     if path.is_dir() {
         return Ok(path);
     }

@@ -12,8 +12,8 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use flate2::{Compression, GzBuilder};
-use oci::Layout;
 use oci::spec::{Descriptor, MediaType};
+use oci::{Digest, Layout};
 use serde_json::json;
 use tar::{Builder, EntryType, Header};
 
@@ -332,7 +332,7 @@ fn layer(fill: impl FnOnce(&mut Builder<Vec<u8>>) -> std::io::Result<()>) -> Res
     let compressed = compressed.context("compressing a layer")?;
     Ok(Layer {
         compressed,
-        diff_id: format!("sha256:{}", file::sha256(&tar)),
+        diff_id: Digest::of(&tar).to_string(),
     })
 }
 
@@ -410,7 +410,7 @@ mod tests {
         let first = make();
         assert_eq!(first.compressed, make().compressed);
         let text = uncompressed(&first);
-        assert_eq!(first.diff_id, format!("sha256:{}", file::sha256(&text)));
+        assert_eq!(first.diff_id, Digest::of(&text).as_str());
         assert_eq!(find_files(&text, &["bin/busybox"]).unwrap(), files);
         // A link is no file.
         assert!(find_files(&text, &["bin/sh"]).is_err());

@@ -5,6 +5,7 @@
 //! image that is built with a registry which is gone afterwards, and a node on
 //! which it is installed.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 
 use crate::node::{self, Node, Options};
 use crate::registry::{Registry, component};
+use crate::said::last_json;
 use crate::snapshot::{ALLOWED, Snapshot};
 use crate::{file, process, sample};
 
@@ -39,6 +41,17 @@ pub struct Setup {
 }
 
 impl Setup {
+    /// This sample, to be built by the `tele` beside this program.
+    #[must_use]
+    pub fn new(sample: impl Into<PathBuf>) -> Self {
+        Self {
+            sample: sample.into(),
+            tele: None,
+            image: None,
+            default_route: false,
+        }
+    }
+
     /// The `tele` program.
     pub(crate) fn tele(&self) -> Result<PathBuf> {
         let tele = match &self.tele {
@@ -77,10 +90,7 @@ impl Setup {
         sink.step("tele build");
         // tele calls helm.
         let helm = component("helm")?;
-        let helm = helm.parent().context("helm has no directory")?.to_owned();
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let path = std::env::join_paths([helm].into_iter().chain(std::env::split_paths(&path)))
-            .context("joining PATH")?;
+        let path = path_with(helm.parent().context("helm has no directory")?)?;
         if output.exists() {
             fs::remove_file(&output).context("removing the former image")?;
         }
@@ -118,6 +128,20 @@ impl Setup {
         };
         Node::create(name, &options)
     }
+
+    /// A node with the image.
+    pub(crate) fn create_with(&self, name: &str, image: &Path, sink: &dyn Sink) -> Result<Node> {
+        let node = self.create(name, sink)?;
+        node.copy(image, IMAGE)?;
+        Ok(node)
+    }
+}
+
+/// `PATH` with a directory before all others.
+pub(crate) fn path_with(directory: &Path) -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = std::iter::once(directory.to_owned()).chain(std::env::split_paths(&path));
+    std::env::join_paths(all).context("joining PATH")
 }
 
 /// Runs a program whose output the user sees.
@@ -198,13 +222,7 @@ struct Endpoint {
 /// The URL of the sample's endpoint, from a status in JSON that says that all
 /// is well.
 pub(crate) fn check_status(text: &str) -> Result<String> {
-    // Events may come before it, a line each.
-    let values = serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>();
-    let last = values
-        .last()
-        .context("the status is empty")?
-        .context("the status is not JSON")?;
-    let status: Status = serde_json::from_value(last).context("reading the status")?;
+    let status: Status = serde_json::from_value(last_json(text)?).context("reading the status")?;
     ensure!(
         status.cluster.state == "active",
         "the cluster is not well: {text}"

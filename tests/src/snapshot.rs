@@ -258,9 +258,10 @@ fn files(root: &Path) -> Result<BTreeMap<String, String>> {
             .with_context(|| path.display().to_string())?;
         let kind = entry.file_type();
         let content = if kind.is_file() {
-            let hash = File::open(path).and_then(file::sha256_reader);
-            let hash = hash.with_context(|| format!("reading {}", path.display()))?;
-            format!("file of {} bytes {}", metadata.len(), &hash[..16])
+            let hash = File::open(path)
+                .and_then(|mut file| oci::digest::copy(&mut file, &mut std::io::sink()));
+            let (hash, _) = hash.with_context(|| format!("reading {}", path.display()))?;
+            format!("file of {} bytes {}", metadata.len(), &hash.hex()[..16])
         } else if kind.is_symlink() {
             let target = fs::read_link(path).with_context(|| path.display().to_string())?;
             format!("link to {}", target.display())

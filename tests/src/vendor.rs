@@ -13,11 +13,12 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use image::cluster::{BASE_ARTIFACT, BASE_CONFIG, GRAVITY_ELF, LAYER_TAR};
-use oci::Layout;
+use oci::{Digest, Layout};
 use serde_json::json;
 
 use crate::file;
 use crate::registry::tele;
+use crate::said::last_json;
 
 /// Registries whose images come from here.
 const HOSTS: [&str; 6] = [
@@ -34,7 +35,7 @@ const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 
 /// The documents of the one image: config, manifest, index.
 fn documents() -> [String; 3] {
-    let digest = |text: &str| format!("sha256:{}", file::sha256(text.as_bytes()));
+    let digest = |text: &str| Digest::of(text.as_bytes());
     let config = format!(
         r#"{{"architecture":"amd64","os":"linux","rootfs":{{"type":"layers","diff_ids":["{}"]}}}}"#,
         digest(LAYER)
@@ -139,7 +140,7 @@ fn answer(mut stream: TcpStream, gate: &Gate) -> std::io::Result<()> {
     let path = request.split(' ').nth(1).unwrap_or_default();
     let (kind, wanted) = path.rsplit_once('/').unwrap_or_default();
     let [config, manifest, index] = documents();
-    let is = |text: &str| wanted == format!("sha256:{}", file::sha256(text.as_bytes()));
+    let is = |text: &str| wanted == Digest::of(text.as_bytes()).as_str();
     let found = if kind.ends_with("/manifests") {
         match () {
             () if is(&manifest) => Some((manifest, MANIFEST)),
@@ -273,9 +274,7 @@ impl Vendor {
 /// # Errors
 /// When that is something else.
 pub fn images(output: &str) -> Result<BTreeSet<String>> {
-    let values = serde_json::Deserializer::from_str(output).into_iter::<serde_json::Value>();
-    let result = values.last().context("tele wrote nothing")?;
-    let result = result.context("tele wrote no JSON")?;
+    let result = last_json(output)?;
     let images = result.get("images").and_then(|images| images.as_array());
     let sources = images
         .context("the result has no images")?

@@ -31,6 +31,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use console::{Console, render};
 use event::Sink;
+use jiff::Timestamp;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -186,7 +187,7 @@ impl Disk {
         } = content;
         let inputs = format!("{FORMAT} {suite} {packages:?} {files:?} {enabled:?} {DISK}{setup}");
         let all = file::cache()?.join("vm");
-        let directory = all.join(&file::sha256(inputs.as_bytes())[..16]);
+        let directory = all.join(&oci::Digest::of(inputs.as_bytes()).hex()[..16]);
         let made = Self { directory };
         if made.directory.is_dir() {
             return Ok(made);
@@ -449,7 +450,11 @@ impl Machine {
         let Err(error) = self.channel.wait_ready(patience) else {
             // Not until all links are: one that is new has nobody to get an address of.
             let online = format!("until ip -4 address | grep -q {ADDRESS}/; do sleep 0.2; done");
-            return self.must(&online, patience).map(drop);
+            self.must(&online, patience)?;
+            // Its hardware tells it whole seconds, and no time server the rest.
+            let now = Timestamp::now().as_microsecond();
+            let set = format!("date --set=@{}.{:06}", now / 1_000_000, now % 1_000_000);
+            return self.must(&set, patience).map(drop);
         };
         let console = fs::read(self.start.file("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
@@ -911,6 +916,6 @@ fn known_accelerator_file() -> Result<PathBuf> {
     let all = file::cache()?.join("vm");
     Ok(all.join(format!(
         "accelerator-{}",
-        &file::sha256(version.as_bytes())[..16]
+        &oci::Digest::of(version.as_bytes()).hex()[..16]
     )))
 }

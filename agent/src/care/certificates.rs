@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use event::Sink;
+use host::facts::Clock;
 use host::lock::Lock;
+use jiff::Timestamp;
 use operation::PhaseError;
 use pki::{Authority, Inspected, Issued, Leaf, Request};
 use planet::client::{Client, ServiceStatus};
@@ -89,7 +91,9 @@ pub async fn renew(
                     .collect();
                 let mut session = session(layout, &care.controllers).await?;
                 let signed = session.sign(requests).await;
-                signed.map_err(|error| transient(&error))?
+                let signed = signed.map_err(|error| transient(&error))?;
+                usable(&signed, Timestamp::now().as_second())?;
+                signed
             }
         };
         // Before the first of them changes.
@@ -106,13 +110,24 @@ pub async fn renew(
 /// Which certificates are due at `now`, in seconds since 1970: none where no one
 /// is, and with the first of them all that will be within `period`. They were
 /// made one after the other, and services are to be restarted once.
+///
+/// Where nothing keeps the clock right it may be months off, as with an empty battery,
+/// and what is made then isn't good once it is set. There only the last quarter of its
+/// life makes one due: a machine without a time server is still in time.
 pub(super) fn due_together(
     layout: &Layout,
     care: &Care,
     now: i64,
     period: Duration,
+    clock: Option<Clock>,
 ) -> impl Fn(&Inspected) -> bool + use<> {
-    let by = |limit: i64| move |found: &Inspected| found.half_life() <= limit;
+    let is_kept_right = clock.is_some_and(|clock| clock.synchronised);
+    let by = move |limit: i64| {
+        move |found: &Inspected| match is_kept_right {
+            true => found.half_life() <= limit || found.not_before > now,
+            false => found.last_quarter() <= limit,
+        }
+    };
     // What can't be read is told by who renews.
     let is_any = find(layout, care, &by(now)).is_ok_and(|due| !due.is_empty());
     let period = i64::try_from(period.as_secs()).unwrap_or_default();
@@ -214,6 +229,21 @@ fn sign(
     Ok(signed)
 }
 
+/// Refuses certificates that are not good now: those that the node has may be, and it
+/// is known to controllers by one of them.
+fn usable(signed: &BTreeMap<String, String>, now: i64) -> Result<(), PhaseError> {
+    for (name, pem) in signed {
+        let found = pki::inspect(pem).map_err(|error| lasting(&error))?;
+        if !(found.not_before..found.not_after).contains(&now) {
+            return Err(PhaseError::transient(format!(
+                "the new certificate {name} is not good by this node's clock: set it right, and \
+                 that of the master that signed it"
+            )));
+        }
+    }
+    Ok(())
+}
+
 fn missing(name: &str) -> PhaseError {
     PhaseError::lasting(format!("nobody signed the certificate {name}"))
 }
@@ -292,11 +322,7 @@ async fn restart(planet: &Client, sink: &dyn Sink) -> Result<(), PhaseError> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::MetadataExt;
-
     use planet::client::State;
-    use spec::ServiceUser;
-    use spec::phase::Secrets;
 
     use super::*;
     use crate::Node;
@@ -326,36 +352,7 @@ mod tests {
     fn master(directory: &Path) -> (Layout, Care) {
         let node = Node::open(Layout::new(directory)).unwrap();
         let layout = node.layout().clone();
-        let own = directory.metadata().unwrap();
-        let certificate = Certificate {
-            name: "apiserver".into(),
-            authority: KUBERNETES.into(),
-            common_name: "node-1".into(),
-            organizations: Vec::new(),
-            dns_names: vec!["localhost".into()],
-            ip_addresses: Vec::new(),
-            server: true,
-            client: false,
-            root_only: false,
-        };
-        let kubeconfig = Kubeconfig {
-            name: "admin".into(),
-            common_name: "admin".into(),
-            organizations: vec!["system:masters".into()],
-            server: "https://localhost:6443".into(),
-            root_only: true,
-        };
-        let made = Secrets {
-            user: ServiceUser {
-                name: "planet".into(),
-                uid: own.uid(),
-                gid: own.gid(),
-            },
-            authorities: BTreeMap::from([(KUBERNETES.into(), "kubernetes".into())]),
-            certificates: vec![certificate],
-            kubeconfigs: vec![kubeconfig],
-            leaf_seconds: HOUR,
-        };
+        let made = secrets::tests::planned(directory);
         secrets::execute(&node, &made).unwrap();
         let care = Care {
             version: spec::VERSION,
@@ -416,15 +413,42 @@ mod tests {
         let only_first = |found: &Inspected| found.common_name == "admin";
         assert_eq!(replace(&layout, &care, only_first), ["admin.kubeconfig"]);
         let first = pki::inspect(&read(&layout.planet_secrets().join("apiserver.crt")).unwrap());
-        let half = first.unwrap().half_life();
-        let renewed = |now: i64, period: u64| {
-            let due = due_together(&layout, &care, now, Duration::from_secs(period));
-            let found = find(&layout, &care, &due).unwrap();
-            found.certificates.len() + found.kubeconfigs.len()
-        };
-        assert_eq!(renewed(half - 1, 300), 0);
-        assert_eq!(renewed(half, 0), 1);
-        assert_eq!(renewed(half, 300), 2);
+        let first = first.unwrap();
+        for (is_kept_right, begin) in [(true, first.half_life()), (false, first.last_quarter())] {
+            let clock = Clock {
+                synchronised: is_kept_right,
+                max_error_us: 0,
+            };
+            let renewed = |now: i64, period: u64| {
+                let period = Duration::from_secs(period);
+                let due = due_together(&layout, &care, now, period, Some(clock));
+                let found = find(&layout, &care, &due).unwrap();
+                found.certificates.len() + found.kubeconfigs.len()
+            };
+            assert_eq!(renewed(begin - 1, 300), 0);
+            assert_eq!(renewed(begin, 0), 1);
+            assert_eq!(renewed(begin, 300), 2);
+            // They were made while the clock was ahead.
+            let all = if is_kept_right { 2 } else { 0 };
+            assert_eq!(renewed(first.not_before - 1, 300), all);
+        }
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_good_yet_or_any_more_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let (layout, _) = master(directory.path());
+        let pem = read(&layout.planet_secrets().join("apiserver.crt")).unwrap();
+        let found = pki::inspect(&pem).unwrap();
+        let signed = BTreeMap::from([("apiserver".to_owned(), pem)]);
+        for (now, is_good) in [
+            (found.not_before - 1, false),
+            (found.not_before, true),
+            (found.not_after - 1, true),
+            (found.not_after, false),
+        ] {
+            assert_eq!(usable(&signed, now).is_ok(), is_good, "{now}");
+        }
     }
 
     #[tokio::test]

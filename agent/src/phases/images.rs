@@ -13,11 +13,13 @@ use spec::RegistryImage;
 use spec::phase::Images;
 
 use crate::Node;
-use crate::node::{file, lasting};
+use crate::node::{file, lasting, remove_unfinished, sync_filesystem};
 
 const TASK: &str = "container images";
 
 pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<(), PhaseError> {
+    // What a try left that was cut off.
+    remove_unfinished(&node.layout().blobs().join("sha256"))?;
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
     let cluster = ClusterImage::open(image.clone()).map_err(|error| lasting(&error))?;
     let mut contents = Vec::new();
@@ -51,7 +53,8 @@ pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<()
     for (entry, blobs) in contents {
         storage.declare(node, entry, &blobs)?;
     }
-    Ok(())
+    // Some filesystems may else forget links and directories.
+    sync_filesystem(&node.layout().blobs())
 }
 
 /// The storage of the distribution registry, filesystem driver, version 2.
@@ -113,4 +116,29 @@ fn link(path: &Path, digest: &str) -> Result<(), PhaseError> {
 fn parents(path: &Path) -> Result<(), PhaseError> {
     let parent = path.parent().unwrap_or(path);
     std::fs::create_dir_all(parent).map_err(|error| file("create", parent, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use spec::layout::Layout;
+
+    use super::*;
+
+    #[test]
+    fn what_was_extracted_in_part_goes_before_anything_is_extracted() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let blob = node.layout().blob("sha256:ab");
+        let partial = blob.with_file_name(".partial-x");
+        std::fs::create_dir_all(blob.parent().unwrap()).unwrap();
+        for path in [&blob, &partial] {
+            host::atomic::write(path, b"x", 0o644).unwrap();
+        }
+        let phase = Images {
+            image: directory.path().join("none"),
+            images: Vec::new(),
+        };
+        execute(&node, &phase, &event::Discard).unwrap_err();
+        assert!(blob.exists() && !partial.exists());
+    }
 }

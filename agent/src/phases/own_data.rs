@@ -12,10 +12,10 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::EtcdCollect;
 
-use super::recovery::{self, Place, remove, remove_file};
+use super::recovery::{self, Place};
 use crate::Node;
 use crate::etcd::Etcd;
-use crate::node::{file, lasting};
+use crate::node::{file, lasting, remove_directory, remove_file};
 
 /// What must be left on the disk, in bytes.
 const ROOM: u64 = 512 << 20;
@@ -44,7 +44,7 @@ fn snapshot(node: &Node, phase: &EtcdCollect) -> Result<(), PhaseError> {
     }
     place.make()?;
     let (copy, new) = (place.copy(), to.with_extension("new"));
-    remove(&copy)?;
+    remove_directory(&copy)?;
     remove_file(&new)?;
     check_room(&place.member)?;
     copy_tree(&place.member, &copy.join("member"))?;
@@ -53,7 +53,7 @@ fn snapshot(node: &Node, phase: &EtcdCollect) -> Result<(), PhaseError> {
     if let Some(directory) = to.parent() {
         host::atomic::sync_directory(directory).map_err(|error| file("sync", directory, &error))?;
     }
-    remove(&copy)
+    remove_directory(&copy)
 }
 
 pub(super) async fn undo(
@@ -69,7 +69,7 @@ pub(super) async fn undo(
     let to = recovery::snapshot(node, &phase.operation);
     remove_file(&to.with_extension("new"))?;
     remove_file(&to)?;
-    remove(&Place::of(node).copy())?;
+    remove_directory(&Place::of(node).copy())?;
     recovery::released(node, &[], &sink).await
 }
 

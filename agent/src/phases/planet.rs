@@ -11,8 +11,8 @@ use planet::config::PlanetConfig;
 use spec::layout::Layout;
 use spec::phase::Planet;
 
-use super::{blocking, recovery};
-use crate::node::{file, lasting, transient};
+use super::{blocking, undo};
+use crate::node::{file, lasting, remove_directory, remove_file, transient};
 use crate::{Node, daemon, disk, network_manager};
 
 /// From the start of the container until the API answers; seconds as a rule,
@@ -37,6 +37,7 @@ pub(crate) async fn execute(
     // The data of who joins are the others' too.
     let begins = member_of.is_empty();
     blocking(node, sink.clone(), move |n, s| {
+        undo::go_on_removing(n.layout())?;
         if begins {
             begin_etcd(n.layout())?;
         }
@@ -61,7 +62,7 @@ fn begin_etcd(layout: &Layout) -> Result<(), PhaseError> {
     let member = layout.service("etcd").join("member");
     if begins.exists() {
         daemon::stop(layout)?;
-        recovery::remove(&member)
+        remove_directory(&member)
     } else if member.exists() {
         Ok(())
     } else {
@@ -71,7 +72,7 @@ fn begin_etcd(layout: &Layout) -> Result<(), PhaseError> {
 
 /// From here on its data are the cluster's.
 fn etcd_has_begun(layout: &Layout) -> Result<(), PhaseError> {
-    recovery::remove_file(&etcd_begins(layout))?;
+    remove_file(&etcd_begins(layout))?;
     let directory = layout.service("etcd");
     host::atomic::sync_directory(&directory).map_err(|error| file("sync", &directory, &error))
 }
@@ -210,5 +211,34 @@ mod tests {
             assert!(member.join("wal").exists());
         }
         assert!(!etcd_begins(&layout).exists());
+    }
+
+    #[test]
+    fn data_that_were_removed_in_part_are_not_begun_with() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let member = layout.service("etcd").join("member");
+        let put = |path: &std::path::Path| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            host::atomic::write(path, b"", 0o600).unwrap();
+        };
+        put(&layout.planet_config());
+        put(&member.join("wal"));
+        put(&layout.service("containerd").join("meta.db"));
+        // What is no directory can't be emptied.
+        put(&layout.service("kubelet"));
+        undo::remove_data(&layout).unwrap_err();
+        std::fs::remove_file(layout.service("kubelet")).unwrap();
+        // The part that is left where the removal ended before.
+        put(&member.join("wal"));
+
+        undo::go_on_removing(&layout).unwrap();
+        begin_etcd(&layout).unwrap();
+        assert!(!member.exists());
+        assert!(etcd_begins(&layout).exists());
+        put(&member.join("wal"));
+        put(&layout.planet_config());
+        undo::go_on_removing(&layout).unwrap();
+        assert!(member.join("wal").exists());
     }
 }

@@ -10,9 +10,11 @@ use spec::LINKS;
 use spec::phase::Program;
 
 use crate::Node;
-use crate::node::lasting;
+use crate::node::{lasting, remove_unfinished};
 
 pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
+    // What a try left that was cut off.
+    remove_unfinished(&node.layout().programs())?;
     let program = node.layout().gravity();
     let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
     image
@@ -33,4 +35,26 @@ pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
             .map_err(|error| lasting(&error))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use spec::layout::Layout;
+
+    use super::*;
+
+    #[test]
+    fn what_was_extracted_in_part_goes_before_anything_is_extracted() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let partial = node.layout().programs().join(".partial-x");
+        std::fs::create_dir_all(node.layout().programs()).unwrap();
+        host::atomic::write(&partial, b"x", 0o755).unwrap();
+        let phase = Program {
+            image: directory.path().join("none"),
+            links: Vec::new(),
+        };
+        execute(&node, &phase).unwrap_err();
+        assert!(!partial.exists());
+    }
 }

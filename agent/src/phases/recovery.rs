@@ -22,7 +22,7 @@ use spec::phase::{EtcdClean, EtcdReplace, EtcdRestore};
 
 use crate::Node;
 use crate::etcd::Etcd;
-use crate::node::{file, lasting, transient};
+use crate::node::{file, lasting, remove_directory, remove_file, transient};
 use crate::phases::wait_healthy;
 
 /// What works with etcd and etcd itself, in the order in which it is stopped.
@@ -199,7 +199,7 @@ impl Place {
     fn discard(&self) -> Result<(), PhaseError> {
         let trash = self.trash();
         // What a try left that was cut off.
-        remove(&trash)?;
+        remove_directory(&trash)?;
         self.rename(&self.former(), &trash)?;
         match host::atomic::sync_directory(&self.aside) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -207,7 +207,7 @@ impl Place {
             }
             _ => {}
         }
-        remove(&trash)
+        remove_directory(&trash)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), PhaseError> {
@@ -242,7 +242,7 @@ pub(super) fn restore(node: &Node, phase: &EtcdRestore) -> Result<(), PhaseError
     }
     place.settle()?;
     let restored = place.restored();
-    remove(&restored)?;
+    remove_directory(&restored)?;
     let snapshot = snapshot(node, &phase.operation);
     Etcd::on_host(node.layout())?.restore(&snapshot, &restored, phase)?;
     own(&restored, &phase.user)
@@ -380,7 +380,7 @@ pub(super) fn clean(node: &Node, phase: &EtcdClean) -> Result<(), PhaseError> {
     let place = Place::of(node);
     // Before the record, without which they would not be put back.
     place.discard()?;
-    remove(&place.aside)?;
+    remove_directory(&place.aside)?;
     place.sync()?;
     remove_file(&snapshot(node, &phase.operation))
 }
@@ -392,7 +392,7 @@ pub(super) fn undo_restore(node: &Node) -> Result<(), PhaseError> {
         true => Err(PhaseError::lasting(
             "the restored data are in place; take /replace back first",
         )),
-        false => remove(&place.aside),
+        false => remove_directory(&place.aside),
     }
 }
 
@@ -431,24 +431,6 @@ fn removed() -> PhaseError {
         "the data that etcd had before are removed; go on with `gravity resume`, or look at \
          `gravity etcd snapshots` for others",
     )
-}
-
-pub(super) fn remove_file(path: &Path) -> Result<(), PhaseError> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(file("remove", path, &error))
-        }
-        _ => Ok(()),
-    }
-}
-
-pub(super) fn remove(path: &Path) -> Result<(), PhaseError> {
-    match std::fs::remove_dir_all(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(file("remove", path, &error))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use spec::ServiceUser;
 use spec::phase::{Certificate, Kubeconfig, Secrets};
 
 use crate::Node;
-use crate::node::{file, lasting};
+use crate::node::{file, lasting, remove_file};
 
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Authorities are replaced by hand, with bundles: ten years.
@@ -28,11 +28,13 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
     let directory = node.layout().planet_secrets();
     let mut authorities = BTreeMap::new();
     for (name, common_name) in &phase.authorities {
-        let authority = match directory.join(format!("{name}.key")).exists() {
+        let authority = match keep_pair(&directory, name, "crt")? {
             true => Authority::load(&directory, name).map_err(|error| lasting(&error))?,
             false => {
                 let made = Authority::generate(common_name, AUTHORITY_LIFE)
                     .map_err(|error| lasting(&error))?;
+                // A removal that was cut off may have left it.
+                remove_signed(&directory, phase, name)?;
                 made.save(&directory, name)
                     .map_err(|error| lasting(&error))?;
                 made
@@ -60,6 +62,30 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
         write_kubeconfig(&directory, authority, kubeconfig, &phase.user, life)?;
     }
     own_cluster_keys(&directory, &phase.user)
+}
+
+/// Whether a key and its public half are there. A key that is there alone goes, as it
+/// doesn't fit the public half that is made next.
+fn keep_pair(directory: &Path, name: &str, public: &str) -> Result<bool, PhaseError> {
+    let key = directory.join(format!("{name}.key"));
+    if directory.join(format!("{name}.{public}")).exists() {
+        return Ok(key.exists());
+    }
+    remove_file(&key).map(|()| false)
+}
+
+/// Removes what a former authority of that name has signed, so that it's made anew.
+fn remove_signed(directory: &Path, phase: &Secrets, authority: &str) -> Result<(), PhaseError> {
+    let certificates = phase.certificates.iter();
+    let signed = certificates.filter(|certificate| certificate.authority == authority);
+    let keys = signed.map(|certificate| format!("{}.key", certificate.name));
+    let kubeconfigs = phase.kubeconfigs.iter();
+    let signed = kubeconfigs.filter(|_| authority == KUBERNETES);
+    let kubeconfigs = signed.map(|kubeconfig| format!("{}.kubeconfig", kubeconfig.name));
+    for name in keys.chain(kubeconfigs) {
+        remove_file(&directory.join(name))?;
+    }
+    Ok(())
 }
 
 /// Gives the keys that all masters share to their readers; those of Kubernetes
@@ -119,8 +145,11 @@ pub(super) fn own_certificate(
     certificate: &Certificate,
     user: &ServiceUser,
 ) -> Result<bool, PhaseError> {
+    if !keep_pair(directory, &certificate.name, "crt")? {
+        return Ok(false);
+    }
     let key = directory.join(format!("{}.key", certificate.name));
-    own_existing(&key, (!certificate.root_only).then_some(user))
+    own(&key, (!certificate.root_only).then_some(user)).map(|()| true)
 }
 
 /// Whether a kubeconfig is there, which then has its owner.
@@ -130,14 +159,10 @@ pub(super) fn own_kubeconfig(
     user: &ServiceUser,
 ) -> Result<bool, PhaseError> {
     let path = directory.join(format!("{}.kubeconfig", kubeconfig.name));
-    own_existing(&path, (!kubeconfig.root_only).then_some(user))
-}
-
-fn own_existing(path: &Path, owner: Option<&ServiceUser>) -> Result<bool, PhaseError> {
-    match path.exists() {
-        true => own(path, owner).map(|()| true),
-        false => Ok(false),
+    if !path.exists() {
+        return Ok(false);
     }
+    own(&path, (!kubeconfig.root_only).then_some(user)).map(|()| true)
 }
 
 /// Writes a certificate and its key.
@@ -150,7 +175,7 @@ pub(super) fn store_certificate(
     let path = directory.join(format!("{}.crt", certificate.name));
     host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644)
         .map_err(|error| lasting(&error))?;
-    // The key last: its presence says that both are there.
+    // The key last: where it is, the certificate is.
     let key = directory.join(format!("{}.key", certificate.name));
     secret(
         &key,
@@ -204,12 +229,12 @@ pub(crate) fn store_kubeconfig(
 /// The key that signs tokens of service accounts.
 fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     let key = directory.join("service-account.key");
-    if key.exists() {
-        give(&directory.join("service-account.pub"), user)?;
-        return own(&key, Some(user));
+    let public = directory.join("service-account.pub");
+    if keep_pair(directory, "service-account", "pub")? {
+        give(&public, user)?;
+        return give(&key, user);
     }
     let pair = pki::key_pair().map_err(|error| lasting(&error))?;
-    let public = directory.join("service-account.pub");
     host::atomic::write(&public, pair.public_pem.as_bytes(), 0o644)
         .map_err(|error| lasting(&error))?;
     secret(&key, pair.key_pem.as_bytes(), Some(user))
@@ -219,7 +244,7 @@ fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseErro
 fn encryption(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     let path = directory.join("encryption.yaml");
     if path.exists() {
-        return own(&path, Some(user));
+        return give(&path, user);
     }
     let key = pki::random(ENCRYPTION_KEY).map_err(|error| lasting(&error))?;
     let content = serde_json::json!({
@@ -238,16 +263,115 @@ fn encryption(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
 
 /// Writes a file that one user may read: `owner`, or root where there is none.
 fn secret(path: &Path, content: &[u8], owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
-    host::atomic::write(path, content, 0o600).map_err(|error| lasting(&error))?;
-    own(path, owner)
+    let written = match owner {
+        Some(user) => host::atomic::write_owned(path, content, 0o600, user.uid, user.gid),
+        None => host::atomic::write(path, content, 0o600),
+    };
+    written.map_err(|error| lasting(&error))
 }
 
-/// Gives a secret to its reader. Also one that exists: whoever wrote it may
-/// have been killed before it was given away.
+/// Gives a secret that exists to its reader, who may be another one by now.
 fn own(path: &Path, owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
     owner.map_or(Ok(()), |user| give(path, user))
 }
 
 fn give(path: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     chown(path, Some(user.uid), Some(user.gid)).map_err(|error| file("give away", path, &error))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use spec::layout::Layout;
+
+    use super::*;
+
+    /// One certificate and one kubeconfig, for an hour.
+    pub(crate) fn planned(directory: &Path) -> Secrets {
+        let own = directory.metadata().unwrap();
+        Secrets {
+            user: ServiceUser {
+                name: "planet".into(),
+                uid: own.uid(),
+                gid: own.gid(),
+            },
+            authorities: BTreeMap::from([(KUBERNETES.into(), "kubernetes".into())]),
+            certificates: vec![Certificate {
+                name: "apiserver".into(),
+                authority: KUBERNETES.into(),
+                common_name: "node-1".into(),
+                organizations: Vec::new(),
+                dns_names: vec!["localhost".into()],
+                ip_addresses: Vec::new(),
+                server: true,
+                client: false,
+                root_only: false,
+            }],
+            kubeconfigs: vec![Kubeconfig {
+                name: "admin".into(),
+                common_name: "admin".into(),
+                organizations: vec!["system:masters".into()],
+                server: "https://localhost:6443".into(),
+                root_only: true,
+            }],
+            leaf_seconds: 3600,
+        }
+    }
+
+    #[test]
+    fn what_is_whole_is_kept_and_what_a_removal_has_left_is_made_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let phase = planned(directory.path());
+        let secrets = node.layout().planet_secrets();
+        // What is made anew where the first of them is lost.
+        let signed = &["apiserver.crt", "admin.kubeconfig"][..];
+        for (lost, anew) in [
+            ("kubernetes-ca.crt", signed),
+            ("kubernetes-ca.key", signed),
+            ("apiserver.crt", &["apiserver.crt"]),
+            ("apiserver.key", &["apiserver.crt"]),
+            ("service-account.pub", &["service-account.key"]),
+        ] {
+            let read = |name: &&str| std::fs::read(secrets.join(name)).unwrap();
+            execute(&node, &phase).unwrap();
+            let first: Vec<_> = anew.iter().map(read).collect();
+            execute(&node, &phase).unwrap();
+            assert!(anew.iter().map(read).eq(first.iter().cloned()), "{lost}");
+            std::fs::remove_file(secrets.join(lost)).unwrap();
+            execute(&node, &phase).unwrap();
+            let mut pairs = anew.iter().map(read).zip(&first);
+            assert!(pairs.all(|(now, first)| now != *first), "{lost}");
+            assert!(secrets.join(lost).exists(), "{lost}");
+            Authority::load(&secrets, KUBERNETES).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_kubeconfig_stays_as_it_was_where_it_cannot_be_given_to_its_reader() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let phase = planned(directory.path());
+        execute(&node, &phase).unwrap();
+        let secrets = node.layout().planet_secrets();
+        let path = secrets.join("admin.kubeconfig");
+        let first = std::fs::read(&path).unwrap();
+        let kubeconfig = Kubeconfig {
+            root_only: false,
+            ..phase.kubeconfigs[0].clone()
+        };
+        let other = ServiceUser {
+            uid: phase.user.uid + 1,
+            ..phase.user.clone()
+        };
+        let authority = Authority::load(&secrets, KUBERNETES).unwrap();
+        let issued = authority.issue(&Leaf::client("admin", &[], DAY)).unwrap();
+        let pem = authority.certificate_pem();
+        let given = store_kubeconfig(&secrets, &kubeconfig, pem, &issued, &other).is_ok();
+        // Root may give it away.
+        let is_others = path.metadata().unwrap().uid() == other.uid;
+        let is_first = std::fs::read(&path).unwrap() == first;
+        assert_eq!((is_others, is_first), (given, !given));
+    }
 }

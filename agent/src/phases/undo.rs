@@ -6,6 +6,7 @@
 //! deleted where its API answers; elsewhere they go with the data of etcd,
 //! which belongs to the phase that starts the planet.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -13,10 +14,14 @@ use std::sync::Arc;
 
 use event::Sink;
 use operation::PhaseError;
-use spec::phase::{Hook, PhaseSpec};
+use spec::layout::Layout;
+use spec::phase::{Hook, JoinSecrets, PhaseSpec, Secrets};
 
 use super::{blocking, bootstrap, config, keep, own_data, recovery};
-use crate::node::{file, session, transient};
+use crate::node::{
+    PARTIAL, entries, file, remove_directory, remove_file, remove_unfinished, session,
+    sync_filesystem, transient,
+};
 use crate::{Node, daemon, residue};
 
 /// Data that the planet's services write, below the state directory.
@@ -54,8 +59,12 @@ pub(crate) async fn undo(
         }
         PhaseSpec::Keep(phase) => blocking(node, sink, move |n, _| keep::undo(n, &phase)).await,
         PhaseSpec::Register(phase) => leave_cluster(node, &phase.controllers, &*sink).await,
-        PhaseSpec::Secrets(_) | PhaseSpec::JoinSecrets(_) => {
-            blocking(node, sink, |n, _| clear(&n.layout().planet_secrets())).await
+        PhaseSpec::Secrets(Secrets { authorities, .. })
+        | PhaseSpec::JoinSecrets(JoinSecrets { authorities, .. }) => {
+            blocking(node, sink, move |n, _| {
+                secrets(&n.layout().planet_secrets(), &authorities)
+            })
+            .await
         }
         PhaseSpec::Planet(phase) => {
             // Its etcd may vote: the others must know before its data goes.
@@ -136,19 +145,74 @@ fn directories(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
 
 fn program(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
     node.undo_changes(sink);
+    remove_unfinished(&node.layout().programs())?;
     remove_file(&node.layout().gravity())?;
     remove_file(&node.layout().components())
 }
 
 /// A tree that was unpacked, and the part of one.
-fn unpacked(target: &Path) -> Result<(), PhaseError> {
-    if let (Some(parent), Some(name)) = (target.parent(), target.file_name()) {
-        let mut partial = std::ffi::OsString::from(".partial-");
-        partial.push(name);
-        remove_tree(&parent.join(partial))?;
+pub(super) fn unpacked(target: &Path) -> Result<(), PhaseError> {
+    unpacked_with(target, remove_tree)
+}
+
+fn unpacked_with(
+    target: &Path,
+    remove: impl Fn(&Path) -> Result<(), PhaseError>,
+) -> Result<(), PhaseError> {
+    let partial = |path: &Path| {
+        let mut name = std::ffi::OsString::from(PARTIAL);
+        name.push(path.file_name().unwrap_or_default());
+        path.with_file_name(name)
+    };
+    // Resources are made ready under this name.
+    let unfinished = target.with_extension("partial");
+    let aside = partial(target);
+    for path in [&partial(&unfinished), &unfinished, &aside] {
+        remove(path)?;
     }
-    remove_tree(&target.with_extension("partial"))?;
-    remove_tree(target)
+    host::mounts::unmount_below(target, false)
+        .map_err(|error| file("unmount what is below", target, &error))?;
+    // A tree that is there counts as whole: who is cut off leaves no part of it.
+    match std::fs::rename(target, &aside) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(|error| file("rename", target, &error))?,
+    }
+    sync_parent(target)?;
+    remove(&aside)
+}
+
+fn sync_parent(path: &Path) -> Result<(), PhaseError> {
+    let directory = path.parent().unwrap_or(path);
+    host::atomic::sync_directory(directory).map_err(|error| file("sync", directory, &error))
+}
+
+/// The secrets of the planet. A phase that is executed again keeps a key that
+/// is there, and counts on its certificate: so what an authority has signed
+/// goes before its key, and all keys before certificates.
+fn secrets(directory: &Path, authorities: &BTreeMap<String, String>) -> Result<(), PhaseError> {
+    let of_authority = |path: &Path| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        path.extension().is_some_and(|extension| extension == "key")
+            && authorities.contains_key(&*name)
+    };
+    let signed = |path: &Path| {
+        path.extension()
+            .is_some_and(|extension| extension == "key" || extension == "kubeconfig")
+            && !of_authority(path)
+    };
+    remove_those(directory, signed)?;
+    remove_those(directory, of_authority)?;
+    clear(directory)
+}
+
+/// Removes files of a directory for good.
+fn remove_those(directory: &Path, which: impl Fn(&Path) -> bool) -> Result<(), PhaseError> {
+    let mut found = entries(directory)?;
+    found.retain(|path| which(path));
+    for path in &found {
+        remove_file(path)?;
+    }
+    found.first().map_or(Ok(()), |path| sync_parent(path))
 }
 
 /// All of the registry: it is filled by one phase.
@@ -165,11 +229,42 @@ fn planet(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
         }
     }
     node.undo_changes(sink);
-    for name in SERVICE_DATA {
-        clear(&node.layout().service(name))?;
+    remove_data(node.layout())?;
+    clear(&node.layout().planet_run())
+}
+
+/// The planet's configuration while data of its services are removed.
+fn removing(layout: &Layout) -> PathBuf {
+    layout.planet_config().with_extension("removing")
+}
+
+/// Removes the planet's configuration and what its services have written. They
+/// can't tell a part of it from all.
+pub(super) fn remove_data(layout: &Layout) -> Result<(), PhaseError> {
+    let config = layout.planet_config();
+    // A rename needs no room on a disk that is full.
+    match std::fs::rename(&config, removing(layout)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(file("rename", &config, &error)),
+        Ok(()) => sync_parent(&config)?,
     }
-    clear(&node.layout().planet_run())?;
-    remove_file(&node.layout().planet_config())
+    for name in SERVICE_DATA {
+        let directory = layout.service(name);
+        clear(&directory)?;
+        // It may be on a disk of its own.
+        if directory.exists() {
+            sync_filesystem(&directory)?;
+        }
+    }
+    remove_file(&removing(layout))
+}
+
+/// Goes on with a removal that was cut off.
+pub(super) fn go_on_removing(layout: &Layout) -> Result<(), PhaseError> {
+    match removing(layout).exists() {
+        true => remove_data(layout),
+        false => Ok(()),
+    }
 }
 
 /// Whether Kubernetes can be asked. Where it can't, says what that means.
@@ -232,13 +327,7 @@ async fn leave_cluster(
 pub(super) fn clear(directory: &Path) -> Result<(), PhaseError> {
     host::mounts::unmount_below(directory, true)
         .map_err(|error| file("unmount what is below", directory, &error))?;
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(file("read", directory, &error)),
-    };
-    let paths: Result<Vec<PathBuf>, _> = entries.map(|entry| entry.map(|e| e.path())).collect();
-    for path in paths.map_err(|error| file("read", directory, &error))? {
+    for path in entries(directory)? {
         let metadata = path
             .symlink_metadata()
             .map_err(|error| file("look at", &path, &error))?;
@@ -253,24 +342,11 @@ pub(super) fn clear(directory: &Path) -> Result<(), PhaseError> {
 fn remove_tree(path: &Path) -> Result<(), PhaseError> {
     host::mounts::unmount_below(path, false)
         .map_err(|error| file("unmount what is below", path, &error))?;
-    gone(path, std::fs::remove_dir_all(path))
-}
-
-fn remove_file(path: &Path) -> Result<(), PhaseError> {
-    gone(path, std::fs::remove_file(path))
-}
-
-fn gone(path: &Path, result: std::io::Result<()>) -> Result<(), PhaseError> {
-    match result {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(file("remove", path, &error)),
-        _ => Ok(()),
-    }
+    remove_directory(path)
 }
 
 #[cfg(test)]
 mod tests {
-    use spec::layout::Layout;
-
     use super::*;
 
     fn put(path: impl AsRef<Path>, text: impl AsRef<[u8]>) -> std::io::Result<()> {
@@ -288,7 +364,17 @@ mod tests {
         let blob = layout.blob("sha256:ab");
         let rootfs = layout.rootfs("sha256:cd");
         let partial = rootfs.with_file_name(".partial-cd");
-        for path in [&blob, &rootfs.join("bin/sh"), &partial.join("bin/sh")] {
+        let ready = rootfs.with_file_name("cd.partial");
+        let unready = rootfs.with_file_name(".partial-cd.partial");
+        let program_part = layout.programs().join(".partial-x");
+        for path in [
+            &blob,
+            &rootfs.join("bin/sh"),
+            &partial.join("bin/sh"),
+            &ready.join("pod.yaml"),
+            &unready.join("pod.yaml"),
+            &program_part,
+        ] {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             put(path, "x").unwrap();
         }
@@ -297,12 +383,67 @@ mod tests {
         for _ in 0..2 {
             images(&node).unwrap();
             unpacked(&rootfs).unwrap();
-            clear(&layout.planet_secrets()).unwrap();
+            secrets(&layout.planet_secrets(), &BTreeMap::new()).unwrap();
             program(&node, &event::Discard).unwrap();
             directories(&node, &event::Discard).unwrap();
         }
-        assert!(!blob.exists() && !rootfs.exists() && !partial.exists());
+        assert!(!blob.exists() && !program_part.exists());
+        assert!(!layout.state_dir().join("planet/rootfs").exists());
         assert!(!layout.secrets().exists());
         assert!(layout.logs().join("etcd.log").exists());
+    }
+
+    #[test]
+    fn a_removal_that_is_cut_off_leaves_no_tree_that_counts_as_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let target = directory.path().join("cd");
+        let aside = directory.path().join(".partial-cd");
+        std::fs::create_dir_all(target.join("bin")).unwrap();
+        let fails = |path: &Path| match path.exists() {
+            true => Err(PhaseError::lasting("cut off")),
+            false => Ok(()),
+        };
+        unpacked_with(&target, fails).unwrap_err();
+        assert!(!target.exists());
+        assert!(aside.join("bin").exists());
+        unpacked(&target).unwrap();
+        assert!(!aside.exists());
+    }
+
+    #[test]
+    fn keys_go_before_certificates_and_authorities_after_what_they_signed() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path();
+        let authorities = ["etcd-ca", "stuck"].map(|name| (name.to_owned(), String::new()));
+        let authorities = BTreeMap::from(authorities);
+        for name in ["etcd-ca.key", "etcd-ca.crt", "etcd.key", "etcd.crt"] {
+            put(place.join(name), "x").unwrap();
+        }
+        put(place.join("admin.kubeconfig"), "x").unwrap();
+        let names = || {
+            let names = entries(place).unwrap().into_iter();
+            let mut names: Vec<_> = names
+                .map(|path| path.strip_prefix(place).unwrap().display().to_string())
+                .collect();
+            names.sort();
+            names
+        };
+        // No file: it can't be removed as one.
+        let signed = place.join("leaf.key");
+        std::fs::create_dir(&signed).unwrap();
+        secrets(place, &authorities).unwrap_err();
+        for name in ["etcd-ca.key", "etcd-ca.crt", "etcd.crt"] {
+            assert!(place.join(name).exists(), "{name}");
+        }
+        std::fs::remove_dir(&signed).unwrap();
+        let authority = place.join("stuck.key");
+        std::fs::create_dir(&authority).unwrap();
+        secrets(place, &authorities).unwrap_err();
+        let left = names();
+        let left: Vec<_> = left.iter().filter(|name| *name != "etcd-ca.key").collect();
+        assert_eq!(left, ["etcd-ca.crt", "etcd.crt", "stuck.key"]);
+        std::fs::remove_dir(&authority).unwrap();
+        secrets(place, &authorities).unwrap();
+        assert!(names().is_empty());
     }
 }

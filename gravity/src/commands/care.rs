@@ -2,12 +2,10 @@
 
 use anyhow::{Context, Result, bail};
 use console::ExitCode;
+use planet::client::SOCKET;
 use spec::care::Care;
 
 use crate::cli;
-
-/// The supervisor's socket inside the planet.
-const SOCKET: &str = "/run/planet/planet.sock";
 
 pub(crate) async fn run(arguments: &cli::Care) -> Result<ExitCode> {
     super::log_to_stderr();

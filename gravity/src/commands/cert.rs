@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use console::{ExitCode, render};
 use event::Sink;
 use host::lock::Lock;
@@ -14,6 +14,8 @@ use crate::cli::Cert;
 
 /// Largest certificate or kubeconfig in bytes.
 const MAX_FILE: u64 = 1 << 20;
+/// State of a certificate that was made while a clock was ahead.
+const NOT_YET_VALID: &str = "not yet valid";
 
 /// One certificate.
 #[derive(Debug, Serialize)]
@@ -28,20 +30,26 @@ pub(crate) struct Row {
     expires: Timestamp,
     /// Half of its life is over then.
     half_life: Timestamp,
-    /// `good`, `due` after half of its life, `expired`.
+    /// `good`, `due` after half of its life, `expired`, `not yet valid`.
     state: &'static str,
 }
 
 impl Row {
-    /// What should have been done about it: it is renewed at half of its life,
-    /// and at three quarters of it wasn't.
+    /// What should have been done about it: when only a quarter of its life is left
+    /// it is renewed on every node, and some time later it wasn't.
     pub(crate) fn warning(&self) -> Option<String> {
-        let late = self.half_life.duration_until(self.expires) / 2;
+        let file = &self.file;
+        if self.state == NOT_YET_VALID {
+            return Some(format!(
+                "certificate {file} is not yet valid: set the clock right; where it is, \
+                 `gravity cert renew` makes a new one"
+            ));
+        }
+        let late = self.half_life.duration_until(self.expires) * 2 / 3;
         let is_late = self.state == "due" && Timestamp::now() > self.half_life + late;
         (self.state == "expired" || is_late).then(|| {
             let expires = render::timestamp(self.expires);
             let ends = if is_late { "ends" } else { "has ended" };
-            let file = &self.file;
             format!("certificate {file} {ends} {expires}; the log of service care says why")
         })
     }
@@ -60,7 +68,7 @@ pub(crate) async fn run(session: &Session, arguments: &Cert) -> Result<ExitCode>
 async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
     let layout = &session.layout;
     let _lock = Lock::acquire(&layout.operation_lock())?;
-    let care = agent::care::configured(layout).map_err(|error| anyhow!(error.message))?;
+    let care = agent::care::configured(layout)?;
     if care.etcd {
         // Certificates that have ended may be why it can't be had.
         match super::etcd::before(session, "the renewal of certificates") {
@@ -71,11 +79,9 @@ async fn renew(session: &Session, all: bool) -> Result<ExitCode> {
         }
     }
     let now = Timestamp::now().as_second();
-    let due = |found: &pki::Inspected| all || found.half_life() <= now;
-    let planet = planet::client::Client::new(&layout.planet_run().join("planet.sock"));
-    let renewed = agent::care::renew(layout, &care, &planet, due, &*session.console)
-        .await
-        .map_err(|error| anyhow!(error.message))?;
+    let due = |found: &pki::Inspected| all || found.half_life() <= now || found.not_before > now;
+    let planet = planet::client::Client::new(&layout.planet_socket());
+    let renewed = agent::care::renew(layout, &care, &planet, due, &*session.console).await?;
     match session.console.is_json() {
         true => session.console.print_json(&renewed)?,
         false if renewed.is_empty() => session.console.info("No certificate is due"),
@@ -127,7 +133,8 @@ pub(crate) fn list(secrets: &Path, now: Timestamp) -> Result<Vec<Row>> {
             };
             let found = pki::inspect(&pem).with_context(|| format!("read {}", path.display()))?;
             let time = |seconds| Timestamp::from_second(seconds).context("read a certificate");
-            let (expires, half_life) = (time(found.not_after)?, time(found.half_life())?);
+            let (begins, expires) = (time(found.not_before)?, time(found.not_after)?);
+            let half_life = time(found.half_life())?;
             let file = path.strip_prefix(secrets).unwrap_or(&path);
             rows.push(Row {
                 file: file.display().to_string(),
@@ -137,6 +144,7 @@ pub(crate) fn list(secrets: &Path, now: Timestamp) -> Result<Vec<Row>> {
                 half_life,
                 state: match now {
                     _ if now >= expires => "expired",
+                    _ if now < begins => NOT_YET_VALID,
                     // Authorities are replaced with a plan, not by the way.
                     _ if now >= half_life && !found.is_authority => "due",
                     _ => "good",
@@ -185,15 +193,7 @@ mod tests {
         let hour = Duration::from_secs(3600);
         let authority = Authority::generate("kubernetes-ca", hour * 1000).unwrap();
         authority.save(&planet, "kubernetes-ca").unwrap();
-        let leaf = Leaf {
-            common_name: "node-1".into(),
-            organizations: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: Vec::new(),
-            server: true,
-            client: true,
-            valid_for: hour * 9,
-        };
+        let leaf = Leaf::client("node-1", &[], hour * 9);
         let issued = authority.issue(&leaf).unwrap();
         put(planet.join("a.crt"), &issued.certificate_pem).unwrap();
         let data = pki::base64(issued.certificate_pem.as_bytes());
@@ -220,6 +220,12 @@ mod tests {
                     row("planet/kubernetes-ca.crt", "kubernetes-ca", "good"),
                 ]
             );
+        }
+        // They are good from an hour before they were made on.
+        let earlier = Timestamp::now() - jiff::SignedDuration::from_hours(2);
+        for row in list(directory.path(), earlier).unwrap() {
+            assert_eq!(row.state, NOT_YET_VALID);
+            assert!(row.warning().unwrap().contains("cert renew"));
         }
         put(planet.join("a.crt"), "damaged").unwrap();
         let error = list(directory.path(), Timestamp::now()).unwrap_err();

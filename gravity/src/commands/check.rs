@@ -10,7 +10,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use console::{Console, ExitCode, FileSink, render};
+use console::{Console, ExitCode, FileSink};
 use event::{Event, Sink};
 use host::changes::Journal;
 use host::facts::{HostFacts, Peer};
@@ -18,7 +18,7 @@ use image::Image;
 use image::cluster::ClusterImage;
 use installer::coordinator::Operation;
 use installer::install::{self, Options};
-use manifest::{Manifest, NodeProfile};
+use manifest::{Location, MAX_CONTENT, Manifest, NodeProfile, Uri};
 use preflight::{Check as Known, Effort, Facts, Finding, Fix, Report, Requirements};
 use rpc::peer::{self, MAX_PORTS};
 use spec::layout::Layout;
@@ -58,11 +58,14 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
     let (manifest, image) = against(session, arguments.against.as_deref())?;
     let terms = &arguments.terms;
     let flavor = terms.flavor.as_deref().or_else(|| usual_flavor(&manifest));
-    let profile = install::choose_profile(&manifest, flavor, arguments.profile.as_deref())?;
+    let profile = match arguments.profile.as_deref() {
+        None => install::choose_first_profile(&manifest, flavor, None)?,
+        named => install::choose_profile(&manifest, flavor, named)?,
+    };
     let joined = session.layout.cluster().exists() && arguments.facts.is_none();
     let cluster = joined.then(|| session.cluster()).transpose()?;
     let options = options(session, arguments, cluster.as_ref());
-    let profile = install::with_mounts(profile, &options.mounts)?;
+    let profile = install::with_mounts(profile, &options.mounts, &options.state_dir)?;
     let network = install::pod_network(&manifest, terms.vxlan_port)?;
     let mut stored = match &arguments.facts {
         Some(path) => Some(read_facts(path)?),
@@ -158,30 +161,54 @@ fn against(session: &Session, path: Option<&Path>) -> Result<(Manifest, Option<I
             let (manifest, _) = command::content(image.path().to_owned(), &cluster)?;
             Ok((manifest, Some(image)))
         }
-        (None, Some(path)) => {
-            let text = String::from_utf8(bounded(path)?)
-                .with_context(|| format!("{} is neither image nor manifest", path.display()))?;
-            let name = path.display().to_string();
-            let manifest = manifest::parse(&text, &name).map_err(command::diagnostics)?;
-            Ok((manifest, None))
-        }
+        (None, Some(path)) => Ok((unbuilt(path)?, None)),
         (None, None) => bail!("there is nothing to check against; name an image or a manifest"),
     }
 }
 
-fn bounded(path: &Path) -> Result<Vec<u8>> {
+/// A manifest that no image was built of yet, with the scripts that lie beside it.
+fn unbuilt(path: &Path) -> Result<Manifest> {
+    let text = String::from_utf8(bounded(path, MAX_TEXT)?)
+        .with_context(|| format!("{} is neither image nor manifest", path.display()))?;
+    let name = path.display().to_string();
+    let mut manifest = manifest::parse(&text, &name).map_err(command::diagnostics)?;
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let mut found = manifest.inline(&mut |uri| script(uri, directory));
+    found.extend(manifest.unsupported());
+    match found.is_empty() {
+        true => Ok(manifest),
+        false => Err(command::diagnostics(found)),
+    }
+}
+
+/// The text of a custom check. Other URIs stay: nothing here needs what they lead to.
+fn script(uri: &Uri, directory: &Path) -> Result<String, String> {
+    let is_script = uri.field.contains(".customChecks[");
+    match &uri.location {
+        Location::File(path) if is_script => bounded(&directory.join(path), MAX_CONTENT as u64)
+            .and_then(|bytes| Ok(String::from_utf8(bytes)?))
+            .map_err(|error| format!("{error:#}")),
+        Location::Web(_) if is_script => {
+            Err("only a build fetches it; check against the image".into())
+        }
+        Location::File(path) => Ok(format!("file://{}", path.display())),
+        Location::Web(address) => Ok(address.clone()),
+    }
+}
+
+fn bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_TEXT + 1).read_to_end(&mut bytes))
+        .and_then(|file| file.take(max + 1).read_to_end(&mut bytes))
         .with_context(|| format!("read {}", path.display()))?;
-    if bytes.len() as u64 > MAX_TEXT {
-        bail!("{} is larger than {MAX_TEXT} bytes", path.display());
+    if bytes.len() as u64 > max {
+        bail!("{} is larger than {max} bytes", path.display());
     }
     Ok(bytes)
 }
 
 fn read_facts(path: &Path) -> Result<Facts> {
-    serde_json::from_slice(&bounded(path)?).with_context(|| {
+    serde_json::from_slice(&bounded(path, MAX_TEXT)?).with_context(|| {
         format!(
             "{} holds no facts of `gravity check --facts-out`",
             path.display()
@@ -381,7 +408,8 @@ fn log_to(report: &Report, log: &dyn Sink) {
     }
 }
 
-/// A report as a person reads it: failures first, passes folded.
+/// A report as a person reads it: failures first, passes folded. Where something has
+/// failed there will be no log with what scripts wrote, so that it is all here.
 fn text(report: &Report, all: bool) -> String {
     let mut text = String::new();
     let mut section = |title: &str, mark: &str, findings: Vec<&Finding>| {
@@ -407,16 +435,18 @@ fn text(report: &Report, all: bool) -> String {
     section("Failed", "✗", report.failures().collect());
     section("Failed, but ignored", "✗", report.ignored().collect());
     section("Warnings", "!", report.warnings().collect());
-    let passed: Vec<_> = report.passed().collect();
+    let failed = report.failures().next().is_some();
+    let is_shown = |finding: &&Finding| all || failed && !finding.output.is_empty();
+    let (shown, folded): (Vec<_>, Vec<_>) = report.passed().partition(is_shown);
     if all {
-        section("Passed", "✓", passed);
+        section("Passed", "✓", shown);
     } else {
-        let names: BTreeSet<_> = passed.iter().map(|finding| finding.id.as_str()).collect();
+        section("Passed, with output", "✓", shown);
+        let names: BTreeSet<_> = folded.iter().map(|finding| finding.id.as_str()).collect();
         let names = Vec::from_iter(names).join(", ");
-        text += &format!("Passed ({}): {names}\n", passed.len());
+        text += &format!("Passed ({}): {names}\n", folded.len());
     }
-    // Names of processes, of other nodes, what scripts wrote: anybody's.
-    render::sanitize(&text)
+    text
 }
 
 /// Says what a check is.
@@ -504,17 +534,48 @@ Passed (1): a
     }
 
     #[test]
-    fn foreign_text_of_a_report_commands_no_terminal() {
-        let mut failure = finding("ports", Severity::Failure);
-        failure.measured = "held by \x1b]0;x\x07".into();
-        failure.output = "\x1b[2J\u{9b}2J".into();
-        let report = Report {
-            findings: vec![failure],
+    fn what_scripts_wrote_is_seen_where_no_log_comes_to_be() {
+        let mut passed = finding("custom-check", Severity::Info);
+        passed.output = "a licence was found\n".into();
+        let mut report = Report {
+            findings: vec![passed],
         };
-        for all in [false, true] {
-            let text = text(&report, all);
-            let controls = |c: char| c.is_control() && c != '\n';
-            assert!(!text.contains(controls), "{text:?}");
+        let folded = "Passed (1): custom-check\n";
+        assert_eq!(text(&report, false), folded);
+        report.findings.push(finding("cpu", Severity::Failure));
+        let told = text(&report, false);
+        assert!(told.contains("      | a licence was found\n"), "{told}");
+    }
+
+    #[test]
+    fn scripts_beside_a_manifest_are_read_and_what_else_it_names_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| {
+            let path = directory.path().join(name);
+            host::atomic::write(&path, text.as_bytes(), 0o644).unwrap();
+            path
+        };
+        let manifest = |script: &str, more: &str| {
+            let text = format!(
+                "metadata: {{name: a, resourceVersion: 1.0.0}}\n\
+                 installer: {{eula: {{source: file://gone.txt}}}}\n\
+                 nodeProfiles: [{{name: n, requirements: {{customChecks: [{{script: '{script}'}}]}}}}]\n\
+                 {more}\n"
+            );
+            unbuilt(&put("app.yaml", &text)).map_err(|error| error.to_string())
+        };
+        put("checks.sh", "exit 7\n");
+        let read = manifest("file://checks.sh", "").unwrap();
+        let check = &read.node_profiles[0].requirements.custom_checks[0];
+        assert_eq!(check.script, "exit 7\n");
+        assert_eq!(read.eula(), Some("file://gone.txt"));
+        for (script, more, wanted) in [
+            ("file://none.sh", "", "can't fetch none.sh: read"),
+            ("https://example.com/c.sh", "", "only a build fetches it"),
+            ("exit 0", "webConfig: '{}'", "`webConfig` is not supported"),
+        ] {
+            let error = manifest(script, more).unwrap_err();
+            assert!(error.contains(wanted), "{error}");
         }
     }
 

@@ -8,14 +8,14 @@ use std::time::Duration;
 
 use agent::etcd::Etcd;
 use agent::snapshots::{self, Kind, Snapshot};
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use console::{ExitCode, render};
 use event::Sink;
 use installer::coordinator::{Action, Operation};
 use installer::etcd;
 use installer::hooks::NodeHooks;
 use installer::recover::{self, Recovery};
-use operation::{PhaseError, State};
+use operation::State;
 use serde::Serialize;
 use spec::ClusterSpec;
 use spec::layout::Layout;
@@ -61,22 +61,17 @@ fn prepare(data: &Path) -> Result<ExitCode> {
     Ok(ExitCode::Ok)
 }
 
-fn told(error: PhaseError) -> anyhow::Error {
-    anyhow!(error.message)
-}
-
 fn snapshot(session: &Session, file: Option<&Path>) -> Result<ExitCode> {
     let layout = &session.layout;
-    let etcd = Etcd::on_host(layout).map_err(told)?;
+    let etcd = Etcd::on_host(layout)?;
     let (path, content) = match file {
         None => {
-            let (kept, content) =
-                snapshots::take(&etcd, &layout.etcd_snapshots(), Kind::Manual).map_err(told)?;
+            let (kept, content) = snapshots::take(&etcd, &layout.etcd_snapshots(), Kind::Manual)?;
             (kept.path, content)
         }
         Some(path) => {
             ensure!(!path.exists(), "{} exists already", path.display());
-            (path.to_owned(), etcd.save(path).map_err(told)?)
+            (path.to_owned(), etcd.save(path)?)
         }
     };
     let taken = Taken {
@@ -104,14 +99,12 @@ pub(crate) fn before(session: &Session, what: &str) -> Result<Snapshot> {
         let directory = session.layout.etcd_snapshots();
         snapshots::take(&etcd, &directory, Kind::BeforeOperation)
     });
-    let (snapshot, _) = taken
-        .map_err(told)
-        .with_context(|| format!("take a snapshot of etcd before {what}"))?;
+    let (snapshot, _) = taken.with_context(|| format!("take a snapshot of etcd before {what}"))?;
     Ok(snapshot)
 }
 
 fn show(session: &Session) -> Result<ExitCode> {
-    let all = snapshots::list(&session.layout.etcd_snapshots()).map_err(told)?;
+    let all = snapshots::list(&session.layout.etcd_snapshots())?;
     if session.console.is_json() {
         session.console.print_json(&all)?;
         return Ok(ExitCode::Ok);
@@ -162,9 +155,9 @@ async fn recover(session: &Session, name: Option<&Path>, confirm: bool) -> Resul
         );
     }
     let snapshot = name.map(|name| find(session, name)).transpose()?;
-    let etcd = Etcd::on_host(layout).map_err(told)?;
+    let etcd = Etcd::on_host(layout)?;
     let content = match &snapshot {
-        Some(path) => Some(etcd.inspect(path).map_err(told)?),
+        Some(path) => Some(etcd.inspect(path)?),
         None => None,
     };
     // An etcd that doesn't answer is why it is recovered.

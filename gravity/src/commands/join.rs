@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
 use host::changes::{Change, Journal};
@@ -94,7 +94,7 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
         ..install::Options::of_defaults(&options.state_dir)
     };
     let profile = join::choose_profile(&manifest, options.role.as_deref())?;
-    let profile = install::with_mounts(profile, &options.mounts)?;
+    let profile = install::with_mounts(profile, &options.mounts, &options.state_dir)?;
     let mut requirements = check::requirements(
         &network,
         cluster.pod_network,
@@ -245,7 +245,7 @@ async fn begin(
     if layout.cluster().exists() || Operation::last(layout).is_ok() {
         bail!("another operation of this node has begun; see `gravity plan`");
     }
-    agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
+    agent::leave::adopt_state_dir(layout)?;
     let joined = async {
         let request = pki::request()?;
         let membership = taken_in(session, arguments, token, candidate, &request).await?;
@@ -277,7 +277,7 @@ fn take_back(layout: &Layout) -> Result<()> {
     let mended = changes.any(|change| !matches!(change, Change::OwnedTree { .. }));
     if !mended && !layout.cluster_image().exists() {
         let left = agent::leave::leave(layout, false, &event::Discard);
-        return left.map(drop).map_err(|error| anyhow!(error.message));
+        return Ok(left.map(drop)?);
     }
     let secrets = layout.secrets();
     match std::fs::remove_dir_all(&secrets) {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
 use installer::controller::{self, Removal};
@@ -78,7 +78,6 @@ pub(crate) async fn run(session: &Session, arguments: &Leave) -> Result<ExitCode
         }
     }
     let report = agent::leave::leave(&session.layout, arguments.purge, &*session.console)
-        .map_err(|error| anyhow!(error.message))
         .context("leave")?;
     drop(lock);
     match session.console.is_json() {
@@ -215,9 +214,7 @@ async fn leave_cluster(session: &Session) -> Result<()> {
     }
     let mut left = TRIES;
     loop {
-        let mut member = agent::session(&session.layout, &cluster.controllers())
-            .await
-            .map_err(|error| anyhow!(error.message))?;
+        let mut member = agent::session(&session.layout, &cluster.controllers()).await?;
         left -= 1;
         match member.leave(false, &*session.console).await {
             // The controller has ended, or its node has; the next one goes on with it.

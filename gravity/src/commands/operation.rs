@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use console::{ExitCode, FileSink, Tee};
 use event::{Event, Sink};
 use host::background::Background;
@@ -300,7 +300,7 @@ async fn act(
         acted = coordinator::act(layout, operation, action, lock, sink.clone()) => acted,
         _ = aborts.recv() => {
             let aborted = async {
-                agent::leave::stop_agent(layout).map_err(|error| anyhow!(error.message))?;
+                agent::leave::stop_agent(layout)?;
                 match Abort::of(action) {
                     Abort::TakeBack => {
                         sink.step("Aborting: taking everything back");
@@ -364,10 +364,7 @@ async fn roll_back(
     let layout = layout.clone();
     let told = sink.clone();
     let left = tokio::task::spawn_blocking(move || agent::leave::leave(&layout, false, &*told));
-    let report = left
-        .await
-        .context("leave")?
-        .map_err(|error| anyhow!(error.message))?;
+    let report = left.await.context("leave")??;
     for line in report.to_string().lines() {
         sink.info(line);
     }

@@ -3,7 +3,7 @@
 //! The vendor's hooks speak of the application as a whole: they run on masters,
 //! whose administrator's rights they need; a worker stops and starts without.
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
 use installer::coordinator::Operation;
@@ -30,9 +30,7 @@ pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode
         }
     }
     session.console.step("Stopping services and pods");
-    agent::power::stop(&session.layout)
-        .map_err(|error| anyhow!(error.message))
-        .context("stop the planet")?;
+    agent::power::stop(&session.layout).context("stop the planet")?;
     session
         .console
         .info("Stopped; `gravity start` starts it again");
@@ -54,7 +52,6 @@ pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
     let health = health(session)?;
     agent::power::start(&session.layout, &health, session.console.clone())
         .await
-        .map_err(|error| anyhow!(error.message))
         .context("start the planet")?;
     run_hook(session, HookName::Start).await?;
     Ok(ExitCode::Ok)

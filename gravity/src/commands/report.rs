@@ -494,7 +494,7 @@ fn output<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A]) -> Resul
 
 /// How the services are, as the supervisor answers.
 fn services(layout: &Layout) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(layout.planet_run().join("planet.sock"))?;
+    let mut stream = UnixStream::connect(layout.planet_socket())?;
     stream.set_read_timeout(Some(PATIENCE))?;
     serde_json::to_writer(&mut stream, &Request::Status)?;
     stream.write_all(b"\n")?;

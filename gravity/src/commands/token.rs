@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use console::ExitCode;
+use console::{ExitCode, render};
 use jiff::{SignedDuration, Timestamp};
 use pki::JoinToken;
 use serde::Serialize;
@@ -131,7 +131,8 @@ async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> 
     } else {
         session.console.print(&format!(
             "Token {} is good until {}. On the node that is to join, in the directory of the cluster image:\n  {join}",
-            stored.name, stored.expires
+            stored.name,
+            render::log_timestamp(stored.expires)
         ));
     }
     Ok(ExitCode::Ok)
@@ -159,14 +160,16 @@ async fn list(session: &Session) -> Result<ExitCode> {
             .console
             .print("There are no tokens; `gravity token create` makes one");
     }
-    for token in tokens {
-        let state = if token.expired { "expired" } else { "valid" };
-        session.console.print(&format!(
-            "{}  {state:<7}  until {}",
-            token.name, token.expires
-        ));
+    for token in &tokens {
+        session.console.print(&line(token));
     }
     Ok(ExitCode::Ok)
+}
+
+fn line(token: &Listed) -> String {
+    let state = if token.expired { "expired" } else { "valid" };
+    let expires = render::log_timestamp(token.expires);
+    format!("{}  {state:<7}  until {expires}", token.name)
 }
 
 async fn remove(session: &Session, name: &str) -> Result<ExitCode> {
@@ -199,4 +202,20 @@ pub(crate) fn parse(text: &str) -> Result<JoinToken> {
         ))
     };
     Ok(JoinToken::parse(text).ok_or_else(wrong)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_listed_with_whole_seconds() {
+        let token = Listed {
+            name: "0c7bc97f".into(),
+            expires: Timestamp::from_millisecond(1_700_000_000_123).unwrap(),
+            expired: false,
+        };
+        let expected = "0c7bc97f  valid    until 2023-11-14T22:13:20Z";
+        assert_eq!(line(&token), expected);
+    }
 }

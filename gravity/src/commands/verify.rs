@@ -8,10 +8,10 @@ use super::Session;
 
 pub(crate) fn run(session: &Session) -> Result<ExitCode> {
     let image = session.image()?;
-    let what = "verify the cluster image";
-    let mut damages = image.verify(&*session.console).context(what)?;
+    let mut damages = image.verify(&*session.console);
     if damages.is_empty() {
-        damages = ClusterImage::open(image).context(what)?.verify_archive();
+        let cluster = ClusterImage::open(image).context("verify the cluster image")?;
+        damages = cluster.verify_archive();
     }
     for damage in &damages {
         session.console.error_text(&damage.to_string());

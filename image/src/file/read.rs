@@ -281,7 +281,8 @@ impl Image {
     }
 
     /// Writes the content of a blob to `dest`, which appears only when all of
-    /// it was right. It is not synced: whoever needs that syncs once for many.
+    /// it was right, and stays when the machine ends right after. Who is killed
+    /// leaves a file beside it whose name begins with `.partial-`.
     ///
     /// # Errors
     /// What is wrong with the blob, or why `dest` can't be written.
@@ -393,7 +394,9 @@ pub(super) fn write_new(
     temp.as_file().sync_all().map_err(Error::at("sync", dest))?;
     temp.persist(dest)
         .map_err(|error| Error::io("write", dest, error.error))?;
-    Ok(())
+    File::open(parent)
+        .and_then(|directory| directory.sync_all())
+        .map_err(Error::at("sync", parent))
 }
 
 /// Tells why the end of the file is no footer.

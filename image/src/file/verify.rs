@@ -12,7 +12,6 @@ use event::{Event, Sink, Unit};
 
 use super::format::{Blob, Encoding, FOOTER, Frame, PAGE, align, head_page, index_hash};
 use super::read::Image;
-use crate::Result;
 use crate::chunks::{check_hash, decode_frame};
 use crate::digest::{Hasher, sha256};
 use crate::ordered::threads_for;
@@ -57,21 +56,15 @@ enum Part<'a> {
 impl Image {
     /// Compares every byte of the file with what was written, and the content of
     /// compressed blobs with their digests. Damage to the end of the file is
-    /// found by [`Image::open`] already.
-    ///
-    /// # Errors
-    /// None at present: what can't be read is damage.
-    pub fn verify(&self, sink: &dyn Sink) -> Result<Vec<Damage>> {
+    /// found by [`Image::open`] already. What can't be read is damage.
+    pub fn verify(&self, sink: &dyn Sink) -> Vec<Damage> {
         self.examine(sink, |blob, parts| parts.push(Part::Blob(blob)))
     }
 
     /// Compares every byte of the file with what was written. Whoever reads a
     /// compressed blob checks its content: here it is not decompressed, so that
-    /// an install begins sooner.
-    ///
-    /// # Errors
-    /// None at present: what can't be read is damage.
-    pub fn verify_stored(&self, sink: &dyn Sink) -> Result<Vec<Damage>> {
+    /// an install begins sooner. What can't be read is damage.
+    pub fn verify_stored(&self, sink: &dyn Sink) -> Vec<Damage> {
         self.examine(sink, |blob, parts| match blob.frames[..] {
             [] => parts.push(Part::Blob(blob)),
             [..] => {
@@ -85,7 +78,7 @@ impl Image {
         &'a self,
         sink: &dyn Sink,
         split: impl Fn(&'a Blob, &mut Vec<Part<'a>>),
-    ) -> Result<Vec<Damage>> {
+    ) -> Vec<Damage> {
         let mut parts = vec![Part::Elf, Part::Head];
         let mut at = self.elf().size;
         if align(at) > at {
@@ -123,7 +116,7 @@ impl Image {
         });
         let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
         found.sort_by_key(|damage| damage.offset);
-        Ok(found)
+        found
     }
 
     /// Checks one part; returns its length.

@@ -464,7 +464,7 @@ fn nobody_gets_a_certificate_for_an_address_or_name_of_the_cluster() {
 }
 
 #[test]
-fn an_expired_token_is_none_and_goes() {
+fn an_expired_token_is_none_and_goes_a_day_later() {
     let stored = |name: &str, seconds: i64| StoredToken {
         name: name.into(),
         text: format!("secret-of-{name}"),
@@ -475,6 +475,9 @@ fn an_expired_token_is_none_and_goes() {
     let (good, over) = valid(&all, now);
     let secrets: Vec<_> = good.iter().map(|token| token.secret.as_str()).collect();
     assert_eq!(secrets, ["secret-of-new"]);
+    assert_eq!(over, [""; 0]);
+    let (good, over) = valid(&all, now + EXPIRED);
+    assert!(good.is_empty());
     assert_eq!(over, ["old", "ends"]);
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use host::facts::HostFacts;
 use ipnet::{IpNet, Ipv4Net};
@@ -67,7 +67,13 @@ pub(super) fn wanted_nodes(manifest: &Manifest, flavor: Option<&str>) -> BTreeMa
     wanted
 }
 
-/// The profile of a name, else the flavor's or the manifest's first.
+/// The flavor and the profile of an image that has no profiles, as the original
+/// Gravity calls them.
+const ONLY_FLAVOR: &str = "default";
+const ONLY_PROFILE: &str = "node";
+
+/// The profile of a name, else the flavor's or the manifest's first. `None` where the
+/// manifest has no profiles.
 ///
 /// # Errors
 /// When there is no such flavor or profile.
@@ -76,6 +82,13 @@ pub fn choose_profile<'a>(
     flavor: Option<&str>,
     role: Option<&str>,
 ) -> Result<Option<&'a NodeProfile>, Error> {
+    // A node without a profile has the name "" for it.
+    if manifest.node_profiles.is_empty()
+        && flavor.is_none_or(|name| name == ONLY_FLAVOR)
+        && role.is_none_or(|name| [ONLY_PROFILE, ""].contains(&name))
+    {
+        return Ok(None);
+    }
     let mut wanted = role.map(ToOwned::to_owned);
     if let Some(name) = flavor {
         let items = manifest.flavors();
@@ -285,19 +298,26 @@ pub(super) fn cluster_name(options: &Options, manifest: &Manifest) -> Result<Str
     }
 }
 
-/// The profile with the paths of `--mount` in place of its own.
+/// The profile with volumes as this node has them: with the paths of `--mount` in place
+/// of its own, and the node's state directory in place of the usual one.
 ///
 /// # Errors
 /// When a name is of no volume, or a path isn't absolute.
 pub fn with_mounts(
     profile: Option<&NodeProfile>,
     mounts: &BTreeMap<String, PathBuf>,
+    state_dir: &Path,
 ) -> Result<Option<NodeProfile>, Error> {
     let mut profile = profile.cloned();
     let volumes = profile
         .as_mut()
         .map(|profile| &mut profile.requirements.volumes[..])
         .unwrap_or_default();
+    for volume in &mut *volumes {
+        if Path::new(&volume.path) == Path::new(spec::DEFAULT_STATE_DIR) {
+            volume.path = state_dir.to_string_lossy().into_owned();
+        }
+    }
     for (name, path) in mounts {
         let text = path.to_str().filter(|_| path.is_absolute());
         let Some(text) = text.filter(|text| !text.contains("/../") && !text.ends_with("/.."))

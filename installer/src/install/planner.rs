@@ -76,6 +76,14 @@ impl Planner<'_> {
             services: Vec::new(),
         });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
+        // The application's hooks use them, those of nodes that join too.
+        if self.config {
+            let config = PhaseSpec::Config(phase::Config {
+                operation: self.operation.into(),
+                file: CONFIG_FILE.into(),
+            });
+            phases.push(self.leaf("/config", "Create the resources of --config", config)?);
+        }
         phases.push(self.keep()?);
         if self.token {
             let token = PhaseSpec::Config(phase::Config {
@@ -106,13 +114,6 @@ impl Planner<'_> {
                 let hook = PhaseSpec::Hook(hook);
                 phases.push(self.leaf(id, description, hook)?);
             }
-        }
-        if self.config {
-            let config = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: CONFIG_FILE.into(),
-            });
-            phases.push(self.leaf("/config", "Create the resources of --config", config)?);
         }
         let complete = PhaseSpec::Complete(phase::Complete {
             operation: self.operation.into(),

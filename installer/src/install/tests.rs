@@ -106,7 +106,6 @@ fn plan_with(change: impl FnOnce(&mut Options), users: &KnownUsers) -> Result<Pr
     let manifest = manifest::parse(MANIFEST, "app.yaml").unwrap();
     let host = HostTraits {
         can_lower_oom_score: true,
-        resolv_conf: String::new(),
     };
     prepare(&options, &manifest, &image(), &facts(), users, &host)
 }
@@ -274,7 +273,6 @@ fn only_a_manifest_with_a_status_hook_has_a_service_that_runs_it() {
         let manifest = manifest::parse(manifest, "app.yaml").unwrap();
         let host = HostTraits {
             can_lower_oom_score: true,
-            resolv_conf: String::new(),
         };
         let users = KnownUsers::default();
         let prepared = prepare(&options(), &manifest, &image(), &facts(), &users, &host).unwrap();
@@ -363,6 +361,16 @@ fn a_license_is_there_before_hooks_and_its_terms_are_known() {
     let secret = license_secret("text");
     assert_eq!(secret["data"]["license"], "dGV4dA==");
     assert_eq!(secret["metadata"]["namespace"], "kube-system");
+}
+
+#[test]
+fn resources_of_the_user_are_there_before_hooks() {
+    let planned = |config| plan_with(|options| options.config = config, &KnownUsers::default());
+    assert!(planned(false).unwrap().plan.phase("/config").is_none());
+    let plan = planned(true).unwrap().plan;
+    let phases: Vec<_> = plan.leaves().iter().map(|phase| phase.id.clone()).collect();
+    let at = |id: &str| phases.iter().position(|phase| phase == id).unwrap();
+    assert!(at("/health") < at("/config") && at("/config") < at("/install"));
 }
 
 #[test]
@@ -485,6 +493,32 @@ fn a_cluster_begins_with_a_master() {
 }
 
 #[test]
+fn an_image_without_profiles_takes_the_names_that_the_original_gave() {
+    let text = "metadata: {name: a, resourceVersion: 1.0.0}";
+    let manifest = manifest::parse(text, "app.yaml").unwrap();
+    for role in [None, Some("node"), Some("")] {
+        for flavor in [None, Some("default")] {
+            let chosen = choose_first_profile(&manifest, flavor, role).unwrap();
+            assert!(chosen.is_none(), "{role:?} {flavor:?}");
+        }
+    }
+    let role = choose_first_profile(&manifest, None, Some("db"));
+    assert!(matches!(role, Err(Error::Profile { .. })));
+    let flavor = choose_first_profile(&manifest, Some("one"), Some("node"));
+    assert!(matches!(flavor, Err(Error::Flavor { .. })));
+}
+
+#[test]
+fn a_volume_at_the_usual_state_directory_is_at_the_nodes_own() {
+    let text = MANIFEST.replace("/var/data", "/var/lib/gravity");
+    let manifest = manifest::parse(&text, "app.yaml").unwrap();
+    let web = manifest.profile("web");
+    let web = with_mounts(web, &BTreeMap::new(), "/data/gravity".as_ref());
+    let volumes = web.unwrap().unwrap().requirements.volumes;
+    assert_eq!(volumes[0].path, "/data/gravity");
+}
+
+#[test]
 fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
     let phases = |flavor: &str| -> Vec<_> {
         let options = |options: &mut Options| {
@@ -515,7 +549,6 @@ fn planned_with(more: &str, vxlan_port: Option<u16>) -> Result<Prepared, Error> 
     let manifest = manifest::parse(&text, "app.yaml").unwrap();
     let host = HostTraits {
         can_lower_oom_score: true,
-        resolv_conf: String::new(),
     };
     let options = Options {
         vxlan_port,
@@ -550,6 +583,28 @@ fn a_first_start_of_etcd_that_was_cut_off_is_forgotten_before_the_next() {
         "/var/lib/etcd",
     ];
     assert_eq!(etcd.pre_start, [command]);
+}
+
+#[test]
+fn names_outside_the_cluster_are_asked_of_the_name_servers_that_a_start_has_found() {
+    let config = planet_of(&planned_with("", None).unwrap());
+    let mut services = config.services.iter();
+    let dns = services.find(|one| one.name == "coredns").unwrap();
+    let corefile = |command: &[String]| {
+        let path = std::path::Path::new(command.last().unwrap());
+        let mut files = config.files.iter();
+        let file = files.find(|file| file.path == path);
+        file.unwrap().content.clone()
+    };
+    let alone = corefile(&dns.command);
+    assert!(!alone.contains("forward"), "{alone}");
+    let forwarding = dns.alternative.as_ref().unwrap();
+    assert_eq!(forwarding.when, PathBuf::from(planet::names::UPSTREAM));
+    let text = corefile(&forwarding.command);
+    let forward = format!("    forward . {}\n", planet::names::UPSTREAM);
+    // On the node and for the Service.
+    assert_eq!(text.matches(&forward).count(), 2, "{text}");
+    assert_eq!(text.replace(&forward, ""), alone);
 }
 
 #[test]

@@ -155,7 +155,6 @@ fn a_mount_takes_the_place_of_the_profiles_path() {
     let users = KnownUsers::default();
     let host = HostTraits {
         can_lower_oom_score: true,
-        resolv_conf: String::new(),
     };
     let plan = |name: &str| {
         let mounts = BTreeMap::from([(name.to_owned(), "/mnt/disk".into())]);
@@ -187,7 +186,6 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
     };
     let host = HostTraits {
         can_lower_oom_score: true,
-        resolv_conf: String::new(),
     };
     let plan = plan(
         &membership,
@@ -281,7 +279,6 @@ fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>) {
     };
     let host = HostTraits {
         can_lower_oom_score: true,
-        resolv_conf: String::new(),
     };
     let users = KnownUsers::default();
     let plan = plan(

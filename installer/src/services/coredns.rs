@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use planet::config::Probe;
+use planet::config::{Alternative, Probe};
+use planet::names::UPSTREAM;
 
 use super::{Context, Definition, config, program, secret};
 
@@ -11,29 +12,36 @@ use super::{Context, Definition, config, program, secret};
 pub(crate) const SERVICE_PORT: u16 = 1053;
 /// Port of the readiness check, on loopback.
 const READY_PORT: u16 = 8181;
+/// Its configuration where nobody answers for the world outside, and where somebody does.
+const ALONE: &str = "Corefile";
+const FORWARDING: &str = "Corefile.forwarding";
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
-    let command = vec![program("coredns"), "-conf".into(), config("Corefile")];
+    let command = |file: &str| vec![program("coredns"), "-conf".into(), config(file)];
     let ready = Probe::Http {
         url: format!("http://127.0.0.1:{READY_PORT}/ready"),
     };
-    let mut service = context.unprivileged("coredns", command, ready);
+    let mut service = context.unprivileged("coredns", command(ALONE), ready);
+    // It refuses to forward to a file that is missing.
+    service.alternative = Some(Alternative {
+        when: UPSTREAM.into(),
+        command: command(FORWARDING),
+    });
     service.requires = vec![super::rbac::NAME.into()];
     service.capabilities = vec!["CAP_NET_BIND_SERVICE".into()];
-    let files = vec![context.file("Corefile", corefile(context))];
+    let forward = format!("    forward . {UPSTREAM}\n");
+    let files = vec![
+        context.file(ALONE, corefile(context, "")),
+        context.file(FORWARDING, corefile(context, &forward)),
+    ];
     Definition {
-        service,
         files,
-        mounts: Vec::new(),
+        ..service.into()
     }
 }
 
-fn corefile(context: &Context<'_>) -> String {
-    let upstream = upstream(&context.host.resolv_conf);
-    let forward = match upstream.is_empty() {
-        true => String::new(),
-        false => format!("    forward . {}\n", upstream.join(" ")),
-    };
+/// `forward` is its line that sends on what the cluster has no answer for.
+fn corefile(context: &Context<'_>, forward: &str) -> String {
     let cluster = &context.cluster;
     let zones = |port: u16, listen: &str| -> String {
         let zone = |zone: &spec::DnsZone| {
@@ -86,30 +94,4 @@ fn corefile(context: &Context<'_>) -> String {
         servers += &server(port, &addresses.join(" "), "");
     }
     servers
-}
-
-/// Name servers of a `resolv.conf` that can be forwarded to: not ourselves, and
-/// at most 3, as the C library reads.
-fn upstream(resolv_conf: &str) -> Vec<String> {
-    resolv_conf
-        .lines()
-        .filter_map(|line| line.trim().strip_prefix("nameserver"))
-        .filter_map(|rest| rest.split_whitespace().next())
-        .filter_map(|server| server.parse::<std::net::IpAddr>().ok())
-        .filter(|server| *server != spec::LEADER_ADDRESS)
-        .take(3)
-        .map(|server| server.to_string())
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::upstream;
-
-    #[test]
-    fn only_addresses_of_others_are_forwarded_to() {
-        let text = "# nameserver 9.9.9.9\nsearch lan\nnameserver 10.0.0.1\n nameserver fe80::1%eth0\nnameserver 169.254.20.10\nnameserver ::1\n";
-        assert_eq!(upstream(text), ["10.0.0.1", "::1"]);
-        assert!(upstream("").is_empty());
-    }
 }

@@ -2,13 +2,12 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use agent::etcd::CLIENT_PORT;
 use planet::config::Probe;
 use spec::Role;
 
 use super::{Context, Definition, PROGRAM, choose, command, secret};
 
-/// Port of clients.
-const CLIENT_PORT: u16 = 2379;
 /// Port of other members.
 pub const PEER_PORT: u16 = 2380;
 /// Port of health and metrics, on loopback.
@@ -33,7 +32,7 @@ pub(crate) fn peer_url(address: IpAddr) -> String {
 }
 
 /// URL at which a member answers clients.
-pub(crate) fn client_url(address: IpAddr) -> String {
+fn client_url(address: IpAddr) -> String {
     format!("https://{}", SocketAddr::new(address, CLIENT_PORT))
 }
 
@@ -117,8 +116,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     }
     service.stop_timeout_seconds = 20;
     Definition {
-        service,
-        files: Vec::new(),
         mounts: vec![context.data("etcd", DATA)],
+        ..service.into()
     }
 }

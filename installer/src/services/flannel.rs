@@ -51,8 +51,7 @@ pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
     }
     let files = vec![context.file("flannel.json", format!("{settings:#}\n"))];
     Some(Definition {
-        service,
         files,
-        mounts: Vec::new(),
+        ..service.into()
     })
 }

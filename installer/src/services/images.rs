@@ -19,14 +19,14 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     ];
     let user = &context.cluster.service_user;
     let ready = Probe::Tcp { address: listen };
+    let service = Service {
+        uid: user.uid,
+        gid: user.gid,
+        ..context.own("images", &arguments, ready)
+    };
     Definition {
-        service: Service {
-            uid: user.uid,
-            gid: user.gid,
-            ..context.own("images", &arguments, ready)
-        },
-        files: Vec::new(),
         mounts: mounts(context).into(),
+        ..service.into()
     }
 }
 

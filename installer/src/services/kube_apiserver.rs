@@ -128,8 +128,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         context.file("audit.yaml", AUDIT.into()),
     ];
     Definition {
-        service,
         files,
-        mounts: Vec::new(),
+        ..service.into()
     }
 }

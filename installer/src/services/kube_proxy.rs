@@ -39,8 +39,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     service.tables = vec!["ip kube-proxy".into(), "ip6 kube-proxy".into()];
     let files = vec![context.file("kube-proxy.yaml", format!("{settings:#}\n"))];
     Definition {
-        service,
         files,
-        mounts: Vec::new(),
+        ..service.into()
     }
 }

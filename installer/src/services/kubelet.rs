@@ -2,7 +2,7 @@
 
 use planet::config::{Mount, Probe};
 
-use super::{CONFIG, Context, Definition, choose, command, config, secret};
+use super::{Context, Definition, choose, command, config, secret};
 
 const DATA: &str = "/var/lib/kubelet";
 
@@ -23,10 +23,9 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     };
     let mut service = context.privileged("kubelet", command, ready);
     service.requires = vec!["containerd".into(), "kube-apiserver".into()];
-    let upstream = context.file("resolv.conf", context.host.resolv_conf.clone());
     Definition {
         service,
-        files: vec![context.file("kubelet.yaml", settings(context)), upstream],
+        files: vec![context.file("kubelet.yaml", settings(context))],
         mounts: vec![Mount {
             recursive: true,
             ..context.data("kubelet", DATA)
@@ -62,7 +61,7 @@ fn settings(context: &Context<'_>) -> String {
         "failSwapOn": false,
         "clusterDNS": [spec::LEADER_ADDRESS.to_string()],
         "clusterDomain": context.cluster.domain,
-        "resolvConf": format!("{CONFIG}/resolv.conf"),
+        "resolvConf": planet::names::RESOLV_CONF,
         "hairpinMode": "hairpin-veth",
         // kube-proxy has no need of kubelet's iptables chains.
         "makeIPTablesUtilChains": false,

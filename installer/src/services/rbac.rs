@@ -30,8 +30,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     });
     let files = vec![context.file("rbac.json", format!("{list:#}\n"))];
     Definition {
-        service,
         files,
-        mounts: Vec::new(),
+        ..service.into()
     }
 }

@@ -25,8 +25,7 @@ pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
     let mut service = context.own(NAME, &arguments, Probe::Started);
     service.requires = vec!["kube-apiserver".into()];
     Some(Definition {
-        service,
         files: vec![context.file("status-hook.json", format!("{hook:#}\n"))],
-        mounts: Vec::new(),
+        ..service.into()
     })
 }

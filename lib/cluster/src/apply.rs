@@ -146,14 +146,6 @@ impl Client {
         Ok(())
     }
 
-    /// Applies the documents of a YAML or JSON text.
-    ///
-    /// # Errors
-    /// As [`documents`] and [`Client::apply`].
-    pub async fn apply_text(&self, text: &str) -> Result<(), Error> {
-        self.apply(&documents(text)?).await
-    }
-
     async fn apply_one(
         &self,
         identity: &Identity,

@@ -66,13 +66,10 @@ fn write(path: &Path, text: &str) {
 fn certificate(authority: &pki::Authority, dir: &Path, name: &str, group: &str) {
     let issued = authority
         .issue(&pki::Leaf {
-            common_name: name.into(),
-            organizations: vec![group.into()],
+            server: true,
             dns_names: vec!["localhost".into()],
             ip_addresses: vec![Ipv4Addr::LOCALHOST.into()],
-            server: true,
-            client: true,
-            valid_for: DAY,
+            ..pki::Leaf::client(name, &[group.into()], DAY)
         })
         .unwrap();
     write(&dir.join(format!("{name}.crt")), &issued.certificate_pem);
@@ -404,7 +401,8 @@ metadata: {name: shop}
     let error = client.apply(&unknown).await.unwrap_err();
     assert!(matches!(error, Error::UnknownKind { .. }), "{error:?}");
     let invalid = "{apiVersion: v1, kind: Service, metadata: {name: x}, spec: {ports: 7}}";
-    let error = client.apply_text(invalid).await.unwrap_err();
+    let invalid = documents(invalid).unwrap();
+    let error = client.apply(&invalid).await.unwrap_err();
     let text = error.to_string();
     assert!(text.starts_with("applying Service \"x\": "), "{text}");
     assert!(
@@ -613,13 +611,11 @@ async fn hooks_are_run(client: &Client, api: &kube::Client) {
 }
 
 async fn services_are_found(client: &Client) {
-    client
-        .apply_text(
-            "{apiVersion: v1, kind: Service, metadata: {name: web, labels: {app: web}}, \
-             spec: {type: NodePort, ports: [{port: 80, nodePort: 30080}]}}",
-        )
-        .await
-        .unwrap();
+    let service = documents(
+        "{apiVersion: v1, kind: Service, metadata: {name: web, labels: {app: web}}, \
+         spec: {type: NodePort, ports: [{port: 80, nodePort: 30080}]}}",
+    );
+    client.apply(&service.unwrap()).await.unwrap();
     let by_name = Endpoint {
         service: Some("web".into()),
         ..Endpoint::default()

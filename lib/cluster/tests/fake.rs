@@ -254,9 +254,11 @@ async fn logs_of_a_node_are_read_at_their_end_unless_they_are_old() {
     );
 }
 
-#[tokio::test]
-async fn a_hook_that_has_begun_has_its_job_whoever_follows_it() {
-    const JOBS: &str = "/apis/batch/v1/namespaces/shop/jobs";
+/// Where the Jobs of [`hook`] are made.
+const JOBS: &str = "/apis/batch/v1/namespaces/shop/jobs";
+
+/// An API with these nodes that makes Jobs and lets nobody see them.
+async fn with_nodes(nodes: Value) -> (Client, Asked) {
     let secrets = json!({
         "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": "v1",
         "resources": [{
@@ -264,15 +266,19 @@ async fn a_hook_that_has_begun_has_its_job_whoever_follows_it() {
             "verbs": ["patch"],
         }],
     });
-    let (client, asked) = fake(move |method, path| match (method, path) {
+    fake(move |method, path| match (method, path) {
         ("GET", "/api/v1") => (200, secrets.to_string()),
+        ("GET", "/api/v1/nodes") => list("Node", "v1", &nodes),
         ("GET", path) if path.starts_with(JOBS) => failure(403),
         // Whatever it is, it is there or made.
         _ => (200, json!({ "metadata": { "name": "x" } }).to_string()),
     })
-    .await;
-    let hook = HookRun {
-        name: "postNodeRemove".into(),
+    .await
+}
+
+fn hook(name: &str) -> HookRun {
+    HookRun {
+        name: name.into(),
         job_yaml: json!({
             "apiVersion": "batch/v1", "kind": "Job",
             "metadata": { "name": "gone", "namespace": "shop" },
@@ -287,7 +293,13 @@ async fn a_hook_that_has_begun_has_its_job_whoever_follows_it() {
         service_user_uid: 980,
         operation_id: "5f6a".into(),
         avoid: None,
-    };
+    }
+}
+
+#[tokio::test]
+async fn a_hook_that_has_begun_has_its_job_whoever_follows_it() {
+    let (client, asked) = with_nodes(json!([])).await;
+    let hook = hook("postNodeRemove");
     let made = || {
         let asked = asked.lock().unwrap();
         let jobs = asked.iter().filter(|text| text.contains(JOBS));
@@ -300,4 +312,38 @@ async fn a_hook_that_has_begun_has_its_job_whoever_follows_it() {
     let followed = follow(&client, &hook, begun, Arc::new(event::Discard)).await;
     assert!(matches!(followed, Err(HookError::Cluster { .. })));
     assert_eq!(made().iter().filter(|method| *method == "POST").count(), 1);
+}
+
+#[tokio::test]
+async fn a_hook_keeps_away_from_nodes_that_do_not_work() {
+    let node = |name: &str, ready: &str, cordoned: bool| {
+        json!({
+            "metadata": { "name": name },
+            "spec": { "unschedulable": cordoned },
+            "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+        })
+    };
+    let nodes = json!([
+        node("works", "True", false),
+        node("dead", "Unknown", false),
+        node("cordoned", "True", true),
+    ]);
+    let (client, asked) = with_nodes(nodes).await;
+    // What the second one brings makes nodes ready.
+    for name in ["status", "networkInstall"] {
+        begin(&client, &hook(name), &event::Discard).await.unwrap();
+    }
+    let asked = asked.lock().unwrap().clone();
+    let made = asked
+        .iter()
+        .filter(|text| text.starts_with(&format!("POST {JOBS}")));
+    let terms = made.map(|request| {
+        let (_, body) = request.split_once("\r\n\r\n").unwrap();
+        let job: Value = serde_json::from_str(body).unwrap();
+        let affinity = &job["spec"]["template"]["spec"]["affinity"]["nodeAffinity"];
+        affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone()
+    });
+    let not = |node: &str| json!({ "key": "metadata.name", "operator": "NotIn", "values": [node] });
+    let elsewhere = json!([{ "matchFields": [not("dead"), not("cordoned")] }]);
+    assert_eq!(terms.collect::<Vec<_>>(), [elsewhere, Value::Null]);
 }

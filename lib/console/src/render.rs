@@ -134,7 +134,7 @@ pub fn event(event: &Event) -> Option<String> {
 }
 
 /// Mark of a phase's state, with or without colour.
-pub fn mark(state: &str, colour: bool) -> String {
+pub(crate) fn mark(state: &str, colour: bool) -> String {
     let (mark, code) = match state {
         "in_progress" => ("→", "36"),
         "completed" => ("✓", "32"),

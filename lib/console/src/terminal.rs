@@ -142,9 +142,13 @@ impl Console {
         self.json
     }
 
-    /// Prints a result. As it may be of several lines, it has no time. As JSON it
-    /// is an event.
+    /// Prints a result, without what could command a terminal. As it may be of
+    /// several lines, it has no time. As JSON it is an event.
     pub fn print(&self, text: &str) {
+        self.result(&render::sanitize(text));
+    }
+
+    fn result(&self, text: &str) {
         match self.json {
             true => self.info(text),
             false => self.write(text),
@@ -175,7 +179,7 @@ impl Console {
 
     /// Prints something that was found in a file, as a result.
     pub fn finding(&self, finding: &render::Finding<'_>) {
-        self.print(&render::finding(finding, self.colour));
+        self.result(&render::finding(finding, self.colour));
     }
 
     /// Prints a table.
@@ -555,6 +559,15 @@ mod tests {
         assert_eq!(lines[0]["message"], "1.2\n  * faster\n  * \"safer\"");
         assert!(lines[2]["message"].as_str().unwrap().contains("one"));
         assert_eq!(lines[3]["a"][0], 1);
+    }
+
+    #[test]
+    fn foreign_text_of_a_result_commands_no_terminal() {
+        let (console, buffer) = console(false);
+        console.print("node \x1b]0;x\x07\n\tis \u{9b}2J");
+        let controls = |c: char| c.is_control() && !"\n\t".contains(c);
+        assert!(!buffer.text().contains(controls), "{}", buffer.text());
+        assert!(buffer.text().contains("\n\tis "));
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Files that are there whole or not at all.
 //!
-//! In: a path, bytes, permission bits. Out: after success the file is on disk,
-//! also after a loss of power; after any failure the former file is untouched.
+//! In: a path, bytes, permission bits, an owner. Out: after success the file is on
+//! disk, also after a loss of power; after any failure the former file is untouched.
 //! A writer that was killed leaves at most `.NAME.new` beside it, which the
 //! next writer of the same file uses up.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Error, ErrorKind, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 /// A file could not be written.
@@ -26,13 +26,31 @@ pub struct WriteError {
 /// # Errors
 /// When the kernel refuses any of it, a full disk included.
 pub fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), WriteError> {
-    replace(path, bytes, mode).map_err(|source| WriteError {
-        path: path.to_owned(),
-        source,
-    })
+    replace(path, bytes, mode, None).map_err(failed(path))
 }
 
-fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
+/// [`write`] for a file of another user: nobody ever finds it with another owner.
+///
+/// # Errors
+/// As [`write`], and when this process may not give files away.
+pub fn write_owned(
+    path: &Path,
+    bytes: &[u8],
+    mode: u32,
+    uid: u32,
+    gid: u32,
+) -> Result<(), WriteError> {
+    replace(path, bytes, mode, Some((uid, gid))).map_err(failed(path))
+}
+
+fn failed(path: &Path) -> impl FnOnce(Error) -> WriteError {
+    move |source| WriteError {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn replace(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), Error> {
     let new = unfinished(path)?;
     let directory = match path.parent() {
         Some(directory) if !directory.as_os_str().is_empty() => directory,
@@ -42,6 +60,10 @@ fn replace(path: &Path, bytes: &[u8], mode: u32) -> Result<(), Error> {
     let written = (|| {
         file.set_len(0)?;
         file.write_all(bytes)?;
+        // The owner first: a change of it clears bits of the mode.
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(uid), Some(gid))?;
+        }
         file.set_permissions(Permissions::from_mode(mode))?;
         file.sync_all()?;
         std::fs::rename(&new, path)
@@ -112,6 +134,27 @@ mod tests {
             path.metadata().unwrap().permissions().mode() & 0o7777,
             0o600
         );
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_is_replaced_by_one_of_its_owner_or_not_at_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("f");
+        write(&path, b"former", 0o600).unwrap();
+        let own = path.metadata().unwrap();
+        let (uid, gid) = (own.uid(), own.gid());
+        write_owned(&path, b"own", 0o4755, uid, gid).unwrap();
+        let mode = path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o4755);
+        // Root may give it away.
+        let given = write_owned(&path, b"given", 0o600, uid + 1, gid).is_ok();
+        let (content, owner) = match given {
+            true => ("given", uid + 1),
+            false => ("own", uid),
+        };
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+        assert_eq!(path.metadata().unwrap().uid(), owner);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 

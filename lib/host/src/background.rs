@@ -8,6 +8,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -79,7 +80,7 @@ impl Background {
     /// # Errors
     /// When it can't be started in any way.
     pub fn start(&self) -> std::io::Result<Process> {
-        let log = File::options().create(true).append(true).open(&self.log)?;
+        let log = self.open_log()?;
         let refused = match facts::has_systemd().then(|| self.start_service()) {
             Some(Ok(pid)) => {
                 return Ok(Process {
@@ -97,6 +98,15 @@ impl Background {
             child: Some(child),
             refused,
         })
+    }
+
+    /// Opens the log, which a service finds made: systemd would make it for all to read.
+    fn open_log(&self) -> std::io::Result<File> {
+        File::options()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&self.log)
     }
 
     fn start_child(&self, log: File) -> std::io::Result<Child> {
@@ -201,6 +211,8 @@ fn literal(argument: &OsStr) -> OsString {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn background(log: PathBuf, arguments: &[&str]) -> Background {
@@ -243,10 +255,11 @@ mod tests {
     fn a_child_writes_to_its_log_and_its_end_is_seen() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("log");
-        let log = File::create(&path).unwrap();
         // This test's program lists its tests.
-        let child = background(path.clone(), &["--list"]).start_child(log);
-        let child = child.unwrap();
+        let background = background(path.clone(), &["--list"]);
+        let log = background.open_log().unwrap();
+        assert_eq!(log.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        let child = background.start_child(log).unwrap();
         let mut process = Process {
             pid: child.id(),
             child: Some(child),

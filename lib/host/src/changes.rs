@@ -22,7 +22,8 @@ use crate::modules::{self, Presence};
 use crate::sysctl::{self, SysctlError};
 use crate::users::UserError;
 use crate::{atomic, bounded};
-use system::{Machine, System};
+pub use system::sync_units;
+use system::{Machine, System, sync};
 pub use undo::{Left, Report};
 
 const FORMAT: Format = Format {
@@ -181,14 +182,15 @@ impl Attributes {
         })
     }
 
-    /// Gives them to what is at `path`. The owner first: a change of it clears
-    /// bits of the mode.
+    /// Gives them to what is at `path`, where they are on disk then. The owner
+    /// first: a change of it clears bits of the mode.
     ///
     /// # Errors
     /// When nothing is there or the kernel refuses it.
     pub fn set(self, path: &Path) -> Result<(), Error> {
         std::os::unix::fs::chown(path, Some(self.uid), Some(self.gid))?;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(self.mode))
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(self.mode))?;
+        sync(path)
     }
 }
 
@@ -397,7 +399,7 @@ impl Journal {
     }
 
     /// Makes a directory with these permission bits, and its missing parents
-    /// (0755). One that exists is left as it is.
+    /// (0755); they are on disk then. One that exists is left as it is.
     ///
     /// # Errors
     /// When it can't be recorded or made, or something else is there.
@@ -424,6 +426,10 @@ impl Journal {
             let bits = std::fs::Permissions::from_mode(if parent { 0o755 } else { mode });
             std::fs::set_permissions(directory, bits)
                 .map_err(files("set the mode of", directory))?;
+            // It may lie on another disk than the journals that say it is there.
+            for made in [Some(directory), directory.parent()].into_iter().flatten() {
+                self.system.sync(made).map_err(files("sync", made))?;
+            }
         }
         Ok(())
     }
@@ -479,7 +485,9 @@ impl Journal {
     }
 
     /// Makes a symbolic link at `link` that leads to `target`. Another link
-    /// there is replaced, and restored in the end.
+    /// there is replaced, and restored in the end. One that leads there already
+    /// stays, unless `target` lies in a tree that is ours: then nobody else has
+    /// made it, and it goes with the rest.
     ///
     /// # Errors
     /// When it can't be recorded or made, or no link is there but something
@@ -494,18 +502,31 @@ impl Journal {
             Err(source) => return Err(files("look at", link)(source)),
         };
         if previous.as_deref() == Some(target) {
-            return Ok(());
+            // Left by an installation whose journal is gone.
+            let stray = self.owns(target) && !self.changes().any(|change| is_link(change, link));
+            return match stray {
+                true => self.append(Change::Symlink {
+                    path: link.to_owned(),
+                    target: target.to_owned(),
+                    previous: None,
+                }),
+                false => Ok(()),
+            };
         }
         let change = Change::Symlink {
             path: link.to_owned(),
             target: target.to_owned(),
             previous,
         };
-        self.record_last(
-            change,
-            |other| matches!(other, Change::Symlink { path, .. } if path == link),
-        )?;
+        self.record_last(change, |other| is_link(other, link))?;
         replace_link(target, link).map_err(files("link", link))
+    }
+
+    /// Whether a path lies in a tree that is ours entirely.
+    fn owns(&self, path: &Path) -> bool {
+        self.changes().any(
+            |change| matches!(change, Change::OwnedTree { path: own } if path.starts_with(own)),
+        )
     }
 
     /// Sets a kernel parameter.
@@ -652,6 +673,10 @@ fn previous(path: &Path, metadata: &std::fs::Metadata) -> Result<Previous, Error
         uid: metadata.uid(),
         gid: metadata.gid(),
     })
+}
+
+fn is_link(change: &Change, link: &Path) -> bool {
+    matches!(change, Change::Symlink { path, .. } if path == link)
 }
 
 /// Makes a link, or replaces one, at once.

@@ -129,7 +129,8 @@ fn tail(stderr: &str) -> String {
 }
 
 impl Cmd {
-    /// A program by path, or by name on the [`search_path`], which it gets as its PATH.
+    /// A program by path, or by name on the PATH and in directories of the system that
+    /// it lacks; it gets the whole as its PATH.
     pub fn new(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().to_owned(),
@@ -419,7 +420,7 @@ fn feed(to: Option<impl Write + Send + 'static>, input: Vec<u8>) {
 
 /// Where programs are looked for: the PATH, then directories of the system that it
 /// lacks.
-pub fn search_path() -> OsString {
+pub(crate) fn search_path() -> OsString {
     completed(&std::env::var_os("PATH").unwrap_or_default())
 }
 
@@ -436,7 +437,7 @@ fn completed(path: &OsStr) -> OsString {
     std::env::join_paths(all).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Whether a program of this name is on the [`search_path`].
+/// Whether a program of this name is where [`Cmd::new`] looks for it.
 pub fn installed(program: &str) -> bool {
     std::env::split_paths(&search_path()).any(|directory| directory.join(program).is_file())
 }

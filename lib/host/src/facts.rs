@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::mounts::{self, Mount};
 use crate::{bounded, users};
 pub use kernel::{Clock, Kernel};
-pub use network::{Firewalld, Interface, Network, ResolvConf, parse_resolv_conf};
+pub use network::{Firewalld, Interface, Network, ResolvConf};
 pub use peer::{Introduction, Offset, Packet, Peer, Port, Rates, Reach, Seen, Way};
 pub use place::{Kind, Place, matches};
 
@@ -286,7 +286,7 @@ fn os() -> Os {
 }
 
 /// Reads the text of an `os-release`.
-pub fn parse_os_release(text: &str) -> Os {
+fn parse_os_release(text: &str) -> Os {
     let values: HashMap<&str, String> = text
         .lines()
         .filter_map(|line| line.trim().split_once('='))
@@ -458,7 +458,7 @@ fn usable(flags: u32) -> bool {
 }
 
 /// IPv4 routes in the text of a `/proc/net/route`.
-pub fn parse_routes(text: &str) -> Vec<Route> {
+fn parse_routes(text: &str) -> Vec<Route> {
     let route = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [interface, destination, _, flags, _, _, _, mask, ..] = fields.as_slice() else {
@@ -477,7 +477,7 @@ pub fn parse_routes(text: &str) -> Vec<Route> {
 }
 
 /// IPv6 routes in the text of a `/proc/net/ipv6_route`, but those of loopback.
-pub fn parse_ipv6_routes(text: &str) -> Vec<Route> {
+fn parse_ipv6_routes(text: &str) -> Vec<Route> {
     let route = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
         let [destination, prefix, _, _, _, _, _, _, flags, interface] = fields.as_slice() else {

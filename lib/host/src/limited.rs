@@ -17,11 +17,11 @@ pub fn older(log: &Path) -> PathBuf {
     older.into()
 }
 
-/// Copies a log that is too large aside and empties it. Whoever has it open for
-/// appending writes on at its new end. A missing log is small.
+/// Copies a log that is too large aside, where there is room for that, and empties it.
+/// Whoever has it open for appending writes on at its new end. A missing log is small.
 ///
 /// # Errors
-/// When it can't be copied or emptied.
+/// When it can't be emptied.
 pub fn keep(log: &Path) -> io::Result<()> {
     match fs::metadata(log).is_ok_and(|found| found.len() > MAX_SIZE) {
         true => set_aside(log),
@@ -30,7 +30,11 @@ pub fn keep(log: &Path) -> io::Result<()> {
 }
 
 fn set_aside(log: &Path) -> io::Result<()> {
-    fs::copy(log, older(log))?;
+    let older = older(log);
+    if fs::copy(log, &older).is_err() {
+        // Old lines are worth less than room on a full disk, and half of them nothing.
+        drop(fs::remove_file(&older));
+    }
     File::options().write(true).open(log)?.set_len(0)
 }
 
@@ -59,5 +63,16 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new\n");
         let aside = fs::metadata(directory.path().join("x.log.1")).unwrap();
         assert_eq!(aside.len(), MAX_SIZE + 1);
+    }
+
+    #[test]
+    fn a_log_is_emptied_also_where_it_can_not_be_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.log");
+        fs::create_dir(older(&path)).unwrap();
+        let log = File::create(&path).unwrap();
+        log.set_len(MAX_SIZE + 1).unwrap();
+        keep(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().len(), 0);
     }
 }

@@ -101,9 +101,14 @@ impl Lock {
                 Ok(named) if (named.dev(), named.ino()) == (ours.dev(), ours.ino()) => {}
                 _ => continue,
             }
+            // What the last holder wrote must go: its process id may be another's now.
             file.set_len(0).map_err(io)?;
             file.rewind().map_err(io)?;
-            writeln!(file, "{}", std::process::id()).map_err(io)?;
+            if writeln!(file, "{}", std::process::id()).is_err() {
+                // A full disk keeps nobody from the lock: the id is a hint, though half
+                // of one would name somebody else.
+                drop(file.set_len(0));
+            }
             return Ok(Self { _file: file });
         }
     }
@@ -140,5 +145,35 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         Lock::acquire(&path).unwrap();
         drop(again);
+    }
+
+    /// Set for the process of this test that can't write to files.
+    const FULL: &str = "GRAVITY_TEST_LOCK_ON_A_FULL_DISK";
+
+    #[test]
+    fn a_full_disk_keeps_nobody_from_the_lock() {
+        if let Some(path) = std::env::var_os(FULL) {
+            let path = Path::new(&path);
+            let _lock = Lock::acquire(path).unwrap();
+            assert_eq!(path.metadata().unwrap().len(), 0);
+            let again = Lock::acquire(path);
+            assert!(matches!(again, Err(LockError::Busy { pid: None, .. })));
+            return;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        // Without room for one byte a write fails, where the signal doesn't kill.
+        let script = "trap '' XFSZ; ulimit -f 0; exec \"$0\" --exact \"$1\"";
+        let output = std::process::Command::new("sh")
+            .args(["-c", script])
+            .arg(std::env::current_exe().unwrap())
+            .arg("lock::tests::a_full_disk_keeps_nobody_from_the_lock")
+            .env(FULL, directory.path().join("lock"))
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{output:?}"
+        );
     }
 }

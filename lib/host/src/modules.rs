@@ -26,7 +26,7 @@ pub enum Presence {
 
 /// What the host's files say of all modules of a kernel.
 #[derive(Debug, Default)]
-pub struct Modules {
+pub(crate) struct Modules {
     /// Text of `/proc/modules`.
     loaded: String,
     /// Text of `modules.builtin`.
@@ -37,7 +37,7 @@ pub struct Modules {
 
 impl Modules {
     /// Reads them. `release` is the kernel's.
-    pub fn read(release: &str) -> Self {
+    pub(crate) fn read(release: &str) -> Self {
         // Files that can't be read say nothing: a kernel without modules has none.
         let read = |path: &Path| bounded::text(path).unwrap_or_default();
         let directory = Path::new("/lib/modules").join(release);
@@ -49,12 +49,12 @@ impl Modules {
     }
 
     /// Whether the kernel's modules are on the host.
-    pub fn has_files(&self) -> bool {
+    pub(crate) fn has_files(&self) -> bool {
         !self.loadable.is_empty() || !self.builtin.is_empty()
     }
 
     /// How the kernel has a module.
-    pub fn presence(&self, name: &str) -> Presence {
+    pub(crate) fn presence(&self, name: &str) -> Presence {
         let name = canonical(name);
         if loaded(&self.loaded, &name) {
             return Presence::Loaded;
@@ -72,7 +72,7 @@ impl Modules {
 }
 
 /// How the running kernel has a module.
-pub fn presence(name: &str) -> Presence {
+pub(crate) fn presence(name: &str) -> Presence {
     let kernel = nix::sys::utsname::uname().ok();
     let release = kernel.map(|kernel| kernel.release().to_string_lossy().into_owned());
     Modules::read(&release.unwrap_or_default()).presence(name)
@@ -82,7 +82,7 @@ pub fn presence(name: &str) -> Presence {
 ///
 /// # Errors
 /// When there is no modprobe or no such module.
-pub fn load(name: &str) -> Result<(), CommandError> {
+pub(crate) fn load(name: &str) -> Result<(), CommandError> {
     match presence(name) {
         Presence::Loaded | Presence::Builtin => Ok(()),
         Presence::Loadable | Presence::Absent => Cmd::new("modprobe")

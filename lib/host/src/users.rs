@@ -87,7 +87,7 @@ pub enum UserError {
 }
 
 /// Users in the text of a `passwd`. Lines that are none are left out.
-pub fn parse_passwd(text: &str) -> Vec<User> {
+pub(crate) fn parse_passwd(text: &str) -> Vec<User> {
     let user = |line: &str| {
         let fields: Vec<&str> = line.split(':').collect();
         let [name, _, uid, gid, _, home, shell] = fields.as_slice() else {
@@ -105,7 +105,7 @@ pub fn parse_passwd(text: &str) -> Vec<User> {
 }
 
 /// Groups in the text of a `group`. Lines that are none are left out.
-pub fn parse_group(text: &str) -> Vec<Group> {
+fn parse_group(text: &str) -> Vec<Group> {
     let group = |line: &str| {
         let mut fields = line.split(':');
         let name = fields.next()?.to_owned();
@@ -187,7 +187,7 @@ pub fn user_by_id(uid: u32) -> Result<Option<User>, UserError> {
 ///
 /// # Errors
 /// When `/etc/group` can't be read.
-pub fn group_by_name(name: &str) -> Result<Option<Group>, UserError> {
+pub(crate) fn group_by_name(name: &str) -> Result<Option<Group>, UserError> {
     Ok(Host.group(name)?.filter(|group| group.name == name))
 }
 
@@ -281,7 +281,7 @@ fn missing_in(
 
 /// Whether somebody can log in as this user: its shell is none of those that
 /// refuse.
-pub fn can_log_in(user: &User) -> bool {
+pub(crate) fn can_log_in(user: &User) -> bool {
     let refuses = ["nologin", "false", "sync", "shutdown", "halt"];
     let name = user.shell.file_name().unwrap_or_default();
     // An empty field means /bin/sh.
@@ -308,7 +308,7 @@ pub fn check_service_user(name: &str, uid: u32, gid: u32) -> Result<Missing, Use
 ///
 /// # Errors
 /// When there is no such program or it fails.
-pub fn create_group(name: &str, gid: u32) -> Result<(), UserError> {
+pub(crate) fn create_group(name: &str, gid: u32) -> Result<(), UserError> {
     Cmd::new("groupadd")
         .args(["--gid", &gid.to_string(), "--", name])
         .describe(format!("create group `{name}`"))
@@ -321,7 +321,7 @@ pub fn create_group(name: &str, gid: u32) -> Result<(), UserError> {
 ///
 /// # Errors
 /// When there is no such program or it fails.
-pub fn create_user(name: &str, uid: u32, gid: u32) -> Result<(), UserError> {
+pub(crate) fn create_user(name: &str, uid: u32, gid: u32) -> Result<(), UserError> {
     let shell = ["/usr/sbin/nologin", "/sbin/nologin"]
         .into_iter()
         .find(|shell| Path::new(shell).exists())
@@ -350,22 +350,6 @@ pub fn create_user(name: &str, uid: u32, gid: u32) -> Result<(), UserError> {
         .map_err(|error| no_tools(error, name))
 }
 
-/// Makes a service user and its group, as far as they are missing. Changes that
-/// have to be taken back go through [`crate::changes::Journal`].
-///
-/// # Errors
-/// When name or id belong to others, or the host can't make users.
-pub fn create_service_user(name: &str, uid: u32, gid: u32) -> Result<Missing, UserError> {
-    let missing = missing(name, uid, gid)?;
-    if missing.group {
-        create_group(name, gid)?;
-    }
-    if missing.user {
-        create_user(name, uid, gid)?;
-    }
-    Ok(missing)
-}
-
 fn no_tools(error: CommandError, name: &str) -> UserError {
     match error {
         CommandError::NotInstalled { .. } => UserError::NoTools(name.to_owned()),
@@ -377,7 +361,7 @@ fn no_tools(error: CommandError, name: &str) -> UserError {
 ///
 /// # Errors
 /// When a process still runs as that user.
-pub fn delete_user(name: &str) -> Result<(), UserError> {
+pub(crate) fn delete_user(name: &str) -> Result<(), UserError> {
     if user_by_name(name)?.is_some() {
         Cmd::new("userdel")
             .args(["--", name])
@@ -392,7 +376,7 @@ pub fn delete_user(name: &str) -> Result<(), UserError> {
 ///
 /// # Errors
 /// When it is somebody's primary group.
-pub fn delete_group(name: &str) -> Result<(), UserError> {
+pub(crate) fn delete_group(name: &str) -> Result<(), UserError> {
     if group_by_name(name)?.is_some() {
         Cmd::new("groupdel")
             .args(["--", name])

@@ -6,6 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::environment;
 use crate::layout::read_bounded;
 
 const MAX_SIZE: u64 = 1 << 20;
@@ -26,27 +27,13 @@ pub(crate) struct ForHost {
 impl Certificates {
     /// The user's `containers/certs.d`, then that of the system, then Docker's.
     pub fn from_environment() -> Self {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
-        let config = variable("XDG_CONFIG_HOME")
-            .or_else(|| variable("HOME").map(|home| home.join(".config")));
         let system = ["/etc/containers/certs.d", "/etc/docker/certs.d"].map(PathBuf::from);
         Self {
-            dirs: config
+            dirs: environment::config_dir()
                 .map(|config| config.join("containers/certs.d"))
                 .into_iter()
                 .chain(system)
                 .collect(),
-        }
-    }
-
-    /// These directories; the first that knows a host counts.
-    pub fn in_dirs(dirs: impl IntoIterator<Item = PathBuf>) -> Self {
-        Self {
-            dirs: dirs.into_iter().collect(),
         }
     }
 

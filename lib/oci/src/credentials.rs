@@ -14,6 +14,7 @@ use base64::Engine;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::environment;
 use crate::layout::read_bounded;
 
 const MAX_SIZE: u64 = 1 << 20;
@@ -75,7 +76,7 @@ impl Credentials {
     /// Reads `REGISTRY_AUTH_FILE`, or else what there is of
     /// `containers/auth.json` in the runtime and the configuration directory
     /// and Docker's `config.json`. A file that can't be read counts as one
-    /// without entries; [`Credentials::looked_at`] says so.
+    /// without entries; what is said of refused access tells it.
     pub fn from_environment() -> Self {
         Self::load(files())
     }
@@ -149,7 +150,7 @@ impl Credentials {
 
     /// Which files were looked at and what they hold for a registry, for a
     /// message after it refused access.
-    pub fn looked_at(&self, registry: &str) -> String {
+    pub(crate) fn looked_at(&self, registry: &str) -> String {
         let registry = if registry == "registry-1.docker.io" {
             "docker.io"
         } else {
@@ -291,22 +292,14 @@ fn forget_in(path: &Path, registry: &str) -> Result<bool, SaveError> {
 
 /// Files with credentials, in the order in which they count.
 fn files() -> Vec<PathBuf> {
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    if let Some(path) = variable("REGISTRY_AUTH_FILE") {
+    if let Some(path) = environment::path("REGISTRY_AUTH_FILE") {
         return vec![path];
     }
-    let home = variable("HOME");
-    let config =
-        variable("XDG_CONFIG_HOME").or_else(|| home.as_ref().map(|home| home.join(".config")));
-    let docker =
-        variable("DOCKER_CONFIG").or_else(|| home.as_ref().map(|home| home.join(".docker")));
+    let docker = environment::path("DOCKER_CONFIG")
+        .or_else(|| environment::path("HOME").map(|home| home.join(".docker")));
     let files = [
-        variable("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
-        config.map(|dir| dir.join("containers/auth.json")),
+        environment::path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        environment::config_dir().map(|dir| dir.join("containers/auth.json")),
         docker.map(|dir| dir.join("config.json")),
     ];
     files.into_iter().flatten().collect()

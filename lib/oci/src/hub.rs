@@ -18,6 +18,7 @@ use oci_spec::image::{Descriptor, ImageManifest, MediaType};
 use tokio::sync::OnceCell;
 
 use crate::digest::{BadDigest, Digest};
+use crate::environment;
 use crate::failure::Failure;
 use crate::layout::{Layout, LayoutError, descriptor};
 use crate::part::Part;
@@ -158,19 +159,13 @@ type Result<T, E = HubError> = std::result::Result<T, E>;
 
 /// The hub when no flag names one: `GRAVITY_HUB`, or [`user_dir`].
 pub fn default_dir() -> Option<PathBuf> {
-    variable("GRAVITY_HUB").or_else(user_dir)
+    environment::path("GRAVITY_HUB").or_else(user_dir)
 }
 
 /// The user's own hub: `gravity/hub` in the user's data directory. Nothing when
 /// the user has no home either.
 pub fn user_dir() -> Option<PathBuf> {
-    choose(variable)
-}
-
-fn variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
+    choose(environment::path)
 }
 
 fn choose(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {

@@ -347,9 +347,11 @@ impl Layout {
         });
         index.set_manifests(manifests);
         // Annotations are a hash map; as a value they have one order.
-        let value = serde_json::to_value(&index).map(sorted);
-        let text = value
-            .and_then(|value| serde_json::to_vec_pretty(&value))
+        let text = serde_json::to_value(&index)
+            .and_then(|mut value| {
+                value.sort_all_objects();
+                serde_json::to_vec_pretty(&value)
+            })
             .map_err(|e| LayoutError::Document {
                 path: self.index_path(),
                 reason: e.to_string(),
@@ -495,7 +497,7 @@ impl BlobWriter<'_> {
     ///
     /// # Errors
     /// When it can't be moved.
-    pub fn finish_as(self, expected: &Digest) -> Result<Result<(), Digest>> {
+    pub(crate) fn finish_as(self, expected: &Digest) -> Result<Result<(), Digest>> {
         let (actual, temp) = (self.hasher.finish(), self.temp);
         if actual != *expected {
             return Ok(Err(actual));
@@ -543,19 +545,6 @@ fn name_of(descriptor: &Descriptor) -> Option<&str> {
         .as_ref()?
         .get(REF_NAME)
         .map(String::as_str)
-}
-
-fn sorted(value: serde_json::Value) -> serde_json::Value {
-    use serde_json::Value;
-    match value {
-        Value::Object(map) => {
-            let map: std::collections::BTreeMap<_, _> =
-                map.into_iter().map(|(k, v)| (k, sorted(v))).collect();
-            Value::Object(map.into_iter().collect())
-        }
-        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
-        other => other,
-    }
 }
 
 /// The content of a file, or nothing where there is none.

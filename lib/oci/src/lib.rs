@@ -1,4 +1,4 @@
-//! Registries, image layouts and credentials: the only HTTP client.
+//! Registries, image layouts and credentials: the only client of registries and the web.
 //!
 //! - [`digest`]: digests, and how content is compared with them;
 //! - [`reference`](mod@reference): names of images;
@@ -6,6 +6,7 @@
 //! - [`hub`]: where base images and cluster images are kept;
 //! - [`registries`], [`certificates`], [`credentials`]: the user's mirrors,
 //!   authorities and logins;
+//! - [`environment`]: places that the user's environment names;
 //! - [`registry`]: pulls images from registries into a layout;
 //! - [`source`]: layouts, archives and engines, which are asked before;
 //! - [`push`]: sends content to registries.
@@ -15,6 +16,7 @@
 pub mod certificates;
 pub mod credentials;
 pub mod digest;
+pub mod environment;
 mod failure;
 mod http;
 pub mod hub;

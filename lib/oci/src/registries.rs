@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::certificates::Certificates;
+use crate::environment;
 use crate::reference::{DOCKER_HUB, Reference};
 
 const MAX_SIZE: u64 = 1 << 20;
@@ -103,17 +104,11 @@ impl Registries {
     /// # Errors
     /// When a file can't be read or is malformed.
     pub fn from_environment() -> Result<Self, RegistriesError> {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
         let certificates = Certificates::from_environment();
-        if let Some(path) = variable("CONTAINERS_REGISTRIES_CONF") {
+        if let Some(path) = environment::path("CONTAINERS_REGISTRIES_CONF") {
             return Ok(Self::load(&[path])?.with_certificates(certificates));
         }
-        let config = variable("XDG_CONFIG_HOME")
-            .or_else(|| variable("HOME").map(|home| home.join(".config")));
+        let config = environment::config_dir();
         let user = config.map(|config| config.join("containers/registries.conf"));
         let system = PathBuf::from("/etc/containers/registries.conf");
         let main = user.filter(|path| path.exists()).unwrap_or(system);
@@ -139,8 +134,7 @@ impl Registries {
     }
 
     /// The same rules with these certificates for single registries.
-    #[must_use]
-    pub fn with_certificates(mut self, certificates: Certificates) -> Self {
+    fn with_certificates(mut self, certificates: Certificates) -> Self {
         self.certificates = certificates;
         self
     }

@@ -110,7 +110,7 @@ impl Phase {
     }
 
     /// Whether it does something itself.
-    pub fn is_leaf(&self) -> bool {
+    pub(crate) fn is_leaf(&self) -> bool {
         self.phases.is_empty()
     }
 

@@ -42,7 +42,7 @@ impl State {
     }
 
     /// Whether it has done something that was not taken back.
-    pub fn is_attempted(self) -> bool {
+    pub(crate) fn is_attempted(self) -> bool {
         matches!(self, Self::InProgress | Self::Completed | Self::Failed)
     }
 }

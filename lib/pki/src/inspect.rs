@@ -29,6 +29,12 @@ impl Inspected {
         let made = (self.not_before + backdate).min(self.not_after);
         made + (self.not_after - made) / 2
     }
+
+    /// From when on only a quarter of its life is left.
+    pub fn last_quarter(&self) -> i64 {
+        let half = self.half_life();
+        half + (self.not_after - half) / 2
+    }
 }
 
 /// Reads the first certificate of a PEM text. Its signature is not checked.
@@ -78,15 +84,7 @@ mod tests {
     fn a_certificate_says_whom_it_names_and_how_long() {
         let hour = Duration::from_secs(3600);
         let authority = Authority::generate("registry-ca", hour * 100).unwrap();
-        let leaf = Leaf {
-            common_name: "node-1".into(),
-            organizations: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: Vec::new(),
-            server: true,
-            client: false,
-            valid_for: hour * 9,
-        };
+        let leaf = Leaf::client("node-1", &[], hour * 9);
         let issued = authority.issue(&leaf).unwrap();
         let found = inspect(&issued.certificate_pem).unwrap();
         assert_eq!(
@@ -97,6 +95,7 @@ mod tests {
         // It is good an hour before it was made.
         assert_eq!(found.not_after - found.not_before, 10 * 3600);
         assert_eq!(found.half_life() - found.not_before, 5 * 3600 + 1800);
+        assert_eq!(found.not_after - found.last_quarter(), 9 * 900);
         assert!(inspect(authority.certificate_pem()).unwrap().is_authority);
         for text in [
             "",

@@ -20,10 +20,6 @@ pub use inspect::{Inspected, inspect, kubeconfig_certificate};
 pub use join_token::JoinToken;
 pub use random::{base64, random, token};
 
-/// How long certificates of services and nodes are valid: a year.
-pub const LEAF_LIFETIME: std::time::Duration =
-    std::time::Duration::from_secs(spec::care::LEAF_SECONDS);
-
 /// Why a key or a certificate could not be had.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

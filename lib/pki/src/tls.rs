@@ -258,13 +258,9 @@ mod tests {
 
     fn leaf(name: &str) -> Leaf {
         Leaf {
-            common_name: name.into(),
-            organizations: Vec::new(),
-            dns_names: Vec::new(),
-            ip_addresses: vec!["127.0.0.1".parse().unwrap()],
             server: true,
-            client: true,
-            valid_for: HOUR,
+            ip_addresses: vec!["127.0.0.1".parse().unwrap()],
+            ..Leaf::client(name, &[], HOUR)
         }
     }
 

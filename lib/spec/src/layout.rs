@@ -70,6 +70,11 @@ impl Layout {
         self.0.join("planet/run")
     }
 
+    /// Socket of the planet's supervisor.
+    pub fn planet_socket(&self) -> PathBuf {
+        self.planet_run().join("planet.sock")
+    }
+
     /// Addresses of the cluster's masters, as the planet has come to know.
     pub fn masters(&self) -> PathBuf {
         self.planet_run().join("masters.json")

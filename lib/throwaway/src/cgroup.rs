@@ -112,7 +112,7 @@ impl Hierarchy {
 ///
 /// # Errors
 /// When the machine does not allow it.
-pub fn create(name: &str) -> Result<()> {
+pub(crate) fn create(name: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.group(name);
         let parent = hierarchy.path.join(PARENT);
@@ -170,7 +170,7 @@ pub(crate) fn put(path: &Path, text: &str) -> Result<()> {
 ///
 /// # Errors
 /// When a group does not exist or does not take it.
-pub fn enter_top(name: &str) -> Result<()> {
+pub(crate) fn enter_top(name: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         put(&hierarchy.group(name).join("cgroup.procs"), "0")?;
     }
@@ -181,7 +181,7 @@ pub fn enter_top(name: &str) -> Result<()> {
 ///
 /// # Errors
 /// See [`enter_top`].
-pub fn enter(name: &str) -> Result<()> {
+pub(crate) fn enter(name: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let group = hierarchy.group(name);
         let group = if hierarchy.unified {
@@ -198,7 +198,7 @@ pub fn enter(name: &str) -> Result<()> {
 ///
 /// # Errors
 /// When the machine has no freezer.
-pub fn freeze(name: &str, frozen: bool) -> Result<()> {
+pub(crate) fn freeze(name: &str, frozen: bool) -> Result<()> {
     let files = [
         ("cgroup.freeze", ["0", "1"]),
         ("freezer.state", ["THAWED", "FROZEN"]),
@@ -247,7 +247,7 @@ pub fn list(hierarchy: &Hierarchy, name: &str) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When one can't be removed within ten seconds.
-pub fn remove(name: &str) -> Result<()> {
+pub(crate) fn remove(name: &str) -> Result<()> {
     for hierarchy in hierarchies()? {
         let top = hierarchy.group(name);
         // A killed process stays in its group for a moment.

@@ -1,17 +1,13 @@
-//! Files: where caches lie, digests, atomic writes, locks.
+//! Files: where caches lie, atomic writes, locks.
 //!
 //! In: paths. Out: whole files or none.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::fcntl::{Flock, FlockArg};
-use ring::digest;
-
-/// Bytes that are read at once.
-const CHUNK: usize = 1 << 20;
 
 /// Where made things are kept between runs: `$GRAVITY_CACHE`, else the
 /// directory `gravity` in `$XDG_CACHE_HOME` or `~/.cache`.
@@ -27,31 +23,6 @@ pub fn cache() -> Result<PathBuf> {
     }
     let home = std::env::var_os("HOME").context("neither GRAVITY_CACHE nor HOME is set")?;
     Ok(Path::new(&home).join(".cache/gravity"))
-}
-
-/// Lower-case hexadecimal digits of the SHA-256 of `bytes`.
-#[must_use]
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(digest::digest(&digest::SHA256, bytes).as_ref())
-}
-
-/// [`sha256`] of a reader's whole content.
-///
-/// # Errors
-/// When reading fails.
-pub fn sha256_reader(mut reader: impl Read) -> std::io::Result<String> {
-    let mut context = digest::Context::new(&digest::SHA256);
-    let mut buffer = vec![0; CHUNK];
-    loop {
-        match reader.read(&mut buffer)? {
-            0 => return Ok(hex(context.finish().as_ref())),
-            count => context.update(&buffer[..count]),
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Makes a directory and those above it.

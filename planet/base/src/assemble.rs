@@ -92,7 +92,7 @@ pub(crate) fn make(
         file::digest(&helm_shim),
         mtime,
     ))?;
-    let hash = file::digest(&inputs).replace("sha256:", "");
+    let hash = oci::Digest::of(&inputs).hex().to_owned();
     let all = cache.join("planets");
     let directory = all.join(&hash);
     if let Some(found) = find(&directory) {

@@ -86,7 +86,7 @@ struct Inputs<'a> {
 impl Inputs<'_> {
     fn hash(&self) -> Result<String> {
         let text = serde_json::to_vec(self)?;
-        Ok(file::digest(&text).replace("sha256:", ""))
+        Ok(oci::Digest::of(&text).hex().to_owned())
     }
 }
 

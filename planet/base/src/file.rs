@@ -8,54 +8,42 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use ring::digest;
+use oci::Digest;
+use oci::digest::Hasher;
 
-/// Bytes that are read or written at once.
+/// Bytes that are written at once.
 pub(crate) const CHUNK: usize = 1 << 20;
-
-/// Lower-case hexadecimal digits of `bytes`.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
 
 /// The digest of `bytes`.
 pub(crate) fn digest(bytes: &[u8]) -> String {
-    format!(
-        "sha256:{}",
-        hex(digest::digest(&digest::SHA256, bytes).as_ref())
-    )
+    Digest::of(bytes).to_string()
 }
 
 /// Hashes and counts what passes to the writer or from the reader `inner`.
 pub(crate) struct Hashing<T> {
     inner: T,
-    context: digest::Context,
-    count: u64,
+    hasher: Hasher,
 }
 
 impl<T> Hashing<T> {
     pub(crate) fn new(inner: T) -> Self {
         Self {
             inner,
-            context: digest::Context::new(&digest::SHA256),
-            count: 0,
+            hasher: Hasher::default(),
         }
     }
 
     /// The digest and the count of bytes.
     pub(crate) fn finish(self) -> (String, u64) {
-        (
-            format!("sha256:{}", hex(self.context.finish().as_ref())),
-            self.count,
-        )
+        let count = self.hasher.size();
+        (self.hasher.finish().to_string(), count)
     }
 }
 
 impl<W: Write> Write for Hashing<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let count = self.inner.write(bytes)?;
-        self.context.update(&bytes[..count]);
-        self.count += count as u64;
+        self.hasher.update(&bytes[..count]);
         Ok(count)
     }
 
@@ -67,23 +55,17 @@ impl<W: Write> Write for Hashing<W> {
 impl<R: Read> Read for Hashing<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let count = self.inner.read(buffer)?;
-        self.context.update(&buffer[..count]);
-        self.count += count as u64;
+        self.hasher.update(&buffer[..count]);
         Ok(count)
     }
 }
 
 /// Digest and size of a file.
 pub(crate) fn digest_file(path: &Path) -> Result<(String, u64)> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
-    let mut hashing = Hashing::new(file);
-    let mut buffer = vec![0; CHUNK];
-    while hashing
-        .read(&mut buffer)
-        .with_context(|| path.display().to_string())?
-        > 0
-    {}
-    Ok(hashing.finish())
+    let context = || path.display().to_string();
+    let mut file = File::open(path).with_context(context)?;
+    let (digest, size) = oci::digest::copy(&mut file, &mut io::sink()).with_context(context)?;
+    Ok((digest.to_string(), size))
 }
 
 /// Writes a whole file, which others may read.

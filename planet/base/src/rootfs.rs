@@ -66,7 +66,7 @@ pub(crate) fn make(
 ) -> Result<Rootfs> {
     let directory = cache.join("rootfs");
     let inputs = serde_json::to_vec(&(FORMAT, debian, EXCLUDE))?;
-    let hash = file::digest(&inputs).replace("sha256:", "");
+    let hash = oci::Digest::of(&inputs).hex().to_owned();
     let path = directory.join(format!("{hash}.tar"));
     let note = directory.join(format!("{hash}.json"));
     if !anew && let Some(found) = find(&path, &note) {
@@ -135,7 +135,7 @@ mod tests {
             packages: vec!["kmod".into()],
         };
         let inputs = serde_json::to_vec(&(FORMAT, &debian, EXCLUDE)).unwrap();
-        let hash = file::digest(&inputs).replace("sha256:", "");
+        let hash = oci::Digest::of(&inputs).hex().to_owned();
         std::fs::create_dir(dir.path().join("rootfs")).unwrap();
         let path = dir.path().join(format!("rootfs/{hash}.tar"));
         let made = Rootfs {

@@ -57,7 +57,7 @@ pub(super) async fn run(command: &[String], output: std::process::Stdio) -> Resu
     let status = tokio::process::Command::new(program)
         .args(arguments)
         .env_clear()
-        .env("PATH", super::service::PATH)
+        .env("PATH", crate::paths::PATH)
         .env("HOME", "/root")
         .stdin(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())

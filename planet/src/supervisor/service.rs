@@ -35,11 +35,10 @@ use crate::config::Service;
 use crate::error::{Context, Error, Result};
 use crate::files;
 use crate::nftables::Table;
+use crate::paths::PATH;
 use crate::process::ProcessId;
 use crate::sys::{self, Identity};
 
-/// Where services look for programs.
-pub(super) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// First wait before a service is started again; doubles each time.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest wait.

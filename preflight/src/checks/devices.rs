@@ -4,14 +4,16 @@ use std::path::Path;
 
 use manifest::Device;
 
-use crate::{Check, Finding, Input, UNSEEN};
+use crate::{Check, Finding, Input, Severity, UNSEEN};
 
 pub(super) const CHECK: Check = Check {
     id: "device",
     about: "paths and patterns of the profile's devices",
-    limit: "each means at least one device",
+    limit: "each path is a device (a failure), each pattern means at least one (a warning): not \
+            every machine has what patterns allow for",
     remedy: "install the device's driver, or use a machine that has it",
     run: check,
+    severities: &[Severity::Failure, Severity::Warning],
     ..Check::PLAIN
 };
 
@@ -40,6 +42,9 @@ fn one(input: &Input<'_>, device: &Device) -> Finding {
         .map(|path| path.display().to_string())
         .collect();
     match (existing.len(), others.as_slice()) {
+        (0, _) if input.places.patterns.contains_key(&device.path) => {
+            CHECK.finding(title, "none", wanted).warns(CHECK.remedy)
+        }
         (0, _) => CHECK.finding(title, "none", wanted).fails(CHECK.remedy),
         (count, []) => CHECK.finding(title, count.to_string(), wanted),
         (_, others) => {
@@ -88,6 +93,6 @@ mod tests {
             .paths
             .insert("/dev/kvm".into(), device(Some(Kind::BlockDevice)));
         let report = report_at(&requirements, &facts(), places);
-        assert_eq!(troubles(&report), [(Severity::Failure, "device")]);
+        assert_eq!(troubles(&report), [(Severity::Warning, "device")]);
     }
 }

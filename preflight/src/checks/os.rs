@@ -1,4 +1,4 @@
-//! The distribution: `ID` equal, versions by component.
+//! The distribution: `ID` equal but for capitals, versions by component.
 
 use manifest::Os;
 
@@ -7,8 +7,8 @@ use crate::{Check, Finding, Input, Severity};
 pub(super) const CHECK: Check = Check {
     id: "os",
     about: "ID and VERSION_ID of /etc/os-release",
-    limit: "one of the profile's; ID is equal, versions match by component: 7 is 7.9, 1 is not \
-            18.04",
+    limit: "one of the profile's; ID is equal but for capitals, versions match by component: 7 is \
+            7.9, 1 is not 18.04",
     remedy: "use one of these",
     run: check,
     severities: &[Severity::Failure, Severity::Warning],
@@ -36,7 +36,8 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
         return vec![finding.warns("look at /etc/os-release")];
     }
     let mut best = Match::No;
-    for entry in allowed.iter().filter(|entry| entry.name == os.id) {
+    let named = |entry: &&Os| entry.name.eq_ignore_ascii_case(&os.id);
+    for entry in allowed.iter().filter(named) {
         let any = entry.versions.is_empty().then_some(Match::Yes);
         let versions = entry
             .versions
@@ -109,6 +110,7 @@ mod tests {
     fn ids_must_be_equal() {
         let cases = [
             ("debian", "12", None),
+            ("Debian", "12", None),
             ("suse", "12", Some(Severity::Failure)),
             ("debian", "11", Some(Severity::Failure)),
             ("debian", "12.1", Some(Severity::Warning)),

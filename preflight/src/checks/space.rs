@@ -45,7 +45,7 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
 /// What each path needs. Volumes that are skipped need nothing.
 fn needed(input: &Input<'_>) -> BTreeMap<PathBuf, Bytes> {
     let requirements = input.requirements;
-    let mut needed = BTreeMap::new();
+    let mut needed: BTreeMap<PathBuf, Bytes> = BTreeMap::new();
     for volume in &requirements.profile.volumes {
         let Some(capacity) = volume.capacity else {
             continue;
@@ -54,7 +54,9 @@ fn needed(input: &Input<'_>) -> BTreeMap<PathBuf, Bytes> {
             let place = input.places.paths.get(path);
             let missing = place.is_none_or(|place| !place.exists());
             if !(volume.skip_if_missing && missing) {
-                needed.insert(path.to_owned(), capacity);
+                // Volumes with one path share its room.
+                let most = needed.entry(path.to_owned()).or_default();
+                *most = capacity.max(*most);
             }
         }
     }
@@ -132,6 +134,18 @@ mod tests {
             let report = report_at(&requirements, &facts(), places);
             assert_eq!(troubles(&report), expected, "{gigabytes} GB on {device}");
         }
+    }
+
+    #[test]
+    fn volumes_with_one_path_need_the_most_that_one_of_them_wants() {
+        let requirements = with_profile(
+            "{volumes: [{path: /data, targetPath: /a, capacity: 20GB}, \
+             {path: /data, targetPath: /b, capacity: 1GB}]}",
+        );
+        let mut places = places();
+        places.paths.insert("/data".into(), room(10_000_000_000, 2));
+        let report = report_at(&requirements, &facts(), places);
+        assert_eq!(troubles(&report), [(Severity::Failure, "space")]);
     }
 
     #[test]

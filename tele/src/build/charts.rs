@@ -40,6 +40,13 @@ const VALUES: &str = "cluster.gravitational.io/values";
 /// Annotation in Chart.yaml with images, as Artifact Hub defines it.
 const HUB_IMAGES: &str = "artifacthub.io/images";
 
+/// Where hooks see what lies beside the manifest.
+const RESOURCES: &str = "/var/lib/gravity/resources";
+/// Where they see the values of the install; without any it is an empty mapping.
+const INSTALL_VALUES: &str = "/var/lib/gravity/helm/values.yaml";
+/// Directory among the resources with the values of a build of a chart alone.
+pub(crate) const BUILD_VALUES: &str = ".tele-values";
+
 /// Hooks of a cluster that was made for a chart alone, with the arguments of
 /// helm; NAME is the chart's name.
 const HOOKS: [(&str, &[&str]); 1] = [(
@@ -48,7 +55,7 @@ const HOOKS: [(&str, &[&str]); 1] = [(
         "upgrade",
         "--install",
         "NAME",
-        "/var/lib/gravity/resources",
+        RESOURCES,
         "--namespace=default",
     ],
 )];
@@ -237,8 +244,14 @@ impl<'a> Templates<'a> {
     }
 }
 
-/// The Image Manifest of a cluster with nothing but the chart in `directory`.
-pub(crate) fn manifest_for(directory: &Path) -> Result<String> {
+/// Name of one of the files in [`BUILD_VALUES`].
+pub(crate) fn build_values(index: usize) -> String {
+    format!("{BUILD_VALUES}/{index}.yaml")
+}
+
+/// The Image Manifest of a cluster with nothing but the chart in `directory`, which is
+/// installed with that many files of values of the build, and then those of the install.
+pub(crate) fn manifest_for(directory: &Path, values: usize) -> Result<String> {
     let about = Description::of(directory, directory)?;
     let shown = directory.join("Chart.yaml");
     let shown = shown.display();
@@ -268,8 +281,12 @@ pub(crate) fn manifest_for(directory: &Path) -> Result<String> {
          hooks:\n"
     );
     for (hook, command) in HOOKS {
+        let values = (0..values)
+            .map(|index| format!("{RESOURCES}/{}", build_values(index)))
+            .chain([INSTALL_VALUES.to_owned()]);
         let command: Vec<String> = std::iter::once("/usr/local/bin/helm".to_owned())
             .chain(command.iter().map(|word| word.replace("NAME", &name)))
+            .chain(values.map(|file| format!("--values={file}")))
             .collect();
         let command = serde_json::to_string(&command).context("cannot write a manifest")?;
         // Every container gets helm: the image needs nothing in it.

@@ -41,6 +41,8 @@ pub(crate) struct Source {
     pub(crate) dir: PathBuf,
     /// The manifest that was made for a chart; there is no file then.
     pub(crate) generated: Option<String>,
+    /// Files of values that its hook installs that chart with.
+    pub(crate) values: Vec<PathBuf>,
     /// The manifest with its variables replaced, where that was asked for.
     replaced: Option<String>,
 }
@@ -58,6 +60,7 @@ impl Source {
                 file: path.into(),
                 dir: parent.unwrap_or(Path::new(".")).into(),
                 generated: None,
+                values: Vec::new(),
                 replaced: None,
             });
         }
@@ -71,12 +74,14 @@ impl Source {
                 file: plain(file),
                 dir: path.into(),
                 generated: None,
+                values: Vec::new(),
                 replaced: None,
             }),
             [] if path.join("Chart.yaml").is_file() => Ok(Self {
                 file: plain(&path.join(NAMES[0])),
                 dir: path.into(),
-                generated: Some(super::charts::manifest_for(path)?),
+                generated: Some(super::charts::manifest_for(path, 0)?),
+                values: Vec::new(),
                 replaced: None,
             }),
             [] => bail!(
@@ -97,6 +102,24 @@ impl Source {
             true => ".".into(),
             false => shown,
         }
+    }
+
+    /// With the values of the build, where the manifest was made for a chart: what is
+    /// installed is what was rendered.
+    pub(crate) fn with_values(mut self, options: &super::charts::Options<'_>) -> Result<Self> {
+        if self.generated.is_some() {
+            if let Some(set) = options.set.first() {
+                // Helm would take it for more than the values of the install.
+                bail!(
+                    "--set {set}: a chart alone is installed with files of values: write one, and \
+                     name it with --values, or add an app.yaml"
+                );
+            }
+            self.values = options.values.to_vec();
+            let manifest = super::charts::manifest_for(&self.dir, self.values.len())?;
+            self.generated = Some(manifest);
+        }
+        Ok(self)
     }
 
     /// With variables replaced in the manifest. Its file stays as it is.
@@ -171,6 +194,7 @@ pub(crate) fn complete(
 pub(crate) fn check(manifest: &Manifest) -> Result<Vec<Diagnostic>> {
     let mut found = manifest.unsupported();
     found.extend(logo(manifest));
+    found.extend(hooks(manifest));
     // What is read of the image's documents is enough for it.
     const { assert!(manifest::MAX_SIZE as u64 <= image::cluster::MAX_DOCUMENT) };
     let size = manifest
@@ -186,6 +210,19 @@ pub(crate) fn check(manifest: &Manifest) -> Result<Vec<Diagnostic>> {
         found.push(manifest.finding(Severity::Error, "", "too-large", message, Some(help)));
     }
     Ok(found)
+}
+
+/// Hooks that are written out must be Jobs, or they would fail at the customer's.
+fn hooks(manifest: &Manifest) -> impl Iterator<Item = Diagnostic> {
+    let written = manifest.hooks.iter();
+    let written = written.filter(|(_, job)| Location::of(job).is_none());
+    written.filter_map(|(hook, job)| {
+        let error = cluster::hooks::parse(&hook.to_string(), job).err()?;
+        let field = format!("hooks.{hook}.job");
+        let help = "write a Kubernetes Job (apiVersion: batch/v1, kind: Job) or its URI";
+        let (message, help) = (error.to_string(), Some(help.to_owned()));
+        Some(manifest.finding(Severity::Error, &field, "invalid-value", message, help))
+    })
 }
 
 /// A logo that is written out must be an image, as one that is fetched.

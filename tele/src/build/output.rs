@@ -26,7 +26,7 @@ use super::base::Base;
 use super::images::Vendored;
 use super::manifest::Source;
 use super::planet::Planet;
-use crate::unfinished::Directory;
+use crate::unfinished::{Directory, Overwrite};
 
 const PLATFORM: &str = "linux/amd64";
 /// An uncompressed layer as Docker calls it.
@@ -42,16 +42,25 @@ internet access. Unpack it on the first node, become root, and run
 `./gravity --help` tells more. The program needs nothing else of this archive.
 ";
 
+/// Extensions of compressed archives, which are not made.
+const PACKED: [&str; 9] = [
+    "gz", "tgz", "zst", "tzst", "xz", "txz", "bz2", "tbz2", "zip",
+];
+
 /// Where the result goes.
 #[derive(Debug)]
 pub(crate) struct Output {
     path: PathBuf,
-    overwrite: bool,
+    overwrite: Overwrite,
 }
 
 impl Output {
     /// The named output, else the current directory's name with `.tar`.
-    pub(crate) fn choose(named: Option<&Path>, current: &Path, overwrite: bool) -> Result<Self> {
+    pub(crate) fn choose(
+        named: Option<&Path>,
+        current: &Path,
+        overwrite: Overwrite,
+    ) -> Result<Self> {
         let path = match (named, current.file_name()) {
             (Some(path), _) => path.to_owned(),
             (None, Some(name)) => {
@@ -64,6 +73,15 @@ impl Output {
             }
         };
         let output = Self { path, overwrite };
+        if let Some(extension) = output.path.extension()
+            && PACKED.iter().any(|packed| extension == *packed)
+        {
+            bail!(
+                "{} would be no .{}: what is in a cluster image is compressed already; name it .tar",
+                output.path.display(),
+                extension.display()
+            );
+        }
         if output.path.file_name().is_none() || output.path.is_dir() {
             bail!(
                 "{} is a directory: name a file with -o",
@@ -78,18 +96,8 @@ impl Output {
                 output.path.display()
             );
         }
-        output.check_free()?;
+        output.overwrite.check(&output.path)?;
         Ok(output)
-    }
-
-    fn check_free(&self) -> Result<()> {
-        if self.path.symlink_metadata().is_ok() && !self.overwrite {
-            bail!(
-                "{} exists already: replace it with -f, or choose another name with -o",
-                self.path.display()
-            );
-        }
-        Ok(())
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -150,7 +158,7 @@ impl Work {
         if output.is_tar() {
             complete_tar(&image, written, rest, time).context("cannot write the archive")?;
         }
-        output.check_free()?;
+        output.overwrite.check(&output.path)?;
         let what = || format!("cannot write {}", output.path.display());
         let size = std::fs::metadata(&image).with_context(what)?.len();
         std::fs::rename(&image, &output.path).with_context(what)?;
@@ -331,24 +339,30 @@ mod tests {
         let at = |name: &str| dir.path().join(name);
         let choose =
             |named: &Path, overwrite| Output::choose(Some(named), Path::new("/x"), overwrite);
-        assert!(choose(&at("a.tar"), false).unwrap().is_tar());
-        assert!(!choose(&at("a.run"), false).unwrap().is_tar());
+        let (refuse, replace) = (Overwrite::Refuse, Overwrite::Replace);
+        assert!(choose(&at("a.tar"), refuse).unwrap().is_tar());
+        assert!(!choose(&at("a.run"), refuse).unwrap().is_tar());
+        assert!(!choose(&at("shop-1.2.3"), refuse).unwrap().is_tar());
+        for name in ["a.tar.gz", "a.tgz", "a.tar.zst", "a.zip"] {
+            let error = choose(&at(name), refuse).unwrap_err().to_string();
+            assert!(error.contains("name it .tar"), "{error}");
+        }
         host::atomic::write(&at("a.tar"), b"", 0o644).unwrap();
-        let error = choose(&at("a.tar"), false).unwrap_err().to_string();
+        let error = choose(&at("a.tar"), refuse).unwrap_err().to_string();
         assert!(
             error.contains("exists already: replace it with -f"),
             "{error}"
         );
-        choose(&at("a.tar"), true).unwrap();
-        assert!(choose(dir.path(), true).is_err());
+        choose(&at("a.tar"), replace).unwrap();
+        assert!(choose(dir.path(), replace).is_err());
         assert!(
-            choose(&at("none/a.tar"), true)
+            choose(&at("none/a.tar"), replace)
                 .unwrap_err()
                 .to_string()
                 .contains("no directory")
         );
-        let output = Output::choose(None, Path::new("/srv/my-app"), false).unwrap();
+        let output = Output::choose(None, Path::new("/srv/my-app"), refuse).unwrap();
         assert_eq!(output.path(), Path::new("my-app.tar"));
-        assert!(Output::choose(None, Path::new("/"), false).is_err());
+        assert!(Output::choose(None, Path::new("/"), refuse).is_err());
     }
 }

@@ -290,7 +290,10 @@ fn check(
     all.extend(own.iter().cloned());
     manifest.set_layers(all);
     manifest.set_media_type(Some(MediaType::ImageManifest));
-    let bytes = serde_json::to_vec(&serde_json::to_value(&manifest).map(sorted)?)?;
+    // Annotations are a hash map; as a value they have one order.
+    let mut value = serde_json::to_value(&manifest)?;
+    value.sort_all_objects();
+    let bytes = serde_json::to_vec(&value)?;
     if bytes.len() as u64 > MAX_DOCUMENT {
         bail!("its manifest has more than {MAX_DOCUMENT} bytes");
     }
@@ -329,19 +332,6 @@ fn verify(layout: &Layout, layer: &Descriptor, content: &str) -> Result<()> {
         bail!("its layer {digest} holds {actual}, its config says {content}");
     }
     Ok(())
-}
-
-/// Annotations are a hash map; as a value they have one order.
-fn sorted(value: serde_json::Value) -> serde_json::Value {
-    use serde_json::Value;
-    match value {
-        Value::Object(map) => {
-            let map: BTreeMap<_, _> = map.into_iter().map(|(k, v)| (k, sorted(v))).collect();
-            Value::Object(map.into_iter().collect())
-        }
-        Value::Array(items) => Value::Array(items.into_iter().map(sorted).collect()),
-        other => other,
-    }
 }
 
 #[cfg(test)]

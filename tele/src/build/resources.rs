@@ -12,15 +12,17 @@ use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use event::Sink;
 use flate2::read::GzDecoder;
+use manifest::MAX_CONTENT;
 use regex::Regex;
 use walkdir::{DirEntry, WalkDir};
 
 use super::PARTIAL;
+use super::charts::{BUILD_VALUES, build_values};
 use super::images::{Images, Replacements, scan};
-use super::manifest::Source;
+use super::manifest::{Source, read};
 use super::output::Output;
 
 /// Most bytes of a file that may hold objects.
@@ -347,6 +349,17 @@ pub(crate) fn stage(
         let name = source.file.file_name().unwrap_or_default();
         host::atomic::write(&staged.join(name), generated.as_bytes(), 0o644)
             .context("cannot pack the generated manifest")?;
+    }
+    if !source.values.is_empty() {
+        let directory = staged.join(BUILD_VALUES);
+        std::fs::create_dir(&directory)
+            .with_context(|| format!("cannot pack values as {BUILD_VALUES}"))?;
+    }
+    for (index, file) in source.values.iter().enumerate() {
+        let bytes = read(file, MAX_CONTENT)
+            .map_err(|message| anyhow!("cannot pack {}: {message}", file.display()))?;
+        host::atomic::write(&staged.join(build_values(index)), &bytes, 0o644)
+            .with_context(|| format!("cannot pack {}", file.display()))?;
     }
     // Last, as a directory may forbid to write to it; the work directory must
     // be removable, so that the owner keeps his rights.

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::resources::Selection;
 use super::*;
+use crate::unfinished::Overwrite;
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const APP: &str = "\
@@ -278,7 +279,7 @@ impl Vendor {
             parallel: 2,
         };
         change(&mut job);
-        let output = Output::choose(Some(&path), Path::new("/"), true)?;
+        let output = Output::choose(Some(&path), Path::new("/"), Overwrite::Replace)?;
         let sink: Arc<dyn Sink> = sink.clone();
         job.build(&output, &sink)?;
         Ok(path)
@@ -426,7 +427,7 @@ fn a_planet_of_ones_own_adds_its_layers() {
     profiles("custom-planet:1.0.0");
     let path = vendor.build("shop", &Arc::default()).unwrap();
     let image = Image::open(path).unwrap();
-    assert_eq!(image.verify(&event::Discard).unwrap(), []);
+    assert_eq!(image.verify(&event::Discard), []);
     let cluster = ClusterImage::open(image.clone()).unwrap();
     let layers = |profile: &str| -> Vec<String> {
         let planet = cluster.planet(profile).unwrap();
@@ -480,7 +481,7 @@ fn a_registry_that_is_the_hub_is_asked_for_a_planet() {
         with(name);
         let path = vendor.build("shop", &Arc::default()).unwrap();
         let image = Image::open(path).unwrap();
-        assert_eq!(image.verify(&event::Discard).unwrap(), []);
+        assert_eq!(image.verify(&event::Discard), []);
         let cluster = ClusterImage::open(image).unwrap();
         let layers = cluster.planet("").unwrap().layers;
         let layers: Vec<_> = layers.into_iter().map(|layer| layer.digest).collect();
@@ -533,7 +534,7 @@ fn a_build_holds_everything_and_is_the_same_again() {
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o755);
     let first = std::fs::read(&path).unwrap();
     let image = Image::open(&path).unwrap();
-    assert_eq!(image.verify(&event::Discard).unwrap(), []);
+    assert_eq!(image.verify(&event::Discard), []);
     let cluster = ClusterImage::open(image.clone()).unwrap();
     let config = &cluster.config;
     assert_eq!(
@@ -664,6 +665,13 @@ fn what_is_wrong_is_named_and_nothing_is_left() {
         "{error}"
     );
     vendor.put("eula.txt", "be nice");
+
+    vendor.put("app.yaml", &APP.replace("containers:", "containrs:"));
+    let error = vendor.error();
+    assert!(
+        error.contains("no field spec.template.spec.containrs"),
+        "{error}"
+    );
 
     vendor.put("app.yaml", &format!("baseImage: gravity:6.1.0\n{APP}"));
     let error = vendor.error();
@@ -1063,26 +1071,55 @@ fn a_chart_alone_is_installed_by_a_hook_of_its_own() {
         ("example", "0.1.0")
     );
     assert_eq!(cluster.config.images.len(), 1);
-    let manifest = ::manifest::parse(&cluster.manifest_yaml().unwrap(), "resolved").unwrap();
-    let job = manifest.hooks.values().next().unwrap();
+    let job_of = |cluster: &ClusterImage| {
+        let text = cluster.manifest_yaml().unwrap();
+        let manifest = ::manifest::parse(&text, "resolved").unwrap();
+        manifest.hooks.values().next().unwrap().clone()
+    };
+    let job = job_of(&cluster);
     assert!(
         job.contains("\"example\",\"/var/lib/gravity/resources\""),
         "{job}"
     );
-    let tar = cluster
-        .image
-        .read_blob_bytes(&cluster.config.resources, 1 << 20)
-        .unwrap();
-    let mut names: Vec<_> = tar::Archive::new(tar.as_slice())
-        .entries()
-        .unwrap()
-        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
-        .collect();
-    names.sort();
+    let of_install = "\"--values=/var/lib/gravity/helm/values.yaml\"]";
+    assert!(job.contains(of_install), "{job}");
+    let names_of = |cluster: &ClusterImage| {
+        let resources = &cluster.config.resources;
+        let tar = cluster.image.read_blob_bytes(resources, 1 << 20).unwrap();
+        let mut names: Vec<_> = tar::Archive::new(tar.as_slice())
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+            .collect();
+        names.sort();
+        names
+    };
     assert_eq!(
-        names,
+        names_of(&cluster),
         ["Chart.yaml", "app.yaml", "templates", "templates/pod.yaml"]
     );
+
+    // What was rendered is installed, unless the install says otherwise.
+    let values: &'static [PathBuf] = vec![vendor.at("values.yaml")].leak();
+    put(&values[0], "replicas: 2\n", 0o644);
+    let path = vendor.build_as("app/charts/example/new.run", &sink, |job| {
+        job.chart_options.values = values;
+    });
+    let cluster = ClusterImage::open(Image::open(path.unwrap()).unwrap()).unwrap();
+    let job = job_of(&cluster);
+    let both = format!("\"--values=/var/lib/gravity/resources/.tele-values/0.yaml\",{of_install}");
+    assert!(job.contains(&both), "{job}");
+    let names = names_of(&cluster);
+    assert!(
+        names.contains(&".tele-values/0.yaml".to_owned()),
+        "{names:?}"
+    );
+    let set: &'static [String] = vec!["replicas=2".to_owned()].leak();
+    let refused = vendor.build_as("app/charts/example/new.run", &sink, |job| {
+        job.chart_options.set = set;
+    });
+    let error = refused.unwrap_err().to_string();
+    assert!(error.contains("name it with --values"), "{error}");
 
     for (text, wanted) in [
         (

@@ -9,7 +9,7 @@ use event::Sink;
 
 use super::{Bench, Row, Target};
 use crate::registry::{Registry, component};
-use crate::scenario::Setup;
+use crate::scenario::{Setup, path_with};
 use crate::{process, sample};
 
 pub(super) fn row(bench: &Bench<'_>, setup: &Setup) -> Row {
@@ -39,10 +39,7 @@ fn fill(bench: &Bench<'_>, setup: &Setup, row: &mut Row) -> Result<()> {
     registry.push(&images)?;
     registry.write_mirrors(&mirrors)?;
     let helm = component("helm")?;
-    let helm = helm.parent().context("helm has no directory")?.to_owned();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths([helm].into_iter().chain(std::env::split_paths(&path)))
-        .context("joining PATH")?;
+    let path = path_with(helm.parent().context("helm has no directory")?)?;
     let build = |output: &Path| {
         let mut command = Command::new(&tele);
         command

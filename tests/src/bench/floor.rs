@@ -162,40 +162,30 @@ fn kubelet(node: &Node) -> String {
 fn write_secrets(node: &Node, directory: &Path) -> Result<()> {
     let authority = Authority::generate("bench", LIFETIME)?;
     let address: IpAddr = node.address().parse().context("the node's address")?;
-    let issue = |user: &str, group: Option<&str>, server: bool| {
-        authority.issue(&Leaf {
-            common_name: user.to_owned(),
-            organizations: group.map(ToOwned::to_owned).into_iter().collect(),
-            dns_names: if server {
-                vec![node.name().to_owned(), "localhost".into()]
-            } else {
-                Vec::new()
-            },
-            ip_addresses: if server {
-                vec![
-                    address,
-                    Ipv4Addr::LOCALHOST.into(),
-                    Ipv4Addr::new(10, 100, 0, 1).into(),
-                ]
-            } else {
-                Vec::new()
-            },
-            server,
-            client: true,
-            valid_for: LIFETIME,
-        })
+    let issue = |user: &str, group: &str| {
+        authority.issue(&Leaf::client(user, &[group.to_owned()], LIFETIME))
     };
+    let server = authority.issue(&Leaf {
+        server: true,
+        dns_names: vec![node.name().to_owned(), "localhost".into()],
+        ip_addresses: vec![
+            address,
+            Ipv4Addr::LOCALHOST.into(),
+            Ipv4Addr::new(10, 100, 0, 1).into(),
+        ],
+        ..Leaf::client("kube-apiserver", &[], LIFETIME)
+    })?;
     let put = |name: &str, content: &str| file::write(&directory.join(name), content);
     let put_pair = |name: &str, issued: &Issued| {
         put(&format!("{name}.crt"), &issued.certificate_pem)?;
         put(&format!("{name}.key"), &issued.key_pem)
     };
     put("ca.crt", authority.certificate_pem())?;
-    put_pair("server", &issue("kube-apiserver", None, true)?)?;
-    let admin = issue("admin", Some("system:masters"), false)?;
+    put_pair("server", &server)?;
+    let admin = issue("admin", "system:masters")?;
     put_pair("admin", &admin)?;
     let user = format!("system:node:{}", node.name());
-    let kubelet = issue(&user, Some("system:nodes"), false)?;
+    let kubelet = issue(&user, "system:nodes")?;
     for (name, issued) in [("admin", &admin), ("kubelet", &kubelet)] {
         let text = kubeconfig(node, &authority, issued);
         put(&format!("{name}.kubeconfig"), &text)?;

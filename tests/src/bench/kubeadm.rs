@@ -272,8 +272,8 @@ fn make_images(bench: &Bench<'_>, version: &str) -> Result<PathBuf> {
     tar.arg("-cf").arg(&layer).arg("-C").arg(&programs);
     tar.args(["usr/local/bin/kubernetes", "usr/local/bin/etcd"]);
     process::run(tar.args(services.map(|name| format!("usr/local/bin/{name}"))))?;
-    let content = File::open(&layer).with_context(|| layer.display().to_string())?;
-    let diff = format!("sha256:{}", file::sha256_reader(content)?);
+    let mut content = File::open(&layer).with_context(|| layer.display().to_string())?;
+    let (diff, _) = oci::digest::copy(&mut content, &mut std::io::sink())?;
     let config = json!({
         "architecture": "amd64",
         "os": "linux",

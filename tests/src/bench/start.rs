@@ -16,7 +16,7 @@ use event::Sink;
 use nix::sys::resource::{UsageWho, getrusage};
 
 use super::{Bench, Row, Target};
-use crate::{file, process};
+use crate::process;
 
 /// Length of the large image, in bytes.
 const LARGE: u64 = 2_000_000_000;
@@ -71,9 +71,10 @@ fn make_large(bench: &Bench<'_>, path: &Path) -> Result<()> {
     zeros_file
         .set_len(LARGE.saturating_sub(length))
         .context("making a sparse file")?;
-    let zeros_file = File::open(&zeros).context("opening a sparse file")?;
-    let digest = format!("sha256:{}", file::sha256_reader(zeros_file)?);
-    writer.add_blob_file(&zeros, &digest, "application/octet-stream", Encoding::Raw)?;
+    let mut zeros_file = File::open(&zeros).context("opening a sparse file")?;
+    let (digest, _) = oci::digest::copy(&mut zeros_file, &mut std::io::sink())?;
+    let media_type = "application/octet-stream";
+    writer.add_blob_file(&zeros, digest.as_str(), media_type, Encoding::Raw)?;
     let written = writer.finish(image.root(), image.platform())?;
     let length = written.length;
     ensure!(length >= LARGE, "the image has {length} bytes only");

@@ -24,9 +24,11 @@ use super::{
     Choice, Disk, Hit, LIMIT, has, install_arguments, is_leave_step, is_left, join_arguments,
     kill_program, run_chosen,
 };
-use crate::faults::{IMAGE, RESUMABLE, STATE, Said, Setup, fill_disk, free_disk};
+use crate::faults::{RESUMABLE, STATE, Subject, fill_disk, free_disk};
 use crate::join::WORKER;
 use crate::masters::MASTER;
+use crate::said::Said;
+use crate::scenario::IMAGE;
 
 /// How long a link is cut, a node or a process stands still, a master's disk is full:
 /// longer than a message waits, shorter than until a node counts as lost.
@@ -316,13 +318,13 @@ fn trials(joins: usize, leaves: usize) -> Vec<Trial> {
 
 /// The nodes, the master with a cluster.
 struct Pair<'a> {
-    master: Setup,
+    master: Subject,
     /// The other one.
-    worker: Setup,
+    worker: Subject,
     /// As what it joins.
     node: As,
     /// The second master, while the other node is the third one.
-    second: Option<Setup>,
+    second: Option<Subject>,
     /// First part of their names.
     name: &'a str,
     /// Of the worker; one that is lost is followed by the next.
@@ -363,7 +365,7 @@ pub fn run(image: &Path, choice: &Choice, console: &Console) -> Result<bool> {
 impl<'a> Pair<'a> {
     fn new(name: &'a str, image: &'a Path, console: &'a Console) -> Result<Self> {
         let pair = Self {
-            master: Setup::new(&format!("{name}-1"), image, console)?,
+            master: Subject::new(&format!("{name}-1"), image, console)?,
             worker: worker(name, 2, image, console)?,
             node: As::Worker,
             second: None,
@@ -397,7 +399,7 @@ impl<'a> Pair<'a> {
         match (node, self.second.take()) {
             (As::ThirdMaster, None) => {
                 let second =
-                    Setup::new(&format!("{}-second", self.name), self.image, self.console)?;
+                    Subject::new(&format!("{}-second", self.name), self.image, self.console)?;
                 let join = join_arguments(&self.master, MASTER);
                 gravity(&second.node, &join)?.expect(0, &["is part of cluster"])?;
                 self.second = Some(second);
@@ -471,11 +473,11 @@ impl<'a> Pair<'a> {
 
     /// Whether there was something to strike.
     fn strike(&self, party: Party, strike: Strike) -> Result<bool> {
-        let setup = match party {
+        let subject = match party {
             Party::Master => &self.master,
             Party::Worker => &self.worker,
         };
-        let run = |script: &str| setup.shell(script).map(|said| said.text.contains("HIT"));
+        let run = |script: &str| subject.shell(script).map(|said| said.text.contains("HIT"));
         let pause = |change: &dyn Fn(bool) -> Result<()>| {
             change(true)?;
             std::thread::sleep(PAUSE);
@@ -485,8 +487,8 @@ impl<'a> Pair<'a> {
             Strike::Kill(hit) => run(&hit.script()),
             Strike::Removal => run(&kill_program(&format!("{IMAGE} remove "))),
             Strike::Controller => run(&kill_program("/opt/gravity/bin/gravity controller")),
-            Strike::Cut => pause(&|cut| setup.node.cut(cut)),
-            Strike::Freeze => pause(&|frozen| setup.node.freeze(frozen)),
+            Strike::Cut => pause(&|cut| subject.node.cut(cut)),
+            Strike::Freeze => pause(&|frozen| subject.node.freeze(frozen)),
             Strike::Stop => pause(&|stopped| run(&stop(stopped)).map(drop)),
             Strike::Fill => {
                 pause(&|full| run(&if full { fill_disk() } else { free_disk() }).map(drop))
@@ -681,8 +683,8 @@ impl<'a> Pair<'a> {
 
 type Hooks = BTreeMap<String, usize>;
 
-fn worker(name: &str, number: u8, image: &Path, console: &Console) -> Result<Setup> {
-    Setup::new(&format!("{name}-{number}"), image, console)
+fn worker(name: &str, number: u8, image: &Path, console: &Console) -> Result<Subject> {
+    Subject::new(&format!("{name}-{number}"), image, console)
 }
 
 fn gravity(node: &Node, command: &str) -> Result<Said> {

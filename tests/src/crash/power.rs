@@ -18,9 +18,11 @@ use super::{
     Choice, DISK_FILE, Disk, Hit, Reference, has, install_arguments, is_as, join_arguments,
     undisturbed,
 };
-use crate::faults::{IMAGE, Said, Setup};
+use crate::faults::Subject;
 use crate::join::WORKER;
 use crate::load::{self, Load};
+use crate::said::Said;
+use crate::scenario::IMAGE;
 
 /// How long the first answer to a write may take.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -95,9 +97,9 @@ struct Power<'a> {
 }
 
 impl Power<'_> {
-    fn node(&self, number: u8) -> Result<Setup> {
+    fn node(&self, number: u8) -> Result<Subject> {
         let name = format!("{}-{number}", self.name);
-        Setup::new(&name, self.image, self.console)
+        Subject::new(&name, self.image, self.console)
     }
 
     /// A moment before `end`, counted from a beginning.
@@ -122,38 +124,40 @@ impl Power<'_> {
     }
 
     fn installs(&mut self) -> Result<()> {
-        let mut setup = self.node(1)?;
+        let mut subject = self.node(1)?;
         let begin = Instant::now();
-        let reference = undisturbed(&setup)?;
+        let reference = undisturbed(&subject)?;
         // With the `leave`: some find the install done.
         let end = begin.elapsed();
         for _ in 0..self.cuts {
             let (after, begin) = (self.moment(end), Instant::now());
-            let ended = cut_install(&setup, &reference, after);
+            let ended = cut_install(&subject, &reference, after);
             if !self.tell("install", after, begin, ended) {
-                Disk::let_go(&setup);
-                drop(setup);
-                setup = self.node(1)?;
+                Disk::let_go(&subject);
+                drop(subject);
+                subject = self.node(1)?;
             }
         }
         Ok(())
     }
 
     fn running(&mut self) -> Result<()> {
-        let setup = self.node(1)?;
-        let disk = Disk::mount(&setup, Hit::BrokenDisk)?;
-        setup.shell(&install(&setup))?.expect(0, &["is active"])?;
+        let subject = self.node(1)?;
+        let disk = Disk::mount(&subject, Hit::BrokenDisk)?;
+        subject
+            .shell(&install(&subject))?
+            .expect(0, &["is active"])?;
         for _ in 0..self.cuts {
             let (after, begin) = (self.moment(RUN), Instant::now());
-            let ended = cut_running(&setup, disk, after);
+            let ended = cut_running(&subject, disk, after);
             if !self.tell("running", after, begin, ended) {
                 // What is lost once is lost for those that follow.
-                Disk::let_go(&setup);
+                Disk::let_go(&subject);
                 return Ok(());
             }
         }
-        setup.leave()?.expect(0, &[])?;
-        disk.unmount(&setup)
+        subject.leave()?.expect(0, &[])?;
+        disk.unmount(&subject)
     }
 
     fn joins(&mut self) -> Result<()> {
@@ -179,23 +183,23 @@ impl Power<'_> {
     }
 }
 
-fn install(setup: &Setup) -> String {
-    format!("{IMAGE} {}", install_arguments(setup))
+fn install(subject: &Subject) -> String {
+    format!("{IMAGE} {}", install_arguments(subject))
 }
 
-fn join(master: &Setup) -> String {
+fn join(master: &Subject) -> String {
     format!("{IMAGE} {}", join_arguments(master, WORKER))
 }
 
 /// Cuts the power: the disk ends before the processes.
-fn cut(setup: &Setup) -> Result<()> {
+fn cut(subject: &Subject) -> Result<()> {
     let script = format!("chattr +i {DISK_FILE}; kill -9 -1");
-    setup.shell(&script).map(drop)
+    subject.shell(&script).map(drop)
 }
 
 /// Begins a command, cuts the power a while later, and switches the node on again.
-fn cut_off(setup: &Setup, disk: Disk, command: &str, after: Duration) -> Result<()> {
-    let mut begun = setup
+fn cut_off(subject: &Subject, disk: Disk, command: &str, after: Duration) -> Result<()> {
+    let mut begun = subject
         .node
         .command(&["sh", "-c", command])?
         .stdin(Stdio::null())
@@ -204,52 +208,52 @@ fn cut_off(setup: &Setup, disk: Disk, command: &str, after: Duration) -> Result<
         .spawn()
         .context("beginning a command")?;
     std::thread::sleep(after);
-    cut(setup)?;
+    cut(subject)?;
     begun.wait().context("waiting for a command")?;
-    disk.mend(setup, false)
+    disk.mend(subject, false)
 }
 
 /// Does what a user does when the node is on again. Says what that was.
-fn go_on(setup: &Setup, command: &str) -> Result<&'static str> {
-    let resumed = setup.said(&[IMAGE, "resume"])?;
+fn go_on(subject: &Subject, command: &str) -> Result<&'static str> {
+    let resumed = subject.said(&[IMAGE, "resume"])?;
     if resumed.text.contains("no operation was found") {
-        setup.shell(command)?.expect(0, &[])?;
+        subject.shell(command)?.expect(0, &[])?;
         return Ok("begun anew");
     }
     let Said { text, .. } = resumed.expect(0, &[])?;
     if !text.contains("operation is complete") {
         return Ok("resumed");
     }
-    setup.said(&[IMAGE, "start"])?.expect(0, &[])?;
+    subject.said(&[IMAGE, "start"])?.expect(0, &[])?;
     Ok("started")
 }
 
-fn cut_install(setup: &Setup, reference: &Reference, after: Duration) -> Result<String> {
-    let disk = Disk::mount(setup, Hit::BrokenDisk)?;
-    cut_off(setup, disk, &install(setup), after)?;
-    let how = go_on(setup, &install(setup))?;
-    setup.is_active()?;
-    is_as(setup, &reference.cluster, str::eq).context(how)?;
-    setup.leave()?.expect(0, &[])?;
-    disk.unmount(setup)?;
-    setup.is_untouched()?;
+fn cut_install(subject: &Subject, reference: &Reference, after: Duration) -> Result<String> {
+    let disk = Disk::mount(subject, Hit::BrokenDisk)?;
+    cut_off(subject, disk, &install(subject), after)?;
+    let how = go_on(subject, &install(subject))?;
+    subject.is_active()?;
+    is_as(subject, &reference.cluster, str::eq).context(how)?;
+    subject.leave()?.expect(0, &[])?;
+    disk.unmount(subject)?;
+    subject.is_untouched()?;
     Ok(how.to_owned())
 }
 
-fn cut_running(setup: &Setup, disk: Disk, after: Duration) -> Result<String> {
-    let mut writes = Load::writes(&setup.node, &setup.node)?;
+fn cut_running(subject: &Subject, disk: Disk, after: Duration) -> Result<String> {
+    let mut writes = Load::writes(&subject.node, &subject.node)?;
     writes.wait_answer(load::now(), ANSWER)?;
     std::thread::sleep(after);
-    cut(setup)?;
+    cut(subject)?;
     writes.ended()?;
-    disk.mend(setup, false)?;
-    let how = go_on(setup, "false")?;
-    setup.is_active()?;
+    disk.mend(subject, false)?;
+    let how = go_on(subject, "false")?;
+    subject.is_active()?;
     let there = writes.all_there()?;
     Ok(format!("{how}, all {there} answered writes are there"))
 }
 
-fn cut_join(master: &Setup, worker: &Setup, after: Duration) -> Result<String> {
+fn cut_join(master: &Subject, worker: &Subject, after: Duration) -> Result<String> {
     let disk = Disk::mount(worker, Hit::BrokenDisk)?;
     cut_off(worker, disk, &join(master), after)?;
     let how = go_on(worker, &join(master))?;
@@ -261,7 +265,7 @@ fn cut_join(master: &Setup, worker: &Setup, after: Duration) -> Result<String> {
 }
 
 /// Has the other node leave.
-fn leave(master: &Setup, worker: &Setup) -> Result<()> {
+fn leave(master: &Subject, worker: &Subject) -> Result<()> {
     worker
         .said(&[IMAGE, "leave", "--confirm"])?
         .expect(0, &[])?;

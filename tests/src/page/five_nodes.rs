@@ -51,8 +51,7 @@ pub(super) fn run(setup: &Setup, tele: &Tele, name: &str, console: &Console) -> 
     let mut nodes = Vec::new();
     let mut before = Vec::new();
     for (number, profile) in (1..).zip(PROFILES) {
-        let node = setup.create(&format!("{name}-{number}"), console)?;
-        node.copy(&image, IMAGE)?;
+        let node = setup.create_with(&format!("{name}-{number}"), &image, console)?;
         if profile == "db" {
             node.text(&["mkdir", "-p", "/path/to/dir-001"])?;
         }

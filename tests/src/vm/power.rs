@@ -290,7 +290,7 @@ impl Power<'_> {
             if !is_last {
                 thread::sleep(AFTER.mul_f64(self.random.f64()));
             }
-            let said = member.must(&format!("tail -n 5 {SAID}"))?;
+            let said = member.must(&format!("tail -n 40 {SAID}"))?;
             command = "resume";
             if said.contains("no operation was found") {
                 // Nothing of it was on the disk yet.

@@ -22,7 +22,7 @@ use event::Sink;
 use super::{Content, Directory, Disk, ENABLED, PACKAGES};
 use crate::node::Node;
 use crate::rootfs::SUITE;
-use crate::scenario::{IMAGE, Setup, check, check_status, run_visibly};
+use crate::scenario::{IMAGE, Setup, check, check_status, path_with, run_visibly};
 use crate::{file, process, sample};
 
 /// How long the whole of it may take, under emulation.
@@ -166,9 +166,7 @@ pub fn validate(directory: &Path) -> Result<()> {
     file::write(&stand_in, VBOXMANAGE)?;
     fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755))
         .with_context(|| stand_in.display().to_string())?;
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let path = std::env::join_paths([programs].into_iter().chain(std::env::split_paths(&path)))
-        .context("joining PATH")?;
+    let path = path_with(&programs)?;
     let validate = |provider: &str, nodes: &str| {
         let mut command = Command::new("vagrant");
         command.args(["--no-tty", "validate"]);
@@ -196,8 +194,7 @@ fn provision_three(setup: &Setup, image: &Path, console: &Console) -> Result<()>
     let nodes = ["1", "2", "3"]
         .into_iter()
         .map(|number| {
-            let node = setup.create(&format!("vagrant-{number}"), console)?;
-            node.copy(image, IMAGE)?;
+            let node = setup.create_with(&format!("vagrant-{number}"), image, console)?;
             node.copy(&project().join("provision.sh"), PROVISION)?;
             Ok((number, node))
         })

@@ -1,7 +1,7 @@
 //! `gravity install --dry-run`: what would change on the node.
 
 use agent::preview::{self, Preview};
-use anyhow::{Result, anyhow};
+use anyhow::Result;
 use console::{Console, render};
 use installer::install::Prepared;
 use operation::Plan;
@@ -46,7 +46,7 @@ pub(super) fn show(
     requirements: &Requirements,
     config: &Config,
 ) -> Result<()> {
-    let host = preview::preview(&prepared.plan).map_err(|error| anyhow!(error.message))?;
+    let host = preview::preview(&prepared.plan)?;
     let run = DryRun {
         cluster: &prepared.cluster,
         host: &host,

@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use console::render;
 use event::{Discard, Progress, Sink};
 use image::cluster::{ClusterImage, MAX_DOCUMENT};
@@ -86,7 +86,7 @@ impl Fetch {
         let layout = &session.layout;
         let path = Self::path(session);
         let _lock = host::lock::Lock::acquire(&layout.operation_lock())?;
-        agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
+        agent::leave::adopt_state_dir(layout)?;
         let directory = layout.image();
         std::fs::create_dir_all(&directory)
             .with_context(|| format!("create {}", directory.display()))?;

@@ -32,6 +32,14 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a node may take from its taking in until it works.
 const JOIN: SignedDuration = SignedDuration::from_hours(1);
 
+/// How old the last check of the status hook may be. It is run every minute, has two
+/// unless its Job says more, and half a minute goes by where another master takes it over;
+/// the rest is for masters whose clocks differ.
+const CHECK: SignedDuration = SignedDuration::from_mins(5);
+
+/// Service that runs the status hook.
+const STATUS_HOOK: &str = "status-hook";
+
 /// How many of the last changes are shown.
 const RECENT: usize = 3;
 
@@ -189,6 +197,11 @@ pub(super) async fn report(session: &Session) -> Result<Report> {
             Err(_) => reasons.push("endpoints can't be looked up in time".into()),
         }
         status_hook = last_check(session, client, &mut reasons).await?;
+        let mut services = services.iter();
+        let runner = services.find(|service| service.name == STATUS_HOOK);
+        let since = runner.map_or(0, |runner| runner.since);
+        let last = status_hook.as_ref();
+        warnings.extend(last.and_then(|last| overdue(last.time, since, now)));
         changes = recent(client, &mut warnings).await;
     }
     let nodes = spec.nodes.iter().map(|node| {
@@ -471,7 +484,7 @@ async fn own_node(session: &Session, name: &str, reasons: &mut Vec<String>) -> &
 }
 
 async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<ServiceStatus> {
-    let socket = session.layout.planet_run().join("planet.sock");
+    let socket = session.layout.planet_socket();
     let client = planet::client::Client::new(&socket);
     match tokio::time::timeout(PATIENCE, client.status()).await {
         Ok(Ok(status)) => status.services,
@@ -529,6 +542,19 @@ async fn last_check(
     Ok(last)
 }
 
+/// What to say where the status hook should have ended again. `since` is when the service
+/// that runs it was started: a cluster that was stopped knows its last check from before.
+fn overdue(last: Timestamp, since: u64, now: Timestamp) -> Option<String> {
+    let started = i64::try_from(since).unwrap_or_default();
+    let started = Timestamp::from_second(started).unwrap_or_default();
+    (now.duration_since(last.max(started)) > CHECK).then(|| {
+        format!(
+            "the status hook has not ended since {}; the log of service {STATUS_HOOK} says why",
+            console::render::timestamp(last)
+        )
+    })
+}
+
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
@@ -567,6 +593,19 @@ pub(super) mod tests {
         assert_eq!(joining_since(&node, now + JOIN), None);
         let lost = not_ready(&node, "unknown", None);
         assert!(lost.contains("`gravity remove one`"), "{lost}");
+    }
+
+    #[test]
+    fn a_status_hook_that_does_not_end_is_told_unless_it_was_just_started() {
+        let now = Timestamp::from_second(1_700_000_000).unwrap();
+        let ago = |seconds| now - SignedDuration::from_secs(seconds);
+        let told = overdue(ago(301), 0, now).unwrap();
+        assert!(told.contains("has not ended since"), "{told}");
+        assert!(overdue(ago(900), 1_699_999_600, now).is_some());
+        assert_eq!(overdue(ago(300), 0, now), None);
+        assert_eq!(overdue(ago(900), 1_699_999_900, now), None);
+        // The clock of another master is ahead.
+        assert_eq!(overdue(ago(-900), 0, now), None);
     }
 
     #[test]

@@ -36,10 +36,7 @@ const REVOKING: &str = "deleting the hooks' service accounts";
 
 impl Client {
     /// Creates a namespace that doesn't exist; an existing one stays as it is.
-    ///
-    /// # Errors
-    /// When the API doesn't answer or refuses us.
-    pub async fn ensure_namespace(&self, name: &str) -> Result<(), Error> {
+    pub(super) async fn ensure_namespace(&self, name: &str) -> Result<(), Error> {
         let api: Api<Namespace> = Api::all(self.0.clone());
         let what = format!("creating namespace {name}");
         let namespace = Namespace {

@@ -1,25 +1,32 @@
-//! The Job of a hook: a pure function.
+//! The Job of a hook: pure functions.
 //!
-//! In: a [`HookRun`]. Out: the Job that is created. What the vendor wrote wins
-//! over every default; containers and init containers are treated alike.
+//! In: what a vendor wrote; a [`HookRun`]. Out: that Job, as far as it can be judged
+//! without a cluster; the Job that is created. What the vendor wrote wins over every
+//! default; containers and init containers are treated alike.
 
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Container, EnvVar, HostPathVolumeSource, NodeSelectorRequirement, NodeSelectorTerm,
+    Container, EnvVar, HostPathVolumeSource, Node, NodeSelectorRequirement, NodeSelectorTerm,
     PodSecurityContext, PodSpec, SecretVolumeSource, Toleration, Volume, VolumeMount,
 };
+use kube::ResourceExt;
 use serde_json::Value;
 
 use super::{
     DEFAULT_NAMESPACE, HOOK_LABEL, HookRun, NETWORK_INSTALL, OPERATION_LABEL, STATUS, values,
 };
+use crate::node::readiness;
 
 /// Longest Job that is read, in bytes: what fits into etcd.
 const MAX_JOB: usize = 1 << 20;
 
 /// How long a Job may run that doesn't say it itself, in seconds: 20 minutes,
 /// as the original.
-pub(super) const DEADLINE_SECONDS: i64 = 1200;
+const DEADLINE_SECONDS: i64 = 1200;
+
+/// The same of the status hook: it is run every minute, and tells nothing while it
+/// hangs.
+const STATUS_DEADLINE_SECONDS: i64 = 120;
 
 /// How long a Job stays in the cluster that doesn't say it itself, in seconds: 30 days, in
 /// which an operation that was cut off is gone on with.
@@ -28,8 +35,8 @@ const KEPT_SECONDS: i32 = 30 * 24 * 60 * 60;
 /// Longest name of a Job: it becomes a label's value.
 const MAX_NAME: usize = 63;
 
-/// Label of nodes with their host name.
-const HOSTNAME: &str = "kubernetes.io/hostname";
+/// Field of nodes with their name.
+const NODE_NAME: &str = "metadata.name";
 
 /// Where containers see the cluster resources.
 const RESOURCES: &str = "/var/lib/gravity/resources";
@@ -115,10 +122,9 @@ fn position(line: u64, column: u64) -> String {
 /// The Job that a hook is run as.
 ///
 /// # Errors
-/// When the text isn't a Job, has fields that Jobs don't have, or uses one of
-/// our volume names.
-pub fn job(hook: &HookRun) -> Result<Job, JobError> {
-    let mut job = parse(hook)?;
+/// As [`parse`].
+pub(super) fn job(hook: &HookRun) -> Result<Job, JobError> {
+    let mut job = parse(&hook.name, &hook.job_yaml)?;
     let suffix = suffix(hook);
     let metadata = &mut job.metadata;
     let base = metadata.name.take().or(metadata.generate_name.take());
@@ -141,12 +147,14 @@ pub fn job(hook: &HookRun) -> Result<Job, JobError> {
         own.insert((*key).into(), value.clone());
     }
     let spec = job.spec.get_or_insert_default();
-    spec.active_deadline_seconds.get_or_insert(DEADLINE_SECONDS);
     spec.ttl_seconds_after_finished.get_or_insert(KEPT_SECONDS);
+    let mut deadline = DEADLINE_SECONDS;
     if hook.name == STATUS {
+        deadline = STATUS_DEADLINE_SECONDS;
         // The next check comes in a minute; retries would only delay the news.
         spec.backoff_limit.get_or_insert(0);
     }
+    spec.active_deadline_seconds.get_or_insert(deadline);
     let template = spec.template.metadata.get_or_insert_default();
     for (key, value) in labels {
         template
@@ -154,20 +162,50 @@ pub fn job(hook: &HookRun) -> Result<Job, JobError> {
             .get_or_insert_default()
             .insert(key.into(), value);
     }
-    complete_pod(hook, spec)?;
-    if let (Some(node), Some(pod)) = (&hook.avoid, spec.template.spec.as_mut()) {
-        avoid(pod, node);
-    }
+    complete_pod(hook, spec);
+    avoid(&mut job, hook.avoid.as_slice());
     Ok(job)
 }
 
-/// Keeps a pod away from a node, whatever else it wants of nodes.
-fn avoid(pod: &mut PodSpec, node: &str) {
-    let elsewhere = NodeSelectorRequirement {
-        key: HOSTNAME.into(),
-        operator: "NotIn".into(),
-        values: Some(vec![node.into()]),
+/// Nodes on which the pods of a Job would only wait, as they tolerate everything: those
+/// that are not ready or shall take no pods. Nothing where there is no better one that
+/// its `nodeSelector` and `avoided` leave.
+pub(super) fn unfit(job: &Job, nodes: &[Node], avoided: Option<&str>) -> Vec<String> {
+    let pod = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.template.spec.as_ref());
+    let selector = pod.and_then(|pod| pod.node_selector.as_ref());
+    let is_left = |node: &Node| {
+        let mut wanted = selector.into_iter().flatten();
+        node.metadata.name.as_deref() != avoided
+            && wanted.all(|(key, value)| node.labels().get(key) == Some(value))
     };
+    let is_fit = |node: &Node| {
+        let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable);
+        readiness(node).is_ok() && cordoned != Some(true)
+    };
+    if !nodes.iter().any(|node| is_left(node) && is_fit(node)) {
+        return Vec::new();
+    }
+    let unfit = nodes.iter().filter(|node| !is_fit(node));
+    unfit.map(ResourceExt::name_any).collect()
+}
+
+/// Keeps the pods of a Job away from nodes, whatever else they want of nodes.
+pub(super) fn avoid(job: &mut Job, nodes: &[String]) {
+    if nodes.is_empty() {
+        return;
+    }
+    // By the field, which takes one name at a time: a node that has never been ready
+    // may lack the label with its name.
+    let elsewhere = nodes.iter().map(|node| NodeSelectorRequirement {
+        key: NODE_NAME.into(),
+        operator: "NotIn".into(),
+        values: Some(vec![node.clone()]),
+    });
+    let spec = job.spec.get_or_insert_default();
+    let pod = spec.template.spec.get_or_insert_default();
     let affinity = pod.affinity.get_or_insert_default();
     let affinity = affinity.node_affinity.get_or_insert_default();
     let required = &mut affinity.required_during_scheduling_ignored_during_execution;
@@ -177,14 +215,18 @@ fn avoid(pod: &mut PodSpec, node: &str) {
     }
     // One of them must be met, so each has to say it.
     for term in terms {
-        let expressions = term.match_expressions.get_or_insert_default();
-        expressions.push(elsewhere.clone());
+        let fields = term.match_fields.get_or_insert_default();
+        fields.extend(elsewhere.clone());
     }
 }
 
-fn parse(hook: &HookRun) -> Result<Job, JobError> {
-    let name = || hook.name.clone();
-    let text = &hook.job_yaml;
+/// The Job that a vendor wrote for the hook `hook`.
+///
+/// # Errors
+/// When the text isn't a Job, has fields that Jobs don't have, lacks one that
+/// Kubernetes demands, or uses one of our volume names.
+pub fn parse(hook: &str, text: &str) -> Result<Job, JobError> {
+    let name = || hook.to_owned();
     if text.len() > MAX_JOB {
         return Err(JobError::TooLong {
             hook: name(),
@@ -201,34 +243,67 @@ fn parse(hook: &HookRun) -> Result<Job, JobError> {
         }
     };
     let written: Value = serde_saphyr::from_str(text).map_err(|error| invalid(&error))?;
-    let missing = |message: &str| JobError::Invalid {
+    let wrong = |message: String| JobError::Invalid {
         hook: name(),
         line: 0,
         column: 0,
-        message: message.into(),
+        message,
     };
     if written["kind"].as_str() != Some("Job") {
         let kind = written["kind"].as_str().unwrap_or_default();
-        return Err(missing(&format!("its kind is \"{kind}\"")));
+        return Err(wrong(format!("its kind is \"{kind}\"")));
     }
     let job: Job = serde_saphyr::from_str(text).map_err(|error| invalid(&error))?;
-    let containers = job
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.template.spec.as_ref());
-    if containers.is_none_or(|spec| spec.containers.is_empty()) {
-        return Err(missing("spec.template.spec.containers is empty"));
-    }
-    let understood = serde_json::to_value(&job).map_err(|error| missing(&error.to_string()))?;
+    let understood = serde_json::to_value(&job).map_err(|error| wrong(error.to_string()))?;
     let mut unknown = Vec::new();
     unknown_fields(&written, &understood, "", &mut unknown);
-    match unknown.is_empty() {
-        true => Ok(job),
-        false => Err(JobError::UnknownFields {
+    if !unknown.is_empty() {
+        return Err(JobError::UnknownFields {
             hook: name(),
             fields: unknown.join(", "),
+        });
+    }
+    let spec = job.spec.as_ref();
+    let pod = spec.and_then(|spec| spec.template.spec.clone());
+    let pod = pod.unwrap_or_default();
+    lacks(&pod).map_or(Ok(()), |message| Err(wrong(message)))?;
+    let mut volumes = pod.volumes.iter().flatten();
+    match volumes.find(|volume| is_reserved(&volume.name)) {
+        None => Ok(job),
+        Some(volume) => Err(JobError::Reserved {
+            hook: name(),
+            volume: volume.name.clone(),
         }),
     }
+}
+
+/// What Kubernetes would refuse a Job's pod for that isn't a question of fields.
+fn lacks(pod: &PodSpec) -> Option<String> {
+    if pod.containers.is_empty() {
+        return Some("spec.template.spec.containers is empty".into());
+    }
+    if let Some(policy) = &pod.restart_policy
+        && !["OnFailure", "Never"].contains(&policy.as_str())
+    {
+        return Some(format!(
+            "its restartPolicy is \"{policy}\", not \"OnFailure\" or \"Never\""
+        ));
+    }
+    let init = pod.init_containers.iter().flatten();
+    init.chain(&pod.containers).find_map(|container| {
+        let image = container.image.as_deref().unwrap_or_default();
+        match (container.name.as_str(), image) {
+            ("", _) => Some("a container has no name".into()),
+            (name, "") => Some(format!("its container \"{name}\" has no image")),
+            _ => None,
+        }
+    })
+}
+
+fn is_reserved(volume: &str) -> bool {
+    let mut programs = PROGRAMS.iter();
+    [RESOURCES_VOLUME, VALUES_VOLUME].contains(&volume)
+        || programs.any(|(name, ..)| *name == volume)
 }
 
 /// The message without the excerpt of the text that follows it, and without the
@@ -295,7 +370,7 @@ fn unique_name(base: &str, suffix: &str) -> String {
     format!("{}-{suffix}", base.trim_end_matches(['-', '.']))
 }
 
-fn complete_pod(hook: &HookRun, spec: &mut JobSpec) -> Result<(), JobError> {
+fn complete_pod(hook: &HookRun, spec: &mut JobSpec) {
     let pod = spec.template.spec.get_or_insert_default();
     // A pod without a restart policy would be refused by the API server.
     pod.restart_policy.get_or_insert_with(|| "OnFailure".into());
@@ -325,12 +400,11 @@ fn complete_pod(hook: &HookRun, spec: &mut JobSpec) -> Result<(), JobError> {
         pod.dns_policy
             .get_or_insert_with(|| "ClusterFirstWithHostNet".into());
     }
-    add_volumes(hook, pod)?;
+    add_volumes(hook, pod);
     let init = pod.init_containers.iter_mut().flatten();
     for container in init.chain(&mut pod.containers) {
         complete_container(hook, container);
     }
-    Ok(())
 }
 
 fn translate(user: &mut Option<i64>, hook: &HookRun) {
@@ -339,8 +413,7 @@ fn translate(user: &mut Option<i64>, hook: &HookRun) {
     }
 }
 
-fn add_volumes(hook: &HookRun, pod: &mut PodSpec) -> Result<(), JobError> {
-    let volumes = pod.volumes.get_or_insert_default();
+fn add_volumes(hook: &HookRun, pod: &mut PodSpec) {
     let on_host = |name: &str, path: String, kind: &str| Volume {
         name: name.into(),
         host_path: Some(HostPathVolumeSource {
@@ -349,10 +422,11 @@ fn add_volumes(hook: &HookRun, pod: &mut PodSpec) -> Result<(), JobError> {
         }),
         ..Volume::default()
     };
+    let volumes = pod.volumes.get_or_insert_default();
     let resources = hook.resources_host_path.to_string_lossy().into_owned();
-    let mut ours = vec![on_host(RESOURCES_VOLUME, resources, "Directory")];
-    ours.extend(PROGRAMS.map(|(name, path, _)| on_host(name, path.to_owned(), "File")));
-    ours.push(Volume {
+    volumes.push(on_host(RESOURCES_VOLUME, resources, "Directory"));
+    volumes.extend(PROGRAMS.map(|(name, path, _)| on_host(name, path.to_owned(), "File")));
+    volumes.push(Volume {
         name: VALUES_VOLUME.into(),
         secret: Some(SecretVolumeSource {
             secret_name: Some(values::copy_name(&hook.operation_id)),
@@ -361,16 +435,6 @@ fn add_volumes(hook: &HookRun, pod: &mut PodSpec) -> Result<(), JobError> {
         }),
         ..Volume::default()
     });
-    for volume in ours {
-        if volumes.iter().any(|other| other.name == volume.name) {
-            return Err(JobError::Reserved {
-                hook: hook.name.clone(),
-                volume: volume.name,
-            });
-        }
-        volumes.push(volume);
-    }
-    Ok(())
 }
 
 fn complete_container(hook: &HookRun, container: &mut Container) {
@@ -581,20 +645,21 @@ spec:
     }
 
     #[test]
-    fn a_status_check_is_not_retried_unless_it_says_so() {
+    fn a_status_check_is_short_and_not_retried_unless_it_says_so() {
         let status = |text: &str| {
             let run = HookRun {
                 name: STATUS.into(),
                 ..hook(text)
             };
-            job(&run).unwrap().spec.unwrap().backoff_limit
+            let spec = job(&run).unwrap().spec.unwrap();
+            (spec.backoff_limit, spec.active_deadline_seconds)
         };
-        assert_eq!(status(PAGE), Some(0));
+        assert_eq!(status(PAGE), (Some(0), Some(120)));
         let own = PAGE.replace(
             "spec:\n  template:",
-            "spec:\n  backoffLimit: 3\n  template:",
+            "spec:\n  backoffLimit: 3\n  activeDeadlineSeconds: 600\n  template:",
         );
-        assert_eq!(status(&own), Some(3));
+        assert_eq!(status(&own), (Some(3), Some(600)));
         assert_eq!(job(&hook(PAGE)).unwrap().spec.unwrap().backoff_limit, None);
     }
 
@@ -678,6 +743,17 @@ spec:
         let error = refused("kind: Job\nmetadata: {name: x}");
         assert!(error.contains("containers is empty"), "{error}");
         assert!(refused("").contains("not a batch/v1 Job"));
+        let error = refused(&format!("{PAGE}---\n{PAGE}"));
+        assert!(error.contains("not a batch/v1 Job"), "{error}");
+        let error = refused(&PAGE.replace("OnFailure", "Always"));
+        assert!(error.contains("its restartPolicy is \"Always\""), "{error}");
+        let error = refused(&PAGE.replace("installer-hooks:latest", "\"\""));
+        assert!(error.contains("\"dbseed\" has no image"), "{error}");
+        let init = PAGE.replace(
+            "      containers:",
+            "      initContainers: [{image: a}]\n      containers:",
+        );
+        assert!(refused(&init).contains("a container has no name"));
         assert!(refused(&" ".repeat(MAX_JOB + 1)).contains("more than"));
     }
 
@@ -707,11 +783,11 @@ spec:
             affinity["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"].clone()
         };
         let elsewhere = serde_json::json!({
-            "key": "kubernetes.io/hostname", "operator": "NotIn", "values": ["node-1"],
+            "key": "metadata.name", "operator": "NotIn", "values": ["node-1"],
         });
         let containers = "containers: [{name: a, image: b}]";
         let plain = format!("{{kind: Job, spec: {{template: {{spec: {{{containers}}}}}}}}}");
-        let expected = serde_json::json!([{ "matchExpressions": [elsewhere] }]);
+        let expected = serde_json::json!([{ "matchFields": [elsewhere] }]);
         assert_eq!(nodes(&plain), expected);
         let own = "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
                    {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}, \
@@ -719,9 +795,39 @@ spec:
         let text = format!("{{kind: Job, spec: {{template: {{spec: {{{own}, {containers}}}}}}}}}");
         let terms = nodes(&text);
         for (index, key) in ["a", "b"].iter().enumerate() {
-            let expressions = &terms[index]["matchExpressions"];
-            assert_eq!(expressions[0]["key"], **key);
-            assert_eq!(expressions[1], elsewhere);
+            let term = &terms[index];
+            assert_eq!(term["matchExpressions"][0]["key"], **key);
+            assert_eq!(term["matchFields"], expected[0]["matchFields"]);
         }
+    }
+
+    #[test]
+    fn nodes_that_do_not_work_are_unfit_where_there_is_another() {
+        let node = |name: &str, ready: &str, cordoned: bool| -> Node {
+            let node = serde_json::json!({
+                "metadata": { "name": name, "labels": { "disk": name } },
+                "spec": { "unschedulable": cordoned },
+                "status": { "conditions": [{ "type": "Ready", "status": ready }] },
+            });
+            serde_json::from_value(node).unwrap()
+        };
+        let nodes = [
+            node("a", "True", false),
+            node("b", "Unknown", false),
+            node("c", "True", true),
+        ];
+        let found = |text: &str, avoided: Option<&str>| {
+            let job = job(&hook(text)).unwrap();
+            unfit(&job, &nodes, avoided)
+        };
+        assert_eq!(found(PAGE, None), ["b", "c"]);
+        assert_eq!(found(PAGE, Some("b")), ["b", "c"]);
+        assert!(found(PAGE, Some("a")).is_empty());
+        let on = |disk: &str| {
+            let selector = format!("      nodeSelector: {{disk: {disk}}}\n      containers:");
+            found(&PAGE.replace("      containers:", &selector), None)
+        };
+        assert_eq!(on("a"), ["b", "c"]);
+        assert!(on("c").is_empty());
     }
 }

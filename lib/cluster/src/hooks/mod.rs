@@ -16,19 +16,19 @@ mod watch;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-pub use job::{JobError, job};
+pub use job::{JobError, parse};
 pub(crate) use run::end;
 pub use run::{Begun, HookError, begin, follow, remove, run};
 pub use values::values_secret;
 pub use watch::{LastCheck, watch};
 
 /// Namespace of hooks that don't say one, as in Gravity from its beginning.
-pub const DEFAULT_NAMESPACE: &str = "kube-system";
+pub(crate) const DEFAULT_NAMESPACE: &str = "kube-system";
 
 /// First part of the name of the service account that hooks run as, unless
 /// their Job names another. It may do everything, and lives as long as its
 /// operation.
-pub const SERVICE_ACCOUNT: &str = "gravity-hook";
+pub(crate) const SERVICE_ACCOUNT: &str = "gravity-hook";
 
 /// The service account of an operation: operations that overlap don't end each
 /// other's.
@@ -49,10 +49,10 @@ const STATUS: &str = "status";
 const NETWORK_INSTALL: &str = "networkInstall";
 
 /// Label with the identity of the operation that made an object.
-pub const OPERATION_LABEL: &str = "gravitational.io/operation";
+pub(crate) const OPERATION_LABEL: &str = "gravitational.io/operation";
 
 /// Label with the name of the hook that a Job is.
-pub const HOOK_LABEL: &str = "gravitational.io/hook";
+pub(crate) const HOOK_LABEL: &str = "gravitational.io/hook";
 
 /// First part of the identity of an operation that is nothing but a hook, which
 /// somebody may run again and again.

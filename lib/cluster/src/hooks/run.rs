@@ -14,7 +14,7 @@ use event::Sink;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Event as ApiEvent, Pod};
+use k8s_openapi::api::core::v1::{Event as ApiEvent, Node, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::job::{self, JobError};
 use super::logs::{self, Tails};
 use super::observe::Observer;
-use super::{BY_HAND, HookRun, service_account};
+use super::{BY_HAND, HookRun, NETWORK_INSTALL, service_account};
 use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, request, retry};
 use crate::node::refusal;
 
@@ -108,11 +108,21 @@ pub async fn run(client: &Client, hook: &HookRun, sink: Arc<dyn Sink>) -> Result
 /// # Errors
 /// When the text is no Job or the API refuses it.
 pub async fn begin(client: &Client, hook: &HookRun, sink: &dyn Sink) -> Result<Begun, HookError> {
-    let job = job::job(hook)?;
+    let mut job = job::job(hook)?;
     let cluster = |source| HookError::Cluster {
         hook: hook.name.clone(),
         source,
     };
+    // Before the network is there no node is ready.
+    if hook.name != NETWORK_INSTALL {
+        let nodes: Api<Node> = Api::all(client.0.clone());
+        let nodes = client
+            .list("listing nodes", &nodes, ListParams::default())
+            .await
+            .map_err(cluster)?;
+        let unfit = job::unfit(&job, &nodes, hook.avoid.as_deref());
+        job::avoid(&mut job, &unfit);
+    }
     let run = Run::new(client, hook, &job, sink);
     let account = job
         .spec

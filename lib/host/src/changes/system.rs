@@ -4,6 +4,8 @@
 //! neither root nor a machine to spoil.
 
 use std::fmt::Debug;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::Daemon;
@@ -36,6 +38,40 @@ pub(super) trait System: Debug + Send {
     fn mounts(&self) -> std::io::Result<Vec<mounts::Mount>>;
     /// Unmounts what is below a path; with `keep` not what is at the path.
     fn unmount(&self, path: &Path, keep: bool) -> std::io::Result<()>;
+    /// Makes a directory durable: its names, its owner and its mode.
+    fn sync(&self, directory: &Path) -> std::io::Result<()>;
+}
+
+/// Makes a directory or a file durable, with its owner and mode.
+pub(super) fn sync(path: &Path) -> std::io::Result<()> {
+    let metadata = path.metadata()?;
+    // To open a device may do something, and a pipe waits for its other end.
+    if !metadata.is_dir() && !metadata.is_file() {
+        return Ok(());
+    }
+    match File::open(path)?.sync_all() {
+        // Some filesystems, such as shared folders, can't do it for directories.
+        Err(error) if error.kind() == ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
+    }
+}
+
+/// Where systemd has which units are enabled: the second for those of ours.
+const ENABLED: [&str; 2] = [
+    "/etc/systemd/system",
+    "/etc/systemd/system/multi-user.target.wants",
+];
+
+/// Makes durable which units are enabled: `systemctl` doesn't.
+///
+/// # Errors
+/// When the kernel can't.
+pub fn sync_units() -> std::io::Result<()> {
+    ENABLED
+        .into_iter()
+        .map(Path::new)
+        .filter(|directory| directory.is_dir())
+        .try_for_each(sync)
 }
 
 /// The machine that this process runs on.
@@ -133,5 +169,9 @@ impl System for Machine {
 
     fn unmount(&self, path: &Path, keep: bool) -> std::io::Result<()> {
         mounts::unmount_below(path, keep)
+    }
+
+    fn sync(&self, directory: &Path) -> std::io::Result<()> {
+        sync(directory)
     }
 }

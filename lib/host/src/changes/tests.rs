@@ -19,6 +19,10 @@ struct State {
     reloads: Vec<bool>,
     configuration: PathBuf,
     mounts: Vec<Mount>,
+    /// Directories that were made durable, each with how many changes the journal had
+    /// undone then.
+    synced: Vec<(PathBuf, usize)>,
+    journal: PathBuf,
 }
 
 impl System for Fake {
@@ -106,6 +110,14 @@ impl System for Fake {
             .retain(|m| !m.target.starts_with(path) || (keep && m.target == path));
         Ok(())
     }
+
+    fn sync(&self, directory: &Path) -> std::io::Result<()> {
+        let mut state = self.0.lock().unwrap();
+        let journal = std::fs::read_to_string(&state.journal).unwrap_or_default();
+        let undone = journal.matches("\"undone\"").count();
+        state.synced.push((directory.to_owned(), undone));
+        Ok(())
+    }
 }
 
 struct Bench {
@@ -174,7 +186,7 @@ fn a_host_is_as_before_after_undo() {
     // The second run has found everything and recorded nothing.
     assert_eq!(bench.journal().changes().count(), 12);
 
-    let report = bench.journal().undo(false).unwrap();
+    let report = bench.journal().undo(false);
     assert_eq!(report.left, [], "{report}");
     assert_eq!(bench.get("config"), "theirs");
     assert_eq!(
@@ -209,7 +221,7 @@ fn what_a_killed_writer_left_is_removed() {
     for name in ["fresh", "link"] {
         std::fs::remove_file(bench.path(name)).unwrap();
     }
-    let report = bench.journal().undo(false).unwrap();
+    let report = bench.journal().undo(false);
     assert_eq!(report.left, [], "{report}");
     let names: Vec<_> = std::fs::read_dir(bench.path(""))
         .unwrap()
@@ -229,7 +241,7 @@ fn what_others_changed_or_filled_is_left_and_told() {
     std::fs::remove_file(bench.path("link")).unwrap();
     std::os::unix::fs::symlink("/elsewhere", bench.path("link")).unwrap();
 
-    let report = bench.journal().undo(false).unwrap();
+    let report = bench.journal().undo(false);
     let left: Vec<&str> = report.left.iter().map(|l| l.why.as_str()).collect();
     assert_eq!(
         left,
@@ -252,7 +264,7 @@ fn purge_removes_data_but_not_that_of_parents() {
     install(&bench).unwrap();
     bench.put("data/app/precious", "data");
     bench.put("data/other", "data");
-    let report = bench.journal().undo(true).unwrap();
+    let report = bench.journal().undo(true);
     assert!(!bench.path("data/app").exists());
     assert_eq!(bench.get("data/other"), "data");
     assert_eq!(report.left.len(), 1, "{report}");
@@ -280,7 +292,7 @@ fn what_existed_stays() {
         .groups
         .insert("planet".into(), 980);
     install(&bench).unwrap();
-    bench.journal().undo(true).unwrap();
+    bench.journal().undo(true);
     assert!(bench.path("data").exists() && bench.path("link").is_symlink());
     assert_eq!(bench.get("fresh"), "new");
     assert_eq!(bench.fake.uid("planet").unwrap(), Some(980));
@@ -296,6 +308,61 @@ fn what_existed_stays() {
 }
 
 #[test]
+fn a_link_that_leads_into_our_tree_is_ours() {
+    let bench = Bench::new();
+    let (target, link) = (bench.path("state/bin/gravity"), bench.path("gravity"));
+    symlink(&target, &link).unwrap();
+    let mut journal = bench.journal();
+    journal.own_tree(&bench.path("state")).unwrap();
+    for _ in 0..2 {
+        journal.symlink(&target, &link).unwrap();
+    }
+    assert_eq!(journal.changes().count(), 2);
+    let report = journal.undo(false);
+    assert_eq!(report.left, [], "{report}");
+    assert!(!link.is_symlink());
+
+    // One that we made in place of another is recorded already.
+    symlink("/opt/kubectl", &link).unwrap();
+    let mut journal = bench.journal();
+    journal.own_tree(&bench.path("state")).unwrap();
+    for _ in 0..2 {
+        journal.symlink(&target, &link).unwrap();
+    }
+    journal.undo(false);
+    assert_eq!(
+        std::fs::read_link(&link).unwrap(),
+        Path::new("/opt/kubectl")
+    );
+}
+
+#[test]
+fn what_was_made_or_removed_is_on_disk_before_a_journal_says_so() {
+    let bench = Bench::new();
+    bench.fake.0.lock().unwrap().journal = bench.path("state/host-changes");
+    let synced = || std::mem::take(&mut bench.fake.0.lock().unwrap().synced);
+    let at = |name: &str, undone: usize| (bench.path(name), undone);
+    let mut journal = bench.journal();
+    journal.create_dir(&bench.path("data/app"), 0o700).unwrap();
+    assert_eq!(
+        synced(),
+        [at("data", 0), at("", 0), at("data/app", 0), at("data", 0)]
+    );
+    let file = bench.path("data/app/file");
+    journal.write_file(&file, b"ours", 0o644).unwrap();
+    let link = bench.path("data/link");
+    journal.symlink(Path::new("/ours"), &link).unwrap();
+    // Removed by an `undo` that was killed before it was on disk.
+    std::fs::remove_file(&link).unwrap();
+    let report = journal.undo(false);
+    assert_eq!(report.left, [], "{report}");
+    assert_eq!(
+        synced(),
+        [at("data", 0), at("data/app", 1), at("data", 2), at("", 3)]
+    );
+}
+
+#[test]
 fn undo_goes_on_where_it_was_cut_short() {
     let bench = Bench::new();
     bench.put("config", "theirs");
@@ -307,10 +374,10 @@ fn undo_goes_on_where_it_was_cut_short() {
     // As if killed after the first steps: the journal is still there, the rest
     // is found undone.
     let kept = std::fs::read(bench.path("state/host-changes")).unwrap();
-    bench.journal().undo(false).unwrap();
+    bench.journal().undo(false);
     std::fs::create_dir(bench.path("state")).unwrap();
     atomic::write(&bench.path("state/host-changes"), &kept, 0o600).unwrap();
-    let report = bench.journal().undo(false).unwrap();
+    let report = bench.journal().undo(false);
     assert!(
         report.left.iter().all(|l| l.why == "it was changed since"),
         "{report}"
@@ -330,7 +397,7 @@ fn a_change_recorded_but_not_made_is_made_by_the_next_run() {
     assert_eq!(journal.changes().count(), 1);
     assert_eq!(bench.fake.sysctl("a.b").unwrap(), "1");
     bench.fake.set_sysctl("a.b", "0").unwrap();
-    let report = journal.undo(false).unwrap();
+    let report = journal.undo(false);
     assert_eq!(report, Report::default());
     assert_eq!(report.to_string(), "nothing was to be undone");
 }
@@ -346,7 +413,7 @@ fn nothing_is_removed_on_what_is_mounted() {
     let text = line("state/pods/x") + &line("data/app/disk");
     bench.fake.0.lock().unwrap().mounts = crate::mounts::parse(&text);
     std::fs::create_dir_all(bench.path("data/app/disk")).unwrap();
-    let report = bench.journal().undo(true).unwrap();
+    let report = bench.journal().undo(true);
     assert!(
         report.left.iter().any(|l| l.what == "filesystem /dev/sdz1"),
         "{report}"
@@ -385,7 +452,7 @@ fn modes_are_restored_unless_somebody_has_changed_them_since() {
     assert_eq!((mode("ours"), journal.changes().count()), (0o750, 3));
     set("theirs", 0o755);
     std::fs::remove_dir(root.join("gone")).unwrap();
-    let report = journal.undo(false).unwrap();
+    let report = journal.undo(false);
     assert_eq!((mode("ours"), mode("theirs")), (0o700, 0o755));
     assert_eq!(report.restored.len(), 1, "{report}");
     assert_eq!(report.left.len(), 1, "{report}");
@@ -428,7 +495,7 @@ fn a_daemon_reads_its_configuration_when_ours_is_gone() {
         journal.reload(Daemon::Firewalld).unwrap();
     }
     assert_eq!(journal.changes().count(), 3);
-    let report = journal.undo(false).unwrap();
+    let report = journal.undo(false);
     assert_eq!(report.left, [], "{report}");
     assert_eq!(report.removed.len(), 2, "{report}");
     assert_eq!(bench.fake.0.lock().unwrap().reloads, [true, true, false]);

@@ -7,14 +7,13 @@
 
 use std::fmt;
 use std::io::{Error, ErrorKind};
-use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Attributes, Change, ChangeError, Daemon, Journal, Live, MAX_PREVIOUS, Previous, Record,
-    remove_if_there, replace_link, sha256,
+    Attributes, Change, Daemon, Journal, Live, MAX_PREVIOUS, Previous, Record, remove_if_there,
+    replace_link, sha256, sync_units,
 };
 use crate::mounts::{self, Mount};
 use crate::{atomic, bounded, sysctl};
@@ -72,10 +71,7 @@ impl Journal {
     /// data in directories that were made for others. What is left is tried
     /// again by the next call, while there is a journal: it goes with the
     /// [`Change::OwnedTree`] that holds it.
-    ///
-    /// # Errors
-    /// None yet; what fails is part of the report.
-    pub fn undo(&mut self, purge: bool) -> Result<Report, ChangeError> {
+    pub fn undo(&mut self, purge: bool) -> Report {
         let (ours, others): (Vec<_>, Vec<_>) = self
             .live
             .iter()
@@ -83,7 +79,7 @@ impl Journal {
             .cloned()
             .partition(|live| self.holds_journal(&live.change));
         // What holds the journal goes last: until then it says what is left.
-        Ok(self.undo_all(others.into_iter().chain(ours), purge))
+        self.undo_all(others.into_iter().chain(ours), purge)
     }
 
     /// Takes back what was changed within a scope (see [`Journal::within`]), the
@@ -114,9 +110,9 @@ impl Journal {
                         Outcome::Nothing => {}
                     }
                     self.live.retain(|live| live.sequence != sequence);
-                    if !last {
-                        // A full disk must not keep anyone from leaving; the
-                        // change would be found undone the next time.
+                    // A full disk, or one that fails, must not keep anyone from
+                    // leaving; the change would be found undone the next time.
+                    if !last && self.sync_undone(&change).is_ok() {
                         drop(self.log.append(&Record::Undone { sequence }));
                     }
                 }
@@ -132,6 +128,22 @@ impl Journal {
             }
         }
         report
+    }
+
+    /// Has it on disk that a change was undone. That may be another disk than the
+    /// journal's: after a loss of power what comes back must still be recorded.
+    fn sync_undone(&self, change: &Change) -> Result<(), Error> {
+        match change {
+            Change::Directory { path, .. }
+            | Change::File { path, .. }
+            | Change::Symlink { path, .. } => {
+                // The directory it was in may be gone as well.
+                let above = path.ancestors().skip(1).find(|above| above.is_dir());
+                above.map_or(Ok(()), |above| self.system.sync(above))
+            }
+            Change::UnitEnabled { .. } => sync_units(),
+            _ => Ok(()),
+        }
     }
 
     fn holds_journal(&self, change: &Change) -> bool {
@@ -405,8 +417,8 @@ fn restore_file(path: &Path, written: &str, previous: Option<&Previous>) -> Undo
         }
         (Some(_), Some(previous)) => {
             let bytes = previous.bytes().ok_or("its former content can't be read")?;
-            atomic::write(path, &bytes, previous.mode).map_err(chain)?;
-            chown(path, Some(previous.uid), Some(previous.gid)).map_err(chain)?;
+            let (uid, gid) = (previous.uid, previous.gid);
+            atomic::write_owned(path, &bytes, previous.mode, uid, gid).map_err(chain)?;
             Ok(Outcome::Restored(named))
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Interest, clock};
+use super::Interest;
 use crate::modules::{Modules, Presence};
 use crate::{bounded, sysctl};
 
@@ -85,7 +85,7 @@ impl Kernel {
                 _ => None,
             },
             apparmor: read("/sys/module/apparmor/parameters/enabled").trim() == "Y",
-            clock: clock::read(),
+            clock: Clock::read(),
         }
     }
 

@@ -129,7 +129,7 @@ fn interfaces() -> Vec<Interface> {
 }
 
 /// Reads the text of a `resolv.conf`. The last `search` or `domain` counts.
-pub fn parse_resolv_conf(text: &str) -> ResolvConf {
+fn parse_resolv_conf(text: &str) -> ResolvConf {
     let mut read = ResolvConf::default();
     for line in text.lines() {
         let mut words = line.split_whitespace();

@@ -5,7 +5,6 @@
 //! the programs know: they are asked instead of their files.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +13,7 @@ use host::command::{Cmd, installed};
 use super::bundle::{Bundle, cached};
 use super::{SourceError, blocking};
 use crate::digest::Digest;
+use crate::environment;
 use crate::layout::Layout;
 use crate::reference::Reference;
 use crate::registry::Pulled;
@@ -38,18 +38,13 @@ impl Storage {
     /// The user's storage, where there is one and a program that reads it. It
     /// is not asked otherwise: the programs would make one.
     pub fn from_environment() -> Option<Self> {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
-        let data = variable("XDG_DATA_HOME")
-            .or_else(|| variable("HOME").map(|home| home.join(".local/share")));
+        let data = environment::path("XDG_DATA_HOME")
+            .or_else(|| environment::path("HOME").map(|home| home.join(".local/share")));
         let usual = [
             data.map(|data| data.join("containers/storage")),
             Some("/var/lib/containers/storage".into()),
         ];
-        let there = variable("CONTAINERS_STORAGE_CONF").is_some()
+        let there = environment::path("CONTAINERS_STORAGE_CONF").is_some()
             || usual.iter().flatten().any(|dir| dir.is_dir());
         let tool = ["podman", "buildah"]
             .into_iter()
