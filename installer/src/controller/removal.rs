@@ -286,6 +286,7 @@ mod tests {
                     "kind": "Secret", "verbs": ["patch"],
                 }],
             })),
+            "GET" if path.ends_with("/nodes") => Some(json!({"metadata": {}, "items": []})),
             "GET" if path.ends_with("/configmaps/gravity-cluster") => Some(json!({
                 "metadata": {"name": "gravity-cluster", "resourceVersion": "1"}, "data": {"cluster.json": description},
             })),

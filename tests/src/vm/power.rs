@@ -251,7 +251,8 @@ impl Power<'_> {
         let ended = self.strike(|power| {
             power.cut_off(Some(&mut *second), &join, most, &mut cuts)?;
             power.first.wait_well(2, &addresses)?;
-            second.leave(power.console)?;
+            // Not by force: the cluster is to go on without it.
+            second.run("leave --confirm", power.console)?;
             power.wait_alone()?;
             Ok(format!("cut off {cuts} times"))
         });
