@@ -37,13 +37,13 @@ const SMALL: u64 = 100 << 20;
 /// When there is no planet, or one without care.
 pub fn configured(layout: &Layout) -> Result<Care, PhaseError> {
     let path = layout.planet_config();
-    let json = std::fs::read(&path).map_err(|error| file("read", &path, &error))?;
-    let config: PlanetConfig = serde_json::from_slice(&json).map_err(|error| lasting(&error))?;
+    let json = std::fs::read(&path).map_err(file("read", &path))?;
+    let config: PlanetConfig = serde_json::from_slice(&json).map_err(lasting)?;
     let mut files = config.files.iter();
     let care = files
         .find(|file| file.path == Path::new(CONFIG))
         .ok_or_else(|| PhaseError::lasting("this node's planet has no service `care`"))?;
-    serde_json::from_str(&care.content).map_err(|error| lasting(&error))
+    serde_json::from_str(&care.content).map_err(lasting)
 }
 
 /// Cares for the node until `stop` comes back. `socket` is the supervisor's.

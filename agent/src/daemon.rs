@@ -132,10 +132,10 @@ fn mount_unit(path: &Path) -> Option<String> {
 fn start_unit(node: &Node) -> Result<(), PhaseError> {
     let layout = node.layout();
     let planet = planet::container::load(&layout.planet_config());
-    let planet = planet.map_err(|error| lasting(&error))?;
+    let planet = planet.map_err(lasting)?;
     node.changes()
         .install_unit(&unit_path(), unit(layout, &planet.mounts).as_bytes())
-        .map_err(|error| lasting(&error))?;
+        .map_err(lasting)?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", UNIT])?;
     sync_units()?;
@@ -144,7 +144,7 @@ fn start_unit(node: &Node) -> Result<(), PhaseError> {
 
 /// Has it on disk whether the unit is enabled.
 fn sync_units() -> Result<(), PhaseError> {
-    host::changes::sync_units().map_err(|error| file("sync", Path::new(UNIT_DIRECTORY), &error))
+    host::changes::sync_units().map_err(file("sync", Path::new(UNIT_DIRECTORY)))
 }
 
 fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
@@ -153,7 +153,7 @@ fn systemctl(arguments: &[&str]) -> Result<(), PhaseError> {
         // It waits for the unit's end, which has so long.
         .timeout(STOP_TIMEOUT + MARGIN)
         .run()
-        .map_err(|error| lasting(&error))?;
+        .map_err(lasting)?;
     Ok(())
 }
 
@@ -163,7 +163,7 @@ fn start_process(layout: &Layout) -> Result<(), PhaseError> {
         return Ok(());
     }
     let log = layout.logs().join("planet.log");
-    let failed = |error: std::io::Error| file("start the planet; see", &log, &error);
+    let failed = file("start the planet; see", &log);
     let output = std::fs::File::options()
         .create(true)
         .append(true)
@@ -192,7 +192,7 @@ pub(crate) fn stop(layout: &Layout) -> Result<(), PhaseError> {
     if !layout.planet_config().exists() {
         return Ok(());
     }
-    planet::container::stop(&layout.planet_config(), STOP_TIMEOUT).map_err(|error| lasting(&error))
+    planet::container::stop(&layout.planet_config(), STOP_TIMEOUT).map_err(lasting)
 }
 
 /// Root filesystem of the configured planet, where one is unpacked.

@@ -238,7 +238,7 @@ impl Etcd {
             .describe("ask etcd for its members")
             .run()
             .map_err(|error| PhaseError::transient(words(&error)))?;
-        serde_json::from_str(&output.stdout).map_err(|error| lasting(&error))
+        serde_json::from_str(&output.stdout).map_err(lasting)
     }
 
     /// Writes a snapshot to a new file that root alone may read, and checks it.
@@ -268,7 +268,7 @@ impl Etcd {
             .describe(format!("read the snapshot {}", snapshot.display()))
             .run()
             .map_err(|error| PhaseError::lasting(words(&error)))?;
-        serde_json::from_str(&output.stdout).map_err(|error| lasting(&error))
+        serde_json::from_str(&output.stdout).map_err(lasting)
     }
 
     /// Makes the data directory `to`, which must not exist, from a snapshot, for
@@ -402,8 +402,7 @@ fn option(name: &str, value: &Path) -> std::ffi::OsString {
 }
 
 fn read_status(json: &str) -> Result<Status, PhaseError> {
-    let endpoints: Vec<EndpointStatus> =
-        serde_json::from_str(json).map_err(|error| lasting(&error))?;
+    let endpoints: Vec<EndpointStatus> = serde_json::from_str(json).map_err(lasting)?;
     let Some(EndpointStatus { status }) = endpoints.into_iter().next() else {
         return Err(PhaseError::transient("etcd does not say how it is"));
     };
@@ -421,7 +420,7 @@ fn read_status(json: &str) -> Result<Status, PhaseError> {
 
 /// A snapshot ends with the SHA-256 of what comes before it.
 fn check_sum(path: &Path) -> Result<(), PhaseError> {
-    let failed = |error: std::io::Error| file("read", path, &error);
+    let failed = file("read", path);
     let damaged = |what: &str| {
         PhaseError::lasting(format!(
             "{} is no whole snapshot of etcd: {what}",

@@ -27,9 +27,9 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(10);
 /// When it can't be made or its journal is damaged.
 pub fn adopt_state_dir(layout: &Layout) -> Result<(), PhaseError> {
     let directory = layout.state_dir();
-    std::fs::create_dir_all(directory).map_err(|error| file("create", directory, &error))?;
-    let mut journal = Journal::open(&layout.host_changes()).map_err(|error| lasting(&error))?;
-    journal.own_tree(directory).map_err(|error| lasting(&error))
+    std::fs::create_dir_all(directory).map_err(file("create", directory))?;
+    let mut journal = Journal::open(&layout.host_changes()).map_err(lasting)?;
+    journal.own_tree(directory).map_err(lasting)
 }
 
 /// Leaves without asking the cluster: ends the agent, stops the planet, reverts
@@ -49,7 +49,7 @@ pub fn leave(layout: &Layout, purge: bool, sink: &dyn Sink) -> Result<Report, Ph
         return Err(foreign());
     }
     end_agent(&layout.agent_lock(), AGENT_PATIENCE)?;
-    let mut journal = Journal::open(&layout.host_changes()).map_err(|error| lasting(&error))?;
+    let mut journal = Journal::open(&layout.host_changes()).map_err(lasting)?;
     let own = Change::OwnedTree {
         path: layout.state_dir().to_owned(),
     };
@@ -90,12 +90,12 @@ fn end_agent(lock: &Path, patience: Duration) -> Result<(), PhaseError> {
                 }
             }
             Err(LockError::Busy { .. }) => {}
-            Err(error) => return Err(lasting(&error)),
+            Err(error) => return Err(lasting(error)),
             Ok(_) => return Ok(()),
         }
         match Lock::wait(lock, patience) {
             Err(LockError::Busy { .. }) => {}
-            Err(error) => return Err(lasting(&error)),
+            Err(error) => return Err(lasting(error)),
             Ok(_) => return Ok(()),
         }
     }

@@ -86,8 +86,7 @@ impl Agent {
             )));
         }
         let directory = layout.operations().join(operation);
-        let journal = Journal::open(&directory.join("agent-journal"))
-            .map_err(|error| PhaseError::lasting(text(&error)))?;
+        let journal = Journal::open(&directory.join("agent-journal")).map_err(node::lasting)?;
         Ok(Self {
             operation: operation.to_owned(),
             node: Node::open(layout.clone())?,
@@ -110,7 +109,7 @@ impl Agent {
         let mut journal = self.journal.lock().await;
         journal
             .append(&[(&phase.id, state, error)])
-            .map_err(|error| PhaseError::lasting(text(&error)))?;
+            .map_err(node::lasting)?;
         Ok(())
     }
 

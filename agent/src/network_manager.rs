@@ -48,13 +48,11 @@ pub(crate) fn leave_us_alone(changes: &mut Journal, sink: &dyn Sink) -> Result<(
 
 fn write(changes: &mut Journal, file: &Path) -> Result<(), PhaseError> {
     if let Some(directory) = file.parent() {
-        changes
-            .create_dir(directory, 0o755)
-            .map_err(|error| lasting(&error))?;
+        changes.create_dir(directory, 0o755).map_err(lasting)?;
     }
     changes
         .write_configuration(Daemon::NetworkManager, file, TEXT.as_bytes())
-        .map_err(|error| lasting(&error))
+        .map_err(lasting)
 }
 
 #[cfg(test)]

@@ -31,8 +31,7 @@ impl Node {
     /// # Errors
     /// When the journal of changes is damaged or can't be written.
     pub fn open(layout: Layout) -> Result<Self, PhaseError> {
-        let changes = Journal::open(&layout.host_changes())
-            .map_err(|error| PhaseError::lasting(crate::text(&error)))?;
+        let changes = Journal::open(&layout.host_changes()).map_err(lasting)?;
         Ok(Self {
             layout,
             changes: Arc::new(Mutex::new(changes)),
@@ -79,7 +78,7 @@ impl Node {
         let name = format!("{name}.kubeconfig");
         cluster::Client::connect(&self.layout.planet_secrets().join(name))
             .await
-            .map_err(|error| transient(&error))
+            .map_err(transient)
     }
 
     /// The planet's control socket.
@@ -89,17 +88,17 @@ impl Node {
 }
 
 /// A failure that trying again may mend.
-pub(crate) fn transient(error: &(dyn std::error::Error + 'static)) -> PhaseError {
-    PhaseError::transient(crate::text(error))
+pub(crate) fn transient(error: impl std::error::Error + 'static) -> PhaseError {
+    PhaseError::transient(crate::text(&error))
 }
 
 /// A failure that stays until somebody does something.
-pub(crate) fn lasting(error: &(dyn std::error::Error + 'static)) -> PhaseError {
-    PhaseError::lasting(crate::text(error))
+pub(crate) fn lasting(error: impl std::error::Error + 'static) -> PhaseError {
+    PhaseError::lasting(crate::text(&error))
 }
 
 /// What a controller did not do.
-pub(crate) fn of_controller(error: &rpc::controller::Error) -> PhaseError {
+pub(crate) fn of_controller(error: rpc::controller::Error) -> PhaseError {
     match error {
         rpc::controller::Error::Refused(Refusal::Refused(_)) => lasting(error),
         _ => transient(error),
@@ -107,8 +106,8 @@ pub(crate) fn of_controller(error: &rpc::controller::Error) -> PhaseError {
 }
 
 /// A failure to do something with a file.
-pub(crate) fn file(what: &str, path: &Path, error: &std::io::Error) -> PhaseError {
-    PhaseError::lasting(format!("{what} {}: {error}", path.display()))
+pub(crate) fn file(what: &str, path: &Path) -> impl Fn(std::io::Error) -> PhaseError + Copy {
+    move |error| PhaseError::lasting(format!("{what} {}: {error}", path.display()))
 }
 
 /// What the names of unfinished files and directories begin with, as
@@ -127,14 +126,14 @@ pub(crate) fn remove_directory(path: &Path) -> Result<(), PhaseError> {
 
 fn gone(path: &Path, removed: std::io::Result<()>) -> Result<(), PhaseError> {
     match removed {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(file("remove", path, &error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(file("remove", path)(error)),
         _ => Ok(()),
     }
 }
 
 /// What is in a directory; nothing where there is none.
 pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, PhaseError> {
-    let failed = |error: std::io::Error| file("read", directory, &error);
+    let failed = file("read", directory);
     match std::fs::read_dir(directory) {
         Ok(entries) => entries
             .map(|entry| entry.map(|entry| entry.path()).map_err(failed))
@@ -160,7 +159,7 @@ pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
 pub(crate) fn sync_filesystem(path: &Path) -> Result<(), PhaseError> {
     std::fs::File::open(path)
         .and_then(|opened| Ok(nix::unistd::syncfs(opened)?))
-        .map_err(|error| file("sync", path, &error))
+        .map_err(file("sync", path))
 }
 
 /// Where controllers are, as the planet has come to know while it ran.
@@ -183,8 +182,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the node's identity can't be read or no controller answers.
 pub async fn session(layout: &Layout, controllers: &[SocketAddr]) -> Result<Session, PhaseError> {
-    let read =
-        |path: &Path| std::fs::read_to_string(path).map_err(|error| file("read", path, &error));
+    let read = |path: &Path| std::fs::read_to_string(path).map_err(file("read", path));
     let identity = Identity {
         certificate_pem: read(&layout.node_certificate())?,
         key_pem: read(&layout.node_key())?,
@@ -195,7 +193,7 @@ pub async fn session(layout: &Layout, controllers: &[SocketAddr]) -> Result<Sess
     now.extend(controllers);
     open(&now, &trust, &identity, PATIENCE)
         .await
-        .map_err(|error| transient(&error))
+        .map_err(transient)
 }
 
 async fn open(

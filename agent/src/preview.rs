@@ -53,7 +53,7 @@ pub fn preview(plan: &Plan) -> Result<Preview, PhaseError> {
             PhaseSpec::Bootstrap(phase) => {
                 let user = &phase.user;
                 let missing = host::users::missing(&user.name, user.uid, user.gid)
-                    .map_err(|error| crate::node::lasting(&error))?;
+                    .map_err(crate::node::lasting)?;
                 if missing.group {
                     preview
                         .users
@@ -78,8 +78,7 @@ pub fn preview(plan: &Plan) -> Result<Preview, PhaseError> {
                 preview.files.extend(links);
             }
             PhaseSpec::Planet(phase) => {
-                let planet = serde_json::from_value(phase.config)
-                    .map_err(|error| crate::node::lasting(&error))?;
+                let planet = serde_json::from_value(phase.config).map_err(crate::node::lasting)?;
                 kernel(&planet, &mut preview);
                 preview
                     .files

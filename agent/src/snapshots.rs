@@ -87,11 +87,11 @@ pub(crate) fn list_at(directory: &Path, now: Timestamp) -> Result<Vec<Snapshot>,
     let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(file("read", directory, &error)),
+        Err(error) => return Err(file("read", directory)(error)),
     };
     let mut found = Vec::new();
     for entry in entries {
-        let entry = entry.map_err(|error| file("read", directory, &error))?;
+        let entry = entry.map_err(file("read", directory))?;
         let Ok(name) = entry.file_name().into_string() else {
             continue;
         };
@@ -138,8 +138,8 @@ pub fn take(etcd: &Etcd, directory: &Path, kind: Kind) -> Result<(Snapshot, Cont
         .recursive(true)
         .mode(0o700)
         .create(directory)
-        .map_err(|error| file("create", directory, &error))?;
-    let _lock = Lock::wait(&directory.join(".lock"), PATIENCE).map_err(|error| lasting(&error))?;
+        .map_err(file("create", directory))?;
+    let _lock = Lock::wait(&directory.join(".lock"), PATIENCE).map_err(lasting)?;
     remove_unfinished(directory)?;
     check_room(etcd.status()?.size, directory)?;
     let (time, name) = free_name(directory, kind);
@@ -151,8 +151,8 @@ pub fn take(etcd: &Etcd, directory: &Path, kind: Kind) -> Result<(Snapshot, Cont
         // The next one removes what is left of it.
         let _ = remove_unfinished(directory);
     })?;
-    std::fs::rename(&new, &path).map_err(|error| file("rename", &new, &error))?;
-    host::atomic::sync_directory(directory).map_err(|error| file("sync", directory, &error))?;
+    std::fs::rename(&new, &path).map_err(file("rename", &new))?;
+    host::atomic::sync_directory(directory).map_err(file("sync", directory))?;
     // Whatever the clock does meanwhile, this one is the youngest.
     remove_surplus(directory, time)?;
     let size = path.metadata().map_or(0, |metadata| metadata.len());
@@ -180,19 +180,18 @@ fn free_name(directory: &Path, kind: Kind) -> (Timestamp, String) {
 
 /// The lock's holder makes them: what is there is of one that was killed.
 fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
-    let entries = std::fs::read_dir(directory).map_err(|error| file("read", directory, &error))?;
+    let entries = std::fs::read_dir(directory).map_err(file("read", directory))?;
     for entry in entries.flatten() {
         if entry.file_name().to_string_lossy().starts_with(NEW) {
             let path = entry.path();
-            std::fs::remove_file(&path).map_err(|error| file("remove", &path, &error))?;
+            std::fs::remove_file(&path).map_err(file("remove", &path))?;
         }
     }
     Ok(())
 }
 
 fn check_room(size: u64, directory: &Path) -> Result<(), PhaseError> {
-    let space =
-        host::facts::space(directory).map_err(|error| file("look at", directory, &error))?;
+    let space = host::facts::space(directory).map_err(file("look at", directory))?;
     match space.available_bytes >= size + ROOM {
         true => Ok(()),
         false => Err(PhaseError::lasting(format!(
@@ -207,7 +206,7 @@ fn check_room(size: u64, directory: &Path) -> Result<(), PhaseError> {
 
 pub(crate) fn remove_surplus(directory: &Path, now: Timestamp) -> Result<(), PhaseError> {
     for old in surplus(&list_at(directory, now)?) {
-        std::fs::remove_file(&old).map_err(|error| file("remove", &old, &error))?;
+        std::fs::remove_file(&old).map_err(file("remove", &old))?;
     }
     Ok(())
 }

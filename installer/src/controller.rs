@@ -6,6 +6,7 @@
 //! run. A node gets exactly the certificates that its place in the cluster
 //! asks for, whatever it says in its requests.
 
+mod description;
 mod removal;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,32 +19,32 @@ use cluster::hooks::HookError;
 use cluster::{Client, StoredToken};
 use event::Sink;
 use host::facts::{HostFacts, Interest};
-use ipnet::Ipv4Net;
 use manifest::HookName;
 use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
-use rpc::controller::{Admission, Controller, Refusal, Tokens, member_name};
+use rpc::controller::{Admission, Controller, Refusal, Tokens};
 use rpc::images::ADMITTED;
 use rpc::peer::Here;
-use spec::phase::Certificate;
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use tokio::net::TcpListener;
 use uuid::Uuid;
 
+use self::description::{
+    gone, has_joined, has_room, hear, identity, is_in_the_way, leaves, parse, role, take_in,
+    unreadable,
+};
 use crate::addons;
 use crate::etcd::{self, Etcd};
 use crate::history;
 use crate::hooks::NodeHooks;
 use crate::images::Kept;
-use crate::install::{NODE_PREFIX, node_labels};
+use crate::install::node_labels;
 use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
 
 pub use removal::{Removal, RemovalError};
 
 /// How long pods may take to leave a node; their own limit is 30 s by default.
 const DRAIN: Duration = Duration::from_secs(300);
-/// Largest description in bytes: a ConfigMap of Kubernetes has at most 1 MiB.
-const MAX_DESCRIPTION: usize = 1_000_000;
 /// How often a change that somebody else was faster with is made again.
 const TRIES: usize = 10;
 /// How long a node that was admitted to the image may take to get it.
@@ -52,20 +53,11 @@ const ADMISSION: Duration = Duration::from_secs(12 * 60 * 60);
 const FETCHES: Duration = Duration::from_secs(10);
 /// Most nodes of which others are told.
 const MAX_FETCHING: usize = 1000;
-/// How long after it was last heard of a node that joins is waited for, before
-/// another machine may take its name and address.
-const LOST: Duration = Duration::from_secs(30 * 60);
 /// How long a token that has expired is kept: a clock that runs ahead by a time zone, as
 /// where the hardware's shows local time, is set by then, and the token is good again.
 const EXPIRED: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the members of etcd are compared with the masters.
 const RECONCILE: Duration = Duration::from_secs(5);
-/// Most masters: three vote in etcd, and it lets two more stand by.
-const MAX_MASTERS: usize = 5;
-/// Most labels and taints of a node, and the longest text in them: a key of
-/// Kubernetes has at most 317 bytes.
-const MAX_LABELS: usize = 128;
-const MAX_TEXT: usize = 320;
 /// Largest file that is read, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
@@ -183,56 +175,6 @@ pub async fn description(client: &Client) -> Result<ClusterSpec, Refusal> {
     parse(&client.description().await.map_err(not_now)?.text)
 }
 
-fn is_other_master(other: &NodeSpec, master: &NodeSpec) -> bool {
-    other.id != master.id && other.role == Role::Master && !other.leaving
-}
-
-/// Whether a master may leave; `started` are the masters whose etcd runs or has
-/// run.
-fn let_go(
-    cluster: &ClusterSpec,
-    master: &NodeSpec,
-    started: &BTreeSet<String>,
-) -> Result<(), Refusal> {
-    let mut others = cluster
-        .nodes
-        .iter()
-        .filter(|other| is_other_master(other, master))
-        .peekable();
-    if others.peek().is_none() {
-        return Err(Refusal::Refused(format!(
-            "{} is the cluster's only master; `gravity leave --force` there ends the cluster",
-            master.hostname
-        )));
-    }
-    // One that was cut off goes on.
-    let mut leaving = cluster.nodes.iter().filter(|other| other.leaving);
-    if let (false, Some(leaving)) = (master.leaving, leaving.find(|other| other.id != master.id)) {
-        return Err(is_leaving(&leaving.hostname));
-    }
-    // It was told of all members when it was taken in, and has no vote to inherit.
-    match others.find(|other| !started.contains(&other.hostname)) {
-        Some(joining) => Err(is_joining(&joining.hostname)),
-        None => Ok(()),
-    }
-}
-
-fn gone() -> Refusal {
-    Refusal::Refused("this node is no member of the cluster any more".into())
-}
-
-fn is_joining(hostname: &str) -> Refusal {
-    Refusal::NotNow(format!(
-        "master {hostname} is joining just now: try again when it has, or take it out with `gravity remove {hostname}`"
-    ))
-}
-
-fn is_leaving(hostname: &str) -> Refusal {
-    Refusal::NotNow(format!(
-        "master {hostname} is leaving just now; `gravity remove {hostname}` goes on with one that was cut off"
-    ))
-}
-
 async fn is_ready(client: &Client, hostname: &str) -> Result<bool, Refusal> {
     let status = client.status().await.map_err(not_now)?;
     let mut nodes = status.nodes.iter();
@@ -262,25 +204,6 @@ async fn change<T>(
     Err(Refusal::NotNow(
         "others change the cluster all the time; try again".into(),
     ))
-}
-
-/// Whether Kubernetes takes a description of so many nodes.
-fn has_room(description: &str, nodes: usize) -> Result<(), Refusal> {
-    match description.len() <= MAX_DESCRIPTION {
-        true => Ok(()),
-        false => Err(Refusal::Refused(format!(
-            "the cluster's description has no room for {nodes} nodes: it would have {} bytes, and {MAX_DESCRIPTION} are the most",
-            description.len()
-        ))),
-    }
-}
-
-fn parse(description: &str) -> Result<ClusterSpec, Refusal> {
-    serde_json::from_str(description).map_err(unreadable)
-}
-
-fn unreadable(error: serde_json::Error) -> Refusal {
-    Refusal::Refused(format!("read the cluster's description: {error}"))
 }
 
 fn not_now(error: cluster::Error) -> Refusal {
@@ -410,11 +333,6 @@ fn valid(stored: &[StoredToken], now: SystemTime) -> (Vec<JoinToken>, Vec<&str>)
     let over = stored.iter().filter(is_over);
     let names = over.map(|token| token.name.as_str());
     (tokens.collect(), names.collect())
-}
-
-/// What a node is known to controllers by.
-fn identity(node: Uuid, life: Duration) -> Leaf {
-    Leaf::client(&member_name(node), &[], life)
 }
 
 #[async_trait::async_trait]
@@ -636,312 +554,6 @@ fn others(fetching: &mut BTreeMap<IpAddr, Instant>, address: IpAddr, now: Instan
     }
     let others = fetching.keys().filter(|other| **other != address);
     others.copied().collect()
-}
-
-/// Whether there can't be both.
-fn is_in_the_way(node: &NodeSpec, candidate: &Candidate) -> bool {
-    node.hostname == candidate.hostname || shares_address(node, candidate)
-}
-
-fn shares_address(node: &NodeSpec, candidate: &Candidate) -> bool {
-    let wanted = &candidate.advertise_addresses;
-    node.advertise_addresses
-        .iter()
-        .any(|address| wanted.contains(address))
-}
-
-/// What the node will be: as its profile says, else one of the first masters.
-fn role(cluster: &ClusterSpec, candidate: &Candidate) -> Role {
-    let others = cluster
-        .nodes
-        .iter()
-        .filter(|node| node.role == Role::Master && node.hostname != candidate.hostname);
-    candidate
-        .role
-        .unwrap_or(match others.count() < spec::MASTERS {
-            true => Role::Master,
-            false => Role::Worker,
-        })
-}
-
-/// Whether that is so long ago.
-fn is_over(heard: i64, now: SystemTime, limit: Duration) -> bool {
-    let since = seconds(now).unwrap_or_default().saturating_sub(heard);
-    since.unsigned_abs() > limit.as_secs()
-}
-
-/// A node that goes on with its join, if it still is one. From here on it is not
-/// lost for some time, whoever would like to have its name.
-fn hear(cluster: &mut ClusterSpec, id: Uuid, now: SystemTime) -> Result<NodeSpec, Refusal> {
-    let mut nodes = cluster.nodes.iter_mut();
-    let node = nodes.find(|node| node.id == id).ok_or_else(gone)?;
-    if node
-        .taken_in
-        .is_some_and(|heard| is_over(heard, now, LOST / 2))
-    {
-        node.taken_in = seconds(now);
-    }
-    Ok(node.clone())
-}
-
-/// Adds a node to the description; one of the same name that never reached
-/// Kubernetes is a lost try, and replaced: by the same machine at once, by another
-/// when nothing was heard of it for long. `registered` are the names, of those
-/// that it could be in conflict with, which Kubernetes has; `voting` are those of
-/// masters whose etcd runs.
-fn take_in(
-    cluster: &mut ClusterSpec,
-    candidate: &Candidate,
-    registered: &BTreeSet<String>,
-    voting: &BTreeSet<String>,
-    now: SystemTime,
-) -> Result<Uuid, Refusal> {
-    let hostname = &candidate.hostname;
-    if candidate.image != cluster.image.digest {
-        return Err(Refusal::Refused(format!(
-            "the cluster was installed from another image: {} {} ({})",
-            cluster.image.name, cluster.image.version, cluster.image.digest
-        )));
-    }
-    check_candidate(cluster, candidate)?;
-    if !is_dns_name(hostname) {
-        return Err(Refusal::Refused(format!(
-            "\"{hostname}\" can't be a node's name: use lower-case letters, digits, - and ."
-        )));
-    }
-    let first = cluster.nodes.first().map(|node| node.id);
-    let joins = |node: &NodeSpec| {
-        Some(node.id) != first && !node.leaving && !registered.contains(&node.hostname)
-    };
-    // It may have been registered since somebody looked, but was heard of then.
-    let is_lost = |node: &NodeSpec| {
-        let is_same = node.hostname == *hostname
-            && node.advertise_addresses == candidate.advertise_addresses
-            && node.machine == candidate.machine;
-        is_in_the_way(node, candidate)
-            && joins(node)
-            && (is_same || is_over(node.taken_in.unwrap_or_default(), now, LOST))
-    };
-    for node in &cluster.nodes {
-        if is_lost(node) {
-            continue;
-        }
-        if is_in_the_way(node, candidate) && joins(node) {
-            let (name, address) = (&node.hostname, &node.advertise_addresses);
-            return Err(Refusal::Refused(format!(
-                "node {name} ({}) is joining just now and has the same name or address; give this one its own, or take that out with `gravity remove {name}` on a master",
-                address
-                    .iter()
-                    .map(ToString::to_string)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            )));
-        }
-        if node.hostname == *hostname {
-            return Err(Refusal::Refused(format!(
-                "the cluster has a node {hostname}; rename this one, or remove that with `gravity remove {hostname}` on a master"
-            )));
-        }
-        if shares_address(node, candidate) {
-            return Err(Refusal::Refused(format!(
-                "node {} of the cluster has the same address",
-                node.hostname
-            )));
-        }
-    }
-    cluster.nodes.retain(|node| !is_lost(node));
-    allowed(cluster, now)?;
-    expands(cluster, candidate)?;
-    let role = role(cluster, candidate);
-    if role == Role::Master {
-        let masters: Vec<_> = cluster
-            .nodes
-            .iter()
-            .filter(|node| node.role == Role::Master)
-            .map(|node| &node.hostname)
-            .collect();
-        if masters.len() >= MAX_MASTERS {
-            return Err(Refusal::Refused(format!(
-                "the cluster has {MAX_MASTERS} masters, which is the most; join with a profile of workers"
-            )));
-        }
-        // A member of etcd is told of all others when it first starts.
-        if let Some(joining) = masters.iter().find(|name| !voting.contains(**name)) {
-            return Err(is_joining(joining));
-        }
-        if let Some(leaving) = cluster.nodes.iter().find(|node| node.leaving) {
-            return Err(is_leaving(&leaving.hostname));
-        }
-    }
-    let id = Uuid::new_v4();
-    let pod_cidr = free_pod_cidr(cluster)?;
-    cluster.nodes.push(NodeSpec {
-        id,
-        hostname: hostname.clone(),
-        advertise_addresses: candidate.advertise_addresses.clone(),
-        profile: candidate.profile.clone(),
-        role,
-        pod_cidrs: vec![pod_cidr],
-        labels: candidate.labels.clone(),
-        taints: candidate.taints.clone(),
-        dns_listen: Vec::new(),
-        state_dir: candidate.state_dir.clone(),
-        leaving: false,
-        machine: candidate.machine.clone(),
-        taken_in: seconds(now),
-    });
-    Ok(id)
-}
-
-/// Whether the profile of the candidate may have one more node.
-fn expands(cluster: &ClusterSpec, candidate: &Candidate) -> Result<(), Refusal> {
-    let profile = &candidate.profile;
-    let nodes = cluster.nodes.iter();
-    let there = nodes.filter(|node| node.profile == *profile).count() as u64;
-    match candidate.most {
-        Some(most) if there >= u64::from(most) => Err(Refusal::Refused(format!(
-            "nodes of profile {profile} can't be added after the install: its expandPolicy is fixed, the flavor has {most} of them, and the cluster {there}"
-        ))),
-        _ => Ok(()),
-    }
-}
-
-/// The node works: from now on it is missed when it is away.
-fn has_joined(cluster: &mut ClusterSpec, id: Uuid) {
-    let mut nodes = cluster.nodes.iter_mut();
-    if let Some(node) = nodes.find(|node| node.id == id) {
-        node.taken_in = None;
-    }
-}
-
-fn seconds(time: SystemTime) -> Option<i64> {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).ok()?;
-    i64::try_from(since.as_secs()).ok()
-}
-
-/// Whether the license allows one more node.
-fn allowed(cluster: &ClusterSpec, now: SystemTime) -> Result<(), Refusal> {
-    let Some(license) = &cluster.license else {
-        return Ok(());
-    };
-    if license.is_over(now) {
-        return Err(Refusal::Refused(format!(
-            "the license of {} is over: the cluster takes no more nodes",
-            license.holder
-        )));
-    }
-    match license.max_nodes {
-        Some(most) if cluster.nodes.len() as u64 >= u64::from(most) => {
-            Err(Refusal::Refused(format!(
-                "the license of {} allows {most} node(s), and the cluster has {}",
-                license.holder,
-                cluster.nodes.len()
-            )))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// What the candidate says of itself becomes part of certificates and of a
-/// description of limited size.
-fn check_candidate(cluster: &ClusterSpec, candidate: &Candidate) -> Result<(), Refusal> {
-    let refuse = |reason: String| Err(Refusal::Refused(reason));
-    let [address] = candidate.advertise_addresses[..] else {
-        return refuse("a node has exactly one address".into());
-    };
-    let networks = cluster.pod_cidrs.iter().chain(&cluster.service_cidrs);
-    let inside = networks
-        .filter_map(|cidr| cidr.parse::<ipnet::IpNet>().ok())
-        .any(|network| network.contains(&address));
-    let local = match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    if inside
-        || local
-        || address.is_loopback()
-        || address.is_multicast()
-        || address.is_unspecified()
-    {
-        return refuse(format!("{address} can't be a node's address"));
-    }
-    let name = candidate.hostname.as_str();
-    let reserved = ["localhost", "kubernetes", spec::LEADER_NAME];
-    if reserved.contains(&name) || name.starts_with("kubernetes.") {
-        return refuse(format!("\"{name}\" is a name of the cluster's own"));
-    }
-    let entries = candidate.labels.len() + candidate.taints.len();
-    let texts = candidate
-        .labels
-        .iter()
-        .flat_map(|(key, value)| [key, value]);
-    let taints = candidate.taints.iter();
-    let taints = taints.flat_map(|taint| [&taint.key, &taint.value, &taint.effect]);
-    let longest = texts
-        .chain(taints)
-        .chain([&candidate.profile])
-        .map(String::len)
-        .max();
-    if entries > MAX_LABELS || longest.is_some_and(|longest| longest > MAX_TEXT) {
-        return refuse("the profile has too many or too long labels and taints".into());
-    }
-    Ok(())
-}
-
-/// RFC 1123, as Kubernetes has it for names of nodes.
-fn is_dns_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.chars().all(good)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
-}
-
-fn free_pod_cidr(cluster: &ClusterSpec) -> Result<String, Refusal> {
-    let text = cluster.pod_cidrs.first().map_or("", String::as_str);
-    let full = || {
-        Refusal::Refused(format!(
-            "the pod network {text} has no part left for another node"
-        ))
-    };
-    let network: Ipv4Net = text.parse().map_err(|_| full())?;
-    let taken: BTreeSet<_> = cluster
-        .nodes
-        .iter()
-        .flat_map(|node| &node.pod_cidrs)
-        .collect();
-    let parts = network.subnets(NODE_PREFIX).map_err(|_| full())?;
-    parts
-        .map(|part| part.to_string())
-        .find(|part| !taken.contains(part))
-        .ok_or_else(full)
-}
-
-/// Every certificate that a node has, by the name it asks for it: its authority
-/// and what it says.
-fn leaves(cluster: &ClusterSpec, node: &NodeSpec) -> BTreeMap<String, (String, Leaf)> {
-    let requested = secrets::requested(cluster, node);
-    let life = cluster.leaf_lifetime();
-    let certificates = requested.certificates.iter().map(|certificate| {
-        let Certificate {
-            name, authority, ..
-        } = certificate.clone();
-        (name, (authority, Leaf::planned(certificate, life)))
-    });
-    let kubeconfigs = requested.kubeconfigs.iter().map(|kubeconfig| {
-        let name = kubeconfig.certificate();
-        let (user, groups) = (&kubeconfig.common_name, &kubeconfig.organizations);
-        let leaf = Leaf::client(user, groups, life);
-        (name, ("kubernetes-ca".into(), leaf))
-    });
-    let identity = (
-        spec::NODE_IDENTITY.to_owned(),
-        (RPC_AUTHORITY.to_owned(), identity(node.id, life)),
-    );
-    certificates.chain(kubeconfigs).chain([identity]).collect()
 }
 
 #[cfg(test)]

@@ -76,7 +76,7 @@ pub async fn renew(
     sink: &dyn Sink,
 ) -> Result<Vec<String>, PhaseError> {
     let lock = layout.secrets().join("renew.lock");
-    let _lock = Lock::acquire(&lock).map_err(|error| transient(&error))?;
+    let _lock = Lock::acquire(&lock).map_err(transient)?;
     let pending = layout.secrets().join("restart");
     let due = find(layout, care, &is_due)?;
     let requests = requests(layout, &due)?;
@@ -91,18 +91,18 @@ pub async fn renew(
                     .collect();
                 let mut session = session(layout, &care.controllers).await?;
                 let signed = session.sign(requests).await;
-                let signed = signed.map_err(|error| transient(&error))?;
+                let signed = signed.map_err(transient)?;
                 usable(&signed, Timestamp::now().as_second())?;
                 signed
             }
         };
         // Before the first of them changes.
-        host::atomic::write(&pending, b"", 0o600).map_err(|error| lasting(&error))?;
+        host::atomic::write(&pending, b"", 0o600).map_err(lasting)?;
         renewed = store(layout, care, &due, &requests, &signed)?;
     }
     if pending.exists() {
         restart(planet, sink).await?;
-        std::fs::remove_file(&pending).map_err(|error| file("remove", &pending, &error))?;
+        std::fs::remove_file(&pending).map_err(file("remove", &pending))?;
     }
     Ok(renewed)
 }
@@ -140,7 +140,7 @@ fn find<'a>(
     is_due: &impl Fn(&Inspected) -> bool,
 ) -> Result<Due<'a>, PhaseError> {
     let directory = layout.planet_secrets();
-    let due = |pem: &str| Ok::<_, PhaseError>(is_due(&pki::inspect(pem).map_err(|e| lasting(&e))?));
+    let due = |pem: &str| Ok::<_, PhaseError>(is_due(&pki::inspect(pem).map_err(lasting)?));
     let mut found = Due::default();
     for certificate in &care.certificates {
         if due(&read(&certificate_path(&directory, certificate))?)? {
@@ -167,12 +167,12 @@ fn certificate_path(directory: &Path, certificate: &Certificate) -> PathBuf {
 }
 
 fn read(path: &Path) -> Result<String, PhaseError> {
-    std::fs::read_to_string(path).map_err(|error| file("read", path, &error))
+    std::fs::read_to_string(path).map_err(file("read", path))
 }
 
 /// Requests by the names under which controllers sign them.
 fn requests(layout: &Layout, due: &Due<'_>) -> Result<BTreeMap<String, Request>, PhaseError> {
-    let of_key = |path: &Path| pki::request_for(&read(path)?).map_err(|error| lasting(&error));
+    let of_key = |path: &Path| pki::request_for(&read(path)?).map_err(lasting);
     let directory = layout.planet_secrets();
     let mut requests = BTreeMap::new();
     for certificate in &due.certificates {
@@ -181,7 +181,7 @@ fn requests(layout: &Layout, due: &Due<'_>) -> Result<BTreeMap<String, Request>,
     }
     for kubeconfig in &due.kubeconfigs {
         // Key and certificate are in one file.
-        let request = pki::request().map_err(|error| lasting(&error))?;
+        let request = pki::request().map_err(lasting)?;
         requests.insert(kubeconfig.certificate(), request);
     }
     if due.identity {
@@ -216,7 +216,7 @@ fn sign(
         .collect();
     let mut authorities = BTreeMap::new();
     for name in wanted {
-        let authority = Authority::load(&directory, name).map_err(|error| lasting(&error))?;
+        let authority = Authority::load(&directory, name).map_err(lasting)?;
         authorities.insert(name, authority);
     }
     let mut signed = BTreeMap::new();
@@ -224,7 +224,7 @@ fn sign(
         let (authority, leaf) = leaves.get(name).ok_or_else(|| missing(name))?;
         let authority = authorities.get(authority).ok_or_else(|| missing(name))?;
         let pem = authority.sign(&request.request_pem, leaf);
-        signed.insert(name.clone(), pem.map_err(|error| lasting(&error))?);
+        signed.insert(name.clone(), pem.map_err(lasting)?);
     }
     Ok(signed)
 }
@@ -233,7 +233,7 @@ fn sign(
 /// is known to controllers by one of them.
 fn usable(signed: &BTreeMap<String, String>, now: i64) -> Result<(), PhaseError> {
     for (name, pem) in signed {
-        let found = pki::inspect(pem).map_err(|error| lasting(&error))?;
+        let found = pki::inspect(pem).map_err(lasting)?;
         if !(found.not_before..found.not_after).contains(&now) {
             return Err(PhaseError::transient(format!(
                 "the new certificate {name} is not good by this node's clock: set it right, and \
@@ -257,9 +257,8 @@ fn store(
 ) -> Result<Vec<String>, PhaseError> {
     let directory = layout.planet_secrets();
     let of = |name: &str| signed.get(name).ok_or_else(|| missing(name));
-    let write = |path: &Path, pem: &str| {
-        host::atomic::write(path, pem.as_bytes(), 0o644).map_err(|error| lasting(&error))
-    };
+    let write =
+        |path: &Path, pem: &str| host::atomic::write(path, pem.as_bytes(), 0o644).map_err(lasting);
     let mut renewed = Vec::new();
     if due.identity {
         write(&layout.node_certificate(), of(spec::NODE_IDENTITY)?)?;
@@ -317,7 +316,7 @@ async fn restart(planet: &Client, sink: &dyn Sink) -> Result<(), PhaseError> {
                 .map(drop),
         }
     };
-    restarted.await.map_err(|error| transient(&error))
+    restarted.await.map_err(transient)
 }
 
 #[cfg(test)]

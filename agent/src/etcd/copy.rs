@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use operation::PhaseError;
 
 use super::{Etcd, log};
-use crate::node::file;
+use crate::node::{file, transient};
 
 /// How long it may take to apply its log: 10 000 entries, on a slow disk.
 const APPLY: Duration = Duration::from_secs(600);
@@ -59,7 +59,7 @@ impl Etcd {
     fn start(&self, copy: &Path) -> Result<Child, PhaseError> {
         let program = self.programs.join("etcd");
         let output = copy.join("etcd.log");
-        let failed = |error: std::io::Error| file("start etcd on", copy, &error);
+        let failed = file("start etcd on", copy);
         let errors = File::create(&output).map_err(failed)?;
         Command::new("sh")
             .args(["-c", SCRIPT, "sh"])
@@ -110,7 +110,7 @@ impl Running {
             match self.0.try_wait() {
                 Ok(None) if Instant::now() < end => std::thread::sleep(PAUSE),
                 Ok(status) => return Ok(status.is_some()),
-                Err(error) => return Err(crate::node::transient(&error)),
+                Err(error) => return Err(transient(error)),
             }
         }
     }
@@ -156,8 +156,8 @@ fn gauge(metrics: &str) -> Option<u64> {
 
 /// Makes a snapshot of a database: the same with its SHA-256.
 fn append_sum(database: &Path, to: &Path) -> Result<(), PhaseError> {
-    let mut from = File::open(database).map_err(|error| file("read", database, &error))?;
-    let failed = |error: std::io::Error| file("write", to, &error);
+    let mut from = File::open(database).map_err(file("read", database))?;
+    let failed = file("write", to);
     let mut snapshot = File::options()
         .write(true)
         .create_new(true)
@@ -167,9 +167,7 @@ fn append_sum(database: &Path, to: &Path) -> Result<(), PhaseError> {
     let mut sum = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 1 << 20];
     loop {
-        let read = from
-            .read(&mut buffer)
-            .map_err(|error| file("read", database, &error))?;
+        let read = from.read(&mut buffer).map_err(file("read", database))?;
         if read == 0 {
             break;
         }

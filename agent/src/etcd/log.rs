@@ -69,7 +69,7 @@ struct End {
 /// When the log can't be read or written, or is damaged.
 pub(super) fn commit_all(directory: &Path) -> Result<u64, PhaseError> {
     let (path, first) = last_file(directory)?;
-    let failed = |error: std::io::Error| file("read", &path, &error);
+    let failed = file("read", &path);
     let mut log = File::options()
         .read(true)
         .write(true)
@@ -94,7 +94,7 @@ pub(super) fn commit_all(directory: &Path) -> Result<u64, PhaseError> {
         commit: end.index,
         ..end.state
     };
-    let failed = |error: std::io::Error| file("write", &path, &error);
+    let failed = file("write", &path);
     // What comes after the end was never written as a whole.
     log.set_len(end.offset as u64).map_err(failed)?;
     log.seek(SeekFrom::Start(end.offset as u64))
@@ -142,7 +142,7 @@ fn unreadable(path: &Path, why: &str) -> PhaseError {
 /// The youngest file, and the index of the first entry that may be in it: its
 /// name holds both.
 fn last_file(directory: &Path) -> Result<(PathBuf, u64), PhaseError> {
-    let failed = |error: std::io::Error| file("read", directory, &error);
+    let failed = file("read", directory);
     let mut last = None;
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();

@@ -17,7 +17,7 @@ pub(crate) async fn execute(node: &Node, phase: Apply) -> Result<(), PhaseError>
         }
         client.apply(&objects).await
     };
-    applied.await.map_err(|error| transient(&error))
+    applied.await.map_err(transient)
 }
 
 /// Whether an object says what the cluster is.

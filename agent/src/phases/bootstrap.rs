@@ -35,16 +35,15 @@ pub(crate) fn execute(node: &Node, phase: &Bootstrap) -> Result<(), PhaseError> 
     let user = &phase.user;
     node.changes()
         .create_service_user(&user.name, user.uid, user.gid)
-        .map_err(|error| lasting(&error))?;
+        .map_err(lasting)?;
     for (name, mode) in DIRECTORIES {
         let path = node.layout().state_dir().join(name);
-        std::fs::create_dir_all(&path).map_err(|error| file("create", &path, &error))?;
+        std::fs::create_dir_all(&path).map_err(file("create", &path))?;
         set_mode(&path, *mode)?;
     }
     for name in OWNED {
         let path = node.layout().service(name);
-        chown(&path, Some(user.uid), Some(user.gid))
-            .map_err(|error| file("give away", &path, &error))?;
+        chown(&path, Some(user.uid), Some(user.gid)).map_err(file("give away", &path))?;
     }
     Ok(())
 }
@@ -52,5 +51,5 @@ pub(crate) fn execute(node: &Node, phase: &Bootstrap) -> Result<(), PhaseError> 
 fn set_mode(path: &std::path::Path, mode: u32) -> Result<(), PhaseError> {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(|error| file("set the mode of", path, &error))
+        .map_err(file("set the mode of", path))
 }

@@ -13,13 +13,10 @@ pub(crate) async fn execute(node: &Node, phase: Complete) -> Result<(), PhaseErr
     client
         .revoke_hooks(&phase.operation)
         .await
-        .map_err(|error| transient(&error))?;
+        .map_err(transient)?;
     let manifest = manifest::parse(&phase.manifest, "app.yaml");
     if manifest.is_ok_and(|manifest| manifest.hooks.contains_key(&HookName::Status)) {
-        client
-            .start_status_hook()
-            .await
-            .map_err(|error| transient(&error))?;
+        client.start_status_hook().await.map_err(transient)?;
     }
     store(node, &phase.cluster, &phase.manifest)
 }
@@ -31,9 +28,8 @@ pub(super) fn store(
     manifest: &str,
 ) -> Result<(), PhaseError> {
     let layout = node.layout();
-    host::atomic::write(&layout.manifest(), manifest.as_bytes(), 0o644)
-        .map_err(|error| lasting(&error))?;
-    let cluster = serde_json::to_vec_pretty(cluster).map_err(|error| lasting(&error))?;
+    host::atomic::write(&layout.manifest(), manifest.as_bytes(), 0o644).map_err(lasting)?;
+    let cluster = serde_json::to_vec_pretty(cluster).map_err(lasting)?;
     // Last: its presence says that there is a cluster.
-    host::atomic::write(&layout.cluster(), &cluster, 0o644).map_err(|error| lasting(&error))
+    host::atomic::write(&layout.cluster(), &cluster, 0o644).map_err(lasting)
 }

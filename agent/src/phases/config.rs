@@ -10,18 +10,15 @@ use crate::node::{file, lasting, transient};
 pub(crate) async fn execute(node: &Node, phase: Config) -> Result<(), PhaseError> {
     let objects = objects(node, &phase)?;
     let client = node.kubernetes().await?;
-    client
-        .apply(&objects)
-        .await
-        .map_err(|error| transient(&error))
+    client.apply(&objects).await.map_err(transient)
 }
 
 /// The resources that are Kubernetes': Gravity's own are in the plan since it was made.
 pub(super) fn objects(node: &Node, phase: &Config) -> Result<Vec<Value>, PhaseError> {
     let operation = node.layout().operations().join(&phase.operation);
     let path = operation.join(&phase.file);
-    let text = std::fs::read_to_string(&path).map_err(|error| file("read", &path, &error))?;
-    let mut objects = cluster::documents(&text).map_err(|error| lasting(&error))?;
+    let text = std::fs::read_to_string(&path).map_err(file("read", &path))?;
+    let mut objects = cluster::documents(&text).map_err(lasting)?;
     objects.retain(|object| !cluster::is_of_gravity(object));
     Ok(objects)
 }

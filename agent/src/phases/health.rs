@@ -26,12 +26,12 @@ pub(crate) async fn wait_healthy(
         planet
             .wait_ready(services, DEADLINE, |_| ())
             .await
-            .map_err(|error| transient(&error))?;
+            .map_err(transient)?;
         let client = node.kubernetes_as(kubeconfig).await?;
         client
             .wait_node_ready(name, DEADLINE)
             .await
-            .map_err(|error| transient(&error))
+            .map_err(transient)
     };
     let short = tokio::select! {
         ready = ready => ready?,

@@ -17,7 +17,7 @@ pub(crate) async fn execute(
     let client = node.kubernetes().await?;
     cluster::hooks::run(&client, &hook_run(phase), sink)
         .await
-        .map_err(|error| lasting(&error))
+        .map_err(lasting)
 }
 
 /// A hook as [`cluster::hooks`] takes it.

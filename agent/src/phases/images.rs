@@ -20,13 +20,11 @@ const TASK: &str = "container images";
 pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<(), PhaseError> {
     // What a try left that was cut off.
     remove_unfinished(&node.layout().blobs().join("sha256"))?;
-    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    let cluster = ClusterImage::open(image.clone()).map_err(|error| lasting(&error))?;
+    let image = Image::open(&phase.image).map_err(lasting)?;
+    let cluster = ClusterImage::open(image.clone()).map_err(lasting)?;
     let mut contents = Vec::new();
     for entry in &phase.images {
-        let blobs = cluster
-            .image_blobs(&entry.digest)
-            .map_err(|error| lasting(&error))?;
+        let blobs = cluster.image_blobs(&entry.digest).map_err(lasting)?;
         contents.push((entry, blobs));
     }
     let all: BTreeSet<_> = contents.iter().flat_map(|(_, blobs)| blobs).collect();
@@ -37,9 +35,7 @@ pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<()
         let target = node.layout().blob(digest);
         // Blobs come there whole, under their digest.
         if !target.exists() {
-            image
-                .extract(digest, &target)
-                .map_err(|error| lasting(&error))?;
+            image.extract(digest, &target).map_err(lasting)?;
         }
         done += size(digest);
         sink.emit(Event::Progress {
@@ -102,7 +98,7 @@ impl Storage {
 fn hard_link(from: &Path, to: &Path) -> Result<(), PhaseError> {
     parents(to)?;
     match std::fs::hard_link(from, to) {
-        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(file("link", to, &error)),
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => Err(file("link", to)(error)),
         _ => Ok(()),
     }
 }
@@ -110,12 +106,12 @@ fn hard_link(from: &Path, to: &Path) -> Result<(), PhaseError> {
 /// A file of the registry that names a digest.
 fn link(path: &Path, digest: &str) -> Result<(), PhaseError> {
     parents(path)?;
-    host::atomic::write(path, digest.as_bytes(), 0o644).map_err(|error| lasting(&error))
+    host::atomic::write(path, digest.as_bytes(), 0o644).map_err(lasting)
 }
 
 fn parents(path: &Path) -> Result<(), PhaseError> {
     let parent = path.parent().unwrap_or(path);
-    std::fs::create_dir_all(parent).map_err(|error| file("create", parent, &error))
+    std::fs::create_dir_all(parent).map_err(file("create", parent))
 }
 
 #[cfg(test)]

@@ -21,21 +21,17 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
     let directory = node.layout().planet_secrets();
     for (name, pem) in &phase.authorities {
         let path = directory.join(format!("{name}.crt"));
-        host::atomic::write(&path, pem.as_bytes(), 0o644).map_err(|error| lasting(&error))?;
+        host::atomic::write(&path, pem.as_bytes(), 0o644).map_err(lasting)?;
     }
     let shared = |name: &String| !directory.join(name).exists();
     if phase.cluster_keys.iter().any(shared) {
         let mut session = session(node.layout(), &phase.controllers).await?;
-        let mut keys = session
-            .keys()
-            .await
-            .map_err(|error| of_controller(&error))?;
+        let mut keys = session.keys().await.map_err(of_controller)?;
         for name in &phase.cluster_keys {
             let missing = || PhaseError::lasting(format!("the cluster did not give {name}"));
             let content = keys.remove(name).ok_or_else(missing)?;
             let path = directory.join(name);
-            host::atomic::write(&path, content.as_bytes(), 0o600)
-                .map_err(|error| lasting(&error))?;
+            host::atomic::write(&path, content.as_bytes(), 0o600).map_err(lasting)?;
         }
     }
     if !phase.cluster_keys.is_empty() {
@@ -63,7 +59,7 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
         );
     let mut keys = BTreeMap::new();
     for name in names {
-        keys.insert(name, pki::request().map_err(|error| lasting(&error))?);
+        keys.insert(name, pki::request().map_err(lasting)?);
     }
     if keys.is_empty() {
         return Ok(());
@@ -73,10 +69,7 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
         .map(|(name, request)| (name.clone(), request.request_pem.clone()))
         .collect();
     let mut session = session(node.layout(), &phase.controllers).await?;
-    let mut signed = session
-        .sign(requests)
-        .await
-        .map_err(|error| of_controller(&error))?;
+    let mut signed = session.sign(requests).await.map_err(of_controller)?;
     let mut take = |name: &str| {
         let made = signed.remove(name).zip(keys.get(name));
         let missing = || PhaseError::lasting(format!("the cluster did not sign {name}"));

@@ -18,19 +18,17 @@ const SMALL: u64 = 1 << 20;
 pub(crate) fn execute(node: &Node, phase: &Keep) -> Result<(), PhaseError> {
     let layout = node.layout();
     let target = layout.cluster_image();
-    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
+    let image = Image::open(&phase.image).map_err(lasting)?;
     let elsewhere = |blob: &Blob| is_stored(layout, blob);
     // It came from other nodes.
     if phase.image == target {
-        return image.release(elsewhere).map_err(|error| lasting(&error));
+        return image.release(elsewhere).map_err(lasting);
     }
     let directory = layout.image();
     // What a try left that was cut off.
     clear(&directory)?;
-    std::fs::create_dir_all(&directory).map_err(|error| file("create", &directory, &error))?;
-    image
-        .keep(&target, elsewhere)
-        .map_err(|error| lasting(&error))
+    std::fs::create_dir_all(&directory).map_err(file("create", &directory))?;
+    image.keep(&target, elsewhere).map_err(lasting)
 }
 
 /// Earlier phases may be executed again, which read all of the image.
@@ -40,11 +38,11 @@ pub(super) fn undo(node: &Node, phase: &Keep) -> Result<(), PhaseError> {
     if phase.image != target {
         return clear(&layout.image());
     }
-    let image = Image::open(&target).map_err(|error| lasting(&error))?;
+    let image = Image::open(&target).map_err(lasting)?;
     for blob in image.blobs().filter(|blob| is_stored(layout, blob)) {
         image
             .restore(blob, &layout.blob(&blob.digest))
-            .map_err(|error| lasting(&error))?;
+            .map_err(lasting)?;
     }
     Ok(())
 }

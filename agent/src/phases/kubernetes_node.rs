@@ -16,5 +16,5 @@ pub(crate) async fn execute(node: &Node, phase: phase::Node) -> Result<(), Phase
     client
         .ensure_node(&phase.name, &phase.labels, &taints, &phase.pod_cidrs)
         .await
-        .map_err(|error| transient(&error))
+        .map_err(transient)
 }

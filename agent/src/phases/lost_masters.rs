@@ -28,7 +28,7 @@ pub(super) async fn forget(
     let lost = change(&client, |cluster| give_up(cluster, &phase.node)).await?;
     for master in &lost {
         let deleted = client.delete_node(&master.hostname).await;
-        deleted.map_err(|error| transient(&error))?;
+        deleted.map_err(transient)?;
     }
     for master in &lost {
         if let Some(hook) = &phase.hook {
@@ -75,16 +75,12 @@ async fn change<T>(
     mut make: impl FnMut(&mut ClusterSpec) -> Result<T, PhaseError>,
 ) -> Result<T, PhaseError> {
     for _ in 0..TRIES {
-        let read = client
-            .description()
-            .await
-            .map_err(|error| transient(&error))?;
-        let mut cluster: ClusterSpec =
-            serde_json::from_str(&read.text).map_err(|error| lasting(&error))?;
+        let read = client.description().await.map_err(transient)?;
+        let mut cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(lasting)?;
         let made = make(&mut cluster)?;
-        let text = serde_json::to_string_pretty(&cluster).map_err(|error| lasting(&error))?;
+        let text = serde_json::to_string_pretty(&cluster).map_err(lasting)?;
         let replaced = client.replace_description(read, text).await;
-        if replaced.map_err(|error| transient(&error))? {
+        if replaced.map_err(transient)? {
             return Ok(made);
         }
     }

@@ -87,12 +87,9 @@ fn changes(shown: &mut BTreeMap<String, Seen>, nodes: &[Seen]) -> Vec<Event> {
 
 /// The nodes that the cluster knows, and how far they are.
 async fn nodes(client: &cluster::Client) -> Result<Vec<Seen>, PhaseError> {
-    let read = client
-        .description()
-        .await
-        .map_err(|error| transient(&error))?;
-    let cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(|error| lasting(&error))?;
-    let status = client.status().await.map_err(|error| transient(&error))?;
+    let read = client.description().await.map_err(transient)?;
+    let cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(lasting)?;
+    let status = client.status().await.map_err(transient)?;
     let state = |name: &str| match status.nodes.iter().find(|node| node.name == name) {
         Some(node) if node.ready => NodeState::Ready,
         Some(_) => NodeState::Starting,

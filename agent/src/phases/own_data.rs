@@ -12,10 +12,11 @@ use event::Sink;
 use operation::PhaseError;
 use spec::phase::EtcdCollect;
 
+use super::blocking;
 use super::recovery::{self, Place};
 use crate::Node;
 use crate::etcd::Etcd;
-use crate::node::{file, lasting, remove_directory, remove_file};
+use crate::node::{file, remove_directory, remove_file};
 
 /// What must be left on the disk, in bytes.
 const ROOM: u64 = 512 << 20;
@@ -29,10 +30,7 @@ pub(super) async fn collect(
 ) -> Result<(), PhaseError> {
     recovery::stop(node, &*sink).await?;
     sink.info("Reading all that this node's etcd holds");
-    let node = node.clone();
-    tokio::task::spawn_blocking(move || snapshot(&node, &phase))
-        .await
-        .map_err(|error| lasting(&error))?
+    blocking(node, sink, move |n, _| snapshot(n, &phase)).await
 }
 
 fn snapshot(node: &Node, phase: &EtcdCollect) -> Result<(), PhaseError> {
@@ -49,9 +47,9 @@ fn snapshot(node: &Node, phase: &EtcdCollect) -> Result<(), PhaseError> {
     check_room(&place.member)?;
     copy_tree(&place.member, &copy.join("member"))?;
     Etcd::on_host(node.layout())?.collect(&copy, &new)?;
-    std::fs::rename(&new, &to).map_err(|error| file("rename", &new, &error))?;
+    std::fs::rename(&new, &to).map_err(file("rename", &new))?;
     if let Some(directory) = to.parent() {
-        host::atomic::sync_directory(directory).map_err(|error| file("sync", directory, &error))?;
+        host::atomic::sync_directory(directory).map_err(file("sync", directory))?;
     }
     remove_directory(&copy)
 }
@@ -75,7 +73,7 @@ pub(super) async fn undo(
 
 fn check_room(member: &Path) -> Result<(), PhaseError> {
     let size = size(member)?;
-    let space = host::facts::space(member).map_err(|error| file("look at", member, &error))?;
+    let space = host::facts::space(member).map_err(file("look at", member))?;
     let wanted = size.saturating_mul(TIMES).saturating_add(ROOM);
     match space.available_bytes >= wanted {
         true => Ok(()),
@@ -90,7 +88,7 @@ fn check_room(member: &Path) -> Result<(), PhaseError> {
 
 /// Bytes that files below take.
 fn size(path: &Path) -> Result<u64, PhaseError> {
-    let failed = |error: std::io::Error| file("look at", path, &error);
+    let failed = file("look at", path);
     let metadata = path.symlink_metadata().map_err(failed)?;
     if !metadata.is_dir() {
         return Ok(metadata.len());
@@ -104,7 +102,7 @@ fn size(path: &Path) -> Result<u64, PhaseError> {
 
 /// Copies directories and files; etcd has nothing else.
 fn copy_tree(from: &Path, to: &Path) -> Result<(), PhaseError> {
-    let failed = |error: std::io::Error| file("copy", from, &error);
+    let failed = file("copy", from);
     let kind = from.symlink_metadata().map_err(failed)?.file_type();
     if kind.is_file() {
         return std::fs::copy(from, to).map(drop).map_err(failed);

@@ -66,7 +66,7 @@ fn begin_etcd(layout: &Layout) -> Result<(), PhaseError> {
     } else if member.exists() {
         Ok(())
     } else {
-        host::atomic::write(&begins, b"", 0o600).map_err(|error| lasting(&error))
+        host::atomic::write(&begins, b"", 0o600).map_err(lasting)
     }
 }
 
@@ -74,7 +74,7 @@ fn begin_etcd(layout: &Layout) -> Result<(), PhaseError> {
 fn etcd_has_begun(layout: &Layout) -> Result<(), PhaseError> {
     remove_file(&etcd_begins(layout))?;
     let directory = layout.service("etcd");
-    host::atomic::sync_directory(&directory).map_err(|error| file("sync", &directory, &error))
+    host::atomic::sync_directory(&directory).map_err(file("sync", &directory))
 }
 
 /// Starts the planet again where it doesn't run, as after a boot without
@@ -103,7 +103,7 @@ fn prepared(
     start: impl FnOnce(&Node) -> Result<(), PhaseError>,
 ) -> Result<(), PhaseError> {
     let planet = planet::container::load(&node.layout().planet_config());
-    let planet = planet.map_err(|error| lasting(&error))?;
+    let planet = planet.map_err(lasting)?;
     prepare_kernel(&mut node.changes(), &planet, sink)?;
     start(node)
 }
@@ -112,20 +112,18 @@ async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> 
     let planet = node.planet();
     tokio::select! {
         ready = planet.wait_ready(services, DEADLINE, |_| ()) => {
-            ready.map(drop).map_err(|error| transient(&error))
+            ready.map(drop).map_err(transient)
         }
         full = disk::unusable(node.layout().state_dir()) => Err(full),
     }
 }
 
 fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(), PhaseError> {
-    let planet: PlanetConfig =
-        serde_json::from_value(config.clone()).map_err(|error| lasting(&error))?;
+    let planet: PlanetConfig = serde_json::from_value(config.clone()).map_err(lasting)?;
     prepare_kernel(&mut node.changes(), &planet, sink)?;
     network_manager::leave_us_alone(&mut node.changes(), sink)?;
-    let json = serde_json::to_vec_pretty(&planet).map_err(|error| lasting(&error))?;
-    host::atomic::write(&node.layout().planet_config(), &json, 0o644)
-        .map_err(|error| lasting(&error))?;
+    let json = serde_json::to_vec_pretty(&planet).map_err(lasting)?;
+    host::atomic::write(&node.layout().planet_config(), &json, 0o644).map_err(lasting)?;
     daemon::start(node)
 }
 
@@ -147,14 +145,12 @@ fn prepare_kernel(
     sink: &dyn Sink,
 ) -> Result<(), PhaseError> {
     if let Some(module) = missing_module(planet) {
-        changes
-            .load_module(module)
-            .map_err(|error| lasting(&error))?;
+        changes.load_module(module).map_err(lasting)?;
         if host::facts::has_systemd() {
             let list = format!("{module}\n");
             changes
                 .write_file(MODULES_AT_BOOT.as_ref(), list.as_bytes(), 0o644)
-                .map_err(|error| lasting(&error))?;
+                .map_err(lasting)?;
         }
     }
     for (key, value) in &planet.sysctls {

@@ -16,23 +16,18 @@ pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
     // What a try left that was cut off.
     remove_unfinished(&node.layout().programs())?;
     let program = node.layout().gravity();
-    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
-    image
-        .extract_elf(&program)
-        .map_err(|error| lasting(&error))?;
+    let image = Image::open(&phase.image).map_err(lasting)?;
+    image.extract_elf(&program).map_err(lasting)?;
     let components = ClusterImage::open(image)
         .and_then(|cluster| cluster.base())
-        .map_err(|error| lasting(&error))?
+        .map_err(lasting)?
         .config
         .components;
-    let json = serde_json::to_vec_pretty(&components).map_err(|error| lasting(&error))?;
-    host::atomic::write(&node.layout().components(), &json, 0o644)
-        .map_err(|error| lasting(&error))?;
+    let json = serde_json::to_vec_pretty(&components).map_err(lasting)?;
+    host::atomic::write(&node.layout().components(), &json, 0o644).map_err(lasting)?;
     for name in &phase.links {
         let link = Path::new(LINKS).join(name);
-        node.changes()
-            .symlink(&program, &link)
-            .map_err(|error| lasting(&error))?;
+        node.changes().symlink(&program, &link).map_err(lasting)?;
     }
     Ok(())
 }

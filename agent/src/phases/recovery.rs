@@ -20,10 +20,10 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
 use spec::phase::{EtcdClean, EtcdReplace, EtcdRestore};
 
+use super::{blocking, wait_healthy};
 use crate::Node;
 use crate::etcd::Etcd;
 use crate::node::{file, lasting, remove_directory, remove_file, transient};
-use crate::phases::wait_healthy;
 
 /// What works with etcd and etcd itself, in the order in which it is stopped.
 const STOPPED: &[&str] = &[
@@ -98,11 +98,9 @@ impl Place {
     fn read(&self) -> Result<Option<Record>, PhaseError> {
         let path = self.record();
         match std::fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json)
-                .map(Some)
-                .map_err(|error| lasting(&error)),
+            Ok(json) => serde_json::from_slice(&json).map(Some).map_err(lasting),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(file("read", &path, &error)),
+            Err(error) => Err(file("read", &path)(error)),
         }
     }
 
@@ -110,8 +108,8 @@ impl Place {
         let record = Record {
             former: self.inode(),
         };
-        let json = serde_json::to_vec(&record).map_err(|error| lasting(&error))?;
-        host::atomic::write(&self.record(), &json, 0o600).map_err(|error| lasting(&error))
+        let json = serde_json::to_vec(&record).map_err(lasting)?;
+        host::atomic::write(&self.record(), &json, 0o600).map_err(lasting)
     }
 
     /// Whether the restored data are in place.
@@ -140,7 +138,7 @@ impl Place {
                 None => RenameFlags::NOREPLACE,
             };
             renameat_with(CWD, &restored, CWD, &self.member, flags)
-                .map_err(|error| file("exchange", &self.member, &error.into()))?;
+                .map_err(|error| file("exchange", &self.member)(error.into()))?;
             self.sync()?;
         }
         self.rename(&self.restored(), &self.former())
@@ -157,7 +155,7 @@ impl Place {
                 None => std::fs::create_dir_all(self.former())
                     .and_then(|()| std::fs::rename(&self.member, self.former().join("member"))),
             };
-            moved.map_err(|error| file("exchange", &self.member, &error))?;
+            moved.map_err(file("exchange", &self.member))?;
             self.sync()?;
         }
         self.rename(&self.former(), &self.restored())
@@ -203,7 +201,7 @@ impl Place {
         self.rename(&self.former(), &trash)?;
         match host::atomic::sync_directory(&self.aside) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(file("sync", &self.aside, &error));
+                return Err(file("sync", &self.aside)(error));
             }
             _ => {}
         }
@@ -213,7 +211,7 @@ impl Place {
     fn rename(&self, from: &Path, to: &Path) -> Result<(), PhaseError> {
         match std::fs::rename(from, to) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                Err(file("rename", from, &error))
+                Err(file("rename", from)(error))
             }
             _ => Ok(()),
         }
@@ -222,8 +220,7 @@ impl Place {
     fn sync(&self) -> Result<(), PhaseError> {
         for path in [&self.member, &self.aside] {
             if let Some(parent) = path.parent() {
-                host::atomic::sync_directory(parent)
-                    .map_err(|error| file("sync", parent, &error))?;
+                host::atomic::sync_directory(parent).map_err(file("sync", parent))?;
             }
         }
         Ok(())
@@ -264,13 +261,11 @@ fn inode(directory: &Path) -> Option<u64> {
 fn make(path: &Path) -> Result<(), PhaseError> {
     match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(file("create", path, &error));
+            return Err(file("create", path)(error));
         }
         _ => {}
     }
-    let metadata = path
-        .symlink_metadata()
-        .map_err(|error| file("look at", path, &error))?;
+    let metadata = path.symlink_metadata().map_err(file("look at", path))?;
     match metadata.is_dir() && metadata.uid() == nix::unistd::geteuid().as_raw() {
         true => Ok(()),
         false => Err(PhaseError::lasting(format!(
@@ -282,7 +277,7 @@ fn make(path: &Path) -> Result<(), PhaseError> {
 
 /// Gives a tree to the service user.
 fn own(path: &Path, user: &spec::ServiceUser) -> Result<(), PhaseError> {
-    let failed = |error: std::io::Error| file("give away", path, &error);
+    let failed = file("give away", path);
     if path.symlink_metadata().map_err(failed)?.is_dir() {
         for entry in std::fs::read_dir(path).map_err(failed)? {
             own(&entry.map_err(failed)?.path(), user)?;
@@ -294,17 +289,7 @@ fn own(path: &Path, user: &spec::ServiceUser) -> Result<(), PhaseError> {
 /// Stops etcd and what works with it, and puts the restored data in place.
 pub(super) async fn replace(node: &Arc<Node>, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
     stop(node, &*sink).await?;
-    exchanged(node, Place::exchange).await
-}
-
-async fn exchanged(
-    node: &Arc<Node>,
-    exchange: fn(&Place) -> Result<(), PhaseError>,
-) -> Result<(), PhaseError> {
-    let place = Place::of(node);
-    tokio::task::spawn_blocking(move || exchange(&place))
-        .await
-        .map_err(|error| lasting(&error))?
+    blocking(node, sink, |n, _| Place::of(n).exchange()).await
 }
 
 pub(super) async fn stop(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
@@ -315,15 +300,12 @@ pub(super) async fn stop(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError>
             sink.info("The planet does not run");
             return Ok(());
         }
-        Err(error) => return Err(transient(&error)),
+        Err(error) => return Err(transient(error)),
     };
     for name in STOPPED {
         if status.services.iter().any(|service| service.name == *name) {
             sink.info(&format!("Stopping {name}"));
-            planet
-                .hold(name, END)
-                .await
-                .map_err(|error| transient(&error))?;
+            planet.hold(name, END).await.map_err(transient)?;
         }
     }
     Ok(())
@@ -351,10 +333,7 @@ pub(super) async fn released(
 ) -> Result<(), PhaseError> {
     super::planet::start_configured(node, sink.clone()).await?;
     let planet = node.planet();
-    let known = planet
-        .wait_known(READY)
-        .await
-        .map_err(|error| transient(&error))?;
+    let known = planet.wait_known(READY).await.map_err(transient)?;
     for name in STOPPED.iter().rev() {
         if !known.services.iter().any(|service| service.name == *name) {
             continue;
@@ -370,7 +349,7 @@ pub(super) async fn released(
                 false => Ok(()),
             }
         };
-        released.await.map_err(|error| transient(&error))?;
+        released.await.map_err(transient)?;
     }
     Ok(())
 }
@@ -406,7 +385,7 @@ pub(super) async fn undo_replace(
         // Nothing is stopped for data that are not there.
         place.former_member()?;
         stop(node, &*sink).await?;
-        exchanged(node, Place::exchange_back).await?;
+        blocking(node, sink.clone(), move |_, _| place.exchange_back()).await?;
     }
     if phase.without_quorum {
         return released(node, &[], &sink).await;
@@ -416,7 +395,7 @@ pub(super) async fn undo_replace(
         .wait_ready(&[], READY, |_| ())
         .await
         .map(drop)
-        .map_err(|error| transient(&error))
+        .map_err(transient)
 }
 
 pub(super) fn undo_clean(node: &Node) -> Result<(), PhaseError> {

@@ -16,11 +16,11 @@ pub(crate) async fn execute(
 ) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
     let registered = session.register(&phase.operation, sink).await;
-    registered.map_err(|error| of_controller(&error))
+    registered.map_err(of_controller)
 }
 
 pub(crate) async fn added(node: &Node, phase: Added, sink: &dyn Sink) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
     let told = session.added(&phase.operation, sink).await;
-    told.map_err(|error| of_controller(&error))
+    told.map_err(of_controller)
 }

@@ -32,25 +32,20 @@ pub(crate) fn execute(node: &Node, phase: &Resources, sink: &dyn Sink) -> Result
 fn make(phase: &Resources, target: &Path, sink: &dyn Sink) -> Result<(), PhaseError> {
     // What a try left that was cut off.
     unpacked(target)?;
-    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
+    let image = Image::open(&phase.image).map_err(lasting)?;
     let partial = target.with_extension("partial");
-    let mut layer = image
-        .reader(&phase.digest)
-        .map_err(|error| lasting(&error))?;
-    unpack(&mut [&mut layer], &partial, &Options::resources(), sink)
-        .map_err(|error| lasting(&error))?;
+    let mut layer = image.reader(&phase.digest).map_err(lasting)?;
+    unpack(&mut [&mut layer], &partial, &Options::resources(), sink).map_err(lasting)?;
     readable(&partial)?;
     let user = (phase.service_uid, phase.service_gid);
     translate(&partial, user, sink)?;
-    std::fs::rename(&partial, target).map_err(|error| file("rename", target, &error))
+    std::fs::rename(&partial, target).map_err(file("rename", target))
 }
 
 /// Lets everybody read it, as `chmod -R a+rX` does: a hook runs as the user that it
 /// names, and the vendor's umask may have kept files from others.
 fn readable(path: &Path) -> Result<(), PhaseError> {
-    let metadata = path
-        .symlink_metadata()
-        .map_err(|error| file("look at", path, &error))?;
+    let metadata = path.symlink_metadata().map_err(file("look at", path))?;
     if metadata.is_symlink() {
         return Ok(());
     }
@@ -60,7 +55,7 @@ fn readable(path: &Path) -> Result<(), PhaseError> {
         false => 0o444,
     };
     std::fs::set_permissions(path, Permissions::from_mode(mode | added))
-        .map_err(|error| file("set the mode of", path, &error))?;
+        .map_err(file("set the mode of", path))?;
     if metadata.is_dir() {
         for entry in entries(path)? {
             readable(&entry)?;
@@ -76,7 +71,7 @@ fn translate(directory: &Path, user: (u32, u32), sink: &dyn Sink) -> Result<(), 
     for path in entries(directory)? {
         let kind = path
             .symlink_metadata()
-            .map_err(|error| file("look at", &path, &error))?
+            .map_err(file("look at", &path))?
             .file_type();
         let name = path.file_name().unwrap_or_default();
         if kind.is_dir() {
@@ -96,9 +91,7 @@ fn is_yaml(path: &Path) -> bool {
 }
 
 fn translate_file(path: &Path, (uid, gid): (u32, u32), sink: &dyn Sink) -> Result<(), PhaseError> {
-    let metadata = path
-        .metadata()
-        .map_err(|error| file("read", path, &error))?;
+    let metadata = path.metadata().map_err(file("read", path))?;
     if metadata.len() > MAX_RESOURCE {
         sink.warning(&format!(
             "{} is too large to look for runAsUser: -1 in",
@@ -106,14 +99,14 @@ fn translate_file(path: &Path, (uid, gid): (u32, u32), sink: &dyn Sink) -> Resul
         ));
         return Ok(());
     }
-    let bytes = std::fs::read(path).map_err(|error| file("read", path, &error))?;
+    let bytes = std::fs::read(path).map_err(file("read", path))?;
     let Ok(text) = String::from_utf8(bytes) else {
         return Ok(());
     };
     match manifest::service_user::translate(&text, uid, gid) {
         Some(translated) => {
             let mode = metadata.permissions().mode() & 0o7777;
-            host::atomic::write(path, translated.as_bytes(), mode).map_err(|error| lasting(&error))
+            host::atomic::write(path, translated.as_bytes(), mode).map_err(lasting)
         }
         None => Ok(()),
     }

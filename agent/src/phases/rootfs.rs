@@ -14,17 +14,16 @@ pub(crate) fn execute(_: &Node, phase: &Rootfs, sink: &dyn Sink) -> Result<(), P
     if phase.target.exists() {
         return Ok(());
     }
-    let image = Image::open(&phase.image).map_err(|error| lasting(&error))?;
+    let image = Image::open(&phase.image).map_err(lasting)?;
     let mut layers = Vec::new();
     for one in &phase.layers {
         let layer = layer::open(&image, &one.digest, &one.media_type);
-        layers.push(layer.map_err(|error| lasting(&error))?);
+        layers.push(layer.map_err(lasting)?);
     }
     let mut chunks: Vec<&mut dyn Chunks> = Vec::new();
     for layer in &mut layers {
         chunks.push(layer.as_mut());
     }
-    unpack(&mut chunks, &phase.target, &Options::rootfs(), sink)
-        .map_err(|error| lasting(&error))?;
+    unpack(&mut chunks, &phase.target, &Options::rootfs(), sink).map_err(lasting)?;
     Ok(())
 }

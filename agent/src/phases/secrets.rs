@@ -29,14 +29,12 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
     let mut authorities = BTreeMap::new();
     for (name, common_name) in &phase.authorities {
         let authority = match keep_pair(&directory, name, "crt")? {
-            true => Authority::load(&directory, name).map_err(|error| lasting(&error))?,
+            true => Authority::load(&directory, name).map_err(lasting)?,
             false => {
-                let made = Authority::generate(common_name, AUTHORITY_LIFE)
-                    .map_err(|error| lasting(&error))?;
+                let made = Authority::generate(common_name, AUTHORITY_LIFE).map_err(lasting)?;
                 // A removal that was cut off may have left it.
                 remove_signed(&directory, phase, name)?;
-                made.save(&directory, name)
-                    .map_err(|error| lasting(&error))?;
+                made.save(&directory, name).map_err(lasting)?;
                 made
             }
         };
@@ -109,7 +107,7 @@ fn issue(
     }
     let issued = authority
         .issue(&Leaf::planned(certificate, life))
-        .map_err(|error| lasting(&error))?;
+        .map_err(lasting)?;
     store_certificate(directory, certificate, &issued, user)
 }
 
@@ -129,7 +127,7 @@ fn write_kubeconfig(
             &kubeconfig.organizations,
             life,
         ))
-        .map_err(|error| lasting(&error))?;
+        .map_err(lasting)?;
     store_kubeconfig(
         directory,
         kubeconfig,
@@ -173,8 +171,7 @@ pub(super) fn store_certificate(
     user: &ServiceUser,
 ) -> Result<(), PhaseError> {
     let path = directory.join(format!("{}.crt", certificate.name));
-    host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644)
-        .map_err(|error| lasting(&error))?;
+    host::atomic::write(&path, issued.certificate_pem.as_bytes(), 0o644).map_err(lasting)?;
     // The key last: where it is, the certificate is.
     let key = directory.join(format!("{}.key", certificate.name));
     secret(
@@ -234,9 +231,8 @@ fn service_account(directory: &Path, user: &ServiceUser) -> Result<(), PhaseErro
         give(&public, user)?;
         return give(&key, user);
     }
-    let pair = pki::key_pair().map_err(|error| lasting(&error))?;
-    host::atomic::write(&public, pair.public_pem.as_bytes(), 0o644)
-        .map_err(|error| lasting(&error))?;
+    let pair = pki::key_pair().map_err(lasting)?;
+    host::atomic::write(&public, pair.public_pem.as_bytes(), 0o644).map_err(lasting)?;
     secret(&key, pair.key_pem.as_bytes(), Some(user))
 }
 
@@ -246,7 +242,7 @@ fn encryption(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     if path.exists() {
         return give(&path, user);
     }
-    let key = pki::random(ENCRYPTION_KEY).map_err(|error| lasting(&error))?;
+    let key = pki::random(ENCRYPTION_KEY).map_err(lasting)?;
     let content = serde_json::json!({
         "apiVersion": "apiserver.config.k8s.io/v1",
         "kind": "EncryptionConfiguration",
@@ -267,7 +263,7 @@ fn secret(path: &Path, content: &[u8], owner: Option<&ServiceUser>) -> Result<()
         Some(user) => host::atomic::write_owned(path, content, 0o600, user.uid, user.gid),
         None => host::atomic::write(path, content, 0o600),
     };
-    written.map_err(|error| lasting(&error))
+    written.map_err(lasting)
 }
 
 /// Gives a secret that exists to its reader, who may be another one by now.
@@ -276,7 +272,7 @@ fn own(path: &Path, owner: Option<&ServiceUser>) -> Result<(), PhaseError> {
 }
 
 fn give(path: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
-    chown(path, Some(user.uid), Some(user.gid)).map_err(|error| file("give away", path, &error))
+    chown(path, Some(user.uid), Some(user.gid)).map_err(file("give away", path))
 }
 
 #[cfg(test)]

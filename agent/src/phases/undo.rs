@@ -135,7 +135,7 @@ fn directories(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
                     ErrorKind::NotFound | ErrorKind::DirectoryNotEmpty
                 ) =>
             {
-                return Err(file("remove", &path, &error));
+                return Err(file("remove", &path)(error));
             }
             _ => {}
         }
@@ -170,12 +170,11 @@ fn unpacked_with(
     for path in [&partial(&unfinished), &unfinished, &aside] {
         remove(path)?;
     }
-    host::mounts::unmount_below(target, false)
-        .map_err(|error| file("unmount what is below", target, &error))?;
+    host::mounts::unmount_below(target, false).map_err(file("unmount what is below", target))?;
     // A tree that is there counts as whole: who is cut off leaves no part of it.
     match std::fs::rename(target, &aside) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        renamed => renamed.map_err(|error| file("rename", target, &error))?,
+        renamed => renamed.map_err(file("rename", target))?,
     }
     sync_parent(target)?;
     remove(&aside)
@@ -183,7 +182,7 @@ fn unpacked_with(
 
 fn sync_parent(path: &Path) -> Result<(), PhaseError> {
     let directory = path.parent().unwrap_or(path);
-    host::atomic::sync_directory(directory).map_err(|error| file("sync", directory, &error))
+    host::atomic::sync_directory(directory).map_err(file("sync", directory))
 }
 
 /// The secrets of the planet. A phase that is executed again keeps a key that
@@ -245,7 +244,7 @@ pub(super) fn remove_data(layout: &Layout) -> Result<(), PhaseError> {
     // A rename needs no room on a disk that is full.
     match std::fs::rename(&config, removing(layout)) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => return Err(file("rename", &config, &error)),
+        Err(error) => return Err(file("rename", &config)(error)),
         Ok(()) => sync_parent(&config)?,
     }
     for name in SERVICE_DATA {
@@ -289,10 +288,7 @@ async fn objects(
         return Ok(());
     }
     let client = node.kubernetes().await?;
-    client
-        .delete(objects)
-        .await
-        .map_err(|error| transient(&error))
+    client.delete(objects).await.map_err(transient)
 }
 
 async fn hook(node: &Node, phase: &Hook, sink: &dyn Sink) -> Result<(), PhaseError> {
@@ -303,7 +299,7 @@ async fn hook(node: &Node, phase: &Hook, sink: &dyn Sink) -> Result<(), PhaseErr
     client
         .delete_hook(&phase.operation, &phase.hook)
         .await
-        .map_err(|error| transient(&error))?;
+        .map_err(transient)?;
     sink.warning(&format!(
         "What the hook {} has made in the cluster stays there",
         phase.hook
@@ -319,18 +315,16 @@ async fn leave_cluster(
 ) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), controllers).await?;
     let left = session.leave(true, sink).await;
-    left.map_err(|error| transient(&error))
+    left.map_err(transient)
 }
 
 /// Removes what is in a directory. What is mounted there is unmounted first:
 /// it is somebody else's data.
 pub(super) fn clear(directory: &Path) -> Result<(), PhaseError> {
     host::mounts::unmount_below(directory, true)
-        .map_err(|error| file("unmount what is below", directory, &error))?;
+        .map_err(file("unmount what is below", directory))?;
     for path in entries(directory)? {
-        let metadata = path
-            .symlink_metadata()
-            .map_err(|error| file("look at", &path, &error))?;
+        let metadata = path.symlink_metadata().map_err(file("look at", &path))?;
         match metadata.is_dir() {
             true => remove_tree(&path)?,
             false => remove_file(&path)?,
@@ -340,8 +334,7 @@ pub(super) fn clear(directory: &Path) -> Result<(), PhaseError> {
 }
 
 fn remove_tree(path: &Path) -> Result<(), PhaseError> {
-    host::mounts::unmount_below(path, false)
-        .map_err(|error| file("unmount what is below", path, &error))?;
+    host::mounts::unmount_below(path, false).map_err(file("unmount what is below", path))?;
     remove_directory(path)
 }
 

@@ -60,9 +60,7 @@ fn make(node: &Node, volume: &Volume, user: &ServiceUser) -> Result<(), PhaseErr
         )));
     }
     let mode = volume.mode.unwrap_or(MODE);
-    node.changes()
-        .create_dir(path, mode)
-        .map_err(|error| lasting(&error))?;
+    node.changes().create_dir(path, mode).map_err(lasting)?;
     let wanted = Attributes {
         uid: volume.uid.unwrap_or(user.uid),
         gid: volume.gid.unwrap_or(user.gid),
@@ -70,19 +68,17 @@ fn make(node: &Node, volume: &Volume, user: &ServiceUser) -> Result<(), PhaseErr
     };
     wanted
         .set(path)
-        .map_err(|error| file("set the owner and mode of", path, &error))
+        .map_err(file("set the owner and mode of", path))
 }
 
 /// Gives what existed before what the volume asks for. Without a word of the
 /// manifest it stays the customer's.
 fn give(node: &Node, path: &Path, volume: &Volume) -> Result<(), PhaseError> {
-    let has = Attributes::of(path).map_err(|error| file("look at", path, &error))?;
+    let has = Attributes::of(path).map_err(file("look at", path))?;
     let wanted = Attributes {
         uid: volume.uid.unwrap_or(has.uid),
         gid: volume.gid.unwrap_or(has.gid),
         mode: volume.mode.unwrap_or(has.mode),
     };
-    node.changes()
-        .set_attributes(path, wanted)
-        .map_err(|error| lasting(&error))
+    node.changes().set_attributes(path, wanted).map_err(lasting)
 }

@@ -2,6 +2,7 @@
 
 mod endpoints;
 mod etcd;
+mod probes;
 mod report;
 mod text;
 

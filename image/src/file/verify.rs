@@ -97,12 +97,16 @@ impl Image {
 
         let next = AtomicUsize::new(0);
         let done = AtomicU64::new(0);
-        let found = Mutex::new(Vec::new());
+        let found: Mutex<Vec<Damage>> = Mutex::default();
         std::thread::scope(|scope| {
             for _ in 0..threads_for(parts.len()) {
                 scope.spawn(|| {
                     while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        let length = self.check(part, &found);
+                        let (length, damage) = self.check(part);
+                        found
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .extend(damage);
                         let done = done.fetch_add(length, Ordering::Relaxed) + length;
                         sink.emit(Event::Progress {
                             task: "verify".into(),
@@ -119,163 +123,148 @@ impl Image {
         found
     }
 
-    /// Checks one part; returns its length.
-    fn check(&self, part: &Part<'_>, found: &Mutex<Vec<Damage>>) -> u64 {
-        let report = |part: String, offset: u64, length: u64, problem: String| {
-            let damage = Damage {
-                part,
-                offset,
-                length,
-                problem,
-            };
-            found
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(damage);
-        };
+    /// Checks one part; returns its length and what of it is damaged.
+    fn check(&self, part: &Part<'_>) -> (u64, Vec<Damage>) {
         let read = |offset: u64, length: u64| {
             let mut bytes = vec![0; length as usize];
             self.file()
                 .read_exact_at(&mut bytes, offset)
                 .map(|()| bytes)
         };
-        let unreadable = |error: std::io::Error| format!("cannot be read: {error}");
         match part {
             Part::Elf => {
                 let elf = self.elf();
-                let problem = match Hasher::of_range(self.file(), 0, elf.size) {
-                    Ok(digest) if digest == elf.digest => None,
-                    Ok(digest) => Some(format!("has digest {digest}, expected {}", elf.digest)),
-                    Err(error) => Some(unreadable(error)),
-                };
-                if let Some(problem) = problem {
-                    report("the gravity program".into(), 0, elf.size, problem);
-                }
-                elf.size
+                let digest = Hasher::of_range(self.file(), 0, elf.size);
+                let damage = found("the gravity program", 0, elf.size, digest, |digest| {
+                    let expected = &elf.digest;
+                    (digest != *expected)
+                        .then(|| format!("has digest {digest}, expected {expected}"))
+                });
+                (elf.size, Vec::from_iter(damage))
             }
             Part::Head => {
                 let offset = align(self.elf().size);
-                let problem = match read(offset, PAGE) {
-                    Ok(bytes) if bytes == head_page(self.elf().size) => None,
-                    Ok(_) => Some("differs from what every image has there".into()),
-                    Err(error) => Some(unreadable(error)),
-                };
-                if let Some(problem) = problem {
-                    report("the head page".into(), offset, PAGE, problem);
-                }
-                PAGE
+                let damage = found("the head page", offset, PAGE, read(offset, PAGE), |bytes| {
+                    (bytes != head_page(self.elf().size))
+                        .then(|| "differs from what every image has there".into())
+                });
+                (PAGE, Vec::from_iter(damage))
             }
             Part::Padding(from, to) => {
-                let problem = match read(*from, to - from) {
-                    Ok(bytes) if bytes.iter().all(|byte| *byte == 0) => None,
-                    Ok(_) => Some("is not zero".into()),
-                    Err(error) => Some(unreadable(error)),
-                };
-                if let Some(problem) = problem {
-                    report("padding".into(), *from, to - from, problem);
-                }
-                to - from
+                let length = to - from;
+                let damage = found("padding", *from, length, read(*from, length), |bytes| {
+                    bytes
+                        .iter()
+                        .any(|byte| *byte != 0)
+                        .then(|| "is not zero".into())
+                });
+                (length, Vec::from_iter(damage))
             }
             Part::Blob(blob) => {
-                match blob.frames[..] {
+                let damage = match blob.frames[..] {
                     [] => {
                         let digest = Hasher::of_range(self.file(), blob.offset, blob.length);
-                        let problem = match digest {
-                            Ok(digest) if digest == blob.digest => None,
-                            Ok(digest) => Some(format!("has digest {digest}")),
-                            Err(error) => Some(unreadable(error)),
+                        let wrong = |digest: String| {
+                            (digest != blob.digest).then(|| format!("has digest {digest}"))
                         };
-                        if let Some(problem) = problem {
-                            report(name(blob), blob.offset, blob.length, problem);
-                        }
+                        let damage = found(name(blob), blob.offset, blob.length, digest, wrong);
+                        Vec::from_iter(damage)
                     }
-                    [..] => self.check_frames(blob, &report),
-                }
-                blob.length
+                    [..] => self.check_frames(blob),
+                };
+                (blob.length, damage)
             }
             Part::Frames(blob, frames) => {
                 let mut length = 0;
+                let mut damage = Vec::new();
                 for frame in *frames {
                     let offset = blob.offset + frame.offset;
                     let stored = u64::from(frame.length);
                     length += stored;
-                    let problem = match read(offset, stored) {
-                        Ok(bytes) if sha256(&bytes) == frame.hash => continue,
-                        Ok(_) => "is not what was written".into(),
-                        Err(error) => unreadable(error),
+                    let part = format!("a frame of {}", name(blob));
+                    let wrong = |bytes: Vec<u8>| {
+                        (sha256(&bytes) != frame.hash).then(|| "is not what was written".into())
                     };
-                    report(
-                        format!("a frame of {}", name(blob)),
-                        offset,
-                        stored,
-                        problem,
-                    );
+                    damage.extend(found(part, offset, stored, read(offset, stored), wrong));
                 }
-                length
+                (length, damage)
             }
             Part::End => {
                 // Read again: it may have changed since the image was opened.
                 let footer = self.footer();
                 let (offset, length) = (footer.index_offset, footer.index_length);
-                let problem = match read(offset, length) {
-                    Ok(bytes) if index_hash(&bytes) == footer.index_digest => None,
-                    Ok(_) => Some("its sha256 is not the one in the footer".into()),
-                    Err(error) => Some(unreadable(error)),
-                };
-                if let Some(problem) = problem {
-                    report("the index".into(), offset, length, problem);
-                }
-                let problem = match read(offset + length, FOOTER as u64) {
-                    Ok(bytes) if bytes == footer.to_bytes() => None,
-                    Ok(_) => Some("changed since the image was opened".into()),
-                    Err(error) => Some(unreadable(error)),
-                };
-                if let Some(problem) = problem {
-                    report("the footer".into(), offset + length, FOOTER as u64, problem);
-                }
-                length + FOOTER as u64
+                let index = found("the index", offset, length, read(offset, length), |bytes| {
+                    (index_hash(&bytes) != footer.index_digest)
+                        .then(|| "its sha256 is not the one in the footer".into())
+                });
+                let (offset, size) = (offset + length, FOOTER as u64);
+                let end = found("the footer", offset, size, read(offset, size), |bytes| {
+                    (bytes != footer.to_bytes())
+                        .then(|| "changed since the image was opened".into())
+                });
+                (length + size, index.into_iter().chain(end).collect())
             }
         }
     }
 
-    fn check_frames(&self, blob: &Blob, report: &dyn Fn(String, u64, u64, String)) {
+    fn check_frames(&self, blob: &Blob) -> Vec<Damage> {
+        let mut damage = Vec::new();
         let mut zstd = None;
         let mut out = Vec::new();
         let mut stored = Vec::new();
         let mut hasher = Hasher::default();
-        let mut sound = true;
         for (number, frame) in blob.frames.iter().enumerate() {
+            let offset = blob.offset + frame.offset;
             stored.resize(frame.length as usize, 0);
-            let result = match self
-                .file()
-                .read_exact_at(&mut stored, blob.offset + frame.offset)
-            {
-                Ok(()) if blob.encoding == Encoding::Raw => {
-                    std::mem::swap(&mut out, &mut stored);
-                    check_hash(&out, &frame.hash)
-                }
-                Ok(()) => decode_frame(&mut zstd, &stored, frame.size, &frame.hash, &mut out),
-                Err(error) => Err(format!("cannot be read: {error}")),
-            };
-            match result {
-                Ok(()) => hasher.update(&out),
-                Err(problem) => {
-                    sound = false;
-                    let part = format!("frame {number} of {}", name(blob));
-                    let length = u64::from(frame.length);
-                    report(part, blob.offset + frame.offset, length, problem);
-                }
+            let read = self.file().read_exact_at(&mut stored, offset);
+            let part = format!("frame {number} of {}", name(blob));
+            let bad = found(part, offset, u64::from(frame.length), read, |()| {
+                let sound = match blob.encoding {
+                    Encoding::Raw => {
+                        std::mem::swap(&mut out, &mut stored);
+                        check_hash(&out, &frame.hash)
+                    }
+                    Encoding::ZstdFrames => {
+                        decode_frame(&mut zstd, &stored, frame.size, &frame.hash, &mut out)
+                    }
+                };
+                sound.err()
+            });
+            match bad {
+                None => hasher.update(&out),
+                Some(bad) => damage.push(bad),
             }
         }
         // With a bad frame the whole differs too: one report is enough.
-        if sound {
-            let digest = hasher.finish();
-            if digest != blob.digest {
-                let problem = format!("its frames together have digest {digest}");
-                report(name(blob), blob.offset, blob.length, problem);
-            }
+        if damage.is_empty() {
+            let whole = Ok(hasher.finish());
+            let wrong = |digest: String| {
+                (digest != blob.digest).then(|| format!("its frames together have digest {digest}"))
+            };
+            damage.extend(found(name(blob), blob.offset, blob.length, whole, wrong));
         }
+        damage
     }
+}
+
+/// The damage of a part that can't be read, or that `wrong` finds something wrong with.
+fn found<T>(
+    part: impl Into<String>,
+    offset: u64,
+    length: u64,
+    result: std::io::Result<T>,
+    wrong: impl FnOnce(T) -> Option<String>,
+) -> Option<Damage> {
+    let problem = match result {
+        Ok(read) => wrong(read)?,
+        Err(error) => format!("cannot be read: {error}"),
+    };
+    Some(Damage {
+        part: part.into(),
+        offset,
+        length,
+        problem,
+    })
 }
 
 fn name(blob: &Blob) -> String {

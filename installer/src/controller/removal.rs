@@ -16,7 +16,8 @@ use rpc::controller::Refusal;
 use spec::{ClusterSpec, NodeSpec, Role};
 use tokio::time::sleep;
 
-use super::{DRAIN, change, description, is_other_master, is_ready, let_go, not_now, of_etcd};
+use super::description::{is_other_master, let_go};
+use super::{DRAIN, change, description, is_ready, not_now, of_etcd};
 use crate::etcd::Etcd;
 use crate::hooks::NodeHooks;
 

@@ -1,4 +1,7 @@
 //! How etcd is, here and on the other masters.
+//!
+//! In: the masters of the cluster. Out: what etcd says of itself, what is wrong with it, a
+//! line each. Always holds: who does not answer in time holds nobody else up.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,7 +12,7 @@ use agent::snapshots::{self, Snapshot};
 use jiff::Timestamp;
 use spec::ClusterSpec;
 
-use super::report::PATIENCE;
+use super::probes::PATIENCE;
 use crate::commands::Session;
 
 /// The same for etcd, whose client takes a second more.
@@ -50,18 +53,38 @@ pub(super) async fn etcd(
     status.ok()
 }
 
-/// How etcd of the other masters is, those that stand by too.
-#[derive(Debug, Default)]
-pub(super) struct OtherEtcds {
-    /// It doesn't answer.
-    pub(super) silent: BTreeSet<IpAddr>,
-    /// It answers, and is of this cluster.
-    pub(super) well: BTreeSet<IpAddr>,
-    /// It is of another cluster: one of the two was recovered without the other.
-    pub(super) foreign: BTreeSet<IpAddr>,
+/// What is wrong with etcd of the other masters, a reason a line; it may be silent on those
+/// that are `joining`. `own` is how this node's is.
+pub(super) async fn of_masters(
+    session: &Session,
+    cluster: &ClusterSpec,
+    here: uuid::Uuid,
+    own: Option<&Status>,
+    joining: impl Fn(&str) -> bool,
+) -> Vec<String> {
+    let mut others = other_etcds(session, cluster, here, own).await;
+    for node in cluster.nodes.iter().filter(|node| joining(&node.hostname)) {
+        others
+            .silent
+            .retain(|address| !node.advertise_addresses.contains(address));
+    }
+    let has_quorum = own
+        .is_none_or(|status| status.has_leader && !(status.is_learner && others.well.is_empty()));
+    split(cluster, &others, has_quorum)
 }
 
-pub(super) async fn other_etcds(
+/// How etcd of the other masters is, those that stand by too.
+#[derive(Debug, Default)]
+struct OtherEtcds {
+    /// It doesn't answer.
+    silent: BTreeSet<IpAddr>,
+    /// It answers, and is of this cluster.
+    well: BTreeSet<IpAddr>,
+    /// It is of another cluster: one of the two was recovered without the other.
+    foreign: BTreeSet<IpAddr>,
+}
+
+async fn other_etcds(
     session: &Session,
     cluster: &ClusterSpec,
     here: uuid::Uuid,
@@ -98,7 +121,7 @@ pub(super) async fn other_etcds(
 }
 
 /// What the other masters' etcd comes to, a reason a line.
-pub(super) fn split(cluster: &ClusterSpec, others: &OtherEtcds, has_quorum: bool) -> Vec<String> {
+fn split(cluster: &ClusterSpec, others: &OtherEtcds, has_quorum: bool) -> Vec<String> {
     let named = |masters| crate::commands::etcd::named(cluster, masters);
     let mut reasons = Vec::new();
     if !others.foreign.is_empty() {
