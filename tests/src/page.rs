@@ -266,7 +266,7 @@ fn refused(node: &Node, image: &Path) -> Result<()> {
         "✗ free space of /var/lib/data [space]",
         "wanted: at least 512GB",
         "✗ volume /path/to/dir-??? [volume]",
-        "✗ device /dev/nvidia* [device]",
+        "! device /dev/nvidia* [device]",
     ];
     let processors = thread::available_parallelism().map_or(1, usize::from);
     if needed
@@ -294,7 +294,7 @@ fn refused(node: &Node, image: &Path) -> Result<()> {
         let words = [&words[..], &flags].concat();
         said(node, &Vec::from_iter(words.iter().map(String::as_str)))
     };
-    ignoring("swap")?.expect(0, &["[os] ignored: operating system", "[device] ignored"])?;
+    ignoring("swap")?.expect(0, &["[os] ignored: operating system", "[volume] ignored"])?;
     ignoring("root")?.expect(2, &["`root` can't be ignored"])?;
     let changed = before.differences(&Snapshot::take(node)?, ALLOWED);
     ensure!(changed.is_empty(), "a refused install changed {changed:?}");
