@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use spec::{Role, ServiceUser};
+use spec::Role;
 
 use super::*;
 use crate::install::tests::{facts, image, user};
@@ -19,43 +19,16 @@ nodeProfiles:
 fn cluster() -> ClusterSpec {
     let node = |hostname: &str, address: &str, role, pods: &str| NodeSpec {
         id: Uuid::from_u128(u128::from(hostname == "node-1")),
-        hostname: hostname.into(),
-        advertise_addresses: vec![address.parse().unwrap()],
-        profile: "web".into(),
-        role,
-        pod_cidrs: vec![pods.into()],
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        dns_listen: Vec::new(),
-        state_dir: "/var/lib/gravity".into(),
-        leaving: false,
-        machine: String::new(),
-        taken_in: None,
+        ..spec::sample::node(hostname, address.parse().unwrap(), role, pods)
     };
     ClusterSpec {
-        version: spec::VERSION,
-        id: Uuid::nil(),
         name: "app".into(),
         image: image().reference,
-        flavor: None,
-        service_user: ServiceUser {
-            name: "planet".into(),
-            uid: 1000,
-            gid: 1000,
-        },
-        pod_cidrs: vec!["10.244.0.0/16".into()],
-        service_cidrs: vec!["10.100.0.0/16".into()],
-        pod_network: spec::PodNetwork::Vxlan,
-        vxlan_port: 8472,
-        domain: "cluster.local".into(),
-        dns_zones: Vec::new(),
-        license: None,
-        leaf_seconds: spec::care::LEAF_SECONDS,
-        settings: spec::ServiceSettings::default(),
         nodes: vec![
             node("first", "192.168.7.8", Role::Master, "10.244.0.0/24"),
             node("node-1", "192.168.7.9", Role::Worker, "10.244.1.0/24"),
         ],
+        ..spec::sample::cluster()
     }
 }
 

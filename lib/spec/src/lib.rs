@@ -8,6 +8,8 @@
 pub mod care;
 pub mod layout;
 pub mod phase;
+#[doc(hidden)]
+pub mod sample;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

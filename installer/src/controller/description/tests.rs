@@ -1,52 +1,17 @@
-use spec::{ImageRef, ServiceUser};
-
 use super::*;
 
 fn node(hostname: &str, address: &str, role: Role, pod_cidr: &str) -> NodeSpec {
     NodeSpec {
         id: Uuid::new_v4(),
-        hostname: hostname.into(),
-        advertise_addresses: vec![address.parse().unwrap()],
-        profile: "web".into(),
-        role,
-        pod_cidrs: vec![pod_cidr.into()],
-        labels: BTreeMap::new(),
-        taints: Vec::new(),
-        dns_listen: Vec::new(),
-        state_dir: "/var/lib/gravity".into(),
-        leaving: false,
-        machine: String::new(),
-        taken_in: None,
+        ..spec::sample::node(hostname, address.parse().unwrap(), role, pod_cidr)
     }
 }
 
 fn cluster() -> ClusterSpec {
     ClusterSpec {
-        version: spec::VERSION,
-        id: Uuid::nil(),
-        name: "test".into(),
-        image: ImageRef {
-            name: "test".into(),
-            version: "1.0.0".into(),
-            digest: "sha256:0".into(),
-            resources: "sha256:cc".into(),
-        },
-        flavor: None,
-        service_user: ServiceUser {
-            name: "planet".into(),
-            uid: 1000,
-            gid: 1000,
-        },
         pod_cidrs: vec!["10.244.0.0/22".into()],
-        service_cidrs: vec!["10.100.0.0/16".into()],
-        pod_network: spec::PodNetwork::Vxlan,
-        vxlan_port: 8472,
-        domain: "cluster.local".into(),
-        dns_zones: Vec::new(),
-        license: None,
-        leaf_seconds: spec::care::LEAF_SECONDS,
-        settings: spec::ServiceSettings::default(),
         nodes: vec![node("one", "10.0.0.1", Role::Master, "10.244.0.0/24")],
+        ..spec::sample::cluster()
     }
 }
 

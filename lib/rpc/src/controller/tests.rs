@@ -7,7 +7,6 @@ use std::time::Duration;
 use event::{Discard, Sink};
 use pki::tls::{Identity, Trust};
 use pki::{Authority, Leaf};
-use spec::{ImageRef, ServiceUser};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::codegen::{Bytes, http};
 use tower::ServiceExt;
@@ -23,36 +22,6 @@ fn leaf(name: &str) -> Leaf {
         server: true,
         ip_addresses: vec!["127.0.0.1".parse().unwrap()],
         ..Leaf::client(name, &[], HOUR)
-    }
-}
-
-fn cluster() -> ClusterSpec {
-    ClusterSpec {
-        version: spec::VERSION,
-        id: Uuid::nil(),
-        name: "test".into(),
-        image: ImageRef {
-            name: "test".into(),
-            version: "1.0.0".into(),
-            digest: "sha256:0".into(),
-            resources: "sha256:cc".into(),
-        },
-        flavor: None,
-        service_user: ServiceUser {
-            name: "planet".into(),
-            uid: 1000,
-            gid: 1000,
-        },
-        pod_cidrs: Vec::new(),
-        service_cidrs: Vec::new(),
-        pod_network: spec::PodNetwork::Vxlan,
-        vxlan_port: 8472,
-        domain: "cluster.local".into(),
-        dns_zones: Vec::new(),
-        license: None,
-        leaf_seconds: spec::care::LEAF_SECONDS,
-        settings: spec::ServiceSettings::default(),
-        nodes: Vec::new(),
     }
 }
 
@@ -81,7 +50,7 @@ impl Tokens for Fake {
 #[async_trait::async_trait]
 impl Controller for Fake {
     async fn describe(&self) -> Result<ClusterSpec, Refusal> {
-        Ok(cluster())
+        Ok(spec::sample::cluster())
     }
     async fn fits(&self, candidate: Candidate) -> Result<(), Refusal> {
         match candidate.hostname.as_str() {
@@ -96,7 +65,7 @@ impl Controller for Fake {
             .sign(request, &leaf(&member_name(ID)))
             .unwrap();
         Ok(Membership {
-            cluster: cluster(),
+            cluster: spec::sample::cluster(),
             node: ID,
             certificate,
             authorities: BTreeMap::new(),
@@ -205,7 +174,10 @@ async fn a_node_joins_by_either_kind_of_token_and_then_has_an_identity() {
         let mut session = Session::open(&[served.address], &trust(token), None)
             .await
             .unwrap();
-        assert_eq!(session.describe(token).await.unwrap(), cluster());
+        assert_eq!(
+            session.describe(token).await.unwrap(),
+            spec::sample::cluster()
+        );
         session.fits(token, &candidate()).await.unwrap();
         let other = Candidate {
             hostname: "node-3".into(),
