@@ -15,6 +15,7 @@ use console::render::Finding;
 use console::{Console, ExitCode};
 use manifest::{Diagnostic, Location, MAX_CONTENT, Manifest, Severity, Uri};
 use serde::Serialize;
+use spec::layout::PLANET_RESOURCES;
 use walkdir::WalkDir;
 
 use crate::build::environment::Environment;
@@ -23,8 +24,6 @@ use crate::build::yaml::documents;
 use crate::cli::Env;
 use crate::inspect::Format;
 
-/// Where hooks see what lies beside the manifest.
-const RESOURCES: &str = "/var/lib/gravity/resources/";
 /// Files and directories that are looked at.
 const MAX_ENTRIES: usize = 100_000;
 
@@ -208,7 +207,7 @@ fn resources(manifest: &Manifest, source: &Source) -> Vec<Diagnostic> {
             }
             let field = format!("hooks.{hook}.job");
             let message = format!(
-                "the job names {RESOURCES}{}, which is not beside the manifest",
+                "the job names {PLANET_RESOURCES}/{}, which is not beside the manifest",
                 path.display()
             );
             let help = format!("add {}", source.shown(&path).display());
@@ -227,7 +226,7 @@ fn resources(manifest: &Manifest, source: &Source) -> Vec<Diagnostic> {
 /// Paths below the resources, up to the first part that a shell would expand.
 fn named(job: &str) -> Vec<PathBuf> {
     let mut paths = Vec::new();
-    for rest in job.split(RESOURCES).skip(1) {
+    for rest in job.split(&format!("{PLANET_RESOURCES}/")).skip(1) {
         let end = |c: char| !(c.is_alphanumeric() || "-_./@+".contains(c));
         let (path, after) = rest.split_at(rest.find(end).unwrap_or(rest.len()));
         let open = after.starts_with(['*', '?', '[', '{', '$', '%', '`', '\\', '(', '~']);

@@ -18,6 +18,7 @@ use flate2::read::GzDecoder;
 use host::command::Cmd;
 use image::{ReadChunks, unpack};
 use manifest::yaml::Node;
+use spec::layout::PLANET_RESOURCES;
 
 use super::images::{ANNOTATION, Named, scan};
 use super::yaml::documents;
@@ -40,8 +41,6 @@ const VALUES: &str = "cluster.gravitational.io/values";
 /// Annotation in Chart.yaml with images, as Artifact Hub defines it.
 const HUB_IMAGES: &str = "artifacthub.io/images";
 
-/// Where hooks see what lies beside the manifest.
-const RESOURCES: &str = "/var/lib/gravity/resources";
 /// Where they see the values of the install; without any it is an empty mapping.
 const INSTALL_VALUES: &str = "/var/lib/gravity/helm/values.yaml";
 /// Directory among the resources with the values of a build of a chart alone.
@@ -55,7 +54,7 @@ const HOOKS: [(&str, &[&str]); 1] = [(
         "upgrade",
         "--install",
         "NAME",
-        RESOURCES,
+        PLANET_RESOURCES,
         "--namespace=default",
     ],
 )];
@@ -282,7 +281,7 @@ pub(crate) fn manifest_for(directory: &Path, values: usize) -> Result<String> {
     );
     for (hook, command) in HOOKS {
         let values = (0..values)
-            .map(|index| format!("{RESOURCES}/{}", build_values(index)))
+            .map(|index| format!("{PLANET_RESOURCES}/{}", build_values(index)))
             .chain([INSTALL_VALUES.to_owned()]);
         let command: Vec<String> = std::iter::once("/usr/local/bin/helm".to_owned())
             .chain(command.iter().map(|word| word.replace("NAME", &name)))
