@@ -112,8 +112,9 @@ fn word(path: &Path) -> String {
 /// Name of the unit that mounts something there, as `systemd-escape --path` makes it;
 /// `None` for the root.
 fn mount_unit(path: &Path) -> Option<String> {
-    let path = path.to_string_lossy();
-    let path = path.trim_matches('/');
+    let names = path.strip_prefix("/").unwrap_or(path).components();
+    let names = names.map(|name| name.as_os_str().to_string_lossy());
+    let path = Vec::from_iter(names).join("/");
     let escaped = path
         .bytes()
         .enumerate()
@@ -270,7 +271,7 @@ WantedBy=multi-user.target
         assert_eq!(word(r#"/a"b\c"#), r#""/a\"b\\c""#);
         let unit = |path: &str| mount_unit(path.as_ref());
         assert_eq!(unit("/"), None);
-        assert_eq!(unit("/var/lib/").unwrap(), "var-lib.mount");
+        assert_eq!(unit("/var//lib/").unwrap(), "var-lib.mount");
         assert_eq!(unit("/.a/.b").unwrap(), r"\x2ea-.b.mount");
         assert_eq!(unit("/a-b/c d/é").unwrap(), r"a\x2db-c\x20d-\xc3\xa9.mount");
     }

@@ -128,7 +128,10 @@ fn changed(config: &PlanetConfig) -> impl Iterator<Item = &str> {
     config
         .services
         .iter()
-        .filter(|service| service.alternative.is_some())
+        .filter(|service| {
+            let alternative = service.alternative.as_ref();
+            alternative.is_some_and(|other| other.when == Path::new(SEVERAL_MASTERS))
+        })
         .map(|service| service.name.as_str())
 }
 
@@ -137,6 +140,15 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+
+    #[test]
+    fn what_the_number_of_masters_changes_is_restarted_and_nothing_else() {
+        let (_, config) = crate::install::tests::planned(|_| ());
+        let changed = Vec::from_iter(changed(&config));
+        assert!(changed.contains(&"kube-scheduler"), "{changed:?}");
+        // It has another command, too, but for another reason.
+        assert!(!changed.contains(&"coredns"), "{changed:?}");
+    }
 
     #[tokio::test]
     async fn what_fails_is_tried_for_ever() {

@@ -394,9 +394,11 @@ pub(super) fn write_new(
     temp.as_file().sync_all().map_err(Error::at("sync", dest))?;
     temp.persist(dest)
         .map_err(|error| Error::io("write", dest, error.error))?;
-    File::open(parent)
-        .and_then(|directory| directory.sync_all())
-        .map_err(Error::at("sync", parent))
+    match File::open(parent).and_then(|directory| directory.sync_all()) {
+        // Some filesystems, such as shared folders, can't do it for directories.
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced.map_err(Error::at("sync", parent)),
+    }
 }
 
 /// Tells why the end of the file is no footer.

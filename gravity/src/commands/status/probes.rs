@@ -217,7 +217,8 @@ pub(super) async fn stored(
     let runner = services.find(|service| service.name == STATUS_HOOK);
     let since = runner.map_or(0, |runner| runner.since);
     let last = status_hook.as_ref();
-    warnings.extend(last.and_then(|last| overdue(last.time, since, now)));
+    let age = allowed_age(session)?;
+    warnings.extend(last.and_then(|last| overdue(last.time, age, since, now)));
     Ok(Stored {
         endpoints,
         status_hook,
@@ -247,12 +248,23 @@ async fn last_check(
     Ok(last)
 }
 
-/// What to say where the status hook should have ended again. `since` is when the service
+/// How old the last check may be: a Job that takes its time ends less often.
+fn allowed_age(session: &Session) -> Result<SignedDuration> {
+    let manifest = session.manifest()?;
+    let job = manifest.hooks.get(&HookName::Status);
+    let job = job.and_then(|job| cluster::hooks::parse("status", job).ok());
+    let own = job.and_then(|job| job.spec?.active_deadline_seconds);
+    Ok(own.map_or(CHECK, |seconds| {
+        CHECK.saturating_add(SignedDuration::from_secs(seconds))
+    }))
+}
+
+/// What to say where the status hook should have ended again in this `age`. `since` is when the service
 /// that runs it was started: a cluster that was stopped knows its last check from before.
-fn overdue(last: Timestamp, since: u64, now: Timestamp) -> Option<String> {
+fn overdue(last: Timestamp, age: SignedDuration, since: u64, now: Timestamp) -> Option<String> {
     let started = i64::try_from(since).unwrap_or_default();
     let started = Timestamp::from_second(started).unwrap_or_default();
-    (now.duration_since(last.max(started)) > CHECK).then(|| {
+    (now.duration_since(last.max(started)) > age).then(|| {
         format!(
             "the status hook has not ended since {}; the log of service {STATUS_HOOK} says why",
             console::render::timestamp(last)
@@ -280,12 +292,12 @@ mod tests {
     fn a_status_hook_that_does_not_end_is_told_unless_it_was_just_started() {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let ago = |seconds| now - SignedDuration::from_secs(seconds);
-        let told = overdue(ago(301), 0, now).unwrap();
+        let told = overdue(ago(301), CHECK, 0, now).unwrap();
         assert!(told.contains("has not ended since"), "{told}");
-        assert!(overdue(ago(900), 1_699_999_600, now).is_some());
-        assert_eq!(overdue(ago(300), 0, now), None);
-        assert_eq!(overdue(ago(900), 1_699_999_900, now), None);
+        assert!(overdue(ago(900), CHECK, 1_699_999_600, now).is_some());
+        assert_eq!(overdue(ago(300), CHECK, 0, now), None);
+        assert_eq!(overdue(ago(900), CHECK, 1_699_999_900, now), None);
         // The clock of another master is ahead.
-        assert_eq!(overdue(ago(-900), 0, now), None);
+        assert_eq!(overdue(ago(-900), CHECK, 0, now), None);
     }
 }

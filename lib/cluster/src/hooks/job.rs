@@ -169,12 +169,15 @@ pub(super) fn job(hook: &HookRun) -> Result<Job, JobError> {
 
 /// Nodes on which the pods of a Job would only wait, as they tolerate everything: those
 /// that are not ready or shall take no pods. Nothing where there is no better one that
-/// its `nodeSelector` and `avoided` leave.
+/// its `nodeSelector` and `avoided` leave, or where its vendor chooses nodes otherwise.
 pub(super) fn unfit(job: &Job, nodes: &[Node], avoided: Option<&str>) -> Vec<String> {
     let pod = job
         .spec
         .as_ref()
         .and_then(|spec| spec.template.spec.as_ref());
+    if pod.is_some_and(chooses_nodes) {
+        return Vec::new();
+    }
     let selector = pod.and_then(|pod| pod.node_selector.as_ref());
     let is_left = |node: &Node| {
         let mut wanted = selector.into_iter().flatten();
@@ -190,6 +193,33 @@ pub(super) fn unfit(job: &Job, nodes: &[Node], avoided: Option<&str>) -> Vec<Str
     }
     let unfit = nodes.iter().filter(|node| !is_fit(node));
     unfit.map(ResourceExt::name_any).collect()
+}
+
+/// Whether a vendor wants certain nodes by more than labels, or the nodes of other pods.
+fn chooses_nodes(pod: &PodSpec) -> bool {
+    let affinity = pod.affinity.as_ref();
+    let nodes = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = nodes.and_then(|nodes| {
+        nodes
+            .required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    let terms = required
+        .iter()
+        .flat_map(|required| &required.node_selector_terms);
+    let wanted = terms.flat_map(|term| {
+        let expressions = term.match_expressions.iter().flatten();
+        expressions.chain(term.match_fields.iter().flatten())
+    });
+    let pods = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
+    let pods = pods.and_then(|pods| {
+        pods.required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    // Nodes to keep away from may be ours.
+    pod.node_name.is_some()
+        || wanted.into_iter().any(|wanted| wanted.operator != "NotIn")
+        || pods.is_some_and(|pods| !pods.is_empty())
 }
 
 /// Keeps the pods of a Job away from nodes, whatever else they want of nodes.
@@ -829,5 +859,21 @@ spec:
         };
         assert_eq!(on("a"), ["b", "c"]);
         assert!(on("c").is_empty());
+        let with = |more: &str| {
+            let more = format!("      {more}\n      containers:");
+            found(&PAGE.replace("      containers:", &more), None)
+        };
+        let by = |term: &str| {
+            with(&format!(
+                "affinity: {{nodeAffinity: {{requiredDuringSchedulingIgnoredDuringExecution: \
+                 {{nodeSelectorTerms: [{{{term}}}]}}}}}}"
+            ))
+        };
+        assert!(with("nodeName: c").is_empty());
+        let only = "{key: disk, operator: In, values: [c]}";
+        assert!(by(&format!("matchExpressions: [{only}]")).is_empty());
+        // As it is kept away from a node that goes.
+        let other = "{key: metadata.name, operator: NotIn, values: [d]}";
+        assert_eq!(by(&format!("matchFields: [{other}]")), ["b", "c"]);
     }
 }
