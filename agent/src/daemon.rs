@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use host::command::Cmd;
 use operation::PhaseError;
-use planet::config::Mount;
+use planet::config::{Mount, PlanetConfig};
 use spec::layout::Layout;
 
 use crate::Node;
@@ -30,10 +30,10 @@ pub(crate) fn unit_path() -> PathBuf {
     Path::new(UNIT_DIRECTORY).join(UNIT)
 }
 
-/// Starts the planet unless it runs.
-pub(crate) fn start(node: &Node) -> Result<(), PhaseError> {
+/// Starts the planet unless it runs; `planet` is its configuration.
+pub(crate) fn start(node: &Node, planet: &PlanetConfig) -> Result<(), PhaseError> {
     match host::facts::has_systemd() {
-        true => start_unit(node),
+        true => start_unit(node, planet),
         false => start_process(node.layout()),
     }
 }
@@ -130,12 +130,10 @@ fn mount_unit(path: &Path) -> Option<String> {
     (!path.is_empty()).then(|| format!("{escaped}.mount"))
 }
 
-fn start_unit(node: &Node) -> Result<(), PhaseError> {
-    let layout = node.layout();
-    let planet = planet::container::load(&layout.planet_config());
-    let planet = planet.map_err(lasting)?;
+fn start_unit(node: &Node, planet: &PlanetConfig) -> Result<(), PhaseError> {
+    let unit = unit(node.layout(), &planet.mounts);
     node.changes()
-        .install_unit(&unit_path(), unit(layout, &planet.mounts).as_bytes())
+        .install_unit(&unit_path(), unit.as_bytes())
         .map_err(lasting)?;
     systemctl(&["daemon-reload"])?;
     systemctl(&["enable", UNIT])?;

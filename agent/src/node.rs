@@ -110,10 +110,6 @@ pub(crate) fn file(what: &str, path: &Path) -> impl Fn(std::io::Error) -> PhaseE
     move |error| PhaseError::lasting(format!("{what} {}: {error}", path.display()))
 }
 
-/// What the names of unfinished files and directories begin with, as
-/// [`image`] makes them.
-pub(crate) const PARTIAL: &str = ".partial-";
-
 /// Removes a file, where there is one.
 pub(crate) fn remove_file(path: &Path) -> Result<(), PhaseError> {
     gone(path, std::fs::remove_file(path))
@@ -148,7 +144,10 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, PhaseError> {
 pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
     for path in entries(directory)? {
         let name = path.file_name().unwrap_or_default();
-        if name.as_encoded_bytes().starts_with(PARTIAL.as_bytes()) {
+        if name
+            .as_encoded_bytes()
+            .starts_with(image::PARTIAL.as_bytes())
+        {
             remove_file(&path)?;
         }
     }

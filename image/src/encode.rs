@@ -101,7 +101,7 @@ impl Cache {
 
     fn temp(&self) -> Result<tempfile::NamedTempFile> {
         tempfile::Builder::new()
-            .prefix(".partial-")
+            .prefix(crate::PARTIAL)
             .tempfile_in(&self.dir)
             .map_err(Error::at("create a file in", &self.dir))
     }

@@ -25,3 +25,6 @@ pub mod unpack;
 pub use chunks::{BlobReader, Chunk, Chunks, ReadChunks};
 pub use error::{Error, Result};
 pub use file::{Blob, Damage, Encoding, Image, Part, Partial, Piece, Writer, Written};
+
+/// What the names of unfinished files and directories begin with.
+pub const PARTIAL: &str = ".partial-";

@@ -150,7 +150,7 @@ pub fn unpack(
             path: dest.to_owned(),
         });
     }
-    let mut temp_name = std::ffi::OsString::from(".partial-");
+    let mut temp_name = std::ffi::OsString::from(crate::PARTIAL);
     temp_name.push(name);
     let temp = parent.join(temp_name);
     let root = claim(&temp, dest)?;

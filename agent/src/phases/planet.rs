@@ -100,12 +100,12 @@ pub(crate) async fn start_configured(
 fn prepared(
     node: &Node,
     sink: &dyn Sink,
-    start: impl FnOnce(&Node) -> Result<(), PhaseError>,
+    start: impl FnOnce(&Node, &PlanetConfig) -> Result<(), PhaseError>,
 ) -> Result<(), PhaseError> {
     let planet = planet::container::load(&node.layout().planet_config());
     let planet = planet.map_err(lasting)?;
     prepare_kernel(&mut node.changes(), &planet, sink)?;
-    start(node)
+    start(node, &planet)
 }
 
 async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> {
@@ -124,7 +124,7 @@ fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(),
     network_manager::leave_us_alone(&mut node.changes(), sink)?;
     let json = serde_json::to_vec_pretty(&planet).map_err(lasting)?;
     host::atomic::write(&node.layout().planet_config(), &json, 0o644).map_err(lasting)?;
-    daemon::start(node)
+    daemon::start(node, &planet)
 }
 
 /// A module that the kernel lacks and doesn't load by itself.
@@ -182,7 +182,7 @@ mod tests {
         host::atomic::write(&path, config.to_string().as_bytes(), 0o644).unwrap();
         let sink = event::Memory::default();
         let said = |sink: &event::Memory| format!("{:?}", sink.events());
-        prepared(&node, &sink, |_| {
+        prepared(&node, &sink, |_, _| {
             let before = said(&sink);
             assert!(before.contains("no_such_thing"), "not before: {before}");
             Ok(())

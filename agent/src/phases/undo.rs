@@ -19,8 +19,8 @@ use spec::phase::{Hook, JoinSecrets, PhaseSpec, Secrets};
 
 use super::{blocking, bootstrap, config, keep, own_data, recovery};
 use crate::node::{
-    PARTIAL, entries, file, remove_directory, remove_file, remove_unfinished, session,
-    sync_filesystem, transient,
+    entries, file, remove_directory, remove_file, remove_unfinished, session, sync_filesystem,
+    transient,
 };
 use crate::{Node, daemon, residue};
 
@@ -160,7 +160,7 @@ fn unpacked_with(
     remove: impl Fn(&Path) -> Result<(), PhaseError>,
 ) -> Result<(), PhaseError> {
     let partial = |path: &Path| {
-        let mut name = std::ffi::OsString::from(PARTIAL);
+        let mut name = std::ffi::OsString::from(image::PARTIAL);
         name.push(path.file_name().unwrap_or_default());
         path.with_file_name(name)
     };

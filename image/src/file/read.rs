@@ -383,7 +383,7 @@ pub(super) fn write_new(
         _ => Path::new("."),
     };
     let mut temp = tempfile::Builder::new()
-        .prefix(".partial-")
+        .prefix(crate::PARTIAL)
         .tempfile_in(parent)
         .map_err(Error::at("create a file in", parent))?;
     fill(temp.as_file_mut())?;

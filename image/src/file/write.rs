@@ -95,7 +95,7 @@ impl Writer {
             _ => Path::new("."),
         };
         let temp = tempfile::Builder::new()
-            .prefix(".partial-")
+            .prefix(crate::PARTIAL)
             .tempfile_in(parent)
             .map_err(Error::at("create a file in", parent))?;
         let file = Arc::new(

@@ -212,12 +212,17 @@ pub(super) async fn stored(
             Vec::new()
         }
     };
-    let status_hook = last_check(session, client, reasons).await?;
+    let manifest = session.manifest()?;
+    let job = manifest.hooks.get(&HookName::Status);
+    let status_hook = match job {
+        Some(_) => last_check(client, reasons).await,
+        None => None,
+    };
     let mut services = services.iter();
     let runner = services.find(|service| service.name == STATUS_HOOK);
     let since = runner.map_or(0, |runner| runner.since);
     let last = status_hook.as_ref();
-    let age = allowed_age(session)?;
+    let age = job.map_or(CHECK, |job| allowed_age(job));
     warnings.extend(last.and_then(|last| overdue(last.time, age, since, now)));
     Ok(Stored {
         endpoints,
@@ -227,14 +232,7 @@ pub(super) async fn stored(
 }
 
 /// How the status hook ended last; a failure degrades the cluster.
-async fn last_check(
-    session: &Session,
-    client: &cluster::Client,
-    reasons: &mut Vec<String>,
-) -> Result<Option<LastCheck>> {
-    if !session.manifest()?.hooks.contains_key(&HookName::Status) {
-        return Ok(None);
-    }
+async fn last_check(client: &cluster::Client, reasons: &mut Vec<String>) -> Option<LastCheck> {
     let last = in_time(
         client.last_check(),
         reasons,
@@ -245,22 +243,19 @@ async fn last_check(
     if let Some(failed) = last.as_ref().filter(|last| !last.passed) {
         reasons.push(failed.message.clone());
     }
-    Ok(last)
+    last
 }
 
 /// How old the last check may be: a Job that takes its time ends less often.
-fn allowed_age(session: &Session) -> Result<SignedDuration> {
-    let manifest = session.manifest()?;
-    let job = manifest.hooks.get(&HookName::Status);
-    let job = job.and_then(|job| cluster::hooks::parse("status", job).ok());
+fn allowed_age(job: &str) -> SignedDuration {
+    let job = cluster::hooks::parse("status", job).ok();
     let own = job.and_then(|job| job.spec?.active_deadline_seconds);
-    Ok(own.map_or(CHECK, |seconds| {
-        CHECK.saturating_add(SignedDuration::from_secs(seconds))
-    }))
+    CHECK.saturating_add(SignedDuration::from_secs(own.unwrap_or_default()))
 }
 
-/// What to say where the status hook should have ended again in this `age`. `since` is when the service
-/// that runs it was started: a cluster that was stopped knows its last check from before.
+/// What to say where the status hook should have ended again in this `age`. `since` is
+/// when the service that runs it was started: a cluster that was stopped knows its last
+/// check from before.
 fn overdue(last: Timestamp, age: SignedDuration, since: u64, now: Timestamp) -> Option<String> {
     let started = i64::try_from(since).unwrap_or_default();
     let started = Timestamp::from_second(started).unwrap_or_default();

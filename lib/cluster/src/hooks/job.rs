@@ -171,10 +171,7 @@ pub(super) fn job(hook: &HookRun) -> Result<Job, JobError> {
 /// that are not ready or shall take no pods. Nothing where there is no better one that
 /// its `nodeSelector` and `avoided` leave, or where its vendor chooses nodes otherwise.
 pub(super) fn unfit(job: &Job, nodes: &[Node], avoided: Option<&str>) -> Vec<String> {
-    let pod = job
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.template.spec.as_ref());
+    let pod = pod_of(job);
     if pod.is_some_and(chooses_nodes) {
         return Vec::new();
     }
@@ -293,11 +290,13 @@ pub fn parse(hook: &str, text: &str) -> Result<Job, JobError> {
             fields: unknown.join(", "),
         });
     }
-    let spec = job.spec.as_ref();
-    let pod = spec.and_then(|spec| spec.template.spec.clone());
-    let pod = pod.unwrap_or_default();
-    lacks(&pod).map_or(Ok(()), |message| Err(wrong(message)))?;
-    let mut volumes = pod.volumes.iter().flatten();
+    if let Some(message) = lacks(pod_of(&job)) {
+        return Err(wrong(message));
+    }
+    let mut volumes = pod_of(&job)
+        .and_then(|pod| pod.volumes.as_ref())
+        .into_iter()
+        .flatten();
     match volumes.find(|volume| is_reserved(&volume.name)) {
         None => Ok(job),
         Some(volume) => Err(JobError::Reserved {
@@ -307,11 +306,15 @@ pub fn parse(hook: &str, text: &str) -> Result<Job, JobError> {
     }
 }
 
+fn pod_of(job: &Job) -> Option<&PodSpec> {
+    job.spec.as_ref()?.template.spec.as_ref()
+}
+
 /// What Kubernetes would refuse a Job's pod for that isn't a question of fields.
-fn lacks(pod: &PodSpec) -> Option<String> {
-    if pod.containers.is_empty() {
+fn lacks(pod: Option<&PodSpec>) -> Option<String> {
+    let Some(pod) = pod.filter(|pod| !pod.containers.is_empty()) else {
         return Some("spec.template.spec.containers is empty".into());
-    }
+    };
     if let Some(policy) = &pod.restart_policy
         && !["OnFailure", "Never"].contains(&policy.as_str())
     {
