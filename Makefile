@@ -43,7 +43,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode crash --nodes --at 3 --only "join of a worker: kill operation and agent" \
 		--only "leave of a worker: kill the operation"
 	$(BIN)/testnode crash --power --cuts 1
-	$(BIN)/testnode faults --only abort --only lost-terminal
+	$(BIN)/testnode faults --only refusals --only agreement --only abort --only lost-terminal
 	$(BIN)/testnode checks
 	$(BIN)/testnode hosts
 	$(BIN)/testnode peers

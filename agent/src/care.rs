@@ -16,12 +16,11 @@ use host::facts::Clock;
 use jiff::Timestamp;
 use operation::PhaseError;
 use planet::client::Client;
-use planet::config::PlanetConfig;
 use spec::care::{CONFIG, Care};
 use spec::layout::Layout;
 
 use crate::etcd::{Etcd, Status};
-use crate::node::{file, lasting};
+use crate::node::lasting;
 use crate::snapshots::{self, Kind};
 
 pub use certificates::renew;
@@ -36,9 +35,7 @@ const SMALL: u64 = 100 << 20;
 /// # Errors
 /// When there is no planet, or one without care.
 pub fn configured(layout: &Layout) -> Result<Care, PhaseError> {
-    let path = layout.planet_config();
-    let json = std::fs::read(&path).map_err(file("read", &path))?;
-    let config: PlanetConfig = serde_json::from_slice(&json).map_err(lasting)?;
+    let config = planet::container::load(&layout.planet_config()).map_err(lasting)?;
     let mut files = config.files.iter();
     let care = files
         .find(|file| file.path == Path::new(CONFIG))
@@ -164,6 +161,30 @@ fn is_snapshot_due(directory: &Path, now: Timestamp) -> Result<bool, PhaseError>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_planet_of_another_version_does_not_say_how_a_node_cares() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let path = layout.planet_config();
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let asked = |version: u32| {
+            let config = serde_json::json!({
+                "version": version, "hostname": "n", "rootfs": "/r", "overlay": "/o",
+                "mounts": [], "files": [], "link_local_addresses": [], "balancers": [],
+                "sysctls": {}, "services": [],
+            });
+            host::atomic::write(&path, config.to_string().as_bytes(), 0o644).unwrap();
+            configured(&layout).unwrap_err().message
+        };
+        let version = planet::config::SCHEMA_VERSION;
+        assert!(asked(version).contains("no service `care`"));
+        let other = asked(version + 1);
+        assert!(
+            other.contains(&format!("version {}", version + 1)),
+            "{other}"
+        );
+    }
 
     fn status(size: u64, used: u64) -> Status {
         Status {

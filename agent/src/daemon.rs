@@ -40,19 +40,17 @@ pub(crate) fn start(node: &Node, planet: &PlanetConfig) -> Result<(), PhaseError
 
 /// The unit of a planet with these mounts. What a planet needs must be mounted; what it
 /// can do without is waited for, where it is mounted at boot: what is mounted later it
-/// doesn't see, and pods would write below the mount point.
-fn unit(layout: &Layout, mounts: &[Mount]) -> String {
-    let (optional, needed): (Vec<_>, Vec<_>) = mounts
-        .iter()
-        .partition(|mount| mount.pattern || mount.optional);
-    let needed = needed.iter().map(|mount| mount.source.as_path());
-    let needed: BTreeSet<_> = needed.chain([layout.state_dir()]).map(word).collect();
-    let requires: String = needed
-        .iter()
-        .map(|path| format!("RequiresMountsFor={path}\n"))
-        .collect();
-    let after: BTreeSet<_> = optional
+/// doesn't see, and pods would write below the mount point. `disks` are the mount units
+/// that the needed lies on: one that is mounted after boot starts the planet then.
+fn unit(layout: &Layout, mounts: &[Mount], disks: &BTreeSet<String>) -> String {
+    let requires: String = needed(layout, mounts)
         .into_iter()
+        .map(|path| format!("RequiresMountsFor={}\n", word(path)))
+        .collect();
+    let wanted_by: String = disks.iter().map(|name| format!(" {name}")).collect();
+    let after: BTreeSet<_> = mounts
+        .iter()
+        .filter(|mount| can_miss(mount))
         .flat_map(places)
         .flat_map(|path| path.ancestors().filter_map(mount_unit).collect::<Vec<_>>())
         .collect();
@@ -62,6 +60,8 @@ fn unit(layout: &Layout, mounts: &[Mount]) -> String {
 Description=Gravity: the container of Kubernetes services
 After=network-online.target local-fs.target{after}
 Wants=network-online.target
+# Mounts that want it come with these, too.
+Conflicts=rescue.target system-update.target
 {requires}
 [Service]
 Type=exec
@@ -78,13 +78,27 @@ TasksMax=infinity
 OOMScoreAdjust=-999
 
 [Install]
-WantedBy=multi-user.target
+WantedBy=multi-user.target{wanted_by}
 ",
         word(&layout.gravity()),
         // What looks like a variable would be replaced in an argument.
         word(&layout.planet_config()).replace('$', "$$"),
         STOP_TIMEOUT.as_secs(),
     )
+}
+
+/// Whether a planet runs without this mount.
+fn can_miss(mount: &Mount) -> bool {
+    mount.pattern || mount.optional
+}
+
+/// What must be there before a planet starts.
+fn needed<'a>(layout: &'a Layout, mounts: &'a [Mount]) -> BTreeSet<&'a Path> {
+    let volumes = mounts.iter().filter(|mount| !can_miss(mount));
+    volumes
+        .map(|mount| mount.source.as_path())
+        .chain([layout.state_dir()])
+        .collect()
 }
 
 /// What an optional mount stands for, as far as it is known now. What matches a pattern is
@@ -131,7 +145,12 @@ fn mount_unit(path: &Path) -> Option<String> {
 }
 
 fn start_unit(node: &Node, planet: &PlanetConfig) -> Result<(), PhaseError> {
-    let unit = unit(node.layout(), &planet.mounts);
+    let mounted = host::mounts::list().map_err(file("read", Path::new("/proc/mounts")))?;
+    let disks = needed(node.layout(), &planet.mounts)
+        .into_iter()
+        .filter_map(|path| mount_unit(&host::mounts::holding(&mounted, path)?.target))
+        .collect();
+    let unit = unit(node.layout(), &planet.mounts, &disks);
     node.changes()
         .install_unit(&unit_path(), unit.as_bytes())
         .map_err(lasting)?;
@@ -196,8 +215,7 @@ pub(crate) fn stop(layout: &Layout) -> Result<(), PhaseError> {
 
 /// Root filesystem of the configured planet, where one is unpacked.
 pub(crate) fn rootfs(layout: &Layout) -> Option<PathBuf> {
-    let json = std::fs::read(layout.planet_config()).ok()?;
-    let config: planet::config::PlanetConfig = serde_json::from_slice(&json).ok()?;
+    let config = planet::container::load(&layout.planet_config()).ok()?;
     config.rootfs.exists().then_some(config.rootfs)
 }
 
@@ -206,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_unit_waits_for_its_disks_and_limits_nothing() {
+    fn the_unit_waits_for_its_disks_comes_with_them_and_limits_nothing() {
         let mount = |source: &str, pattern, optional| Mount {
             source: source.into(),
             pattern,
@@ -224,6 +242,8 @@ mod tests {
 Description=Gravity: the container of Kubernetes services
 After=network-online.target local-fs.target data-disk\x2db-x.mount data-disk\x2db.mount data.mount disks.mount
 Wants=network-online.target
+# Mounts that want it come with these, too.
+Conflicts=rescue.target system-update.target
 RequiresMountsFor="/mnt/my data"
 RequiresMountsFor=/srv/gravity
 RequiresMountsFor=/srv/gravity/etcd
@@ -243,9 +263,13 @@ TasksMax=infinity
 OOMScoreAdjust=-999
 
 [Install]
-WantedBy=multi-user.target
+WantedBy=multi-user.target mnt-my\x20data.mount srv.mount
 "#;
-        assert_eq!(unit(&Layout::new("/srv/gravity"), &mounts), expected);
+        let disks = BTreeSet::from([r"mnt-my\x20data.mount".to_owned(), "srv.mount".to_owned()]);
+        assert_eq!(
+            unit(&Layout::new("/srv/gravity"), &mounts, &disks),
+            expected
+        );
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use host::causes::causes;
 use host::command::{Cmd, CommandError};
 use operation::PhaseError;
 use serde::Deserialize;
@@ -376,7 +377,7 @@ pub fn forget_first_start(data: &Path) -> std::io::Result<()> {
 /// with a stack trace.
 fn words(error: &CommandError) -> String {
     let CommandError::Failed { what, stderr, .. } = error else {
-        return crate::text(error);
+        return causes(error);
     };
     let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
     let last = last.unwrap_or("it does not say why");

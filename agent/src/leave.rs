@@ -48,7 +48,7 @@ pub fn leave(layout: &Layout, purge: bool, sink: &dyn Sink) -> Result<Report, Ph
     if !layout.host_changes().exists() {
         return Err(foreign());
     }
-    end_agent(&layout.agent_lock(), AGENT_PATIENCE)?;
+    stop_agent(layout)?;
     let mut journal = Journal::open(&layout.host_changes()).map_err(lasting)?;
     let own = Change::OwnedTree {
         path: layout.state_dir().to_owned(),

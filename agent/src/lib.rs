@@ -29,7 +29,7 @@ use spec::layout::Layout;
 use spec::phase::PhaseSpec;
 
 pub use node::{Node, session};
-pub use phases::hook_run;
+pub use phases::{hook_run, taints};
 
 /// How long an agent lives with nothing to do.
 const IDLE: Duration = Duration::from_secs(30);
@@ -117,17 +117,28 @@ impl Agent {
         Arc::new(self.node.within(&self.operation, &phase.id))
     }
 
-    async fn run(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
-        let spec = read(phase)?;
+    /// Does `work` with a phase. In the journal are its beginning and its end: `done`, or a
+    /// failure. From the beginning on the phase is not complete, wherever the work ends.
+    async fn recorded(
+        &self,
+        phase: &Phase,
+        done: State,
+        work: impl Future<Output = Result<(), PhaseError>>,
+    ) -> Result<(), PhaseError> {
         self.record(phase, State::InProgress, None).await?;
-        match phases::execute(&self.node_of(phase), spec, sink).await {
-            Ok(()) => self.record(phase, State::Completed, None).await,
-            Err(error) => {
-                self.record(phase, State::Failed, Some(error.message.clone()))
-                    .await?;
-                Err(error)
-            }
-        }
+        let result = work.await;
+        let (state, error) = match &result {
+            Ok(()) => (done, None),
+            Err(error) => (State::Failed, Some(error.message.clone())),
+        };
+        self.record(phase, state, error).await?;
+        result
+    }
+
+    async fn run(&self, phase: &Phase, sink: Arc<dyn Sink>) -> Result<(), PhaseError> {
+        let (node, spec) = (self.node_of(phase), read(phase)?);
+        let work = phases::execute(&node, spec, sink);
+        self.recorded(phase, State::Completed, work).await
     }
 
     async fn last_state(&self, phase: &Phase) -> Option<State> {
@@ -162,37 +173,13 @@ impl Executor for Agent {
         ) {
             return Ok(());
         }
-        let spec = read(phase)?;
-        // Not complete from here on, wherever it ends.
-        self.record(phase, State::InProgress, None).await?;
-        match phases::undo(&self.node_of(phase), spec, sink).await {
-            Ok(()) => self.record(phase, State::RolledBack, None).await,
-            Err(error) => {
-                self.record(phase, State::Failed, Some(error.message.clone()))
-                    .await?;
-                Err(error)
-            }
-        }
+        let (node, spec) = (self.node_of(phase), read(phase)?);
+        let work = phases::undo(&node, spec, sink);
+        self.recorded(phase, State::RolledBack, work).await
     }
 }
 
 fn read(phase: &Phase) -> Result<PhaseSpec, PhaseError> {
     serde_json::from_value(phase.payload.clone())
         .map_err(|error| PhaseError::lasting(format!("read the payload of {}: {error}", phase.id)))
-}
-
-/// An error with its causes on one line.
-pub(crate) fn text(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors tell their causes themselves.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

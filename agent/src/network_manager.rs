@@ -8,6 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use event::Sink;
+use host::causes::causes;
 use host::changes::{Daemon, Journal};
 use operation::PhaseError;
 
@@ -41,7 +42,7 @@ pub(crate) fn leave_us_alone(changes: &mut Journal, sink: &dyn Sink) -> Result<(
     let Some(file) = file() else { return Ok(()) };
     write(changes, &file)?;
     if let Err(error) = changes.reload(Daemon::NetworkManager) {
-        sink.warning(&crate::text(&error));
+        sink.warning(&causes(&error));
     }
     Ok(())
 }

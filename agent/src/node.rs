@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use event::Sink;
+use host::causes::causes;
 use host::changes::Journal;
 use operation::PhaseError;
 use pki::tls::{Identity, Trust};
@@ -89,12 +90,12 @@ impl Node {
 
 /// A failure that trying again may mend.
 pub(crate) fn transient(error: impl std::error::Error + 'static) -> PhaseError {
-    PhaseError::transient(crate::text(&error))
+    PhaseError::transient(causes(&error))
 }
 
 /// A failure that stays until somebody does something.
 pub(crate) fn lasting(error: impl std::error::Error + 'static) -> PhaseError {
-    PhaseError::lasting(crate::text(&error))
+    PhaseError::lasting(causes(&error))
 }
 
 /// What a controller did not do.
@@ -139,15 +140,12 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, PhaseError> {
     }
 }
 
-/// Removes files that were being extracted to a directory when somebody was
-/// killed: each try names its own, so that none uses up another's.
-pub(crate) fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
+/// Removes the files of a directory whose names begin so: what somebody was making there
+/// who was killed. Each try names its own, so that none uses up another's.
+pub(crate) fn remove_beginning(directory: &Path, prefix: &str) -> Result<(), PhaseError> {
     for path in entries(directory)? {
         let name = path.file_name().unwrap_or_default();
-        if name
-            .as_encoded_bytes()
-            .starts_with(image::PARTIAL.as_bytes())
-        {
+        if name.as_encoded_bytes().starts_with(prefix.as_bytes()) {
             remove_file(&path)?;
         }
     }

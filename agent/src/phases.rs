@@ -6,7 +6,6 @@
 mod apply;
 mod bootstrap;
 mod complete;
-mod complete_join;
 mod config;
 mod health;
 mod hook;
@@ -39,6 +38,7 @@ use crate::{Node, disk};
 
 pub(crate) use health::wait_healthy;
 pub use hook::hook_run;
+pub use kubernetes_node::taints;
 
 /// Executes one phase.
 pub(crate) async fn execute(
@@ -73,7 +73,10 @@ pub(crate) async fn execute(
         PhaseSpec::Register(phase) => register::execute(node, phase, &*sink).await,
         PhaseSpec::Added(phase) => register::added(node, phase, &*sink).await,
         PhaseSpec::CompleteJoin(phase) => {
-            blocking(node, sink, move |n, _| complete_join::execute(n, &phase)).await
+            blocking(node, sink, move |n, _| {
+                complete::store(n, &phase.cluster, &phase.manifest)
+            })
+            .await
         }
         PhaseSpec::Planet(phase) => planet::execute(node, phase, sink).await,
         PhaseSpec::Node(phase) => kubernetes_node::execute(node, phase).await,

@@ -11,7 +11,7 @@ use serde::Serialize;
 use spec::LINKS;
 use spec::phase::{PhaseSpec, Volume};
 
-use crate::phases::planet::{MODULES_AT_BOOT, missing_module};
+use crate::phases::planet::{MODULES_AT_BOOT, missing_module, module_at_boot};
 use crate::{daemon, network_manager, read};
 
 /// Changes to come. Of what is there already nothing is said.
@@ -107,12 +107,13 @@ fn directories(volume: &Volume) -> Result<Vec<String>, PhaseError> {
 }
 
 fn kernel(planet: &PlanetConfig, preview: &mut Preview) {
-    let module = missing_module(planet);
-    let systemd = host::facts::has_systemd();
-    if module.is_some() && systemd {
-        preview.files.push(MODULES_AT_BOOT.into());
+    preview
+        .modules
+        .extend(missing_module(planet).map(ToOwned::to_owned));
+    let list = PathBuf::from(MODULES_AT_BOOT);
+    if module_at_boot(planet).is_some() && !list.exists() {
+        preview.files.push(list);
     }
-    preview.modules.extend(module.map(ToOwned::to_owned));
     for (name, then) in &planet.sysctls {
         let now = host::sysctl::get(name).ok();
         if !now
@@ -126,7 +127,7 @@ fn kernel(planet: &PlanetConfig, preview: &mut Preview) {
             });
         }
     }
-    if systemd {
+    if host::facts::has_systemd() {
         preview.files.push(daemon::unit_path());
         preview.units.push(daemon::UNIT.to_owned());
     }
@@ -134,7 +135,7 @@ fn kernel(planet: &PlanetConfig, preview: &mut Preview) {
 
 #[cfg(test)]
 mod tests {
-    use operation::{PLAN_VERSION, Phase};
+    use operation::Phase;
     use spec::ServiceUser;
     use spec::phase::{Bootstrap, Program, Volumes};
 
@@ -187,13 +188,7 @@ mod tests {
                 links: vec!["kubectl".into()],
             }),
         ];
-        let mut plan = Plan {
-            version: PLAN_VERSION,
-            operation_id: "1".into(),
-            kind: "install".into(),
-            created_by_version: "1".into(),
-            phases: Vec::new(),
-        };
+        let mut plan = Plan::new("install", "1", Vec::new());
         for (index, payload) in phases.iter().enumerate() {
             let mut phase = Phase::new(format!("/{index}"), "x");
             phase.payload = serde_json::to_value(payload).unwrap();

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use host::causes::causes;
 use host::changes::{Left, Report};
 use host::command::{Cmd, CommandError};
 
@@ -68,7 +69,7 @@ fn note(report: &mut Report, what: String, removed: Result<String, CommandError>
         Ok(_) => report.removed.push(what),
         Err(error) => report.left.push(Left {
             what,
-            why: crate::text(&error),
+            why: causes(&error),
         }),
     }
 }

@@ -5,6 +5,7 @@
 //! limited in number and bytes; root alone may read them. One process at a time
 //! writes there.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use operation::PhaseError;
 use serde::Serialize;
 
 use crate::etcd::{Content, Etcd};
-use crate::node::{file, lasting};
+use crate::node::{entries, file, lasting, remove_beginning};
 
 /// How often a node takes one by itself.
 pub const EVERY: Duration = Duration::from_secs(6 * 60 * 60);
@@ -84,18 +85,11 @@ pub fn list(directory: &Path) -> Result<Vec<Snapshot>, PhaseError> {
 }
 
 pub(crate) fn list_at(directory: &Path, now: Timestamp) -> Result<Vec<Snapshot>, PhaseError> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(file("read", directory)(error)),
-    };
     let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(file("read", directory))?;
-        let Ok(name) = entry.file_name().into_string() else {
+    for path in entries(directory)? {
+        let Some(name) = path.file_name().and_then(OsStr::to_str).map(str::to_owned) else {
             continue;
         };
-        let path = entry.path();
         let Some((time, kind)) = parse(&name) else {
             continue;
         };
@@ -140,7 +134,8 @@ pub fn take(etcd: &Etcd, directory: &Path, kind: Kind) -> Result<(Snapshot, Cont
         .create(directory)
         .map_err(file("create", directory))?;
     let _lock = Lock::wait(&directory.join(".lock"), PATIENCE).map_err(lasting)?;
-    remove_unfinished(directory)?;
+    // The lock's holder makes them: what is there is of one that was killed.
+    remove_beginning(directory, NEW)?;
     check_room(etcd.status()?.size, directory)?;
     let (time, name) = free_name(directory, kind);
     let (new, path) = (
@@ -149,7 +144,7 @@ pub fn take(etcd: &Etcd, directory: &Path, kind: Kind) -> Result<(Snapshot, Cont
     );
     let content = etcd.save(&new).inspect_err(|_| {
         // The next one removes what is left of it.
-        let _ = remove_unfinished(directory);
+        let _ = remove_beginning(directory, NEW);
     })?;
     std::fs::rename(&new, &path).map_err(file("rename", &new))?;
     host::atomic::sync_directory(directory).map_err(file("sync", directory))?;
@@ -176,18 +171,6 @@ fn free_name(directory: &Path, kind: Kind) -> (Timestamp, String) {
         }
         std::thread::sleep(Duration::from_millis(100));
     }
-}
-
-/// The lock's holder makes them: what is there is of one that was killed.
-fn remove_unfinished(directory: &Path) -> Result<(), PhaseError> {
-    let entries = std::fs::read_dir(directory).map_err(file("read", directory))?;
-    for entry in entries.flatten() {
-        if entry.file_name().to_string_lossy().starts_with(NEW) {
-            let path = entry.path();
-            std::fs::remove_file(&path).map_err(file("remove", &path))?;
-        }
-    }
-    Ok(())
 }
 
 fn check_room(size: u64, directory: &Path) -> Result<(), PhaseError> {
@@ -308,7 +291,7 @@ mod tests {
             "20231114T221321Z-manual.db",
         ];
         assert_eq!(names(), expected);
-        remove_unfinished(directory.path()).unwrap();
+        remove_beginning(directory.path(), NEW).unwrap();
         assert!(!directory.path().join(unfinished).exists());
         assert_eq!(names(), expected);
         assert!(list(&directory.path().join("none")).unwrap().is_empty());

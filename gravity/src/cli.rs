@@ -36,7 +36,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) image: Option<PathBuf>,
     /// How results and events are printed
-    #[arg(long, global = true, value_enum, default_value = "text")]
+    #[arg(long, short, global = true, value_enum, default_value = "text")]
     pub(crate) output: Output,
 }
 
@@ -101,7 +101,11 @@ pub(crate) enum Command {
     /// Stop the application and all services of this node
     Stop(Stop),
     /// Start the services of this node and the application again
-    Start,
+    Start {
+        // Nothing is asked: scripts give it to all of these commands.
+        #[arg(id = "confirm", long = "confirm", hide = true)]
+        _confirm: bool,
+    },
     /// Run hooks of the cluster image by hand; on a master
     #[command(subcommand)]
     Hook(Hook),
@@ -136,9 +140,6 @@ pub(crate) enum Command {
     /// Look after certificates, etcd and who the masters are: a service of the planet
     #[command(hide = true)]
     Care(Care),
-    /// Run the container of Kubernetes services
-    #[command(hide = true, subcommand)]
-    Planet(Planet),
 }
 
 impl Command {
@@ -146,7 +147,7 @@ impl Command {
     pub(crate) fn shows_hooks(&self) -> bool {
         matches!(
             self,
-            Self::Hook(_) | Self::Leave(_) | Self::Start | Self::Stop(_)
+            Self::Hook(_) | Self::Leave(_) | Self::Start { .. } | Self::Stop(_)
         )
     }
 }
@@ -382,7 +383,7 @@ fn peer(text: &str) -> Result<SocketAddr, String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct Remove {
-    /// Host name of the node
+    /// Host name of the node, or its address
     #[arg(value_name = "NODE")]
     pub(crate) node: String,
     /// Go on when its pods can't be moved to other nodes
@@ -400,7 +401,7 @@ pub(crate) enum Token {
         /// How long it is good, such as 30m, 24h or 7d
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = ttl)]
         ttl: jiff::SignedDuration,
-        /// File with a token of your own choice, of 6 to 128 characters; - reads it from
+        /// File with a token of your own choice, of 16 to 128 characters; - reads it from
         /// standard input
         #[arg(long, value_name = "FILE")]
         token_file: Option<PathBuf>,
@@ -569,8 +570,18 @@ pub(crate) struct Plan {
     pub(crate) command: Option<PlanCommand>,
 }
 
+impl Plan {
+    /// Whether the plan is all that is printed.
+    pub(crate) fn only_shows(&self) -> bool {
+        matches!(self.command, None | Some(PlanCommand::Display)) && !self.tail
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum PlanCommand {
+    /// The same as without a command
+    #[command(hide = true)]
+    Display,
     /// Execute one phase
     Execute(OnePhase),
     /// Take one phase back
@@ -713,6 +724,12 @@ fn variable(text: &str) -> Result<(String, String), String> {
 
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
+    /// Changes nothing: the command has a terminal where this one has
+    #[arg(id = "tty", long = "tty", short = 't')]
+    pub(crate) _tty: bool,
+    /// Changes nothing: the command always reads what this one is given
+    #[arg(id = "interactive", long = "interactive", short = 'i')]
+    pub(crate) _interactive: bool,
     /// Command and arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) command: Vec<String>,
@@ -731,18 +748,6 @@ pub(crate) enum Agent {
         #[arg(long)]
         action: String,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum Planet {
-    /// Start the container and stay as its daemon
-    Run {
-        /// What it runs
-        #[arg(long, value_name = "FILE")]
-        config: PathBuf,
-    },
-    /// Keep the services running: the child of the container's PID 1
-    Supervise,
 }
 
 #[cfg(test)]
@@ -775,6 +780,39 @@ mod tests {
         ] {
             assert!(help.contains(heading), "{heading} in {help}");
         }
+    }
+
+    #[test]
+    fn options_of_exec_end_where_its_command_begins() {
+        let exec = |arguments: &[&str]| {
+            let all = [&["gravity", "exec"][..], arguments].concat();
+            match Cli::try_parse_from(all).unwrap().command {
+                Command::Exec(exec) => (exec._tty, exec._interactive, exec.command),
+                other => panic!("{other:?}"),
+            }
+        };
+        let words = |words: &[&str]| Vec::from_iter(words.iter().map(ToString::to_string));
+        for (given, tty, interactive) in [
+            (&["-ti"][..], true, true),
+            (&["-i", "--tty"], true, true),
+            (&["--interactive"], false, true),
+            (&[], false, false),
+        ] {
+            let command = ["sh", "-i", "-t", "--output", "x"];
+            let read = exec(&[given, &command[..]].concat());
+            assert_eq!(read, (tty, interactive, words(&command)), "{given:?}");
+        }
+    }
+
+    #[test]
+    fn commands_are_taken_as_scripts_write_them() {
+        let read = |words: &[&str]| Cli::try_parse_from([&["gravity"][..], words].concat());
+        assert!(read(&["start", "--confirm"]).is_ok());
+        let plan = read(&["plan", "display", "-o", "yaml"]).unwrap();
+        assert_eq!(plan.global.output, Output::Yaml);
+        assert!(matches!(plan.command, Command::Plan(plan) if plan.only_shows()));
+        let version = read(&["version", "-o", "json"]).unwrap();
+        assert_eq!(version.global.output, Output::Json);
     }
 
     #[test]

@@ -16,12 +16,12 @@ mod images;
 mod install;
 mod join;
 mod leave;
-mod operation;
 mod own;
 mod peers;
 mod plan;
 pub(crate) mod planet;
 mod power;
+mod process;
 mod remove;
 mod report;
 mod resume;
@@ -164,7 +164,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         console,
     };
     if session.global.output == Output::Yaml
-        && !matches!(&cli.command, Command::Plan(plan) if plan.command.is_none() && !plan.tail)
+        && !matches!(&cli.command, Command::Plan(plan) if plan.only_shows())
     {
         let text = "only `gravity plan` writes YAML; use --output=json";
         return Err(WrongUsage(text.into()).into());
@@ -187,7 +187,7 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Controller(arguments) => block_on(controller::run(&arguments)),
         Command::Images(arguments) => block_on(images::run(&arguments)),
         Command::Stop(arguments) => to_the_end(power::stop(&session, &arguments)),
-        Command::Start => to_the_end(power::start(&session)),
+        Command::Start { .. } => to_the_end(power::start(&session)),
         Command::Hook(arguments) => to_the_end(hook::run(&session, &arguments)),
         Command::Exec(arguments) => exec::run(&session, &arguments.command),
         Command::Shell => exec::run(&session, &["/bin/bash".into(), "--login".into()]),
@@ -196,7 +196,6 @@ pub(crate) fn run(cli: Cli, console: Arc<Console>) -> Result<ExitCode> {
         Command::Completion { shell } => completion::completion(&session, shell),
         Command::Man { directory } => completion::man(&directory),
         Command::Agent(arguments) => block_on(agent::run(&session, &arguments)),
-        Command::Planet(_) => bail!("the planet's commands run before any other"),
     }
 }
 
@@ -261,7 +260,13 @@ fn copy_of(called: Option<&OsStr>) -> String {
 /// Refuses everyone but root.
 pub(crate) fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("this command must be run as root; try it with sudo");
+        // By its path: sudo looks for programs in its own directories, and on some hosts
+        // /usr/local/bin is none of them.
+        let program = std::env::current_exe().context("find this program")?;
+        bail!(
+            "this command must be run as root; try `sudo {} ...`",
+            program.display()
+        );
     }
     Ok(())
 }
@@ -289,7 +294,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
         if cause.is::<install::DamagedImage>() {
             return ExitCode::DamagedImage;
         }
-        if cause.is::<operation::Interrupted>() {
+        if cause.is::<process::Interrupted>() {
             return ExitCode::Resumable;
         }
         if cause

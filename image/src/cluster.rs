@@ -31,8 +31,6 @@ pub const BASE_ARTIFACT: &str = "application/vnd.gravitational.base.v1";
 pub const BASE_CONFIG: &str = "application/vnd.gravitational.base.config.v1+json";
 /// Media type of the static `gravity` program in a base image.
 pub const GRAVITY_ELF: &str = "application/vnd.gravitational.gravity.v1";
-/// Media type of a CycloneDX list of components.
-const SBOM: &str = "application/vnd.cyclonedx+json";
 /// Media type of an uncompressed layer.
 pub const LAYER_TAR: &str = "application/vnd.oci.image.layer.v1.tar";
 
@@ -138,8 +136,6 @@ pub struct Base {
     pub rootfs: String,
     /// Digest of the `gravity` program.
     pub gravity: String,
-    /// Digest of the list of components, where there is one.
-    pub sbom: Option<String>,
 }
 
 /// The root filesystem of a planet.
@@ -367,7 +363,6 @@ impl ClusterImage {
             config,
             rootfs,
             gravity,
-            sbom: layer(SBOM),
         })
     }
 }

@@ -56,7 +56,8 @@ pub(crate) struct TarStream<'a> {
     max: u64,
 }
 
-fn refuse(entry: &[u8], reason: impl Into<String>) -> Error {
+/// Why a layer is not unpacked: its entry, and what is wrong with that.
+pub(crate) fn refuse(entry: &[u8], reason: impl Into<String>) -> Error {
     Error::Layer {
         entry: String::from_utf8_lossy(entry).into_owned(),
         reason: reason.into(),

@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use spec::ClusterSpec;
 
-use crate::secrets::{COREDNS, FLANNEL, KUBELET_CLIENT};
+use crate::secrets::{COREDNS, KUBELET_CLIENT};
 use crate::services::Context;
 
 /// Role of all nodes: they may know what the cluster is.
@@ -63,7 +63,7 @@ fn rights() -> Vec<Value> {
             "rules": rules,
         })
     };
-    let binding = |name: &str, role: &str, user: &str| {
+    let binding = |name: &str, role: &str, kind: &str, subject: &str| {
         json!({
             "apiVersion": "rbac.authorization.k8s.io/v1",
             "kind": "ClusterRoleBinding",
@@ -72,7 +72,7 @@ fn rights() -> Vec<Value> {
                 "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role,
             },
             "subjects": [
-                { "apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user },
+                { "apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": subject },
             ],
         })
     };
@@ -80,6 +80,7 @@ fn rights() -> Vec<Value> {
         binding(
             "gravity:kubelet-api",
             "system:kubelet-api-admin",
+            "User",
             KUBELET_CLIENT,
         ),
         role(
@@ -89,15 +90,19 @@ fn rights() -> Vec<Value> {
                 { "apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"] },
             ]),
         ),
-        binding("gravity:coredns", "gravity:coredns", COREDNS),
+        binding("gravity:coredns", "gravity:coredns", "User", COREDNS),
+        // flannel asks as the node: it learns of the others, and writes to its own object
+        // alone, as the Node authorizer and NodeRestriction let every node.
         role(
             "gravity:flannel",
-            json!([
-                { "apiGroups": [""], "resources": ["nodes"], "verbs": ["get", "list", "watch"] },
-                { "apiGroups": [""], "resources": ["nodes/status"], "verbs": ["patch"] },
-            ]),
+            json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["list", "watch"] }]),
         ),
-        binding("gravity:flannel", "gravity:flannel", FLANNEL),
+        binding(
+            "gravity:flannel",
+            "gravity:flannel",
+            "Group",
+            "system:nodes",
+        ),
         role(
             NODES,
             json!([{
@@ -124,7 +129,7 @@ fn rights() -> Vec<Value> {
 /// the request that makes it is cut off, the API server may keep the address
 /// for minutes without a Service, and refuse it to the next try.
 pub(crate) fn dns(cluster: &ClusterSpec) -> Vec<Value> {
-    let port = crate::services::dns_service_port();
+    let port = spec::DNS_SERVICE_PORT;
     let mut masters = cluster.masters();
     let is_ipv4 = masters.next().is_none_or(|address| address.is_ipv4());
     let family = if is_ipv4 { "IPv4" } else { "IPv6" };
@@ -192,4 +197,19 @@ pub(crate) fn cluster_info(context: &Context<'_>) -> Result<Vec<Value>, serde_js
             json!({ cluster::DESCRIPTION_KEY: description }),
         ),
     ])
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn services_of_nodes_may_read_and_write_nothing() {
+        for object in super::rbac() {
+            let rules = object["rules"].as_array().into_iter().flatten();
+            let verbs = rules.flat_map(|rule| rule["verbs"].as_array().unwrap());
+            for verb in verbs {
+                let reads = ["get", "list", "watch"].contains(&verb.as_str().unwrap());
+                assert!(reads, "{verb}: {object}");
+            }
+        }
+    }
 }

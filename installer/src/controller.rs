@@ -18,15 +18,14 @@ use std::time::{Duration, Instant, SystemTime};
 use cluster::hooks::HookError;
 use cluster::{Client, StoredToken};
 use event::Sink;
+use host::causes::causes;
 use host::facts::{HostFacts, Interest};
 use manifest::HookName;
-use pki::tls::Identity;
 use pki::{Authority, JoinToken, Leaf};
 use rpc::controller::{Admission, Controller, Refusal, Tokens};
 use rpc::images::ADMITTED;
 use rpc::peer::Here;
-use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
-use tokio::net::TcpListener;
+use spec::{Candidate, ClusterSpec, Membership, NodeSpec, RPC_AUTHORITY, Role};
 use uuid::Uuid;
 
 use self::description::{
@@ -37,9 +36,9 @@ use crate::addons;
 use crate::etcd::{self, Etcd};
 use crate::history;
 use crate::hooks::NodeHooks;
-use crate::images::Kept;
+use crate::images::{self, Kept};
 use crate::install::node_labels;
-use crate::secrets::{self, CONTROLLER_CERTIFICATE, RPC_AUTHORITY};
+use crate::secrets::{self, CONTROLLER_CERTIFICATE};
 
 pub use removal::{Removal, RemovalError};
 
@@ -112,20 +111,7 @@ pub async fn run(
     hooks: &Path,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let text = |name: &str| read(&secrets.join(name));
-    let authority = text(&format!("{RPC_AUTHORITY}.crt"))?;
-    let identity = Identity {
-        // Who has the authority's fingerprint alone needs it sent along.
-        certificate_pem: text(&format!("{CONTROLLER_CERTIFICATE}.crt"))? + &authority,
-        key_pem: text(&format!("{CONTROLLER_CERTIFICATE}.key"))?,
-    };
-    let tls = pki::tls::server(&identity, &authority)?;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|source| Error::Listen {
-            address: listen,
-            source,
-        })?;
+    let (listener, tls) = images::listen(listen, secrets, CONTROLLER_CERTIFICATE).await?;
     let site = Arc::new(Site {
         client: Client::connect(&secrets.join("admin.kubeconfig")).await?,
         etcd: Etcd::inside(),
@@ -156,15 +142,12 @@ fn node_hooks(path: &Path) -> Result<NodeHooks, Error> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    use std::io::Read;
-    let mut text = String::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(MAX_FILE).read_to_string(&mut text))
-        .map_err(|source| Error::Read {
-            path: path.to_owned(),
-            source,
-        })?;
-    Ok(text)
+    let text = host::bounded::bytes(path, MAX_FILE)
+        .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    text.map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The description of a cluster that `client` reaches.
@@ -176,8 +159,8 @@ pub async fn description(client: &Client) -> Result<ClusterSpec, Refusal> {
 }
 
 async fn is_ready(client: &Client, hostname: &str) -> Result<bool, Refusal> {
-    let status = client.status().await.map_err(not_now)?;
-    let mut nodes = status.nodes.iter();
+    let nodes = client.nodes().await.map_err(not_now)?;
+    let mut nodes = nodes.iter();
     Ok(nodes.any(|node| node.name == hostname && node.ready))
 }
 
@@ -192,12 +175,7 @@ async fn change<T>(
         let made = make(&mut cluster)?;
         let text = serde_json::to_string(&cluster).map_err(unreadable)?;
         has_room(&text, cluster.nodes.len())?;
-        if text == read.text
-            || client
-                .replace_description(read, text)
-                .await
-                .map_err(not_now)?
-        {
+        if text == read.text || client.replace(read, text).await.map_err(not_now)? {
             return Ok((cluster, made));
         }
     }
@@ -207,18 +185,11 @@ async fn change<T>(
 }
 
 fn not_now(error: cluster::Error) -> Refusal {
-    Refusal::NotNow(with_cause(&error))
+    Refusal::NotNow(causes(&error))
 }
 
 fn of_etcd(error: etcd::Error) -> Refusal {
-    Refusal::NotNow(with_cause(&error))
-}
-
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
+    Refusal::NotNow(causes(&error))
 }
 
 struct Site {
@@ -324,6 +295,12 @@ impl Site {
     }
 }
 
+/// Whether a node has yet to say that it works. Nothing is done for one that has: it asks
+/// again where an answer was lost, and any member could have hooks run without end.
+fn still_joins(node: &NodeSpec) -> bool {
+    node.taken_in.is_some()
+}
+
 /// Those that are good now, and the names of those that can be deleted.
 fn valid(stored: &[StoredToken], now: SystemTime) -> (Vec<JoinToken>, Vec<&str>) {
     let expires = |token: &StoredToken| SystemTime::from(token.expires);
@@ -408,7 +385,7 @@ impl Controller for Site {
     }
 
     async fn admit(&self, request: &str, address: IpAddr) -> Result<Admission, Refusal> {
-        let refused = |error: &dyn std::error::Error| Refusal::Refused(with_cause(error));
+        let refused = |error: &(dyn std::error::Error + 'static)| Refusal::Refused(causes(error));
         let leaf = Leaf {
             server: true,
             ip_addresses: vec![address],
@@ -469,7 +446,7 @@ impl Controller for Site {
         let mut keys = BTreeMap::new();
         for name in secrets::cluster_keys() {
             let text = read(&self.secrets.join(&name))
-                .map_err(|error| Refusal::Refused(with_cause(&error)))?;
+                .map_err(|error| Refusal::Refused(causes(&error)))?;
             keys.insert(name, text);
         }
         tracing::info!(hostname = node.hostname, "gave a master the cluster's keys");
@@ -483,6 +460,9 @@ impl Controller for Site {
         sink: Arc<dyn Sink>,
     ) -> Result<(), Refusal> {
         let (_, node) = self.node(id).await?;
+        if !still_joins(&node) {
+            return Ok(());
+        }
         self.hook(HookName::PreNodeAdd, &node, operation, sink.clone())
             .await?;
         // Meanwhile somebody may have removed it, and another one have its name.
@@ -490,16 +470,11 @@ impl Controller for Site {
             let _one = self.joining.lock().await;
             change(&self.client, |cluster| hear(cluster, id, SystemTime::now())).await?
         };
-        let taints: Vec<_> = node
-            .taints
-            .iter()
-            .map(|taint| cluster::taint(&taint.key, &taint.value, &taint.effect))
-            .collect();
         self.client
             .ensure_node(
                 &node.hostname,
                 &node_labels(&node),
-                &taints,
+                &agent::taints(&node.taints),
                 &node.pod_cidrs,
             )
             .await
@@ -516,6 +491,9 @@ impl Controller for Site {
 
     async fn added(&self, id: Uuid, operation: Uuid, sink: Arc<dyn Sink>) -> Result<(), Refusal> {
         let (_, node) = self.node(id).await?;
+        if !still_joins(&node) {
+            return Ok(());
+        }
         self.hook(HookName::PostNodeAdd, &node, operation, sink)
             .await?;
         // Of many that end their joins at one moment none is to be slower than all others.

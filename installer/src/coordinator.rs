@@ -11,6 +11,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use event::Sink;
 use host::background::Background;
+use host::causes::causes;
 use host::lock::Lock;
 use operation::{Engine, Executor, Journal, Phase, PhaseError, Plan, PlanState, State};
 use serde::{Deserialize, Serialize};
@@ -350,10 +351,8 @@ impl LocalAgent {
     }
 
     async fn connection(&self) -> Result<rpc::Connection, PhaseError> {
-        self.connect().await.map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            PhaseError::transient(format!("{error}{}", cause.unwrap_or_default()))
-        })
+        let connected = self.connect().await;
+        connected.map_err(|error| PhaseError::transient(causes(&error)))
     }
 }
 
@@ -470,13 +469,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(directory.path());
         let create = |id: &str| {
-            let plan = Plan {
-                version: operation::PLAN_VERSION,
-                operation_id: id.into(),
-                kind: "install".into(),
-                created_by_version: "1".into(),
-                phases: Vec::new(),
-            };
+            let plan = Plan::new("install", id, Vec::new());
             Operation::create(&layout, plan).unwrap().directory
         };
         // The clock was set back since.
@@ -499,13 +492,8 @@ mod tests {
         let layout = Layout::new(directory.path());
         let phase = "/phase";
         let create = |number: usize, end: Option<State>| {
-            let plan = Plan {
-                version: operation::PLAN_VERSION,
-                operation_id: format!("{number:02}"),
-                kind: "install".into(),
-                created_by_version: "1".into(),
-                phases: vec![Phase::new(phase, "Do it")],
-            };
+            let phases = vec![Phase::new(phase, "Do it")];
+            let plan = Plan::new("install", format!("{number:02}"), phases);
             let operation = Operation::create(&layout, plan).unwrap();
             if let Some(state) = end {
                 let mut journal = Journal::open(&operation.journal()).unwrap();

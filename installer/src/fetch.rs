@@ -17,9 +17,11 @@ use event::{Progress, Sink};
 use futures::StreamExt;
 use futures::future::join_all;
 use futures::stream::FuturesUnordered;
+use host::causes::causes;
 use image::file::format::{FOOTER, MAX_INDEX};
 use image::{Partial, Piece};
 use pki::tls::{Identity, Trust};
+use rpc::controller::Refusal;
 use rpc::images::{Have, Range, Session};
 use tokio::sync::{Notify, mpsc};
 
@@ -36,17 +38,6 @@ const POLL: Duration = Duration::from_millis(500);
 /// How long nothing may come where nobody has the whole image any more.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Why a source did not give what it was asked for.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
-    /// It never will.
-    #[error("{0}")]
-    Refused(String),
-    /// Asking again may help.
-    #[error("{0}")]
-    Lost(String),
-}
-
 /// Who has the image.
 #[async_trait::async_trait]
 pub trait Source: Send + Sync {
@@ -57,25 +48,25 @@ pub trait Source: Send + Sync {
     ///
     /// # Errors
     /// When it is not.
-    async fn connect(&self) -> Result<(), Failure>;
+    async fn connect(&self) -> Result<(), Refusal>;
 
     /// The end of the image's file.
     ///
     /// # Errors
     /// When it is not to be had.
-    async fn end(&self) -> Result<Vec<u8>, Failure>;
+    async fn end(&self) -> Result<Vec<u8>, Refusal>;
 
     /// What it has of the image whose index has this digest.
     ///
     /// # Errors
     /// When it is not to be told.
-    async fn have(&self, image: &str) -> Result<Have, Failure>;
+    async fn have(&self, image: &str) -> Result<Have, Refusal>;
 
     /// Exactly the bytes of a range, or any others: they are compared.
     ///
     /// # Errors
     /// When they are not to be had.
-    async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure>;
+    async fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal>;
 }
 
 /// Why the image can't be had.
@@ -116,34 +107,33 @@ impl Remote {
         }
     }
 
-    async fn session(&self) -> Result<Session, Failure> {
+    async fn session(&self) -> Result<Session, Refusal> {
         let mut session = self.session.lock().await;
         if session.is_none() {
             let opened = Session::open(self.address, &self.trust, &self.identity).await;
-            *session = Some(opened.map_err(failure)?);
+            *session = Some(opened.map_err(refusal)?);
         }
         session
             .clone()
-            .ok_or_else(|| Failure::Lost("no session".into()))
+            .ok_or_else(|| Refusal::NotNow("no session".into()))
     }
 
     /// A session that broke is opened again.
-    async fn ended<T>(&self, result: Result<T, rpc::controller::Error>) -> Result<T, Failure> {
-        let result = result.map_err(failure);
-        if matches!(result, Err(Failure::Lost(_))) {
+    async fn ended<T>(&self, result: Result<T, rpc::controller::Error>) -> Result<T, Refusal> {
+        let result = result.map_err(refusal);
+        if matches!(result, Err(Refusal::NotNow(_))) {
             *self.session.lock().await = None;
         }
         result
     }
 }
 
-fn failure(error: rpc::controller::Error) -> Failure {
-    use rpc::controller::{Error, Refusal};
-    let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-    let text = format!("{error}{}", cause.unwrap_or_default());
+fn refusal(error: rpc::controller::Error) -> Refusal {
+    use rpc::controller::Error;
+    let text = causes(&error);
     match error {
-        Error::Refused(Refusal::Refused(_)) | Error::WrongCluster { .. } => Failure::Refused(text),
-        _ => Failure::Lost(text),
+        Error::Refused(Refusal::Refused(_)) | Error::WrongCluster { .. } => Refusal::Refused(text),
+        _ => Refusal::NotNow(text),
     }
 }
 
@@ -153,24 +143,24 @@ impl Source for Remote {
         self.address.to_string()
     }
 
-    async fn connect(&self) -> Result<(), Failure> {
+    async fn connect(&self) -> Result<(), Refusal> {
         self.session().await.map(drop)
     }
 
-    async fn end(&self) -> Result<Vec<u8>, Failure> {
+    async fn end(&self) -> Result<Vec<u8>, Refusal> {
         let mut session = self.session().await?;
         let max = usize::try_from(MAX_INDEX).unwrap_or(usize::MAX);
         let end = session.end(max.saturating_add(FOOTER)).await;
         self.ended(end).await
     }
 
-    async fn have(&self, image: &str) -> Result<Have, Failure> {
+    async fn have(&self, image: &str) -> Result<Have, Refusal> {
         let mut session = self.session().await?;
         let have = session.have(image).await;
         self.ended(have).await
     }
 
-    async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure> {
+    async fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
         let mut session = self.session().await?;
         let read = session.read(range).await;
         self.ended(read).await
@@ -328,7 +318,7 @@ enum Undone {
     /// The source gave bytes that are wrong.
     Wrong(String),
     /// It gave none.
-    Failed(Failure),
+    Failed(Refusal),
     /// No source is to blame.
     Ours(Error),
 }
@@ -386,7 +376,7 @@ impl Fetch<'_> {
         for failures in 1.. {
             match source.connect().await {
                 Ok(()) => break,
-                Err(failure) if failures == FAILURES || matches!(failure, Failure::Refused(_)) => {
+                Err(failure) if failures == FAILURES || matches!(failure, Refusal::Refused(_)) => {
                     self.leave_out(&mut self.state(), number, failure);
                     return;
                 }
@@ -421,12 +411,12 @@ impl Fetch<'_> {
                         }
                         if state.is_hopeless(Instant::now()) {
                             let why = "it has not got what is missing, and nobody else has";
-                            self.leave_out(&mut state, number, Failure::Lost(why.into()));
+                            self.leave_out(&mut state, number, Refusal::NotNow(why.into()));
                         }
                     }
                     Err(failure) => {
                         failures += 1;
-                        if failures == FAILURES || matches!(failure, Failure::Refused(_)) {
+                        if failures == FAILURES || matches!(failure, Refusal::Refused(_)) {
                             self.leave_out(&mut state, number, failure);
                         }
                     }
@@ -441,11 +431,11 @@ impl Fetch<'_> {
         std::future::pending().await
     }
 
-    fn leave_out(&self, state: &mut State, number: usize, why: Failure) {
+    fn leave_out(&self, state: &mut State, number: usize, why: Refusal) {
         if let Some(known @ Known { out: None, .. }) = state.sources.get_mut(number) {
             let told = format!("{}: {why}", known.name);
             // One that has got all goes on to other things.
-            if !known.passing || matches!(why, Failure::Refused(_)) {
+            if !known.passing || matches!(why, Refusal::Refused(_)) {
                 self.sink.warning(&format!("{told}; it is asked no more"));
             }
             known.out = Some(told);
@@ -464,7 +454,7 @@ impl Fetch<'_> {
                 Err(undone) => {
                     failures += 1;
                     let again =
-                        failures < FAILURES && matches!(undone, Undone::Failed(Failure::Lost(_)));
+                        failures < FAILURES && matches!(undone, Undone::Failed(Refusal::NotNow(_)));
                     self.put_back(number, piece, undone, again);
                     if again {
                         tokio::time::sleep(PAUSE).await;
@@ -490,7 +480,7 @@ impl Fetch<'_> {
         let mut state = self.state();
         state.running -= 1;
         match undone {
-            Undone::Wrong(why) => self.leave_out(&mut state, number, Failure::Refused(why)),
+            Undone::Wrong(why) => self.leave_out(&mut state, number, Refusal::Refused(why)),
             Undone::Failed(failure) if !again => self.leave_out(&mut state, number, failure),
             Undone::Failed(_) => {}
             Undone::Ours(error) => state.failed = Some(error),

@@ -83,7 +83,7 @@ struct History {
 /// # Errors
 /// When they can't be read.
 pub async fn read(client: &Client) -> Result<Vec<Change>, Error> {
-    Ok(parse(client.history().await?.text.as_deref())?.changes)
+    Ok(parse(&client.history().await?.text)?.changes)
 }
 
 /// Writes down what changes, for ever.
@@ -120,7 +120,7 @@ pub(crate) async fn keep(client: &Client) {
 async fn write(client: &Client, now: &BTreeMap<String, State>) -> Result<(), Error> {
     for _ in 0..TRIES {
         let kept = client.history().await?;
-        let mut history = parse(kept.text.as_deref()).unwrap_or_else(|error| {
+        let mut history = parse(&kept.text).unwrap_or_else(|error| {
             tracing::warn!(%error, "the history begins anew");
             History::default()
         });
@@ -128,17 +128,18 @@ async fn write(client: &Client, now: &BTreeMap<String, State>) -> Result<(), Err
             return Ok(());
         }
         let text = serde_json::to_string(&history).map_err(Error::Read)?;
-        if client.replace_history(kept, text).await? {
+        if client.replace(kept, text).await? {
             return Ok(());
         }
     }
     Ok(())
 }
 
-fn parse(text: Option<&str>) -> Result<History, Error> {
+/// An empty text is no history yet.
+fn parse(text: &str) -> Result<History, Error> {
     match text {
-        Some(text) => serde_json::from_str(text).map_err(Error::Read),
-        None => Ok(History::default()),
+        "" => Ok(History::default()),
+        text => serde_json::from_str(text).map_err(Error::Read),
     }
 }
 
@@ -243,8 +244,6 @@ mod tests {
     fn node(name: &str, ready: bool, service: Option<&str>) -> NodeStatus {
         NodeStatus {
             name: name.into(),
-            address: None,
-            version: None,
             ready,
             reason: (!ready).then(|| "Kubelet stopped posting node status.".into()),
             pressure: Vec::new(),
@@ -308,10 +307,11 @@ mod tests {
             ]
         );
         let text = serde_json::to_string(&history).unwrap();
-        assert_eq!(parse(Some(&text)).unwrap().changes, history.changes);
+        assert_eq!(parse(&text).unwrap().changes, history.changes);
         let standby = observe(&[node("a", true, Some("starting"))], 2, None);
         assert_eq!(standby.into_keys().collect::<Vec<_>>(), ["node a"]);
-        assert!(parse(Some("[]")).is_err());
+        assert!(parse("").unwrap().changes.is_empty());
+        assert!(parse("[]").is_err());
     }
 
     #[test]

@@ -14,15 +14,16 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use host::facts::{HostFacts, Interest};
 use image::{Encoding, Image, Partial};
-use pki::tls::Identity;
+use pki::tls::{Identity, ServerConfig};
 use rpc::controller::Refusal;
 use rpc::images::{Have, Images, Range};
 use rpc::peer::Here;
+use spec::RPC_AUTHORITY;
 use spec::layout::{Layout, PLANET_STATE};
 use tokio::net::TcpListener;
 
 use crate::controller::{Error, read};
-use crate::secrets::{IMAGES_CERTIFICATE, RPC_AUTHORITY};
+use crate::secrets::IMAGES_CERTIFICATE;
 
 /// The image that a node keeps.
 #[derive(Debug)]
@@ -152,23 +153,29 @@ pub async fn run(
     secrets: &Path,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), Error> {
-    let text = |name: &str| read(&secrets.join(name));
-    let authority = text(&format!("{RPC_AUTHORITY}.crt"))?;
-    let identity = Identity {
-        // Who comes with a token knows the authority only by its digest.
-        certificate_pem: text(&format!("{IMAGES_CERTIFICATE}.crt"))? + &authority,
-        key_pem: text(&format!("{IMAGES_CERTIFICATE}.key"))?,
-    };
-    let tls = pki::tls::server(&identity, &authority)?;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|source| Error::Listen {
-            address: listen,
-            source,
-        })?;
+    let (listener, tls) = self::listen(listen, secrets, IMAGES_CERTIFICATE).await?;
     let here = Here::of(&HostFacts::collect(&Interest::default())).in_cluster();
     let kept = Arc::new(Kept::inside());
     Ok(rpc::images::serve(listener, tls, kept, Some(here), stop).await?)
+}
+
+/// Listens at `address` for nodes, with one of the certificates in `secrets`.
+pub(crate) async fn listen(
+    address: SocketAddr,
+    secrets: &Path,
+    certificate: &str,
+) -> Result<(TcpListener, Arc<ServerConfig>), Error> {
+    let text = |name: String| read(&secrets.join(name));
+    let authority = text(format!("{RPC_AUTHORITY}.crt"))?;
+    let identity = Identity {
+        // Who comes with a token knows the authority only by its digest.
+        certificate_pem: text(format!("{certificate}.crt"))? + &authority,
+        key_pem: text(format!("{certificate}.key"))?,
+    };
+    let tls = pki::tls::server(&identity, &authority)?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.map_err(|source| Error::Listen { address, source })?;
+    Ok((listener, tls))
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use host::facts::HostFacts;
 use host::users::User;
 use manifest::Manifest;
-use operation::{PLAN_VERSION, Plan};
+use operation::Plan;
 use spec::phase;
 use spec::{ClusterSpec, ImageRef, NodeSpec, RegistryImage, Role};
 use uuid::Uuid;
@@ -29,8 +29,8 @@ pub use self::options::{
     DEFAULT_POD_CIDR, DEFAULT_SERVICE_CIDR, DEFAULT_SERVICE_ID, DEFAULT_VXLAN_PORT, Options,
     SERVICE_USER,
 };
-pub(crate) use self::planner::{Planner, group};
-use crate::services::{Context, HostTraits};
+pub(crate) use self::planner::{Planner, group, leaf};
+use crate::services::Context;
 
 /// Name of the Secret with a token of the user's own in the operation's directory.
 pub const TOKEN_FILE: &str = "token.yaml";
@@ -111,7 +111,6 @@ pub fn prepare(
     image: &ImageContent,
     facts: &HostFacts,
     users: &KnownUsers,
-    host: &HostTraits,
 ) -> Result<Prepared, Error> {
     let address = choose_address(options.advertise_address, facts)?;
     let pods = networks(options, address)?;
@@ -169,7 +168,7 @@ pub fn prepare(
     let context = Context {
         cluster: &cluster,
         node: &node,
-        host,
+        facts,
         options: &services,
         hooks: &manifest.hooks,
     };
@@ -179,18 +178,9 @@ pub fn prepare(
         image,
         volumes: &volumes,
         devices: devices(profile),
-        config: options.config,
-        token: options.token,
-        values: options.values,
         operation: &operation,
     };
-    let plan = Plan {
-        version: PLAN_VERSION,
-        operation_id: operation.clone(),
-        kind: "install".into(),
-        created_by_version: env!("CARGO_PKG_VERSION").into(),
-        phases: planner.phases()?,
-    };
+    let plan = Plan::new("install", &*operation, planner.phases(options)?);
     Ok(Prepared { cluster, plan })
 }
 

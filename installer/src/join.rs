@@ -9,14 +9,14 @@ use std::path::PathBuf;
 
 use host::facts::HostFacts;
 use manifest::{ExpandPolicy, Manifest, NodeProfile, ServiceRole};
-use operation::{PLAN_VERSION, Phase, Plan};
+use operation::{Phase, Plan};
 use spec::phase::{self, PhaseSpec};
 use spec::{Candidate, ClusterSpec, Membership, NodeSpec, Role};
 use uuid::Uuid;
 
 use crate::install::{self, ImageContent, KnownUsers, Planner, choose_address, group};
 use crate::secrets;
-use crate::services::{self, Context, HostTraits};
+use crate::services::{self, Context};
 
 /// What the user chose.
 #[derive(Debug, Clone)]
@@ -170,7 +170,7 @@ pub fn plan(
     manifest: &Manifest,
     image: &ImageContent,
     users: &KnownUsers,
-    host: &HostTraits,
+    facts: &HostFacts,
     mounts: &BTreeMap<String, PathBuf>,
 ) -> Result<Plan, Error> {
     let mut cluster = membership.cluster.clone();
@@ -192,7 +192,7 @@ pub fn plan(
     let context = Context {
         cluster: &cluster,
         node,
-        host,
+        facts,
         options: &options,
         // Of the status hook masters decide by a Lease who runs it.
         hooks: &manifest.hooks,
@@ -203,18 +203,10 @@ pub fn plan(
         image,
         volumes: &volumes,
         devices: install::devices(profile),
-        config: false,
-        token: false,
-        values: false,
         operation: &operation,
     };
-    Ok(Plan {
-        version: PLAN_VERSION,
-        kind: "join".into(),
-        created_by_version: env!("CARGO_PKG_VERSION").into(),
-        phases: phases(&planner, membership, node)?,
-        operation_id: operation.clone(),
-    })
+    let phases = phases(&planner, membership, node)?;
+    Ok(Plan::new("join", &*operation, phases))
 }
 
 fn phases(
@@ -236,8 +228,8 @@ fn phases(
             Role::Worker => Vec::new(),
         },
     };
-    let register = phase::Register {
-        controllers: controllers.clone(),
+    let joining = phase::Joining {
+        controllers,
         operation: planner.operation.to_owned(),
     };
     // Before the planet is started: the etcd of a master begins as a member that the
@@ -250,7 +242,7 @@ fn phases(
         ..planner.leaf(
             "/prepare/node",
             "Register the node",
-            PhaseSpec::Register(register),
+            PhaseSpec::Register(joining.clone()),
         )?
     });
     let mut start = vec![planner.planet("kubelet")?];
@@ -259,10 +251,6 @@ fn phases(
         node: node.hostname.clone(),
         kubeconfig: "kubelet".into(),
         services: waited_for(planner.context),
-    };
-    let added = phase::Added {
-        controllers,
-        operation: planner.operation.to_owned(),
     };
     let complete = phase::CompleteJoin {
         cluster: cluster.clone(),
@@ -281,7 +269,7 @@ fn phases(
         planner.leaf(
             "/added",
             "Tell the cluster that the node works",
-            PhaseSpec::Added(added),
+            PhaseSpec::Added(joining),
         )?,
         planner.leaf(
             "/complete",

@@ -119,7 +119,7 @@ async fn restart() -> Result<(), Error> {
         tracing::info!(name, "restarting with the command for several masters");
         planet.restart(name).await?;
         let only = [name.to_owned()];
-        planet.wait_ready(&only, RESTART, |_| ()).await?;
+        planet.wait_ready(&only, RESTART).await?;
     }
     Ok(())
 }

@@ -4,15 +4,14 @@
 //! In: the node, its planet. Out: a [`Plan`]. Pure: nothing is touched.
 
 use manifest::HookName;
-use operation::{PLAN_VERSION, Phase, Plan};
+use operation::Plan;
 use planet::config::PlanetConfig;
-use spec::phase::{
-    EtcdClean, EtcdCollect, EtcdReplace, EtcdRestore, EtcdStart, ForgetMasters, PhaseSpec,
-};
+use spec::phase::{EtcdReplace, EtcdRestore, EtcdSnapshot, EtcdStart, ForgetMasters, PhaseSpec};
 use spec::{ClusterSpec, NodeSpec};
 use uuid::Uuid;
 
 use crate::hooks::NodeHooks;
+use crate::install;
 
 /// Kind of the operation.
 pub const KIND: &str = "recover";
@@ -97,16 +96,10 @@ pub fn plan(recovery: &Recovery<'_>) -> Result<Plan, Error> {
     };
     let operation = Uuid::new_v4().to_string();
     let token = flag("initial-cluster-token")?;
-    let leaf = |id: &str, description: &str, payload: PhaseSpec| {
-        Ok::<_, Error>(Phase {
-            node: Some(node.hostname.clone()),
-            payload: serde_json::to_value(payload)?,
-            ..Phase::new(id, description)
-        })
-    };
+    let leaf = |id, description, payload| install::leaf(&node.hostname, id, description, payload);
     let mut phases = Vec::new();
     if *own_data {
-        let collect = EtcdCollect {
+        let collect = EtcdSnapshot {
             operation: operation.clone(),
         };
         phases.push(leaf(
@@ -159,7 +152,7 @@ pub fn plan(recovery: &Recovery<'_>) -> Result<Plan, Error> {
             PhaseSpec::ForgetMasters(forget),
         )?);
     }
-    let clean = EtcdClean {
+    let clean = EtcdSnapshot {
         operation: operation.clone(),
     };
     phases.push(leaf(
@@ -167,13 +160,7 @@ pub fn plan(recovery: &Recovery<'_>) -> Result<Plan, Error> {
         "Remove the former data",
         PhaseSpec::EtcdClean(clean),
     )?);
-    Ok(Plan {
-        version: PLAN_VERSION,
-        kind: KIND.into(),
-        created_by_version: env!("CARGO_PKG_VERSION").into(),
-        phases,
-        operation_id: operation,
-    })
+    Ok(Plan::new(KIND, operation, phases))
 }
 
 #[cfg(test)]

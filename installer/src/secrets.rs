@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 
 use spec::phase::{Certificate, Kubeconfig, Secrets};
-use spec::{ClusterSpec, NodeSpec, PodNetwork, Role};
+use spec::{ClusterSpec, KUBERNETES_AUTHORITY, NodeSpec, RPC_AUTHORITY, Role};
 
 use crate::services::Context;
 
@@ -19,22 +19,18 @@ pub(crate) const COREDNS: &str = "system:coredns";
 pub(crate) const CONTROLLER_CERTIFICATE: &str = "controller";
 /// Certificate of the one that gives the cluster image away on workers.
 pub(crate) const IMAGES_CERTIFICATE: &str = "images";
-/// User of flannel.
-pub(crate) const FLANNEL: &str = "system:flannel";
 
 /// Authorities by name, with what their common names end in.
 const AUTHORITIES: &[(&str, &str)] = &[
-    ("kubernetes-ca", "kubernetes"),
+    (KUBERNETES_AUTHORITY, "kubernetes"),
     ("etcd-ca", "etcd"),
     ("front-proxy-ca", "front-proxy"),
     ("registry-ca", "registry"),
     (RPC_AUTHORITY, "rpc"),
 ];
 
-/// Authority that controllers and nodes know each other by.
-pub(crate) const RPC_AUTHORITY: &str = "rpc-ca";
 /// Authorities whose certificates, not keys, a worker has.
-const WORKER_AUTHORITIES: &[&str] = &["kubernetes-ca", "registry-ca", RPC_AUTHORITY];
+const WORKER_AUTHORITIES: &[&str] = &[KUBERNETES_AUTHORITY, "registry-ca", RPC_AUTHORITY];
 
 /// What a node asks the controller for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,8 +40,8 @@ pub(crate) struct Requested {
 }
 
 /// Certificates and kubeconfigs of a worker.
-fn of_worker(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
-    let mut requested = of_every(cluster, node);
+fn of_worker(node: &NodeSpec) -> Requested {
+    let mut requested = of_every(node);
     let name = &node.hostname;
     requested.certificates.push(server(
         IMAGES_CERTIFICATE,
@@ -58,14 +54,14 @@ fn of_worker(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
 }
 
 /// Certificates and kubeconfigs that every node has.
-fn of_every(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
+fn of_every(node: &NodeSpec) -> Requested {
     let address = address(node);
     let name = &node.hostname;
-    let mut requested = Requested {
+    Requested {
         certificates: vec![
             Certificate {
                 root_only: true,
-                ..server("kubelet", "kubernetes-ca", name, &[name], &[address])
+                ..server("kubelet", KUBERNETES_AUTHORITY, name, &[name], &[address])
             },
             server(
                 "registry",
@@ -87,15 +83,9 @@ fn of_every(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
                 true,
             ),
             kubeconfig("kube-proxy", "system:kube-proxy", &[], true),
-            kubeconfig("flannel", FLANNEL, &[], true),
             kubeconfig("coredns", COREDNS, &[], false),
         ],
-    };
-    if cluster.pod_network == PodNetwork::Vendor {
-        // Nobody would use it.
-        requested.kubeconfigs.retain(|one| one.name != "flannel");
     }
-    requested
 }
 
 /// Files with the keys that all masters share: those of the authorities, and what
@@ -122,7 +112,7 @@ pub(crate) fn authorities(role: Role) -> Vec<&'static str> {
 pub(crate) fn requested(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
     match node.role {
         Role::Master => of_master(cluster, node),
-        Role::Worker => of_worker(cluster, node),
+        Role::Worker => of_worker(node),
     }
 }
 
@@ -151,7 +141,7 @@ pub(crate) fn secrets(context: &Context<'_>) -> Secrets {
 
 /// Certificates and kubeconfigs of a master.
 fn of_master(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
-    let of_every_node = of_every(cluster, node);
+    let of_every_node = of_every(node);
     let address = address(node);
     let node = &node.hostname;
     let local: IpAddr = std::net::Ipv4Addr::LOCALHOST.into();
@@ -187,12 +177,16 @@ fn of_master(cluster: &ClusterSpec, node: &NodeSpec) -> Requested {
         client("etcd-client", "etcd-ca", "kube-apiserver"),
         server(
             "apiserver",
-            "kubernetes-ca",
+            KUBERNETES_AUTHORITY,
             node,
             &api_names,
             &api_addresses,
         ),
-        client("apiserver-kubelet-client", "kubernetes-ca", KUBELET_CLIENT),
+        client(
+            "apiserver-kubelet-client",
+            KUBERNETES_AUTHORITY,
+            KUBELET_CLIENT,
+        ),
         client("front-proxy-client", "front-proxy-ca", "front-proxy-client"),
         Certificate {
             root_only: true,

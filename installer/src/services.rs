@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use host::facts::{Address, HostFacts};
 use manifest::{HookName, ServiceOptions};
 use planet::config::{Alternative, File, Mount, Probe, Service};
 use spec::layout::{Layout, PLANET_SECRETS};
@@ -134,19 +135,13 @@ pub(crate) fn names_everywhere(context: &Context<'_>) -> Vec<String> {
     definitions.map(|made| made.service.name).collect()
 }
 
-/// What the host is like, as far as services depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostTraits {
-    /// Whether root may lower a process's OOM score (CAP_SYS_RESOURCE).
-    pub can_lower_oom_score: bool,
-}
-
 /// What definitions are made from.
 #[derive(Debug)]
 pub(crate) struct Context<'a> {
     pub(crate) cluster: &'a ClusterSpec,
     pub(crate) node: &'a NodeSpec,
-    pub(crate) host: &'a HostTraits,
+    /// What the node's host is like.
+    pub(crate) facts: &'a HostFacts,
     /// What the image's author chose for the services.
     pub(crate) options: &'a ServiceOptions,
     /// The manifest's hooks: their Jobs.
@@ -179,6 +174,13 @@ impl Context<'_> {
             .first()
             .copied()
             .unwrap_or(spec::LEADER_ADDRESS)
+    }
+
+    /// The same as the host has it.
+    pub(crate) fn host_address(&self) -> Option<&Address> {
+        let address = self.address();
+        let mut all = self.facts.addresses.iter();
+        all.find(|one| one.address == address)
     }
 
     /// First CIDR of the pod network.
@@ -365,9 +367,4 @@ pub(crate) fn choose(
         command.retain(|argument| !argument.starts_with(&flag));
         command.push(flag + value);
     }
-}
-
-/// Port of CoreDNS on the advertise address.
-pub(crate) fn dns_service_port() -> u16 {
-    coredns::SERVICE_PORT
 }

@@ -184,6 +184,19 @@ impl Decoder {
         );
     }
 
+    /// A mapping of the fields that `read` takes.
+    pub(crate) fn mapping<T>(
+        &mut self,
+        node: &Node,
+        path: &str,
+        read: impl FnOnce(&mut Self, &mut Fields<'_>) -> T,
+    ) -> Option<T> {
+        let mut fields = self.fields(node, path);
+        let value = read(self, &mut fields);
+        fields.finish(self);
+        Some(value)
+    }
+
     /// Begins a mapping of known fields.
     pub(crate) fn fields<'n>(&mut self, node: &'n Node, path: &str) -> Fields<'n> {
         let mut fields = Fields {

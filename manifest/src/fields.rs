@@ -74,15 +74,14 @@ fn api_version(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
     d.narrow(&[("type", json!("string")), ("enum", json!(API_VERSIONS))]);
     let version = version?;
     if !API_VERSIONS.contains(&version.as_str()) {
-        let message =
-            format!("`{path}`: \"{version}\" is not a version of the manifest that is known");
-        d.error(
-            node.at,
-            "invalid-value",
-            message,
-            Some(format!("write {API_VERSION}")),
+        let help = format!("write {API_VERSION}");
+        return invalid(
+            d,
+            node,
+            path,
+            "a version of the manifest that is known",
+            &help,
         );
-        return None;
     }
     Some(version)
 }
@@ -103,16 +102,13 @@ fn logo(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
         .any(|scheme| logo.starts_with(scheme))
     {
         let help = "write a URL that begins with file://, https://, http:// or data:image/";
-        let message = format!("`{path}`: {} is not the URL of an image", node.describe());
-        d.error(node.at, "invalid-value", message, Some(help.into()));
-        return None;
+        return invalid(d, node, path, "the URL of an image", help);
     }
     Some(logo.to_owned())
 }
 
 fn metadata(d: &mut Decoder, node: &Node, path: &str) -> Option<Metadata> {
-    let mut f = d.fields(node, path);
-    let metadata = Metadata {
+    d.mapping(node, path, |d, f| Metadata {
         name: f.required(d, "name", image_name).unwrap_or_default(),
         resource_version: f
             .required(d, "resourceVersion", version)
@@ -124,9 +120,7 @@ fn metadata(d: &mut Decoder, node: &Node, path: &str) -> Option<Metadata> {
         repository: f.optional(d, "repository", repository),
         created_timestamp: f.optional(d, "createdTimestamp", timestamp),
         hidden: f.or_default(d, "hidden", boolean),
-    };
-    f.finish(d);
-    Some(metadata)
+    })
 }
 
 /// A value that has the wrong form.
@@ -182,14 +176,8 @@ fn image_name(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
     let name = name?;
     let good = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     if !name.chars().all(good) || name.len() > 128 {
-        let message = format!("`{path}`: \"{name}\" is not a name");
-        d.error(
-            node.at,
-            "invalid-value",
-            message,
-            Some("use at most 128 letters, digits, \"-\" and \"_\"".into()),
-        );
-        return None;
+        let help = "use at most 128 letters, digits, \"-\" and \"_\"";
+        return invalid(d, node, path, "a name", help);
     }
     Some(name)
 }
@@ -200,22 +188,18 @@ fn version(d: &mut Decoder, node: &Node, path: &str) -> Option<Version> {
         r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?$";
     d.narrow(&[("type", json!("string")), ("pattern", json!(pattern))]);
     let version = version?;
-    let parsed = Version::parse(&version);
-    if let Err(error) = &parsed {
-        let message = format!("`{path}`: \"{version}\" is not a semantic version ({error})");
-        d.error(
-            node.at,
-            "invalid-value",
-            message,
-            Some("write three numbers, such as 1.2.3 or 1.2.3-alpha.1".into()),
-        );
+    match Version::parse(&version) {
+        Ok(version) => Some(version),
+        Err(error) => {
+            let what = format!("a semantic version ({error})");
+            let help = "write three numbers, such as 1.2.3 or 1.2.3-alpha.1";
+            invalid(d, node, path, &what, help)
+        }
     }
-    parsed.ok()
 }
 
 fn endpoint(d: &mut Decoder, node: &Node, path: &str) -> Option<Endpoint> {
-    let mut f = d.fields(node, path);
-    let endpoint = Endpoint {
+    d.mapping(node, path, |d, f| Endpoint {
         name: f.required(d, "name", name).unwrap_or_default(),
         description: f.optional(d, "description", text),
         selector: f.or_default(d, "selector", text_map),
@@ -224,151 +208,109 @@ fn endpoint(d: &mut Decoder, node: &Node, path: &str) -> Option<Endpoint> {
         protocol: f.optional(d, "protocol", name),
         port: f.optional(d, "port", integer),
         hidden: f.or_default(d, "hidden", boolean),
-    };
-    f.finish(d);
-    Some(endpoint)
+    })
 }
 
 fn providers(d: &mut Decoder, node: &Node, path: &str) -> Option<Providers> {
-    let mut f = d.fields(node, path);
-    let providers = Providers {
+    d.mapping(node, path, |d, f| Providers {
         default: f.optional(d, "default", name),
         aws: f.or_default(d, "aws", aws),
         azure: f.or_default(d, "azure", provider),
         generic: f.or_default(d, "generic", generic),
-    };
-    f.finish(d);
-    Some(providers)
+    })
 }
 
 fn aws(d: &mut Decoder, node: &Node, path: &str) -> Option<Aws> {
-    let mut f = d.fields(node, path);
-    let aws = Aws {
+    d.mapping(node, path, |d, f| Aws {
         network: f.optional(d, "network", provider_network),
         regions: f.or_default(d, "regions", list(name)),
         iam_policy: f.optional(d, "iamPolicy", iam_policy),
         terraform: f.or_default(d, "terraform", terraform),
         disabled: f.or_default(d, "disabled", boolean),
-    };
-    f.finish(d);
-    Some(aws)
+    })
 }
 
 fn iam_policy(d: &mut Decoder, node: &Node, path: &str) -> Option<IamPolicy> {
-    let mut f = d.fields(node, path);
-    let policy = IamPolicy {
+    d.mapping(node, path, |d, f| IamPolicy {
         version: f.optional(d, "version", name),
         actions: f.or_default(d, "actions", list(name)),
-    };
-    f.finish(d);
-    Some(policy)
+    })
 }
 
 fn provider_network(d: &mut Decoder, node: &Node, path: &str) -> Option<ProviderNetwork> {
-    let mut f = d.fields(node, path);
-    let network = ProviderNetwork {
+    d.mapping(node, path, |d, f| ProviderNetwork {
         kind: f.optional(d, "type", name),
-    };
-    f.finish(d);
-    Some(network)
+    })
 }
 
 fn terraform(d: &mut Decoder, node: &Node, path: &str) -> Option<Terraform> {
-    let mut f = d.fields(node, path);
-    let terraform = Terraform {
+    d.mapping(node, path, |d, f| Terraform {
         script: f.optional(d, "script", text),
         instance_script: f.optional(d, "instanceScript", text),
-    };
-    f.finish(d);
-    Some(terraform)
+    })
 }
 
 fn provider(d: &mut Decoder, node: &Node, path: &str) -> Option<Provider> {
-    let mut f = d.fields(node, path);
-    let provider = Provider {
+    d.mapping(node, path, |d, f| Provider {
         disabled: f.or_default(d, "disabled", boolean),
-    };
-    f.finish(d);
-    Some(provider)
+    })
 }
 
 fn generic(d: &mut Decoder, node: &Node, path: &str) -> Option<Generic> {
-    let mut f = d.fields(node, path);
-    let generic = Generic {
+    d.mapping(node, path, |d, f| Generic {
         network: f.or_default(d, "network", network),
         disabled: f.or_default(d, "disabled", boolean),
-    };
-    f.finish(d);
-    Some(generic)
+    })
 }
 
 fn network(d: &mut Decoder, node: &Node, path: &str) -> Option<Network> {
-    let mut f = d.fields(node, path);
-    let network = Network {
+    d.mapping(node, path, |d, f| Network {
         kind: f.optional(d, "type", parsed),
-    };
-    f.finish(d);
-    Some(network)
+    })
 }
 
 fn installer(d: &mut Decoder, node: &Node, path: &str) -> Option<Installer> {
-    let mut f = d.fields(node, path);
-    let installer = Installer {
+    d.mapping(node, path, |d, f| Installer {
         eula: f.optional(d, "eula", eula),
         flavors: f.optional(d, "flavors", flavors),
         setup_endpoints: f.or_default(d, "setupEndpoints", list(name)),
-    };
-    f.finish(d);
-    Some(installer)
+    })
 }
 
 fn eula(d: &mut Decoder, node: &Node, path: &str) -> Option<Eula> {
-    let mut f = d.fields(node, path);
-    let eula = Eula {
+    d.mapping(node, path, |d, f| Eula {
         source: f.required(d, "source", name).unwrap_or_default(),
-    };
-    f.finish(d);
-    Some(eula)
+    })
 }
 
 fn flavors(d: &mut Decoder, node: &Node, path: &str) -> Option<Flavors> {
-    let mut f = d.fields(node, path);
-    let flavors = Flavors {
+    d.mapping(node, path, |d, f| Flavors {
         prompt: f.optional(d, "prompt", text),
         description: f.optional(d, "description", text),
         default: f.optional(d, "default", name),
         items: f.required(d, "items", list(flavor)).unwrap_or_default(),
-    };
-    f.finish(d);
-    Some(flavors)
+    })
 }
 
 fn flavor(d: &mut Decoder, node: &Node, path: &str) -> Option<Flavor> {
-    let mut f = d.fields(node, path);
-    let flavor = Flavor {
+    d.mapping(node, path, |d, f| Flavor {
         name: f.required(d, "name", name).unwrap_or_default(),
         description: f.optional(d, "description", text),
         nodes: f
             .required(d, "nodes", list(flavor_node))
             .unwrap_or_default(),
-    };
-    f.finish(d);
-    Some(flavor)
+    })
 }
 
 fn flavor_node(d: &mut Decoder, node: &Node, path: &str) -> Option<FlavorNode> {
-    let mut f = d.fields(node, path);
-    let nodes = FlavorNode {
+    d.mapping(node, path, |d, f| FlavorNode {
         profile: f.required(d, "profile", name).unwrap_or_default(),
         count: f.required(d, "count", integer).unwrap_or_default(),
-    };
-    f.finish(d);
-    Some(nodes)
+    })
 }
 
 fn node_profile(d: &mut Decoder, node: &Node, path: &str) -> Option<NodeProfile> {
-    let mut f = d.fields(node, path);
-    let profile = NodeProfile {
+    d.mapping(node, path, |d, f| NodeProfile {
         name: f.required(d, "name", name).unwrap_or_default(),
         description: f.optional(d, "description", text),
         labels: f.or_default(d, "labels", text_map),
@@ -378,45 +320,33 @@ fn node_profile(d: &mut Decoder, node: &Node, path: &str) -> Option<NodeProfile>
         providers: f.or_default(d, "providers", profile_providers),
         requirements: f.or_default(d, "requirements", requirements),
         system_options: f.or_default(d, "systemOptions", system_options),
-    };
-    f.finish(d);
-    Some(profile)
+    })
 }
 
 fn profile_providers(d: &mut Decoder, node: &Node, path: &str) -> Option<ProfileProviders> {
-    let mut f = d.fields(node, path);
-    let providers = ProfileProviders {
+    d.mapping(node, path, |d, f| ProfileProviders {
         aws: f.or_default(d, "aws", profile_aws),
-    };
-    f.finish(d);
-    Some(providers)
+    })
 }
 
 fn profile_aws(d: &mut Decoder, node: &Node, path: &str) -> Option<ProfileAws> {
-    let mut f = d.fields(node, path);
-    let aws = ProfileAws {
+    d.mapping(node, path, |d, f| ProfileAws {
         instance_types: f.or_default(d, "instanceTypes", list(name)),
-    };
-    f.finish(d);
-    Some(aws)
+    })
 }
 
 fn taint(d: &mut Decoder, node: &Node, path: &str) -> Option<Taint> {
-    let mut f = d.fields(node, path);
-    let taint = Taint {
+    d.mapping(node, path, |d, f| Taint {
         key: f.required(d, "key", name).unwrap_or_default(),
         value: f.or_default(d, "value", text),
         effect: f
             .required(d, "effect", parsed)
             .unwrap_or(TaintEffect::NoSchedule),
-    };
-    f.finish(d);
-    Some(taint)
+    })
 }
 
 fn requirements(d: &mut Decoder, node: &Node, path: &str) -> Option<Requirements> {
-    let mut f = d.fields(node, path);
-    let requirements = Requirements {
+    d.mapping(node, path, |d, f| Requirements {
         cpu: f.or_default(d, "cpu", cpu),
         ram: f.or_default(d, "ram", ram),
         os: f.or_default(d, "os", list(os)),
@@ -424,73 +354,58 @@ fn requirements(d: &mut Decoder, node: &Node, path: &str) -> Option<Requirements
         volumes: f.or_default(d, "volumes", list(volume)),
         devices: f.or_default(d, "devices", list(device)),
         network: f.or_default(d, "network", ports),
-    };
-    f.finish(d);
-    Some(requirements)
+    })
 }
 
 fn cpu(d: &mut Decoder, node: &Node, path: &str) -> Option<Cpu> {
-    let mut f = d.fields(node, path);
-    let cpu = Cpu {
+    d.mapping(node, path, |d, f| Cpu {
         min: f.optional(d, "min", integer),
         // Manifests write 0 for no limit.
         max: f.optional(d, "max", integer).filter(|max| *max > 0),
-    };
-    f.finish(d);
-    Some(cpu)
+    })
 }
 
 fn ram(d: &mut Decoder, node: &Node, path: &str) -> Option<Ram> {
-    let mut f = d.fields(node, path);
-    let ram = Ram {
+    d.mapping(node, path, |d, f| Ram {
         min: f.optional(d, "min", parsed),
         max: f.optional(d, "max", parsed).filter(|max: &Bytes| max.0 > 0),
-    };
-    f.finish(d);
-    Some(ram)
+    })
 }
 
 fn os(d: &mut Decoder, node: &Node, path: &str) -> Option<Os> {
-    let mut f = d.fields(node, path);
-    let os = Os {
+    d.mapping(node, path, |d, f| Os {
         name: f.required(d, "name", name).unwrap_or_default(),
         versions: f.or_default(d, "versions", list(name)),
-    };
-    f.finish(d);
-    Some(os)
+    })
 }
 
 fn custom_check(d: &mut Decoder, node: &Node, path: &str) -> Option<CustomCheck> {
-    let mut f = d.fields(node, path);
-    let check = CustomCheck {
+    d.mapping(node, path, |d, f| CustomCheck {
         description: f.optional(d, "description", text),
         script: f.required(d, "script", name).unwrap_or_default(),
-    };
-    f.finish(d);
-    Some(check)
+    })
 }
 
 fn volume(d: &mut Decoder, node: &Node, path: &str) -> Option<Volume> {
-    let mut f = d.fields(node, path);
-    let skip = f.or_default(d, "skipIfMissing", boolean);
-    let volume = Volume {
-        path: f.required(d, "path", absolute_path).unwrap_or_default(),
-        name: f.optional(d, "name", name),
-        target_path: f.optional(d, "targetPath", absolute_path),
-        capacity: f.optional(d, "capacity", parsed),
-        filesystems: f.or_default(d, "filesystems", list(name)),
-        min_transfer_rate: f.optional(d, "minTransferRate", parsed),
-        create_if_missing: f.optional(d, "createIfMissing", boolean).unwrap_or(!skip),
-        skip_if_missing: skip,
-        uid: f.optional(d, "uid", integer),
-        gid: f.optional(d, "gid", integer),
-        mode: f.optional(d, "mode", mode),
-        recursive: f.or_default(d, "recursive", boolean),
-        hidden: f.or_default(d, "hidden", boolean),
-        selinux_label: f.optional(d, "seLinuxLabel", name),
-    };
-    f.finish(d);
-    Some(volume)
+    d.mapping(node, path, |d, f| {
+        let skip = f.or_default(d, "skipIfMissing", boolean);
+        Volume {
+            path: f.required(d, "path", absolute_path).unwrap_or_default(),
+            name: f.optional(d, "name", name),
+            target_path: f.optional(d, "targetPath", absolute_path),
+            capacity: f.optional(d, "capacity", parsed),
+            filesystems: f.or_default(d, "filesystems", list(name)),
+            min_transfer_rate: f.optional(d, "minTransferRate", parsed),
+            create_if_missing: f.optional(d, "createIfMissing", boolean).unwrap_or(!skip),
+            skip_if_missing: skip,
+            uid: f.optional(d, "uid", integer),
+            gid: f.optional(d, "gid", integer),
+            mode: f.optional(d, "mode", mode),
+            recursive: f.or_default(d, "recursive", boolean),
+            hidden: f.or_default(d, "hidden", boolean),
+            selinux_label: f.optional(d, "seLinuxLabel", name),
+        }
+    })
 }
 
 fn absolute_path(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
@@ -499,14 +414,8 @@ fn absolute_path(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
     let value = value?;
     if !value.starts_with('/') || value.split('/').any(|part| part == "..") || value.contains('\0')
     {
-        let message = format!("`{path}`: \"{value}\" is not an absolute path");
-        d.error(
-            node.at,
-            "invalid-value",
-            message,
-            Some("begin with \"/\", without \"..\"".into()),
-        );
-        return None;
+        let help = "begin with \"/\", without \"..\"";
+        return invalid(d, node, path, "an absolute path", help);
     }
     Some(value)
 }
@@ -526,16 +435,13 @@ fn mode(d: &mut Decoder, node: &Node, path: &str) -> Option<Mode> {
 }
 
 fn device(d: &mut Decoder, node: &Node, path: &str) -> Option<Device> {
-    let mut f = d.fields(node, path);
-    let device = Device {
+    d.mapping(node, path, |d, f| Device {
         path: f.required(d, "path", absolute_path).unwrap_or_default(),
         permissions: f.optional(d, "permissions", permissions),
         file_mode: f.optional(d, "fileMode", mode),
         uid: f.or_default(d, "uid", integer),
         gid: f.or_default(d, "gid", integer),
-    };
-    f.finish(d);
-    Some(device)
+    })
 }
 
 fn permissions(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
@@ -559,26 +465,20 @@ fn permissions(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
 }
 
 fn ports(d: &mut Decoder, node: &Node, path: &str) -> Option<Ports> {
-    let mut f = d.fields(node, path);
-    let ports = Ports {
+    d.mapping(node, path, |d, f| Ports {
         min_transfer_rate: f.optional(d, "minTransferRate", parsed),
         ports: f.or_default(d, "ports", list(port)),
-    };
-    f.finish(d);
-    Some(ports)
+    })
 }
 
 fn port(d: &mut Decoder, node: &Node, path: &str) -> Option<Port> {
-    let mut f = d.fields(node, path);
-    let port = Port {
+    d.mapping(node, path, |d, f| Port {
         protocol: f.optional(d, "protocol", parsed).unwrap_or(Protocol::Tcp),
         ranges: f
             .required(d, "ranges", list(port_ranges))
             .unwrap_or_default()
             .concat(),
-    };
-    f.finish(d);
-    Some(port)
+    })
 }
 
 /// One or more ranges, with commas between them.
@@ -604,13 +504,10 @@ fn port_ranges(d: &mut Decoder, node: &Node, path: &str) -> Option<Vec<PortRange
 }
 
 fn license(d: &mut Decoder, node: &Node, path: &str) -> Option<License> {
-    let mut f = d.fields(node, path);
-    let license = License {
+    d.mapping(node, path, |d, f| License {
         enabled: f.or_default(d, "enabled", boolean),
         kind: f.optional(d, "type", parsed),
-    };
-    f.finish(d);
-    Some(license)
+    })
 }
 
 fn web_config(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
@@ -628,45 +525,32 @@ fn web_config(d: &mut Decoder, node: &Node, path: &str) -> Option<String> {
 }
 
 fn dependencies(d: &mut Decoder, node: &Node, path: &str) -> Option<Dependencies> {
-    let mut f = d.fields(node, path);
-    let dependencies = Dependencies {
+    d.mapping(node, path, |d, f| Dependencies {
         packages: f.or_default(d, "packages", list(parsed)),
         apps: f.or_default(d, "apps", list(parsed)),
-    };
-    f.finish(d);
-    Some(dependencies)
+    })
 }
 
 fn ingress(d: &mut Decoder, node: &Node, path: &str) -> Option<Ingress> {
-    let mut f = d.fields(node, path);
-    let ingress = Ingress {
+    d.mapping(node, path, |d, f| Ingress {
         nginx: f.or_default(d, "nginx", enabled),
-    };
-    f.finish(d);
-    Some(ingress)
+    })
 }
 
 fn storage(d: &mut Decoder, node: &Node, path: &str) -> Option<Storage> {
-    let mut f = d.fields(node, path);
-    let storage = Storage {
+    d.mapping(node, path, |d, f| Storage {
         openebs: f.or_default(d, "openebs", enabled),
-    };
-    f.finish(d);
-    Some(storage)
+    })
 }
 
 fn enabled(d: &mut Decoder, node: &Node, path: &str) -> Option<Enabled> {
-    let mut f = d.fields(node, path);
-    let enabled = Enabled {
+    d.mapping(node, path, |d, f| Enabled {
         enabled: f.or_default(d, "enabled", boolean),
-    };
-    f.finish(d);
-    Some(enabled)
+    })
 }
 
 fn system_options(d: &mut Decoder, node: &Node, path: &str) -> Option<SystemOptions> {
-    let mut f = d.fields(node, path);
-    let options = SystemOptions {
+    d.mapping(node, path, |d, f| SystemOptions {
         base_image: f.optional(d, "baseImage", name),
         docker: f.or_default(d, "docker", docker),
         etcd: f.or_default(d, "etcd", etcd),
@@ -675,64 +559,46 @@ fn system_options(d: &mut Decoder, node: &Node, path: &str) -> Option<SystemOpti
         args: f.or_default(d, "args", list(text)),
         runtime: f.optional(d, "runtime", runtime),
         dependencies: f.or_default(d, "dependencies", system_dependencies),
-    };
-    f.finish(d);
-    Some(options)
+    })
 }
 
 fn runtime(d: &mut Decoder, node: &Node, path: &str) -> Option<Runtime> {
-    let mut f = d.fields(node, path);
-    let runtime = Runtime {
+    d.mapping(node, path, |d, f| Runtime {
         name: f.optional(d, "name", name),
         version: f.optional(d, "version", version),
         repository: f.optional(d, "repository", repository),
-    };
-    f.finish(d);
-    Some(runtime)
+    })
 }
 
 fn system_dependencies(d: &mut Decoder, node: &Node, path: &str) -> Option<SystemDependencies> {
-    let mut f = d.fields(node, path);
-    let dependencies = SystemDependencies {
+    d.mapping(node, path, |d, f| SystemDependencies {
         runtime_package: f.optional(d, "runtimePackage", parsed),
-    };
-    f.finish(d);
-    Some(dependencies)
+    })
 }
 
 fn docker(d: &mut Decoder, node: &Node, path: &str) -> Option<Docker> {
-    let mut f = d.fields(node, path);
-    let docker = Docker {
+    d.mapping(node, path, |d, f| Docker {
         storage_driver: f.optional(d, "storageDriver", parsed),
         capacity: f.optional(d, "capacity", parsed),
         args: f.or_default(d, "args", list(text)),
-    };
-    f.finish(d);
-    Some(docker)
+    })
 }
 
 fn etcd(d: &mut Decoder, node: &Node, path: &str) -> Option<Etcd> {
-    let mut f = d.fields(node, path);
-    let etcd = Etcd {
+    d.mapping(node, path, |d, f| Etcd {
         args: f.or_default(d, "args", list(text)),
-    };
-    f.finish(d);
-    Some(etcd)
+    })
 }
 
 fn kubelet(d: &mut Decoder, node: &Node, path: &str) -> Option<Kubelet> {
-    let mut f = d.fields(node, path);
-    let kubelet = Kubelet {
+    d.mapping(node, path, |d, f| Kubelet {
         args: f.or_default(d, "args", list(text)),
         hairpin_mode: f.optional(d, "hairpinMode", parsed),
-    };
-    f.finish(d);
-    Some(kubelet)
+    })
 }
 
 fn extensions(d: &mut Decoder, node: &Node, path: &str) -> Option<Extensions> {
-    let mut f = d.fields(node, path);
-    let extensions = Extensions {
+    d.mapping(node, path, |d, f| Extensions {
         logs: f.optional(d, "logs", extension),
         monitoring: f.optional(d, "monitoring", extension),
         catalog: f.optional(d, "catalog", extension),
@@ -740,57 +606,49 @@ fn extensions(d: &mut Decoder, node: &Node, path: &str) -> Option<Extensions> {
         kubernetes: f.optional(d, "kubernetes", extension),
         configuration: f.optional(d, "configuration", extension),
         ops_center: f.optional(d, "opsCenter", extension),
-    };
-    f.finish(d);
-    Some(extensions)
+    })
 }
 
 fn encryption(d: &mut Decoder, node: &Node, path: &str) -> Option<Encryption> {
-    let mut f = d.fields(node, path);
-    let encryption = Encryption {
+    d.mapping(node, path, |d, f| Encryption {
         encryption_key: f.required(d, "encryptionKey", name).unwrap_or_default(),
         ca_cert: f.required(d, "caCert", name).unwrap_or_default(),
-    };
-    f.finish(d);
-    Some(encryption)
+    })
 }
 
 fn extension(d: &mut Decoder, node: &Node, path: &str) -> Option<Extension> {
-    let mut f = d.fields(node, path);
-    let extension = Extension {
+    d.mapping(node, path, |d, f| Extension {
         disabled: f.or_default(d, "disabled", boolean),
-    };
-    f.finish(d);
-    Some(extension)
+    })
 }
 
 /// Hooks without a value or a job are absent: manifests list them all.
 fn hooks(d: &mut Decoder, node: &Node, path: &str) -> Option<BTreeMap<HookName, String>> {
-    let mut f = d.fields(node, path);
-    let mut hooks = BTreeMap::new();
-    for hook in HookName::ALL {
-        let job = |d: &mut Decoder, node: &Node, path: &str| job(d, node, path, *hook);
-        if let Some(Some(job)) = f.optional(d, hook.as_str(), job) {
-            hooks.insert(*hook, job);
+    d.mapping(node, path, |d, f| {
+        let mut hooks = BTreeMap::new();
+        for hook in HookName::ALL {
+            let job = |d: &mut Decoder, node: &Node, path: &str| job(d, node, path, *hook);
+            if let Some(Some(job)) = f.optional(d, hook.as_str(), job) {
+                hooks.insert(*hook, job);
+            }
         }
-    }
-    f.finish(d);
-    Some(hooks)
+        hooks
+    })
 }
 
 fn job(d: &mut Decoder, node: &Node, path: &str, hook: HookName) -> Option<Option<String>> {
-    let mut f = d.fields(node, path);
-    let job = f.optional(d, "job", name);
-    // Of no use, but others write it.
-    f.optional(d, "type", |d, node, path| {
-        let kind = text(d, node, path);
-        d.narrow(&[("type", json!("string")), ("enum", json!([hook.as_str()]))]);
-        if kind? != hook.as_str() {
-            let help = format!("leave it out, or write {hook}");
-            invalid::<()>(d, node, path, "the type of this hook", &help);
-        }
-        Some(())
-    });
-    f.finish(d);
-    Some(job)
+    d.mapping(node, path, |d, f| {
+        let job = f.optional(d, "job", name);
+        // Of no use, but others write it.
+        f.optional(d, "type", |d, node, path| {
+            let kind = text(d, node, path);
+            d.narrow(&[("type", json!("string")), ("enum", json!([hook.as_str()]))]);
+            if kind? != hook.as_str() {
+                let help = format!("leave it out, or write {hook}");
+                invalid::<()>(d, node, path, "the type of this hook", &help);
+            }
+            Some(())
+        });
+        job
+    })
 }

@@ -129,7 +129,8 @@ hooks! {
     Stop = "stop",
         by("`gravity stop`, before the node's services end", Failure::StopsUnlessForced);
     /// Data for a debug report is collected.
-    Dump = "dump", by("`gravity hook run dump`", Failure::Fails);
+    Dump = "dump",
+        by("`gravity hook run dump`, and `gravity report` on a master, which tells of a failure in its `dump.txt` and goes on", Failure::Fails);
     /// The application's data is backed up.
     Backup = "backup", NEVER;
     /// The application's data is restored.

@@ -52,15 +52,6 @@ impl Location {
 }
 
 impl Manifest {
-    /// All fields of which the value is a URI, in the order of the types.
-    pub fn uri_fields(&self) -> Vec<Uri> {
-        let mut copy = self.clone();
-        copy.slots()
-            .into_iter()
-            .filter_map(|(field, value)| uri(&field, value))
-            .collect()
-    }
-
     /// A finding at the value of a field, such as `hooks.install.job`.
     pub fn finding(
         &self,

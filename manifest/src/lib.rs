@@ -38,4 +38,5 @@ pub use types::{
     Terraform, Volume,
 };
 pub use units::{Bytes, Mode, PortRange, Rate, ValueError};
+pub use validate::is_dns_name;
 pub use yaml::{MAX_SIZE, parse, parse_bytes};

@@ -390,7 +390,7 @@ pub struct ProviderNetwork {
     pub kind: Option<String>,
 }
 
-/// Scripts that provision machines. They are stored, not run.
+/// Scripts that provision machines.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Terraform {

@@ -49,6 +49,14 @@ impl Manifest {
             ("providers.aws.regions", !aws.regions.is_empty()),
             ("providers.aws.iamPolicy", aws.iam_policy.is_some()),
             (
+                "providers.aws.terraform.script",
+                aws.terraform.script.is_some(),
+            ),
+            (
+                "providers.aws.terraform.instanceScript",
+                aws.terraform.instance_script.is_some(),
+            ),
+            (
                 "providers.generic.network.type",
                 providers
                     .generic

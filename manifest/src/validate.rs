@@ -391,6 +391,15 @@ fn limits<T: std::fmt::Display>(
     }
 }
 
+/// Whether a text is a DNS name as Kubernetes has them (RFC 1123), also for nodes.
+pub fn is_dns_name(text: &str) -> bool {
+    let part = |part: &str| {
+        let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        !part.is_empty() && part.chars().all(good) && !part.starts_with('-') && !part.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(part)
+}
+
 /// The syntax of Kubernetes: an optional DNS prefix, then a name; names and
 /// values have at most 63 characters and begin and end with a letter or digit.
 fn label(path: &str, key: &str, value: &str, findings: &mut Findings<'_>) {
@@ -402,19 +411,10 @@ fn label(path: &str, key: &str, value: &str, findings: &mut Findings<'_>) {
             && edge(text.chars().next())
             && edge(text.chars().last())
     };
-    let domain = |text: &str| {
-        let part = |part: &str| {
-            let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            !part.is_empty()
-                && part.chars().all(good)
-                && !part.starts_with('-')
-                && !part.ends_with('-')
-        };
-        text.len() <= 253 && text.split('.').all(part)
-    };
-    let good_key = key
-        .split_once('/')
-        .map_or_else(|| word(key), |(prefix, name)| domain(prefix) && word(name));
+    let good_key = key.split_once('/').map_or_else(
+        || word(key),
+        |(prefix, name)| is_dns_name(prefix) && word(name),
+    );
     let help =
         "use at most 63 letters, digits, \"-\", \"_\" and \".\", a letter or digit at both ends";
     if !good_key {

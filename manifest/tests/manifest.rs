@@ -94,11 +94,18 @@ fn json_reads_back_as_the_same_manifest() {
 #[test]
 fn uris_are_found_and_replaced() {
     let mut manifest = parse(FULL);
-    let fields: Vec<_> = manifest
-        .uri_fields()
-        .into_iter()
-        .map(|uri| uri.field)
-        .collect();
+    let mut fields = Vec::new();
+    let found = manifest.inline(&mut |uri| {
+        fields.push(uri.field.clone());
+        match &uri.location {
+            Location::File(path) if path.ends_with("eula.txt") => Ok("Be kind.".into()),
+            Location::File(path) if path.ends_with("post-install-hook.yaml") => {
+                Ok("kind: Pod".into())
+            }
+            Location::File(path) => Err(format!("{} is not there", path.display())),
+            Location::Web(_) => Ok("data:image/png;base64,AA==".into()),
+        }
+    });
     assert_eq!(
         fields,
         [
@@ -110,12 +117,6 @@ fn uris_are_found_and_replaced() {
             "hooks.postInstall.job",
         ]
     );
-    let found = manifest.inline(&mut |uri| match &uri.location {
-        Location::File(path) if path.ends_with("eula.txt") => Ok("Be kind.".into()),
-        Location::File(path) if path.ends_with("post-install-hook.yaml") => Ok("kind: Pod".into()),
-        Location::File(path) => Err(format!("{} is not there", path.display())),
-        Location::Web(_) => Ok("data:image/png;base64,AA==".into()),
-    });
     assert_eq!(manifest.eula(), Some("Be kind."));
     assert_eq!(manifest.logo.as_deref(), Some("data:image/png;base64,AA=="));
     let lines: Vec<_> = found.iter().map(|one| (one.code, one.line)).collect();
@@ -294,6 +295,8 @@ fn fields_beyond_the_sample_are_read_and_named() {
         "ingress.nginx.enabled",
         "storage.openebs.enabled",
         "providers.aws.iamPolicy",
+        "providers.aws.terraform.script",
+        "providers.aws.terraform.instanceScript",
         "providers.generic.network.type",
         "nodeProfiles[0].providers.aws.instanceTypes",
         "nodeProfiles[0].requirements.volumes[0].seLinuxLabel",

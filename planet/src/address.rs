@@ -15,10 +15,13 @@ use crate::netlink;
 /// Index of `lo` in every network namespace.
 const LOOPBACK: u32 = 1;
 
-/// Adds the address to `lo`.
-pub(crate) fn add(cidr: IpNet) -> io::Result<()> {
-    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_REPLACE;
-    ask(&message(libc::RTM_NEWADDR, flags, cidr))
+/// Adds the address to `lo`. Says whether it wasn't there.
+pub(crate) fn add(cidr: IpNet) -> io::Result<bool> {
+    let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+    match ask(&message(libc::RTM_NEWADDR, flags, cidr)) {
+        Err(error) if error.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+        result => result.map(|()| true),
+    }
 }
 
 /// Removes the address from `lo`; that it isn't there is fine.

@@ -118,7 +118,7 @@ impl Group {
     /// The container's group. Where a service manager delegated a part of the
     /// tree to us, it is in that part; otherwise at the top.
     pub(crate) fn container(name: &str) -> Result<Self> {
-        let managed = Path::new("/run/systemd/system").is_dir();
+        let managed = host::facts::has_systemd();
         let mut directories = Vec::new();
         for hierarchy in hierarchies()? {
             let base = match managed {

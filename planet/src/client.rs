@@ -33,8 +33,6 @@ pub enum Request {
     Status,
     /// Answers the status now and at each change.
     Watch,
-    /// Stops all services and then the planet.
-    Stop,
     /// Stops a service and starts it again.
     Restart {
         /// Its name.
@@ -222,41 +220,31 @@ impl Client {
         .await
     }
 
-    /// Has the whole planet stopped.
-    ///
-    /// # Errors
-    /// When the supervisor can't be reached.
-    pub async fn stop(&self) -> Result<()> {
-        self.accepted(&Request::Stop).await
-    }
-
     /// Waits until all of `services` (all there are when empty) are ready.
-    /// `changed` sees every status on the way.
     ///
     /// # Errors
-    /// [`Error::NotReady`] with what is missing when the time is over.
-    pub async fn wait_ready(
-        &self,
-        services: &[String],
-        timeout: Duration,
-        mut changed: impl FnMut(&Status),
-    ) -> Result<Status> {
-        let mut last = Status::default();
+    /// When the time is over: [`Error::NotReady`] with what is missing, or
+    /// [`Error::NoAnswer`] where the supervisor never answered.
+    pub async fn wait_ready(&self, services: &[String], timeout: Duration) -> Result<()> {
+        let mut last = None;
         let ready = |status: Status| {
-            changed(&status);
-            last = status;
-            last.are_ready(services)
+            let is_ready = status.are_ready(services);
+            last = Some(status);
+            is_ready
         };
         if self.until(timeout, ready).await.is_ok() {
-            return Ok(last);
+            return Ok(());
         }
-        let services = match last.services.is_empty() {
-            true => format!("no answer at {}", self.socket.display()),
-            false => last.missing(services),
-        };
-        Err(Error::NotReady {
-            seconds: timeout.as_secs(),
-            services,
+        let seconds = timeout.as_secs();
+        Err(match last {
+            Some(last) => Error::NotReady {
+                seconds,
+                services: last.missing(services),
+            },
+            None => Error::NoAnswer {
+                seconds,
+                socket: self.socket.clone(),
+            },
         })
     }
 
@@ -428,12 +416,36 @@ mod tests {
     async fn waiting_for_nobody_says_so() {
         let client = Client::new(Path::new("/nonexistent/planet.sock"));
         let error = client
-            .wait_ready(&[], Duration::from_millis(50), |_| ())
+            .wait_ready(&[], Duration::from_millis(50))
             .await
             .unwrap_err();
-        assert!(
-            error.to_string().contains("no answer at /nonexistent"),
-            "{error}"
-        );
+        assert!(matches!(error, Error::NoAnswer { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn waiting_for_a_service_names_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("planet.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let status = Status {
+            services: vec![service("etcd", State::Failed)],
+            ready: false,
+            warnings: Vec::new(),
+        };
+        let mut line = serde_json::to_vec(&Answer::Status(status)).unwrap();
+        line.push(b'\n');
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(&line).await.unwrap();
+            std::future::pending::<()>().await;
+        });
+        let error = Client::new(&socket)
+            .wait_ready(&[], Duration::from_secs(1))
+            .await
+            .unwrap_err();
+        let Error::NotReady { services, .. } = error else {
+            panic!("{error}");
+        };
+        assert_eq!(services, "etcd failed (refused)");
     }
 }

@@ -62,21 +62,12 @@ const BACKOFF_MAX: Duration = Duration::from_secs(30);
 const WELL: Duration = Duration::from_secs(120);
 
 /// Keeps the container of the configuration file running until it is told to
-/// end, by SIGTERM or inside.
+/// end, by SIGTERM.
 ///
 /// # Errors
 /// When the configuration or the machine does not allow it, or when a container
 /// runs already.
-pub fn run(config: &Path) -> Result<()> {
-    let supervisor: Vec<_> = SUPERVISOR.iter().map(|word| (*word).to_owned()).collect();
-    run_with(config, &supervisor)
-}
-
-/// [`run`] with another supervisor, a command inside.
-///
-/// # Errors
-/// See [`run`].
-pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
+pub fn run(path: &Path) -> Result<()> {
     let config = load(path)?;
     let state = State::of(&config);
     fs::create_dir_all(&state.directory).at("create", &state.directory)?;
@@ -93,7 +84,7 @@ pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
     }
     let mut backoff = BACKOFF_MIN;
     // One that never ran is the caller's to know.
-    let mut process = keeper.start_or_take_over(supervisor)?;
+    let mut process = keeper.start_or_take_over()?;
     loop {
         let started = Instant::now();
         let ended = keeper.wait(process);
@@ -112,7 +103,7 @@ pub fn run_with(path: &Path, supervisor: &[String]) -> Result<()> {
                 return Ok(());
             }
             backoff = (backoff * 2).min(BACKOFF_MAX);
-            match keeper.start_or_take_over(supervisor) {
+            match keeper.start_or_take_over() {
                 Ok(process) => break process,
                 Err(error) => tracing::warn!(%error, "the planet can't be started"),
             }
@@ -275,7 +266,7 @@ fn block_signals() -> Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC).on("open signals")
 }
 
-fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<ProcessId> {
+fn start(config: &PlanetConfig, state: &State) -> Result<ProcessId> {
     let group = Group::container(GROUP)?;
     // With the last container ended all its processes did: who is in here has
     // nothing to do with it.
@@ -304,7 +295,7 @@ fn start(config: &PlanetConfig, state: &State, supervisor: &[String]) -> Result<
         Fork::Parent(pid) => pid,
         Fork::Child => {
             drop(error);
-            let reason = become_container(config, &group, &devices, supervisor);
+            let reason = become_container(config, &group, &devices);
             let mut writer = writer;
             drop(write!(writer, "{reason}"));
             std::process::exit(1);
@@ -345,13 +336,13 @@ struct Keeper<'a> {
 }
 
 impl Keeper<'_> {
-    fn start_or_take_over(&self, supervisor: &[String]) -> Result<ProcessId> {
+    fn start_or_take_over(&self) -> Result<ProcessId> {
         match self.state.running() {
             Some(process) => {
                 tracing::info!(pid = process.pid, "taking over the planet that runs");
                 Ok(process)
             }
-            None => start(self.config, self.state, supervisor),
+            None => start(self.config, self.state),
         }
     }
 
@@ -444,13 +435,8 @@ fn clean(config: &PlanetConfig, state: &State) -> Result<()> {
 
 /// In the new process: everything up to the program. Comes back only with the
 /// reason why it failed.
-fn become_container(
-    config: &PlanetConfig,
-    group: &Group,
-    devices: &[Found],
-    supervisor: &[String],
-) -> Error {
-    match prepare(config, group, devices).and_then(|()| execute(supervisor)) {
+fn become_container(config: &PlanetConfig, group: &Group, devices: &[Found]) -> Error {
+    match prepare(config, group, devices).and_then(|()| execute()) {
         Err(error) => error,
         Ok(never) => match never {},
     }
@@ -693,7 +679,7 @@ fn kept_flags(target: &Path) -> Result<MsFlags> {
         .fold(MsFlags::empty(), |flags, (_, flag)| flags | flag))
 }
 
-fn execute(supervisor: &[String]) -> Result<std::convert::Infallible> {
+fn execute() -> Result<std::convert::Infallible> {
     let null = File::open("/dev/null").at("open", "/dev/null")?;
     nix::unistd::dup2_stdin(&null).on("close the standard input")?;
     sys::close_on_exec().on("close descriptors")?;
@@ -704,7 +690,7 @@ fn execute(supervisor: &[String]) -> Result<std::convert::Infallible> {
     };
     let program = word(INIT)?;
     let mut arguments = vec![program.clone()];
-    for text in supervisor {
+    for &text in SUPERVISOR {
         arguments.push(word(text)?);
     }
     let environment = [

@@ -63,6 +63,18 @@ pub enum Error {
         /// The services, each with its state and last error.
         services: String,
     },
+    /// The supervisor never answered: it is what doesn't run, not its services.
+    #[error(
+        "the planet's supervisor has not answered at {socket} within {seconds} s; \
+         `journalctl -u gravity`, or planet.log in the log directory, says why",
+        socket = socket.display()
+    )]
+    NoAnswer {
+        /// How long it was waited, in seconds.
+        seconds: u64,
+        /// Where it was expected.
+        socket: PathBuf,
+    },
 }
 
 /// Adds what was tried to an error of the system.

@@ -1,7 +1,7 @@
 //! Files of the planet: whole or not at all.
 
 use std::fs::{self, File, Permissions};
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
@@ -45,17 +45,7 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
 
 /// Reads a JSON file.
 pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let mut content = Vec::new();
-    let file = File::open(path).at("open", path)?;
-    file.take(MAX_SIZE + 1)
-        .read_to_end(&mut content)
-        .at("read", path)?;
-    if content.len() as u64 > MAX_SIZE {
-        return Err(Error::Config {
-            path: path.to_owned(),
-            reason: format!("more than {MAX_SIZE} bytes"),
-        });
-    }
+    let content = host::bounded::bytes(path, MAX_SIZE).at("read", path)?;
     serde_json::from_slice(&content).map_err(|error| Error::Config {
         path: path.to_owned(),
         reason: error.to_string(),

@@ -6,12 +6,10 @@
 
 use std::path::{Path, PathBuf};
 
-use glob::{MatchOptions, Pattern, glob_with};
+use glob::Pattern;
 
 /// Where programs are looked for inside.
 pub(crate) const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// More matches than this are a mistake in the pattern.
-const MAX_MATCHES: usize = 4096;
 
 /// Checks a pattern without looking at the host.
 ///
@@ -36,20 +34,7 @@ pub fn check(pattern: &str) -> Result<(), String> {
 /// A text, when it is no pattern or thousands of paths match.
 pub fn matches(pattern: &str) -> Result<Vec<PathBuf>, String> {
     check(pattern)?;
-    let options = MatchOptions {
-        case_sensitive: true,
-        require_literal_separator: true,
-        require_literal_leading_dot: true,
-    };
-    let found: Vec<_> = glob_with(pattern, options)
-        .map_err(|error| format!("{pattern}: {error}"))?
-        .filter_map(Result::ok)
-        .take(MAX_MATCHES + 1)
-        .collect();
-    match found.len() > MAX_MATCHES {
-        true => Err(format!("{pattern} matches more than {MAX_MATCHES} paths")),
-        false => Ok(found),
-    }
+    host::facts::matches(pattern)
 }
 
 /// The directory that all matches of a pattern are below.

@@ -20,14 +20,11 @@ use host::facts::{HostFacts, Interest, Peer, Place, Seen};
 use serde::{Deserialize, Serialize};
 use spec::PodNetwork;
 
-pub use checks::peer_ports::needed as ports_between;
+pub use checks::peer_ports::{Other, needed as ports_between};
 pub use checks::ports::{Remote, Wanted as NeededPorts, wanted as needed_ports};
 pub use fix::{Fix, Mended, mend};
 pub use measure::{Effort, Measured};
 pub use report::{Finding, IgnoreError, Report, Severity};
-
-/// Most paths that one pattern of the manifest may mean.
-const MAX_MATCHES: usize = 256;
 
 /// What a node must offer for an operation.
 #[derive(Debug, Clone)]
@@ -144,8 +141,7 @@ impl Places {
         let devices = profile.devices.iter().map(|device| &device.path);
         for path in volumes.chain(devices) {
             if path.contains(['*', '?', '[']) {
-                let found = host::facts::matches(path, MAX_MATCHES);
-                let found = found.map_err(|error| error.to_string());
+                let found = host::facts::matches(path);
                 places.patterns.insert(path.clone(), found);
             } else {
                 places.see(Path::new(path));

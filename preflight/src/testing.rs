@@ -34,7 +34,6 @@ pub(crate) fn facts() -> HostFacts {
             address("lo", [127, 0, 0, 1], 8),
             address("eth0", [192, 168, 1, 5], 24),
         ],
-        default_route: true,
         routes: vec![Route {
             destination: "0.0.0.0/0".into(),
             interface: "eth0".into(),
@@ -49,6 +48,8 @@ pub(crate) fn facts() -> HostFacts {
             modules: modules
                 .map(|name| ((*name).into(), Presence::Loaded))
                 .collect(),
+            forbidden: BTreeMap::new(),
+            blacklisted: BTreeMap::new(),
             has_module_files: true,
             sysctls: good_sysctls(),
             filesystems: set("ext4 overlay proc"),
@@ -75,6 +76,7 @@ pub(crate) fn facts() -> HostFacts {
             localhost: Some(vec![[127, 0, 0, 1].into()]),
             proxies: BTreeMap::new(),
             filters: Some(set("OUTPUT")),
+            rules: vec!["32766:\tfrom all lookup main".into()],
             ufw: false,
             firewalld: None,
         },

@@ -23,6 +23,7 @@ use std::time::Instant;
 use ::manifest::{BaseImage, HookName, Location};
 use anyhow::{Context, Result, bail};
 use console::Console;
+use console::render::bytes;
 use event::Sink;
 use image::cluster::{BaseReference, CONFIG_VERSION, ClusterConfig};
 use oci::{Client, Hub, Layout, Progress, Registries, Retry, Source};
@@ -57,12 +58,8 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         Hub::Directory(hub) => (hub, None),
         remote => (Layout::open_or_create(state.join("hub"))?, Some(remote)),
     };
-    let helm = std::env::var_os("HELM")
-        .filter(|value| !value.is_empty())
-        .unwrap_or_else(|| "helm".into());
-    let license_authority = std::env::var_os(license::DIRECTORY)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from);
+    let helm = oci::environment::path("HELM").unwrap_or_else(|| "helm".into());
+    let license_authority = oci::environment::path(license::DIRECTORY);
     let job = Job {
         path: &arguments.path,
         state: &state,
@@ -70,7 +67,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         remote: remote.as_ref(),
         base: wanted_base(arguments)?,
         chart_options: charts::Options {
-            helm: &helm,
+            helm: helm.as_os_str(),
             set: &arguments.set,
             values: &arguments.values,
         },
@@ -91,7 +88,7 @@ pub(crate) fn run(arguments: &Build, console: &Arc<Console>) -> Result<()> {
         console.print(&format!(
             "{}: {}, built in {:.1} s",
             output.path().display(),
-            ::manifest::Bytes(built.size).human(),
+            bytes(built.size),
             started.elapsed().as_secs_f64()
         ));
     }
@@ -412,14 +409,7 @@ pub(crate) fn state_dir(named: Option<&PathBuf>) -> Result<PathBuf> {
     if let Some(dir) = named {
         return std::path::absolute(dir).with_context(|| format!("cannot use {}", dir.display()));
     }
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let cache =
-        variable("XDG_CACHE_HOME").or_else(|| variable("HOME").map(|home| home.join(".cache")));
-    match cache {
+    match oci::environment::cache_dir() {
         Some(cache) => Ok(cache.join("gravity/tele")),
         None => bail!(
             "there is no home directory for what is kept between builds: name one with --state-dir"

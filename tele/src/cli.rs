@@ -132,7 +132,7 @@ pub(crate) struct Build {
         allow_negative_numbers = true
     )]
     pub(crate) parallel: i16,
-    /// How to tell what is done.
+    /// How to tell what is done: as JSON it is one object a line, the last the result.
     #[arg(long, value_enum, default_value_t = Format::Text)]
     pub(crate) format: Format,
 }
@@ -174,12 +174,12 @@ impl Build {
 /// More gain nothing and look like an attack to registries.
 const MAX_TRANSFERS: usize = 64;
 
-/// How output looks.
+/// How something is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Lines for people.
+    /// For people.
     Text,
-    /// One JSON object a line; the last is the result.
+    /// For programs.
     Json,
 }
 

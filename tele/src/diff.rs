@@ -16,7 +16,8 @@ use image::cluster::ClusterImage;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::inspect::{Format, Inspection, open, short};
+use crate::cli::Format;
+use crate::inspect::{Inspection, open, short};
 
 /// Entries of the resources; as many as an install unpacks.
 const MAX_ENTRIES: usize = 200_000;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use console::Console;
 use console::render::bytes;
 use image::Image;
@@ -17,6 +17,8 @@ use image::cluster::{ClusterImage, Component};
 use oci::layout::REF_NAME;
 use pki::license::Signer;
 use serde::Serialize;
+
+use crate::cli::Format;
 
 /// What to look at.
 #[derive(Debug, Args)]
@@ -29,15 +31,6 @@ pub(crate) struct Inspect {
     /// Show the Image Manifest alone, as it was resolved.
     #[arg(long)]
     pub(crate) manifest: bool,
-}
-
-/// How something is shown.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 /// What a cluster image holds. Sizes are in bytes.
@@ -240,6 +233,9 @@ impl Inspection {
         line("Cluster", format!("{} {}", self.name, self.version));
         if !self.description.is_empty() {
             line("", self.description.replace('\n', "\n           "));
+        }
+        if let Some(author) = self.manifest["metadata"]["author"].as_str() {
+            line("Author", author.trim().replace('\n', "\n           "));
         }
         line("Size", bytes(self.size));
         line("Platform", self.platform.clone());

@@ -153,14 +153,7 @@ fn directory(named: Option<&Path>) -> Result<PathBuf> {
     if let Some(directory) = named {
         return Ok(directory.to_owned());
     }
-    let variable = |name: &str| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    let config =
-        variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")));
-    match config {
+    match oci::environment::config_dir() {
         Some(config) => Ok(config.join("gravity/licenses")),
         None => bail!(
             "there is no home directory for the authority of licenses: name a directory in \

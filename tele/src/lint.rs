@@ -2,9 +2,8 @@
 //!
 //! In: a manifest or its directory. Out: everything that is wrong with the
 //! manifest, with the files that it names, with the charts beside it; what this
-//! release doesn't do; and warnings about arguments that are retired and resources
-//! that hooks name and that are not there. As text with the lines in question, or
-//! as JSON.
+//! release doesn't do; and warnings about arguments that are retired, and resources that
+//! hooks name and that are not there. As text with the lines in question, or as JSON.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -21,8 +20,7 @@ use walkdir::WalkDir;
 use crate::build::environment::Environment;
 use crate::build::manifest::{Source, check, content, read};
 use crate::build::yaml::documents;
-use crate::cli::Env;
-use crate::inspect::Format;
+use crate::cli::{Env, Format};
 
 /// Files and directories that are looked at.
 const MAX_ENTRIES: usize = 100_000;
@@ -343,7 +341,9 @@ hooks:
         let at = |code, line| (code, "app.yaml".to_owned(), line);
         let expected = [
             at("fetch-failed", 2),
+            at("not-supported", 3),
             at("fetch-failed", 3),
+            at("not-supported", 3),
             at("not-supported", 4),
             at("invalid-value", 6),
             at("fetch-failed", 7),
@@ -402,7 +402,7 @@ nodeProfiles:
             [("syntax", "app.yaml".to_owned(), 1)]
         );
         let big = lint(dir(&[("app.yaml", &" ".repeat(manifest::MAX_SIZE + 1))]).path());
-        assert!(format!("{:#}", big.unwrap_err()).contains("it has 8388609 bytes"));
+        assert!(format!("{:#}", big.unwrap_err()).contains("larger than 8388608 bytes"));
         assert!(lint(dir(&[]).path()).is_err());
     }
 

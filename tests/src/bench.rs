@@ -54,9 +54,6 @@ pub struct Options {
     /// Directory of the sample application.
     #[arg(long, default_value = "tests/sample")]
     sample: PathBuf,
-    /// The tele program; the one beside this program otherwise.
-    #[arg(long)]
-    tele: Option<PathBuf>,
     /// The kubeadm program; the one among the base's components otherwise.
     #[arg(long)]
     kubeadm: Option<PathBuf>,
@@ -286,7 +283,6 @@ pub fn run(options: &Options, console: &Console) -> Result<()> {
     let directory = Directory::new()?;
     let built = options.image.is_none();
     let setup = Setup {
-        tele: options.tele.clone(),
         image: options.image.clone(),
         ..Setup::new(&options.sample)
     };

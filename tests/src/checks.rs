@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::file;
 use crate::node::{self, Node};
-use crate::registry::component;
+use crate::registry::{component, tele};
 use crate::scenario::Setup;
 
 /// The program on the node.
@@ -69,6 +69,14 @@ const TROUBLES: &[Trouble] = &[
     Trouble {
         what: "a directory that others may not enter",
         make: "chmod 744 /var/lib/test/state",
+        unmake: "chmod 755 /var/lib/test/state",
+        flags: &["--quick", "--state-dir=/var/lib/test/state/gravity"],
+        found: &["permissions"],
+        ..PLAIN
+    },
+    Trouble {
+        what: "a directory in which others may put another state directory",
+        make: "chmod 777 /var/lib/test/state",
         unmake: "chmod 755 /var/lib/test/state",
         flags: &["--quick", "--state-dir=/var/lib/test/state/gravity"],
         found: &["permissions"],
@@ -392,7 +400,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         ..setup.clone()
     };
     let node = setup.create(name, console)?;
-    node.copy(&setup.tele()?.with_file_name("gravity"), GRAVITY)?;
+    node.copy(&tele()?.with_file_name("gravity"), GRAVITY)?;
     node.copy(&component("coredns")?, "/root/coredns")?;
     node.run(&["sh", "-ec", GOOD])?;
     let requires = |text: &str| {

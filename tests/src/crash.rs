@@ -762,7 +762,7 @@ impl Disk {
         let (disk, script) = match hit {
             Hit::FullDisk => (
                 Self::Small,
-                format!("mkdir -p {STATE} && mount -t tmpfs -o size={DISK}M disk {STATE}"),
+                format!("mkdir -p {STATE} && mount -t tmpfs -o mode=755,size={DISK}M disk {STATE}"),
             ),
             Hit::BrokenDisk => (
                 Self::Breaking,

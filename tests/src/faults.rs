@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 use image::Image;
 use serde_json::Value;
@@ -19,32 +19,13 @@ use crate::node::{self, Throwaway};
 use crate::process;
 use crate::said::Said;
 use crate::scenario::IMAGE;
-use crate::snapshot::{ALLOWED, Snapshot};
+use crate::snapshot::Snapshot;
 
 /// The sample's flavor of one node.
 pub(crate) const FLAVOR: &str = "--flavor=one";
 /// A damaged copy of the image in the node.
 const BAD: &str = "/root/damaged";
 pub(crate) const STATE: &str = "/var/lib/gravity";
-/// Leaf phases of the sample in the order in which the installer starts them.
-const PHASES: &[&str] = &[
-    "/bootstrap",
-    "/prepare/rootfs",
-    "/prepare/secrets",
-    "/prepare/program",
-    "/prepare/volumes",
-    "/start/planet",
-    "/start/images",
-    "/start/hook-resources",
-    "/start/node",
-    "/start/resources",
-    "/health",
-    "/image",
-    "/install",
-    "/post-install",
-    "/complete",
-];
-
 /// Exit codes of `gravity`.
 const FAILED: i32 = 1;
 const USAGE: i32 = 2;
@@ -65,20 +46,16 @@ type Scenario = fn(&Subject) -> Result<()>;
 
 const SCENARIOS: &[(&str, Scenario)] = &[
     ("refusals", refusals),
+    ("agreement", agreement),
     ("taken-port", taken_port),
     ("damaged-image", damaged_image),
     ("foreign-directory", foreign_directory),
     ("two-at-once", two_at_once),
-    ("killed-installer", killed_installer),
-    ("killed-installer-and-agent", killed_both),
-    ("killed-agent", killed_agent),
     ("killed-supervisor", killed_supervisor),
     ("lost-terminal", lost_terminal),
     ("abort", abort),
     ("rollback", rollback),
     ("one-by-one", one_by_one),
-    ("leave-half-way", leave_half_way),
-    ("leave-running", leave_running),
     ("full-disk", full_disk),
     ("disk-pressure", disk_pressure),
     ("filled-while-running", filled_while_running),
@@ -197,18 +174,7 @@ impl Subject {
     }
 
     pub(crate) fn is_untouched(&self) -> Result<()> {
-        // Connections of ended processes take a moment.
-        let mut found = Vec::new();
-        for _ in 0..3 {
-            found = self
-                .before
-                .differences(&Snapshot::take(&self.node)?, ALLOWED);
-            if found.is_empty() {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(500));
-        }
-        bail!("the node is not as before: {}", found.join("; "))
+        self.before.is_still(&self.node, "what was done")
     }
 
     /// The last JSON document that `gravity` printed.
@@ -326,6 +292,31 @@ fn refusals(subject: &Subject) -> Result<()> {
     subject
         .said(&[IMAGE, "resume"])?
         .expect(FAILED, &["no operation was found"])?;
+    subject.is_untouched()
+}
+
+/// Whoever doesn't accept the license agreement gets no cluster.
+fn agreement(subject: &Subject) -> Result<()> {
+    let install = format!(
+        "{IMAGE} install --skip-disk-test --advertise-addr={}",
+        subject.node.address()
+    );
+    let agreement = include_str!("../sample/eula.txt");
+    let agreement = agreement.lines().next().context("the EULA is empty")?;
+    subject
+        .shell(&format!("{install} {FLAVOR}"))?
+        .expect(FAILED, &[agreement, "--accept-eula"])?;
+    subject.is_untouched()?;
+    // At a terminal one is asked, for the flavor first.
+    let asked = format!("{{ echo one; echo no; sleep 20; }} | script -qec '{install}' /dev/null");
+    subject.shell(&asked)?.expect(
+        FAILED,
+        &[
+            "How many nodes will serve pages?",
+            agreement,
+            "Do you accept",
+        ],
+    )?;
     subject.is_untouched()
 }
 
@@ -501,44 +492,8 @@ fn two_at_once(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-const KILL_INSTALLER: &str = "kill -9 $(cat /var/lib/gravity/operation.lock)";
 const KILL_BOTH: &str =
     "kill -9 $(cat /var/lib/gravity/operation.lock) $(cat /var/lib/gravity/agent.lock)";
-
-fn killed_installer(subject: &Subject) -> Result<()> {
-    killed(subject, KILL_INSTALLER)
-}
-
-fn killed_both(subject: &Subject) -> Result<()> {
-    killed(subject, KILL_BOTH)
-}
-
-/// One install that is killed in each of its phases.
-fn killed(subject: &Subject, kill: &str) -> Result<()> {
-    let mut what = "install";
-    for phase in PHASES {
-        let (reached, said) = subject.until(what, phase, kill)?;
-        // Phases that ran beside the last one may be complete.
-        if reached {
-            ensure!(
-                said.code == RESUMABLE && said.text.contains("ended unexpectedly"),
-                "{phase}: it was not killed but {}: {}",
-                said.code,
-                said.text
-            );
-        }
-        if what == "install" {
-            ensure!(reached, "{phase} did not begin: {}", said.text);
-            subject.install(&[])?.expect(
-                FAILED,
-                &["has not ended", "gravity resume", "gravity leave"],
-            )?;
-        }
-        what = "resume";
-    }
-    subject.said(&[IMAGE, "resume"])?.expect(0, &[])?;
-    subject.is_active()
-}
 
 /// The terminal ends: the operation goes on, nothing else may change the node
 /// meanwhile, and another terminal sees all.
@@ -581,26 +536,21 @@ fn abort(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-/// A rollback of installs that were killed in some phase.
+/// A rollback of an install that was killed: what it would do, and what it says.
 fn rollback(subject: &Subject) -> Result<()> {
-    for phase in ["/bootstrap", "/prepare/rootfs", "/start/planet", "/health"] {
-        let (reached, said) = subject.until("install", phase, KILL_BOTH)?;
-        ensure!(reached, "{phase} did not begin: {}", said.text);
-        subject.said(&[IMAGE, "rollback", "--dry-run"])?.expect(
-            0,
-            &["would roll back /bootstrap", "would take back directory"],
-        )?;
-        subject
-            .said(&[IMAGE, "rollback"])?
-            .expect(FAILED, &["terminal"])
-            .context(phase)?;
-        subject
-            .said(&[IMAGE, "rollback", "--confirm"])?
-            .expect(0, &["/bootstrap rolled back", "removed directory"])
-            .context(phase)?;
-        subject.is_untouched().context(phase)?;
-    }
-    Ok(())
+    let (reached, said) = subject.until("install", "/start/planet", KILL_BOTH)?;
+    ensure!(reached, "the phase did not begin: {}", said.text);
+    subject.said(&[IMAGE, "rollback", "--dry-run"])?.expect(
+        0,
+        &["would roll back /bootstrap", "would take back directory"],
+    )?;
+    subject
+        .said(&[IMAGE, "rollback"])?
+        .expect(FAILED, &["terminal"])?;
+    subject
+        .said(&[IMAGE, "rollback", "--confirm"])?
+        .expect(0, &["/bootstrap rolled back", "removed directory"])?;
+    subject.is_untouched()
 }
 
 /// Phases executed and taken back one by one.
@@ -611,6 +561,11 @@ fn one_by_one(subject: &Subject) -> Result<()> {
     };
     let (reached, said) = subject.until("install", "/prepare/rootfs", KILL_BOTH)?;
     ensure!(reached, "the phase did not begin: {}", said.text);
+    said.expect(RESUMABLE, &["ended unexpectedly"])?;
+    subject.install(&[])?.expect(
+        FAILED,
+        &["has not ended", "gravity resume", "gravity leave"],
+    )?;
     one("execute", "/start")?.expect(FAILED, &["requires", "/prepare"])?;
     one("execute", "/nothing")?.expect(FAILED, &["no phase /nothing"])?;
     one("rollback", "/bootstrap")?.expect(FAILED, &["came after /bootstrap"])?;
@@ -678,20 +633,6 @@ fn one_by_one(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-/// The agent alone is killed: the installer starts another.
-fn killed_agent(subject: &Subject) -> Result<()> {
-    let kill = "kill -9 $(cat /var/lib/gravity/agent.lock)";
-    let (reached, said) = subject.until("install", "/prepare/rootfs", kill)?;
-    ensure!(reached, "the phase did not begin: {}", said.text);
-    if said.code != 0 {
-        said.expect(RESUMABLE, &["gravity resume"])?;
-        subject
-            .said(&[IMAGE, "resume"])?
-            .expect(0, &["is active"])?;
-    }
-    subject.is_active()
-}
-
 /// The supervisor and the container's daemon are killed: services go on. The
 /// planet with all in it is killed: it is started again.
 fn killed_supervisor(subject: &Subject) -> Result<()> {
@@ -730,45 +671,13 @@ fn killed_supervisor(subject: &Subject) -> Result<()> {
     Ok(())
 }
 
-/// `leave` of installs that were killed in some phase, with their agents.
-fn leave_half_way(subject: &Subject) -> Result<()> {
-    for phase in [
-        "/bootstrap",
-        "/prepare/rootfs",
-        "/prepare/volumes",
-        "/start/planet",
-        "/health",
-    ] {
-        let (reached, said) = subject.until("install", phase, KILL_BOTH)?;
-        ensure!(reached, "{phase} did not begin: {}", said.text);
-        subject.leave()?.expect(0, &[]).context(phase)?;
-        subject
-            .leave()?
-            .expect(FAILED, &["there is no cluster"])
-            .context(phase)?;
-        subject.is_untouched().context(phase)?;
-    }
-    Ok(())
-}
-
-/// `leave` while the agent executes a phase of an installer that was killed.
-fn leave_running(subject: &Subject) -> Result<()> {
-    for phase in ["/prepare/rootfs", "/start/planet", "/health"] {
-        let (reached, said) = subject.until("install", phase, KILL_INSTALLER)?;
-        ensure!(reached, "{phase} did not begin: {}", said.text);
-        subject.leave()?.expect(0, &[]).context(phase)?;
-        subject.is_untouched().context(phase)?;
-    }
-    Ok(())
-}
-
 /// A disk that is too small, and one that somebody fills meanwhile.
 fn full_disk(subject: &Subject) -> Result<()> {
     // Memory is quick to fill.
     let mount = |size: &str| {
         subject
             .shell(&format!(
-                "mkdir -p {STATE} && mount -t tmpfs -o size={size} disk {STATE}"
+                "mkdir -p {STATE} && mount -t tmpfs -o mode=755,size={size} disk {STATE}"
             ))?
             .expect(0, &[])
     };

@@ -15,6 +15,7 @@ use manifest::HookName;
 use serde_json::{Value, json};
 
 use crate::node::{self, Node};
+use crate::registry::tele;
 use crate::said::Said;
 use crate::scenario::{IMAGE, Setup};
 use crate::{file, process, sample};
@@ -37,7 +38,7 @@ pub fn run(name: &str, console: &Console) -> Result<()> {
     let setup = Setup::new("tests/hooks");
     let mut table = Table::default();
     console.step("Hooks whose operation doesn't exist");
-    refused(&setup, &mut table)?;
+    refused(&mut table)?;
     let image = setup.image(console)?;
     let node = setup.create_with(name, &image, console)?;
     let test = Test { node: &node };
@@ -158,7 +159,7 @@ impl Test<'_> {
 }
 
 /// `tele build` and `gravity install` refuse by the same list.
-fn refused(setup: &Setup, table: &mut Table) -> Result<()> {
+fn refused(table: &mut Table) -> Result<()> {
     let directory = file::cache()?.join("sample/refused");
     file::make_directory(&directory)?;
     let hooks: Vec<_> = HookName::ALL
@@ -175,7 +176,7 @@ fn refused(setup: &Setup, table: &mut Table) -> Result<()> {
     }
     let manifest = directory.join("app.yaml");
     file::write(&manifest, text)?;
-    let mut command = Command::new(setup.tele()?);
+    let mut command = Command::new(tele()?);
     command
         .args(["build", "--overwrite", "-o"])
         .arg(directory.join("out"));
@@ -222,8 +223,17 @@ const MERGED: &str = "db: note: a,b password: hunter2 size: 4 gone: null nodePor
 fn install(test: &Test<'_>, table: &mut Table) -> Result<()> {
     let line = format!("install --advertise-addr={} {VALUES}", test.node.address());
     // The page's kubectl and helm lines.
-    test.gravity(&line)?
-        .expect(0, &["Cluster hooks is active"])?;
+    let url = format!("- https://{}:30090", test.node.address());
+    test.gravity(&line)?.expect(
+        0,
+        &[
+            "Cluster hooks is active",
+            "Cluster endpoints:",
+            "By labels",
+            &url,
+            "(inside the cluster)",
+        ],
+    )?;
     let log = "cat /var/lib/gravity/operations/*/operation.log";
     test.said(&["sh", "-c", log])?
         .expect(0, &["configmap/settings created", "NAME: example-"])?;

@@ -15,6 +15,7 @@ use event::Sink;
 use crate::checks::{GOOD, GRAVITY, MANIFEST, Report, demand};
 use crate::node::{self, Node, Options};
 use crate::peers::Listener;
+use crate::registry::tele;
 use crate::scenario::{IMAGE, Setup, Timeline, check, run_visibly};
 use crate::snapshot::{ALLOWED, Allowed, Snapshot};
 use crate::{process, rootfs, sample};
@@ -81,7 +82,7 @@ const MENDED: Duration = Duration::from_secs(30);
 pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
     let image = setup.image(console)?;
-    let gravity = setup.tele()?.with_file_name("gravity");
+    let gravity = tele()?.with_file_name("gravity");
     // With it firewalld is told of the application's ports.
     let manifest = setup.sample.join("app.yaml");
     let first = format!("{name}-1");

@@ -10,10 +10,9 @@ use console::{Console, Format};
 use gravity_tests::node::{self, Node, Options, delete};
 use gravity_tests::rootfs::SUITE;
 use gravity_tests::scenario::{self, Setup};
-use gravity_tests::snapshot::{ALLOWED, Snapshot};
 use gravity_tests::{
     bench, care, checks, crash, distributions, faults, hooks, hosts, join, masters, network,
-    offline, page, peers, profiles, quorum, sample, vm,
+    offline, page, peers, profiles, quorum, vm,
 };
 use throwaway::helper;
 
@@ -47,29 +46,6 @@ enum Task {
     },
     /// List nodes.
     List,
-    /// Write down the state of a node.
-    Snapshot {
-        /// The node.
-        name: String,
-        /// Where to.
-        file: PathBuf,
-    },
-    /// Compare two snapshots; fails when they differ in what may not.
-    Diff {
-        /// The former one.
-        before: PathBuf,
-        /// The later one.
-        after: PathBuf,
-        /// Show also what may differ.
-        #[arg(long)]
-        all: bool,
-    },
-    /// Make the container images of the sample application.
-    SampleImages {
-        /// OCI layout that they go into.
-        #[arg(long)]
-        layout: PathBuf,
-    },
     /// Build the sample cluster image and install it into a throwaway node.
     Demo {
         /// Name of the node.
@@ -134,9 +110,6 @@ enum Task {
         /// Directory of the application.
         #[arg(long, default_value = "tests/profiles")]
         sample: PathBuf,
-        /// The tele program; the one beside this program otherwise.
-        #[arg(long)]
-        tele: Option<PathBuf>,
         /// Use this cluster image instead of building one.
         #[arg(long)]
         image: Option<PathBuf>,
@@ -228,9 +201,6 @@ enum Task {
         /// Directory of the sample application.
         #[arg(long, default_value = "tests/sample")]
         sample: PathBuf,
-        /// The tele program; the one beside this program otherwise.
-        #[arg(long)]
-        tele: Option<PathBuf>,
         /// Release of Debian of the machine that `install` is about.
         #[arg(long, value_parser = PossibleValuesParser::new(vm::SUITES), default_value = SUITE)]
         debian: String,
@@ -255,30 +225,16 @@ struct Scenario {
     /// Directory of the sample application.
     #[arg(long, default_value = "tests/sample")]
     sample: PathBuf,
-    /// The tele program; the one beside this program otherwise.
-    #[arg(long)]
-    tele: Option<PathBuf>,
     /// Use this cluster image instead of building one.
     #[arg(long)]
     image: Option<PathBuf>,
-    /// Give the node a default route, to the bridge, where it ends.
-    #[arg(long)]
-    default_route: bool,
 }
 
 impl From<Scenario> for Setup {
     fn from(scenario: Scenario) -> Self {
-        let Scenario {
-            sample,
-            tele,
-            image,
-            default_route,
-        } = scenario;
         Self {
-            sample,
-            tele,
-            image,
-            default_route,
+            image: scenario.image,
+            ..Self::new(scenario.sample)
         }
     }
 }
@@ -319,7 +275,7 @@ impl VmScenario {
         let kept = vm::Kept::of(&format!("{self:?}").to_lowercase())?;
         let kept = &kept;
         let result = match self {
-            Self::Checks => vm::checks::run(&setup, kept, console),
+            Self::Checks => vm::checks::run(kept, console),
             Self::Install => vm::install::run(&setup, debian, kept, console),
             Self::Cluster => vm::cluster::run(&setup, kept, console),
             Self::Masters => vm::masters::run(&setup, kept, console),
@@ -380,18 +336,6 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
                 .collect();
             console.table(&["Name", "Address", "Process"], &rows);
         }
-        Task::Snapshot { name, file } => Snapshot::take(&Node::open(&name)?)?.write(&file)?,
-        Task::Diff { before, after, all } => {
-            let allowed = if all { &[] } else { ALLOWED };
-            let found = Snapshot::read(&before)?.differences(&Snapshot::read(&after)?, allowed);
-            for line in &found {
-                console.print(line);
-            }
-            if !found.is_empty() {
-                return Ok(ExitCode::FAILURE);
-            }
-        }
-        Task::SampleImages { layout } => sample::make_images(&layout)?,
         Task::Demo { name, scenario } => scenario::demo(&scenario.into(), &name, console)?,
         Task::Offline { scenario } => offline::run(&scenario.into(), console)?,
         Task::E2e { name, scenario } => {
@@ -406,11 +350,9 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
         Task::Profiles {
             name,
             sample,
-            tele,
             image,
         } => {
             let setup = Setup {
-                tele,
                 image,
                 ..Setup::new(sample)
             };
@@ -458,12 +400,10 @@ fn run(task: Task, console: &Console) -> Result<ExitCode> {
             what,
             image,
             sample,
-            tele,
             debian,
             cuts,
         } => {
             let setup = Setup {
-                tele,
                 image,
                 ..Setup::new(sample)
             };

@@ -13,7 +13,7 @@ use crate::join::WORKER;
 use crate::node::{self, Node};
 use crate::said::Said;
 use crate::scenario::{IMAGE, Setup};
-use crate::snapshot::{ALLOWED, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::{process, sample};
 
 /// No command may take longer, in seconds.
@@ -58,13 +58,7 @@ pub fn run(name: &str, console: &Console) -> Result<()> {
     for (node, before) in [(&second, &before[1]), (&first, &before[0])] {
         console.step(&format!("./gravity leave on {}", node.name()));
         gravity(node, "leave --confirm")?.expect(0, &[])?;
-        let left = before.differences(&Snapshot::take(node)?, ALLOWED);
-        ensure!(
-            left.is_empty(),
-            "`leave` has left on {}:\n{}",
-            node.name(),
-            left.join("\n")
-        );
+        before.is_still(node, "`leave`")?;
     }
     console.info("After `leave` both nodes are as they were");
     second.delete()?;

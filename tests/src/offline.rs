@@ -11,6 +11,7 @@ use console::Console;
 use event::Sink;
 
 use crate::node::Node;
+use crate::registry::tele;
 use crate::said::Said;
 use crate::scenario::Setup;
 use crate::{file, process};
@@ -34,7 +35,7 @@ fn booted() -> Result<usize> {
 pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     let before = booted()?;
     let image = setup.image(console)?;
-    verify(setup, &image, console)?.expect(0, &["is whole", "installs without network"])?;
+    verify(&image, console)?.expect(0, &["is whole", "installs without network"])?;
 
     console.step("A hook that starts a pod of an image that is not packed");
     let directory = file::cache()?.join("stray");
@@ -57,15 +58,15 @@ pub fn run(setup: &Setup, console: &Console) -> Result<()> {
     };
     let image = stray.image(console)?;
     let pulls = format!("pod default/stray pulls {STRAY}");
-    verify(setup, &image, console)?.expect(1, &["is whole", &pulls])?;
+    verify(&image, console)?.expect(1, &["is whole", &pulls])?;
     file::remove_directory(&directory)?;
     ensure!(booted()? == before, "nodes are left");
     Ok(())
 }
 
-fn verify(setup: &Setup, image: &Path, console: &Console) -> Result<Said> {
+fn verify(image: &Path, console: &Console) -> Result<Said> {
     console.step("tele verify --offline-boot");
-    let mut command = Command::new(setup.tele()?);
+    let mut command = Command::new(tele()?);
     command
         .args(["verify", "--offline-boot", "--flavor=one"])
         .arg(image);

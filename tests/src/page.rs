@@ -25,10 +25,10 @@ use nix::mount::{MsFlags, mount};
 use serde_json::Value;
 
 use crate::node::{self, Node};
-use crate::registry::Registry;
+use crate::registry::{Registry, tele};
 use crate::said::Said;
 use crate::scenario::{IMAGE, Setup};
-use crate::snapshot::{ALLOWED, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::{file, process, sample};
 
 /// No command may take longer, in seconds.
@@ -63,7 +63,7 @@ pub fn run(name: &str, five_nodes: bool, console: &Console) -> Result<()> {
     vendor.args(["--net", "--mount", "--propagation", "private"]);
     vendor.arg(program).arg("page-vendor").arg(&work);
     process::run(&mut vendor)?;
-    let tele = Tele::new(&setup, &work)?;
+    let tele = Tele::new(&work)?;
     inspected(&tele)?;
     console.info("It lints and builds, and its image has what it asks for");
 
@@ -84,9 +84,9 @@ struct Tele {
 }
 
 impl Tele {
-    fn new(setup: &Setup, work: &Path) -> Result<Self> {
+    fn new(work: &Path) -> Result<Self> {
         Ok(Self {
-            program: setup.tele()?,
+            program: tele()?,
             work: work.to_owned(),
         })
     }
@@ -140,8 +140,7 @@ pub fn vendor(work: &Path) -> Result<()> {
     let registry = Registry::start(&work.join("registry"))?;
     registry.push(&images)?;
     registry.write_mirrors(&work.join("registries.conf"))?;
-    let setup = Setup::new("tests/page");
-    let tele = Tele::new(&setup, work)?;
+    let tele = Tele::new(work)?;
     for (application, manifest, lint) in [
         // Of -debug and of promiscuous-bridge.
         (
@@ -296,9 +295,7 @@ fn refused(node: &Node, image: &Path) -> Result<()> {
     };
     ignoring("swap")?.expect(0, &["[os] ignored: operating system", "[volume] ignored"])?;
     ignoring("root")?.expect(2, &["`root` can't be ignored"])?;
-    let changed = before.differences(&Snapshot::take(node)?, ALLOWED);
-    ensure!(changed.is_empty(), "a refused install changed {changed:?}");
-    Ok(())
+    before.is_still(node, "a refused install")
 }
 
 fn sample_manifest() -> Result<Manifest> {
@@ -356,8 +353,7 @@ fn licensed(node: &Node, tele: &Tele, console: &Console) -> Result<()> {
     ] {
         said(node, words)?.expect(2, &[reason])?;
     }
-    let changed = before.differences(&Snapshot::take(node)?, ALLOWED);
-    ensure!(changed.is_empty(), "a refused install changed {changed:?}");
+    before.is_still(node, "a refused install")?;
 
     console.step("./gravity install --license=/root/good.pem");
     let url = format!("Finish the setup at http://{}:30090", node.address());
@@ -382,8 +378,7 @@ fn licensed(node: &Node, tele: &Tele, console: &Console) -> Result<()> {
     ensure!(stored == sent, "the cluster has another license: {stored}");
     one_node_is_enough(node, tele, console)?;
     said(node, &["leave", "--force", "--confirm"])?.expect(0, &[])?;
-    let left = before.differences(&Snapshot::take(node)?, ALLOWED);
-    ensure!(left.is_empty(), "`leave` left:\n{}", left.join("\n"));
+    before.is_still(node, "`leave`")?;
     console.info("It is installed with a license of its vendor, and with nothing else");
     Ok(())
 }
@@ -402,7 +397,6 @@ fn one_node_is_enough(first: &Node, tele: &Tele, console: &Console) -> Result<()
     let before = Snapshot::take(&second)?;
     let refused = said(&second, &["join", first.address(), token])?;
     refused.expect(1, &["the license of Acme Inc allows 1 node"])?;
-    let changed = before.differences(&Snapshot::take(&second)?, ALLOWED);
-    ensure!(changed.is_empty(), "a refused join changed {changed:?}");
+    before.is_still(&second, "a refused join")?;
     second.delete()
 }

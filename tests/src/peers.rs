@@ -16,6 +16,7 @@ use serde::Deserialize;
 use crate::checks::{Finding, GRAVITY, MANIFEST, Report, demand};
 use crate::file;
 use crate::node::{self, Node};
+use crate::registry::tele;
 use crate::scenario::Setup;
 
 /// A profile with ports and a rate.
@@ -96,7 +97,7 @@ struct Listening {
 /// At the first thing that is not as it should be.
 pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
-    let gravity = setup.tele()?.with_file_name("gravity");
+    let gravity = tele()?.with_file_name("gravity");
     let manifest = file::cache()?.join("peers.yaml");
     file::write(&manifest, TEXT)?;
     let create = |number: u32| {

@@ -13,8 +13,8 @@ use event::Sink;
 
 use crate::node::{self, Node};
 use crate::scenario::{IMAGE, Setup, run_visibly};
-use crate::snapshot::{ALLOWED, Snapshot};
-use crate::{process, sample};
+use crate::snapshot::Snapshot;
+use crate::{file, process, sample};
 
 /// How long pods may take to say what they see.
 const PODS: Duration = Duration::from_secs(120);
@@ -83,7 +83,15 @@ timeout 5 dd bs=512 count=1 status=none <&3 | od -An -v -tu1 | tr -s ' \n' ' '
 /// looked at.
 pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
     node::require_root()?;
-    let image = setup.image(console)?;
+    let hub = file::cache()?.join("sample/hub");
+    if setup.image.is_none() {
+        sample::make_hub(&hub)?;
+    }
+    let image = Setup {
+        hub: Some(hub),
+        ..setup.clone()
+    }
+    .image(console)?;
     let node = setup.create(name, console)?;
     node.copy(&image, IMAGE)?;
     node.run(&["bash", "-ec", BEFORE])?;
@@ -119,8 +127,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
         ],
     )?;
     is_json(&node, &dry)?;
-    let unchanged = before.differences(&Snapshot::take(&node)?, ALLOWED);
-    ensure!(unchanged.is_empty(), "--dry-run changed {unchanged:?}");
+    before.is_still(&node, "--dry-run")?;
 
     console.step("./gravity install");
     let started = Instant::now();
@@ -136,8 +143,7 @@ pub fn run(setup: &Setup, name: &str, console: &Console) -> Result<()> {
 
     console.step("./gravity leave");
     run_visibly(&mut node.command(&[IMAGE, "leave", "--force", "--confirm"])?)?;
-    let left = before.differences(&Snapshot::take(&node)?, ALLOWED);
-    ensure!(left.is_empty(), "`leave` left:\n{}", left.join("\n"));
+    before.is_still(&node, "`leave`")?;
     console.info("After `leave` the node is as it was");
     node.delete()
 }
@@ -164,6 +170,7 @@ fn is_json(node: &Node, dry: &[&str]) -> Result<()> {
 type Check = fn(&Node) -> Result<()>;
 
 const CHECKS: &[(&str, Check)] = &[
+    ("a planet of the vendor's own", custom_planet),
     ("volumes on the host", host),
     ("volumes in the planet", planet),
     ("devices in the planet", devices),
@@ -173,6 +180,14 @@ const CHECKS: &[(&str, Check)] = &[
     ("DNS", dns),
     ("pods", pods),
 ];
+
+fn custom_planet(node: &Node) -> Result<()> {
+    let file = sample::PLANET_FILE;
+    has(
+        &inside(node, &format!("cat {file}"))?,
+        &["custom-planet:1.0.0"],
+    )
+}
 
 /// Fails unless all of `wanted` are in `text`.
 fn has(text: &str, wanted: &[&str]) -> Result<()> {

@@ -210,19 +210,11 @@ pub fn tele() -> Result<PathBuf> {
         .with_context(|| format!("no tele program beside {}; build it", own.display()))
 }
 
-/// A program that `make base` built: in `$GRAVITY_COMPONENTS`, else the newest
-/// of the cache.
+/// A program that `make base` built, the newest of the cache.
 ///
 /// # Errors
 /// When there is none.
 pub fn component(name: &str) -> Result<PathBuf> {
-    if let Some(directory) = std::env::var_os("GRAVITY_COMPONENTS") {
-        let path = Path::new(&directory).join(name);
-        if path.is_file() {
-            return Ok(path);
-        }
-        bail!("{} does not exist", path.display());
-    }
     let all = file::cache()?.join("base/components");
     std::fs::read_dir(&all)
         .into_iter()

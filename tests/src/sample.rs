@@ -6,6 +6,7 @@
 //! the same bytes.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Cursor, Read, Write};
 use std::path::Path;
 use std::process::Command;
@@ -101,6 +102,52 @@ pub fn make_images(directory: &Path) -> Result<()> {
     put_image(&layout, empty, &[&nothing], &json!({ "Env": [PATH] }))
 }
 
+/// A planet of the vendor's own, and the file that it has more.
+const PLANET: &str = "custom-planet:1.0.0";
+pub(crate) const PLANET_FILE: &str = "/opt/vendor/tool";
+
+/// Makes a Hub anew in `directory`: what the user's has, and a planet with one file more.
+pub(crate) fn make_hub(directory: &Path) -> Result<()> {
+    let users = oci::hub::default_dir().context("there is no home")?;
+    let blobs = Path::new("blobs/sha256");
+    file::remove_directory(directory)?;
+    file::make_directory(&directory.join(blobs))?;
+    for name in ["index.json", "oci-layout"] {
+        let from = users.join(name);
+        fs::copy(&from, directory.join(name)).with_context(|| from.display().to_string())?;
+    }
+    let entries = users.join(blobs);
+    for entry in fs::read_dir(&entries).with_context(|| entries.display().to_string())? {
+        let entry = entry.context("reading the Hub")?;
+        let to = directory.join(blobs).join(entry.file_name());
+        // The cache may be on another disk.
+        if fs::hard_link(entry.path(), &to).is_err() {
+            fs::copy(entry.path(), &to).context("copying a blob of the Hub")?;
+        }
+    }
+    let hub = Layout::open(directory)?;
+    let base = hub.read_manifest(&hub.resolve("planet:6.0.0")?)?;
+    let mut config: serde_json::Value =
+        hub.read_json(&Digest::try_from(base.config().digest())?)?;
+    let mut manifest = serde_json::to_value(&base).context("writing a manifest")?;
+    let more = layer(|tar| {
+        directories(tar, &["opt/vendor"])?;
+        let path = PLANET_FILE.trim_start_matches('/');
+        add(tar, path, EntryType::Regular, 0o755, PLANET.as_bytes())
+    })?;
+    let put = |bytes: &[u8], media_type: MediaType| hub.put_blob_bytes(bytes, media_type.as_ref());
+    let ids = config["rootfs"]["diff_ids"].as_array_mut();
+    ids.context("a planet without layers")?
+        .push(more.diff_id.into());
+    let layers = manifest["layers"].as_array_mut();
+    layers
+        .context("a planet without layers")?
+        .push(json!(put(&more.compressed, MediaType::ImageLayerGzip)?));
+    manifest["config"] = json!(put(&serde_json::to_vec(&config)?, MediaType::ImageConfig)?);
+    let manifest = put(&serde_json::to_vec(&manifest)?, MediaType::ImageManifest)?;
+    Ok(hub.tag(PLANET, manifest)?)
+}
+
 const PATH: &str = "PATH=/usr/local/bin:/usr/bin:/bin";
 
 /// Files of a Debian package, from the cache or by apt-get.
@@ -123,7 +170,7 @@ fn package_files(package: &str, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)
         ]);
         process::run(command.current_dir(&download))
             .context("after `apt-get update` it may be there")?;
-        let archive = std::fs::read_dir(&download)
+        let archive = fs::read_dir(&download)
             .with_context(|| download.display().to_string())?
             .flatten()
             .map(|entry| entry.path())
@@ -134,7 +181,7 @@ fn package_files(package: &str, wanted: &[&str]) -> Result<Vec<(String, Vec<u8>)
         file::write(&content, tar)?;
         file::remove_directory(&download)?;
     }
-    let tar = std::fs::read(&content).with_context(|| content.display().to_string())?;
+    let tar = fs::read(&content).with_context(|| content.display().to_string())?;
     find_files(&tar, wanted).with_context(|| format!("reading the package {package}"))
 }
 

@@ -11,15 +11,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use console::{Console, render};
 use event::Sink;
 use serde::Deserialize;
 
 use crate::node::{self, Node, Options};
-use crate::registry::{Registry, component};
+use crate::registry::{Registry, component, tele};
 use crate::said::last_json;
-use crate::snapshot::{ALLOWED, Snapshot};
+use crate::snapshot::Snapshot;
 use crate::{file, process, sample};
 
 /// The image in a node.
@@ -32,10 +32,10 @@ const PAGE: Duration = Duration::from_secs(30);
 pub struct Setup {
     /// Directory of the sample application.
     pub sample: PathBuf,
-    /// The `tele` program; the one beside this program otherwise.
-    pub tele: Option<PathBuf>,
     /// A cluster image that is built already.
     pub image: Option<PathBuf>,
+    /// The Hub that tele builds from; the user's otherwise.
+    pub hub: Option<PathBuf>,
     /// Whether nodes have a default route.
     pub default_route: bool,
 }
@@ -46,26 +46,10 @@ impl Setup {
     pub fn new(sample: impl Into<PathBuf>) -> Self {
         Self {
             sample: sample.into(),
-            tele: None,
             image: None,
+            hub: None,
             default_route: false,
         }
-    }
-
-    /// The `tele` program.
-    pub(crate) fn tele(&self) -> Result<PathBuf> {
-        let tele = match &self.tele {
-            Some(tele) => tele.clone(),
-            None => std::env::current_exe()
-                .context("finding this program")?
-                .with_file_name("tele"),
-        };
-        ensure!(
-            tele.is_file(),
-            "{} is not built; `make binaries` does it",
-            tele.display()
-        );
-        Ok(tele)
     }
 
     /// The sample cluster image, built by tele.
@@ -76,7 +60,7 @@ impl Setup {
         if let Some(image) = &self.image {
             return Ok(image.clone());
         }
-        let tele = self.tele()?;
+        let tele = tele()?;
         let directory = file::cache()?.join("sample");
         let name = self.sample.file_name().context("the sample has no name")?;
         let (images, output) = (directory.join("images"), directory.join(name));
@@ -102,6 +86,9 @@ impl Setup {
         command
             .env("CONTAINERS_REGISTRIES_CONF", &mirrors)
             .env("PATH", path);
+        if let Some(hub) = &self.hub {
+            command.arg("--hub").arg(hub);
+        }
         run_visibly(&mut command)?;
         drop(registry);
         // Whatever asks for quay.io from now on would find nobody.
@@ -315,15 +302,7 @@ pub(crate) fn comes_and_goes(node: &Node, image: &Path, console: &Console) -> Re
     check(node)?;
     console.step("./gravity leave");
     run_visibly(&mut node.command(&[IMAGE, "leave", "--force", "--confirm"])?)?;
-    let after = Snapshot::take(node)?;
-    let left = before.differences(&after, ALLOWED);
-    if !left.is_empty() {
-        bail!(
-            "`leave` left {} differences:\n{}",
-            left.len(),
-            left.join("\n")
-        );
-    }
+    before.is_still(node, "`leave`")?;
     console.info("After `leave` the node is as it was");
     Ok(())
 }

@@ -8,17 +8,16 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, ensure};
 
 use crate::node::Node;
 use throwaway::cgroup;
 
-use crate::file;
-
 /// What a node was like.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Snapshot(BTreeMap<String, BTreeMap<String, String>>);
 
 /// A difference that may stay after `gravity leave`.
@@ -171,21 +170,23 @@ impl Snapshot {
         Ok(Self(all))
     }
 
-    /// Reads what [`Snapshot::write`] wrote.
-    ///
-    /// # Errors
-    /// When it is not a snapshot.
-    pub fn read(path: &Path) -> Result<Self> {
-        serde_json::from_str(&file::read(path)?)
-            .with_context(|| format!("reading the snapshot {}", path.display()))
-    }
-
-    /// Writes it as JSON.
-    ///
-    /// # Errors
-    /// With the path.
-    pub fn write(&self, path: &Path) -> Result<()> {
-        file::write(path, serde_json::to_vec_pretty(self)?)
+    /// Fails when a node is not as it was, but for what is [`ALLOWED`]. `what` was done
+    /// to it meanwhile.
+    pub(crate) fn is_still(&self, node: &Node, what: &str) -> Result<()> {
+        let mut found = self.differences(&Self::take(node)?, ALLOWED);
+        if !found.is_empty() {
+            // Processes that were killed take a moment to end.
+            thread::sleep(Duration::from_millis(500));
+            found = self.differences(&Self::take(node)?, ALLOWED);
+        }
+        ensure!(
+            found.is_empty(),
+            "{what} left {} differences on {}:\n{}",
+            found.len(),
+            node.name(),
+            found.join("\n")
+        );
+        Ok(())
     }
 
     /// What is different in `later`, a line each, without what `allowed` names.

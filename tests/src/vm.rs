@@ -452,9 +452,7 @@ impl Machine {
             let online = format!("until ip -4 address | grep -q {ADDRESS}/; do sleep 0.2; done");
             self.must(&online, patience)?;
             // Its hardware tells it whole seconds, and no time server the rest.
-            let now = Timestamp::now().as_microsecond();
-            let set = format!("date --set=@{}.{:06}", now / 1_000_000, now % 1_000_000);
-            return self.must(&set, patience).map(drop);
+            return self.tell_time(patience);
         };
         let console = fs::read(self.start.file("console")).unwrap_or_default();
         let console = String::from_utf8_lossy(&console);
@@ -465,6 +463,13 @@ impl Machine {
             lines.join("\n"),
             self.start.log().trim()
         )))
+    }
+
+    /// Sets its clock, which no time server does and which drifts where it is slow.
+    fn tell_time(&mut self, patience: Duration) -> Result<()> {
+        let now = Timestamp::now().as_microsecond();
+        let set = format!("date --set=@{}.{:06}", now / 1_000_000, now % 1_000_000);
+        self.must(&set, patience).map(drop)
     }
 
     /// Runs a shell command, which is ended after `timeout`. Its output goes to `show`

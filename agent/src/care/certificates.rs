@@ -21,12 +21,10 @@ use planet::client::{Client, ServiceStatus};
 use spec::care::Care;
 use spec::layout::Layout;
 use spec::phase::{Certificate, Kubeconfig};
+use spec::{KUBERNETES_AUTHORITY, RPC_AUTHORITY};
 
 use crate::node::{file, lasting, session, transient};
-use crate::phases::secrets::{KUBERNETES, store_kubeconfig};
-
-/// Authority that controllers and nodes know each other by.
-const RPC: &str = "rpc-ca";
+use crate::phases::secrets::store_kubeconfig;
 
 /// Services that know a certificate from their start only. etcd reads its own
 /// anew with every connection, the API server its own when they change, `care`
@@ -206,10 +204,10 @@ fn sign(
     }
     for kubeconfig in &care.kubeconfigs {
         let leaf = Leaf::client(&kubeconfig.common_name, &kubeconfig.organizations, life);
-        leaves.insert(kubeconfig.certificate(), (KUBERNETES, leaf));
+        leaves.insert(kubeconfig.certificate(), (KUBERNETES_AUTHORITY, leaf));
     }
     let identity = Leaf::client(&care.identity, &[], life);
-    leaves.insert(spec::NODE_IDENTITY.to_owned(), (RPC, identity));
+    leaves.insert(spec::NODE_IDENTITY.to_owned(), (RPC_AUTHORITY, identity));
     let wanted: BTreeSet<_> = requests
         .keys()
         .filter_map(|name| leaves.get(name).map(|(authority, _)| *authority))
@@ -272,7 +270,7 @@ fn store(
     if due.kubeconfigs.is_empty() {
         return Ok(renewed);
     }
-    let authority = read(&directory.join(format!("{KUBERNETES}.crt")))?;
+    let authority = read(&directory.join(format!("{KUBERNETES_AUTHORITY}.crt")))?;
     for kubeconfig in &due.kubeconfigs {
         let name = kubeconfig.certificate();
         let request = requests.get(&name).ok_or_else(|| missing(&name))?;
@@ -304,16 +302,13 @@ async fn restart(planet: &Client, sink: &dyn Sink) -> Result<(), PhaseError> {
             sink.step(&format!("Restarting {name}"));
             planet.restart(name).await?;
             planet
-                .wait_ready(std::slice::from_ref(name), PATIENCE, |_| ())
+                .wait_ready(std::slice::from_ref(name), PATIENCE)
                 .await?;
         }
         match running.is_empty() {
             true => Ok(()),
             // One that is restarted takes others along.
-            false => planet
-                .wait_ready(&running, PATIENCE, |_| ())
-                .await
-                .map(drop),
+            false => planet.wait_ready(&running, PATIENCE).await,
         }
     };
     restarted.await.map_err(transient)

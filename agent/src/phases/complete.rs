@@ -21,7 +21,7 @@ pub(crate) async fn execute(node: &Node, phase: Complete) -> Result<(), PhaseErr
     store(node, &phase.cluster, &phase.manifest)
 }
 
-/// Stores what is known of the cluster.
+/// Stores what is known of the cluster: all there is to do at the end of a join.
 pub(super) fn store(
     node: &Node,
     cluster: &spec::ClusterSpec,

@@ -13,13 +13,13 @@ use spec::RegistryImage;
 use spec::phase::Images;
 
 use crate::Node;
-use crate::node::{file, lasting, remove_unfinished, sync_filesystem};
+use crate::node::{file, lasting, remove_beginning, sync_filesystem};
 
 const TASK: &str = "container images";
 
 pub(crate) fn execute(node: &Node, phase: &Images, sink: &dyn Sink) -> Result<(), PhaseError> {
     // What a try left that was cut off.
-    remove_unfinished(&node.layout().blobs().join("sha256"))?;
+    remove_beginning(&node.layout().blobs().join("sha256"), image::PARTIAL)?;
     let image = Image::open(&phase.image).map_err(lasting)?;
     let cluster = ClusterImage::open(image.clone()).map_err(lasting)?;
     let mut contents = Vec::new();

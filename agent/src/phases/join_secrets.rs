@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use operation::PhaseError;
 use pki::Issued;
+use spec::KUBERNETES_AUTHORITY;
 use spec::phase::JoinSecrets;
 
 use super::secrets::{
@@ -13,9 +14,6 @@ use super::secrets::{
 };
 use crate::Node;
 use crate::node::{lasting, of_controller, session};
-
-/// Signs what kubeconfigs hold.
-const KUBERNETES: &str = "kubernetes-ca";
 
 pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), PhaseError> {
     let directory = node.layout().planet_secrets();
@@ -83,7 +81,10 @@ pub(crate) async fn execute(node: &Node, phase: JoinSecrets) -> Result<(), Phase
         let made = take(&certificate.name)?;
         store_certificate(&directory, certificate, &made, &phase.user)?;
     }
-    let authority = phase.authorities.get(KUBERNETES).map_or("", String::as_str);
+    let authority = phase
+        .authorities
+        .get(KUBERNETES_AUTHORITY)
+        .map_or("", String::as_str);
     for kubeconfig in kubeconfigs {
         let made = take(&kubeconfig.certificate())?;
         store_kubeconfig(&directory, kubeconfig, authority, &made, &phase.user)?;

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use event::Sink;
+use host::causes::causes;
 use operation::PhaseError;
 use spec::phase::{ForgetMasters, Hook};
 use spec::{ClusterSpec, NodeSpec, Role};
@@ -62,10 +63,10 @@ async fn run_hook(client: &cluster::Client, hook: &Hook, master: &NodeSpec, sink
     let operation = hook.operation.clone();
     let ran = cluster::hooks::run(client, &hook_run(hook), sink.clone()).await;
     if let Err(error) = ran {
-        sink.warning(&crate::text(&error));
+        sink.warning(&causes(&error));
     }
     if let Err(error) = client.revoke_hooks(&operation).await {
-        sink.warning(&crate::text(&error));
+        sink.warning(&causes(&error));
     }
 }
 
@@ -79,7 +80,7 @@ async fn change<T>(
         let mut cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(lasting)?;
         let made = make(&mut cluster)?;
         let text = serde_json::to_string_pretty(&cluster).map_err(lasting)?;
-        let replaced = client.replace_description(read, text).await;
+        let replaced = client.replace(read, text).await;
         if replaced.map_err(transient)? {
             return Ok(made);
         }
@@ -111,30 +112,24 @@ fn give_up(cluster: &mut ClusterSpec, own: &str) -> Result<Vec<NodeSpec>, PhaseE
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use spec::sample;
 
     use super::*;
 
     fn cluster() -> ClusterSpec {
-        let node = |number: u8, role: &str, leaving: bool| {
-            json!({
-                "id": format!("00000000-0000-0000-0000-00000000000{number}"),
-                "hostname": format!("n{number}"), "advertise_addresses": [format!("10.0.0.{number}")],
-                "profile": "", "role": role, "pod_cidrs": [], "labels": {}, "state_dir": "/x",
-                "leaving": leaving,
-            })
+        let node = |number: u8, role, leaving| NodeSpec {
+            leaving,
+            ..sample::node(&format!("n{number}"), [10, 0, 0, number].into(), role, "")
         };
-        serde_json::from_value(json!({
-            "version": 1, "id": "00000000-0000-0000-0000-000000000000", "name": "c",
-            "image": {"name": "i", "version": "1.0.0", "digest": "", "resources": ""},
-            "flavor": null, "service_user": {"name": "planet", "uid": 1, "gid": 1},
-            "pod_cidrs": [], "service_cidrs": [], "vxlan_port": 8472, "domain": "cluster.local",
-            "nodes": [
-                node(1, "master", false), node(2, "worker", false), node(3, "master", true),
-                node(4, "master", false),
+        ClusterSpec {
+            nodes: vec![
+                node(1, Role::Master, false),
+                node(2, Role::Worker, false),
+                node(3, Role::Master, true),
+                node(4, Role::Master, false),
             ],
-        }))
-        .unwrap()
+            ..sample::cluster()
+        }
     }
 
     #[test]

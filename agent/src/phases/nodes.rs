@@ -89,8 +89,8 @@ fn changes(shown: &mut BTreeMap<String, Seen>, nodes: &[Seen]) -> Vec<Event> {
 async fn nodes(client: &cluster::Client) -> Result<Vec<Seen>, PhaseError> {
     let read = client.description().await.map_err(transient)?;
     let cluster: ClusterSpec = serde_json::from_str(&read.text).map_err(lasting)?;
-    let status = client.status().await.map_err(transient)?;
-    let state = |name: &str| match status.nodes.iter().find(|node| node.name == name) {
+    let known = client.nodes().await.map_err(transient)?;
+    let state = |name: &str| match known.iter().find(|node| node.name == name) {
         Some(node) if node.ready => NodeState::Ready,
         Some(_) => NodeState::Starting,
         None => NodeState::Joining,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use event::Sink;
 use operation::PhaseError;
-use spec::phase::EtcdCollect;
+use spec::phase::EtcdSnapshot;
 
 use super::blocking;
 use super::recovery::{self, Place};
@@ -25,7 +25,7 @@ const TIMES: u64 = 3;
 
 pub(super) async fn collect(
     node: &Arc<Node>,
-    phase: EtcdCollect,
+    phase: EtcdSnapshot,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     recovery::stop(node, &*sink).await?;
@@ -33,7 +33,7 @@ pub(super) async fn collect(
     blocking(node, sink, move |n, _| snapshot(n, &phase)).await
 }
 
-fn snapshot(node: &Node, phase: &EtcdCollect) -> Result<(), PhaseError> {
+fn snapshot(node: &Node, phase: &EtcdSnapshot) -> Result<(), PhaseError> {
     let place = Place::of(node);
     let to = recovery::snapshot(node, &phase.operation);
     // It gets its name when it is whole.
@@ -56,7 +56,7 @@ fn snapshot(node: &Node, phase: &EtcdCollect) -> Result<(), PhaseError> {
 
 pub(super) async fn undo(
     node: &Arc<Node>,
-    phase: EtcdCollect,
+    phase: EtcdSnapshot,
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     if Place::of(node).is_replaced()? {

@@ -5,14 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use event::Sink;
+use host::causes::causes;
 use host::changes::Journal;
+use host::modules::Presence;
 use operation::PhaseError;
 use planet::config::PlanetConfig;
 use spec::layout::Layout;
 use spec::phase::Planet;
 
 use super::{blocking, undo};
-use crate::node::{file, lasting, remove_directory, remove_file, transient};
+use crate::node::{file, lasting, remove_directory, remove_file};
 use crate::{Node, daemon, disk, network_manager};
 
 /// From the start of the container until the API answers; seconds as a rule,
@@ -44,7 +46,7 @@ pub(crate) async fn execute(
         start(n, &config, s)
     })
     .await?;
-    wait_ready(node, &wait_for).await?;
+    wait_ready(node, &wait_for, DEADLINE).await?;
     blocking(node, sink.clone(), |n, _| etcd_has_begun(n.layout())).await?;
     sink.info(&format!("Services are up: {}", wait_for.join(", ")));
     Ok(())
@@ -85,7 +87,7 @@ pub(crate) async fn start_again(
     sink: Arc<dyn Sink>,
 ) -> Result<(), PhaseError> {
     start_configured(node, sink).await?;
-    wait_ready(node, &phase.wait_for).await
+    wait_ready(node, &phase.wait_for, DEADLINE).await
 }
 
 /// Starts the planet as it is configured, unless it runs. The end of the machine
@@ -108,12 +110,15 @@ fn prepared(
     start(node, &planet)
 }
 
-async fn wait_ready(node: &Node, services: &[String]) -> Result<(), PhaseError> {
+/// What is not ready in all that time won't be after another try.
+async fn wait_ready(
+    node: &Node,
+    services: &[String],
+    deadline: Duration,
+) -> Result<(), PhaseError> {
     let planet = node.planet();
     tokio::select! {
-        ready = planet.wait_ready(services, DEADLINE, |_| ()) => {
-            ready.map(drop).map_err(transient)
-        }
+        ready = planet.wait_ready(services, deadline) => ready.map_err(lasting),
         full = disk::unusable(node.layout().state_dir()) => Err(full),
     }
 }
@@ -127,16 +132,36 @@ fn start(node: &Node, config: &serde_json::Value, sink: &dyn Sink) -> Result<(),
     daemon::start(node, &planet)
 }
 
+/// A parameter of bridges that the services need.
+fn of_bridges(planet: &PlanetConfig) -> Option<&String> {
+    let mut parameters = planet.sysctls.keys();
+    parameters.find(|key| key.starts_with("net.bridge."))
+}
+
 /// A module that the kernel lacks and doesn't load by itself.
 pub(crate) fn missing_module(planet: &PlanetConfig) -> Option<&'static str> {
-    let mut parameters = planet.sysctls.keys();
-    let bridges = parameters.find(|key| key.starts_with("net.bridge."))?;
+    let bridges = of_bridges(planet)?;
     let missing = host::sysctl::get(bridges).is_err_and(|error| error.is_missing());
     missing.then_some(BRIDGE_MODULE)
 }
 
-/// Gives the kernel what the services need. Most modules are loaded by the
-/// kernel itself when they are used; the one that shows bridged packets to the
+/// The module that systemd has to load at boot, by [`MODULES_AT_BOOT`].
+pub(crate) fn module_at_boot(planet: &PlanetConfig) -> Option<&'static str> {
+    match host::facts::has_systemd() {
+        true => at_boot(planet, host::modules::presence(BRIDGE_MODULE)),
+        false => None,
+    }
+}
+
+/// Whoever has loaded the module by now may not do so after a boot; what is part of the
+/// kernel needs nobody.
+fn at_boot(planet: &PlanetConfig, presence: Presence) -> Option<&'static str> {
+    of_bridges(planet)?;
+    matches!(presence, Presence::Loaded | Presence::Loadable).then_some(BRIDGE_MODULE)
+}
+
+/// Gives the kernel what the services need, now and at each boot. Most modules are loaded
+/// by the kernel itself when they are used; the one that shows bridged packets to the
 /// packet filter is not, and without it a pod doesn't reach a Service whose pod
 /// is on the same node.
 fn prepare_kernel(
@@ -146,18 +171,18 @@ fn prepare_kernel(
 ) -> Result<(), PhaseError> {
     if let Some(module) = missing_module(planet) {
         changes.load_module(module).map_err(lasting)?;
-        if host::facts::has_systemd() {
-            let list = format!("{module}\n");
-            changes
-                .write_file(MODULES_AT_BOOT.as_ref(), list.as_bytes(), 0o644)
-                .map_err(lasting)?;
-        }
+    }
+    if let Some(module) = module_at_boot(planet) {
+        let list = format!("{module}\n");
+        changes
+            .write_file(MODULES_AT_BOOT.as_ref(), list.as_bytes(), 0o644)
+            .map_err(lasting)?;
     }
     for (key, value) in &planet.sysctls {
         // Some kernels don't let root set some: the planet tries again at each
         // start and says so in its state.
         if let Err(error) = changes.set_sysctl(key, value) {
-            sink.warning(&crate::text(&error));
+            sink.warning(&causes(&error));
         }
     }
     Ok(())
@@ -167,16 +192,47 @@ fn prepare_kernel(
 mod tests {
     use super::*;
 
+    /// The configuration of a planet that needs one kernel parameter.
+    fn config(parameter: &str) -> serde_json::Value {
+        serde_json::json!({
+            "version": planet::config::SCHEMA_VERSION, "hostname": "n", "rootfs": "/r",
+            "overlay": "/o", "mounts": [], "files": [], "link_local_addresses": [],
+            "balancers": [], "sysctls": { parameter: "1" }, "services": [],
+        })
+    }
+
+    #[test]
+    fn a_module_is_loaded_at_boot_whoever_has_loaded_it_now() {
+        let planet =
+            |parameter| -> PlanetConfig { serde_json::from_value(config(parameter)).unwrap() };
+        let bridges = planet("net.bridge.bridge-nf-call-iptables");
+        let others = planet("net.ipv4.ip_forward");
+        for (presence, needed) in [
+            (Presence::Loaded, true),
+            (Presence::Loadable, true),
+            (Presence::Builtin, false),
+            (Presence::Absent, false),
+        ] {
+            let expected = needed.then_some(BRIDGE_MODULE);
+            assert_eq!(at_boot(&bridges, presence), expected, "{presence:?}");
+            assert_eq!(at_boot(&others, presence), None, "{presence:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_planet_that_is_not_ready_in_time_is_not_waited_for_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = Node::open(Layout::new(directory.path())).unwrap();
+        let waited = wait_ready(&node, &[], Duration::from_millis(50)).await;
+        assert!(!waited.unwrap_err().transient);
+    }
+
     #[test]
     fn the_kernel_is_prepared_at_every_start() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::new(directory.path());
         let node = Node::open(layout.clone()).unwrap();
-        let config = serde_json::json!({
-            "version": planet::config::SCHEMA_VERSION, "hostname": "n", "rootfs": "/r",
-            "overlay": "/o", "mounts": [], "files": [], "link_local_addresses": [],
-            "balancers": [], "sysctls": { "kernel.no_such_thing": "1" }, "services": [],
-        });
+        let config = config("kernel.no_such_thing");
         let path = layout.planet_config();
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         host::atomic::write(&path, config.to_string().as_bytes(), 0o644).unwrap();

@@ -10,11 +10,11 @@ use spec::LINKS;
 use spec::phase::Program;
 
 use crate::Node;
-use crate::node::{lasting, remove_unfinished};
+use crate::node::{lasting, remove_beginning};
 
 pub(crate) fn execute(node: &Node, phase: &Program) -> Result<(), PhaseError> {
     // What a try left that was cut off.
-    remove_unfinished(&node.layout().programs())?;
+    remove_beginning(&node.layout().programs(), image::PARTIAL)?;
     let program = node.layout().gravity();
     let image = Image::open(&phase.image).map_err(lasting)?;
     image.extract_elf(&program).map_err(lasting)?;

@@ -18,7 +18,7 @@ use event::Sink;
 use operation::PhaseError;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use serde::{Deserialize, Serialize};
-use spec::phase::{EtcdClean, EtcdReplace, EtcdRestore};
+use spec::phase::{EtcdReplace, EtcdRestore, EtcdSnapshot};
 
 use super::{blocking, wait_healthy};
 use crate::Node;
@@ -342,10 +342,7 @@ pub(super) async fn released(
         let released = async {
             planet.release(name).await?;
             match first.contains(name) {
-                true => planet
-                    .wait_ready(&[(*name).to_owned()], READY, |_| ())
-                    .await
-                    .map(drop),
+                true => planet.wait_ready(&[(*name).to_owned()], READY).await,
                 false => Ok(()),
             }
         };
@@ -355,7 +352,7 @@ pub(super) async fn released(
 }
 
 /// Removes the data that etcd had before, and the operation's snapshot.
-pub(super) fn clean(node: &Node, phase: &EtcdClean) -> Result<(), PhaseError> {
+pub(super) fn clean(node: &Node, phase: &EtcdSnapshot) -> Result<(), PhaseError> {
     let place = Place::of(node);
     // Before the record, without which they would not be put back.
     place.discard()?;
@@ -392,9 +389,8 @@ pub(super) async fn undo_replace(
     }
     release(node, &sink).await?;
     node.planet()
-        .wait_ready(&[], READY, |_| ())
+        .wait_ready(&[], READY)
         .await
-        .map(drop)
         .map_err(transient)
 }
 
@@ -536,7 +532,7 @@ mod tests {
         let (directory, place) = begun(Some("former"));
         let node = Node::open(Layout::new(directory.path())).unwrap();
         place.exchange().unwrap();
-        let phase = EtcdClean {
+        let phase = EtcdSnapshot {
             operation: "1".into(),
         };
         for _ in 0..2 {
@@ -560,7 +556,7 @@ mod tests {
     fn data_that_are_removed_in_part_do_not_come_back() {
         let (directory, place) = begun(Some("former"));
         let node = Node::open(Layout::new(directory.path())).unwrap();
-        let phase = EtcdClean {
+        let phase = EtcdSnapshot {
             operation: "1".into(),
         };
         put(&place.member.join("snap"), "former");

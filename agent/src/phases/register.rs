@@ -4,14 +4,14 @@
 
 use event::Sink;
 use operation::PhaseError;
-use spec::phase::{Added, Register};
+use spec::phase::Joining;
 
 use crate::Node;
 use crate::node::{of_controller, session};
 
 pub(crate) async fn execute(
     node: &Node,
-    phase: Register,
+    phase: Joining,
     sink: &dyn Sink,
 ) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
@@ -19,7 +19,7 @@ pub(crate) async fn execute(
     registered.map_err(of_controller)
 }
 
-pub(crate) async fn added(node: &Node, phase: Added, sink: &dyn Sink) -> Result<(), PhaseError> {
+pub(crate) async fn added(node: &Node, phase: Joining, sink: &dyn Sink) -> Result<(), PhaseError> {
     let mut session = session(node.layout(), &phase.controllers).await?;
     let told = session.added(&phase.operation, sink).await;
     told.map_err(of_controller)

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use operation::PhaseError;
 use pki::{Authority, Issued, Leaf};
-use spec::ServiceUser;
 use spec::phase::{Certificate, Kubeconfig, Secrets};
+use spec::{KUBERNETES_AUTHORITY, ServiceUser};
 
 use crate::Node;
 use crate::node::{file, lasting, remove_file};
@@ -19,8 +19,6 @@ use crate::node::{file, lasting, remove_file};
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Authorities are replaced by hand, with bundles: ten years.
 const AUTHORITY_LIFE: Duration = DAY.saturating_mul(3650);
-/// Authority of kubeconfigs.
-pub(crate) const KUBERNETES: &str = "kubernetes-ca";
 /// Bytes of the key that encrypts Kubernetes secrets at rest.
 const ENCRYPTION_KEY: usize = 32;
 
@@ -56,7 +54,7 @@ pub(crate) fn execute(node: &Node, phase: &Secrets) -> Result<(), PhaseError> {
         )?;
     }
     for kubeconfig in &phase.kubeconfigs {
-        let authority = authority(KUBERNETES)?;
+        let authority = authority(KUBERNETES_AUTHORITY)?;
         write_kubeconfig(&directory, authority, kubeconfig, &phase.user, life)?;
     }
     own_cluster_keys(&directory, &phase.user)
@@ -78,7 +76,7 @@ fn remove_signed(directory: &Path, phase: &Secrets, authority: &str) -> Result<(
     let signed = certificates.filter(|certificate| certificate.authority == authority);
     let keys = signed.map(|certificate| format!("{}.key", certificate.name));
     let kubeconfigs = phase.kubeconfigs.iter();
-    let signed = kubeconfigs.filter(|_| authority == KUBERNETES);
+    let signed = kubeconfigs.filter(|_| authority == KUBERNETES_AUTHORITY);
     let kubeconfigs = signed.map(|kubeconfig| format!("{}.kubeconfig", kubeconfig.name));
     for name in keys.chain(kubeconfigs) {
         remove_file(&directory.join(name))?;
@@ -90,7 +88,7 @@ fn remove_signed(directory: &Path, phase: &Secrets, authority: &str) -> Result<(
 /// are made where they don't exist.
 pub(super) fn own_cluster_keys(directory: &Path, user: &ServiceUser) -> Result<(), PhaseError> {
     // The controller manager signs certificates with it.
-    give(&directory.join("kubernetes-ca.key"), user)?;
+    give(&directory.join(format!("{KUBERNETES_AUTHORITY}.key")), user)?;
     service_account(directory, user)?;
     encryption(directory, user)
 }
@@ -292,10 +290,10 @@ pub(crate) mod tests {
                 uid: own.uid(),
                 gid: own.gid(),
             },
-            authorities: BTreeMap::from([(KUBERNETES.into(), "kubernetes".into())]),
+            authorities: BTreeMap::from([(KUBERNETES_AUTHORITY.into(), "kubernetes".into())]),
             certificates: vec![Certificate {
                 name: "apiserver".into(),
-                authority: KUBERNETES.into(),
+                authority: KUBERNETES_AUTHORITY.into(),
                 common_name: "node-1".into(),
                 organizations: Vec::new(),
                 dns_names: vec!["localhost".into()],
@@ -340,7 +338,7 @@ pub(crate) mod tests {
             let mut pairs = anew.iter().map(read).zip(&first);
             assert!(pairs.all(|(now, first)| now != *first), "{lost}");
             assert!(secrets.join(lost).exists(), "{lost}");
-            Authority::load(&secrets, KUBERNETES).unwrap();
+            Authority::load(&secrets, KUBERNETES_AUTHORITY).unwrap();
         }
     }
 
@@ -361,7 +359,7 @@ pub(crate) mod tests {
             uid: phase.user.uid + 1,
             ..phase.user.clone()
         };
-        let authority = Authority::load(&secrets, KUBERNETES).unwrap();
+        let authority = Authority::load(&secrets, KUBERNETES_AUTHORITY).unwrap();
         let issued = authority.issue(&Leaf::client("admin", &[], DAY)).unwrap();
         let pem = authority.certificate_pem();
         let given = store_kubeconfig(&secrets, &kubeconfig, pem, &issued, &other).is_ok();

@@ -19,7 +19,7 @@ use spec::phase::{Hook, JoinSecrets, PhaseSpec, Secrets};
 
 use super::{blocking, bootstrap, config, keep, own_data, recovery};
 use crate::node::{
-    entries, file, remove_directory, remove_file, remove_unfinished, session, sync_filesystem,
+    entries, file, remove_beginning, remove_directory, remove_file, session, sync_filesystem,
     transient,
 };
 use crate::{Node, daemon, residue};
@@ -145,7 +145,7 @@ fn directories(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
 
 fn program(node: &Node, sink: &dyn Sink) -> Result<(), PhaseError> {
     node.undo_changes(sink);
-    remove_unfinished(&node.layout().programs())?;
+    remove_beginning(&node.layout().programs(), image::PARTIAL)?;
     remove_file(&node.layout().gravity())?;
     remove_file(&node.layout().components())
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use console::ExitCode;
 use nix::sys::signal::{SigSet, Signal};
 
-use super::{Session, operation};
+use super::{Session, process};
 use crate::cli::Agent;
 
 /// How long the last agent may take to end.
@@ -34,8 +34,6 @@ pub(crate) async fn run(session: &Session, arguments: &Agent) -> Result<ExitCode
                 .context("serve phases")?;
             Ok(ExitCode::Ok)
         }
-        Agent::Operate { operation, action } => {
-            operation::operate(session, operation, action).await
-        }
+        Agent::Operate { operation, action } => process::operate(session, operation, action).await,
     }
 }

@@ -162,10 +162,8 @@ fn certificate(path: &Path) -> Result<Option<String>> {
         return Ok(None);
     }
     let named = || format!("read {}", path.display());
-    let mut text = String::new();
-    let file = std::fs::File::open(path).with_context(named)?;
-    std::io::Read::read_to_string(&mut std::io::Read::take(file, MAX_FILE), &mut text)
-        .with_context(named)?;
+    let bytes = host::bounded::bytes(path, MAX_FILE).with_context(named)?;
+    let text = String::from_utf8(bytes).with_context(named)?;
     if extension == Some("crt") {
         return Ok(Some(text));
     }

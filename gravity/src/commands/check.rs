@@ -4,7 +4,6 @@
 //! Out: a report, failures first. `install` runs the same.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
@@ -105,7 +104,7 @@ pub(crate) async fn run(session: &Session, arguments: &Check) -> Result<ExitCode
             // Whoever asks for it wants to see the best.
             rate: Some(u64::MAX),
         };
-        let ports = preflight::ports_between(&requirements, false, MAX_PORTS);
+        let ports = preflight::ports_between(&requirements, preflight::Other::Master, MAX_PORTS);
         let measured = way.measure(session, &arguments.peer, &ports);
         anyhow::Ok(Some(measured.await))
     };
@@ -197,14 +196,7 @@ fn script(uri: &Uri, directory: &Path) -> Result<String, String> {
 }
 
 fn bounded(path: &Path, max: u64) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(max + 1).read_to_end(&mut bytes))
-        .with_context(|| format!("read {}", path.display()))?;
-    if bytes.len() as u64 > max {
-        bail!("{} is larger than {max} bytes", path.display());
-    }
-    Ok(bytes)
+    host::bounded::bytes(path, max).with_context(|| format!("read {}", path.display()))
 }
 
 fn read_facts(path: &Path) -> Result<Facts> {

@@ -22,7 +22,7 @@ use spec::layout::Layout;
 use spec::phase::EtcdRestore;
 use tokio::net::TcpStream;
 
-use super::{Session, operation as process, require_root};
+use super::{Session, process, require_root};
 use crate::cli;
 
 /// How long etcd of this node may take to say whom it knows.

@@ -17,7 +17,6 @@ use image::Image;
 use image::cluster::{ApplicationImage, ClusterImage};
 use installer::coordinator::{Action, Operation};
 use installer::install::{self, ImageContent, KnownUsers, Options, Prepared, Rootfs};
-use installer::services::HostTraits;
 use manifest::Manifest;
 use pki::JoinToken;
 use spec::layout::Layout;
@@ -29,7 +28,7 @@ pub(crate) use self::config::WrongConfig;
 pub(crate) use self::license::WrongLicense;
 use self::values::Values;
 pub(crate) use self::values::WrongValues;
-use super::operation::TOKEN_LIFE;
+use super::process::TOKEN_LIFE;
 use super::{Session, check, require_root, token};
 use crate::cli::Install;
 
@@ -71,13 +70,12 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         with_id: host::users::user_by_id(options.service_uid)?,
         named: host::users::user_by_name(install::SERVICE_USER)?,
     };
-    let host = host_traits(&facts);
     let prepare = |options: &Options, license: Option<&license::License>| {
         let options = Options {
             license: license.map(|license| license.terms.clone()),
             ..options.clone()
         };
-        install::prepare(&options, &manifest, &content, &facts, &users, &host)
+        install::prepare(&options, &manifest, &content, &facts, &users)
     };
     let mut prepared = prepare(&options, license.as_ref())?;
     let user = &prepared.cluster.service_user;
@@ -102,17 +100,22 @@ pub(crate) async fn run(session: &Session, arguments: &Install) -> Result<ExitCo
         prepared = prepare(&options, license.as_ref())?;
     }
     verify(session, &image)?;
-    let license = license.map(|license| license.text);
+    let license = license.map(|license| install::license_secret(&license.text).to_string());
     let token = token.map(|token| token_secret(&token)).transpose()?;
-    let secrets = Secrets {
-        config: arguments.config.is_some().then_some(&*config.text),
-        license: license.as_deref(),
-        token: token.as_deref(),
-        values: values.as_deref(),
-    };
-    let operation = create(session, &prepared, &secrets)?;
+    let resources = arguments.config.is_some().then(|| {
+        let user = &prepared.cluster.service_user;
+        let translated = manifest::service_user::translate(&config.text, user.uid, user.gid);
+        translated.unwrap_or(config.text)
+    });
+    let files = [
+        (install::TOKEN_FILE, token),
+        (install::VALUES_FILE, values),
+        (install::LICENSE_FILE, license),
+        (install::CONFIG_FILE, resources),
+    ];
+    let operation = create(session, &prepared, &files)?;
     check::record(&report, &operation)?;
-    super::operation::start(session, &operation, &Action::Run).await
+    super::process::start(session, &operation, &Action::Run).await
 }
 
 /// The Secret with values for hooks.
@@ -139,7 +142,7 @@ fn show_release_notes(session: &Session, manifest: &Manifest) {
 /// Columns of text that was HTML.
 const COLUMNS: usize = 80;
 
-/// HTML as text; what is no HTML stays as it is.
+/// HTML as text. Text of another kind loses its line breaks and what looks like a tag.
 fn plain_text(html: &str) -> String {
     let text = html2text::from_read(html.as_bytes(), COLUMNS);
     let text = text.unwrap_or_else(|_| html.to_owned());
@@ -346,17 +349,10 @@ fn choose_flavor(
         [] => Ok(None),
         [only] => Ok(Some(only.name.clone())),
         several => {
-            let about = manifest.installer.flavors.as_ref();
-            if let Some(about) = about.and_then(|about| about.description.as_deref()) {
-                session.console.print(&plain_text(about));
+            for text in about_flavors(manifest) {
+                session.console.print(&text);
             }
             let names: Vec<_> = several.iter().map(|flavor| flavor.name.as_str()).collect();
-            for flavor in several {
-                let description = flavor.description.as_deref().unwrap_or_default();
-                session
-                    .console
-                    .print(&format!("  {:<16} {description}", flavor.name));
-            }
             let prompt = manifest
                 .flavor_prompt()
                 .unwrap_or("Which flavor do you want to install?");
@@ -373,6 +369,19 @@ fn choose_flavor(
             }
         }
     }
+}
+
+/// What is told before a flavor is asked for.
+fn about_flavors(manifest: &Manifest) -> Vec<String> {
+    let all = manifest.installer.flavors.as_ref();
+    // Plain text, unlike the release notes.
+    let about = all.and_then(|all| all.description.as_deref());
+    let about = about.map(|text| text.trim_end().to_owned());
+    let each = manifest.flavors().iter().map(|flavor| {
+        let description = flavor.description.as_deref().unwrap_or_default();
+        format!("  {:<16} {description}", flavor.name)
+    });
+    about.into_iter().chain(each).collect()
 }
 
 fn options(
@@ -410,12 +419,6 @@ fn options(
         service_gid: arguments.service_gid,
         leaf_seconds: arguments.leaf_seconds,
         state_dir: session.layout.state_dir().to_owned(),
-    }
-}
-
-pub(crate) fn host_traits(facts: &HostFacts) -> HostTraits {
-    HostTraits {
-        can_lower_oom_score: facts.can_lower_oom_score,
     }
 }
 
@@ -457,20 +460,13 @@ fn token_secret(token: &JoinToken) -> Result<String> {
     serde_json::to_string(&stored.secret()).context("write the token's Secret")
 }
 
-/// What an install keeps beside its plan: there may be secrets in it.
-#[derive(Debug, Default)]
-struct Secrets<'a> {
-    /// Resources of `--config`.
-    config: Option<&'a str>,
-    /// The license.
-    license: Option<&'a str>,
-    /// The Secret with a token of the user's own.
-    token: Option<&'a str>,
-    /// The Secret with values for hooks.
-    values: Option<&'a str>,
-}
-
-fn create(session: &Session, prepared: &Prepared, secrets: &Secrets<'_>) -> Result<Operation> {
+/// Writes the operation down, with the files beside its plan that were given: there may be
+/// secrets in them.
+fn create(
+    session: &Session,
+    prepared: &Prepared,
+    files: &[(&str, Option<String>)],
+) -> Result<Operation> {
     let layout = &session.layout;
     // Two at once: the second finds it locked, or what the first has made.
     let lock = host::lock::Lock::acquire(&layout.operation_lock())?;
@@ -480,31 +476,10 @@ fn create(session: &Session, prepared: &Prepared, secrets: &Secrets<'_>) -> Resu
     agent::leave::adopt_state_dir(layout).map_err(|error| anyhow!(error.message))?;
     let directory = layout.operations().join(&prepared.plan.operation_id);
     // Root's alone. Before the plan, which is what says that there is an operation.
-    let keep = |name: &str, text: &str| {
+    for (name, text) in files {
+        let Some(text) = text else { continue };
         std::fs::create_dir_all(&directory).context("create the operation's directory")?;
-        Ok::<_, anyhow::Error>(host::atomic::write(
-            &directory.join(name),
-            text.as_bytes(),
-            0o600,
-        )?)
-    };
-    if let Some(token) = secrets.token {
-        keep(install::TOKEN_FILE, token)?;
-    }
-    if let Some(values) = secrets.values {
-        keep(install::VALUES_FILE, values)?;
-    }
-    if let Some(license) = secrets.license {
-        let secret = install::license_secret(license);
-        keep(install::LICENSE_FILE, &secret.to_string())?;
-    }
-    if let Some(config) = secrets.config {
-        let user = &prepared.cluster.service_user;
-        let translated = manifest::service_user::translate(config, user.uid, user.gid);
-        keep(
-            install::CONFIG_FILE,
-            translated.as_deref().unwrap_or(config),
-        )?;
+        host::atomic::write(&directory.join(name), text.as_bytes(), 0o600)?;
     }
     let operation = Operation::create(layout, prepared.plan.clone())?;
     drop(lock);
@@ -545,6 +520,26 @@ mod tests {
             assert!(text.contains(part), "{part} in {text}");
         }
         assert!(!text.contains('<') && !text.contains("x()"), "{text}");
+    }
+
+    #[test]
+    fn the_text_about_flavors_is_shown_as_it_is() {
+        let text = r#"
+metadata: {name: a, resourceVersion: 1.0.0}
+installer:
+  flavors:
+    description: "One:\n  a <profile> for tests.\n"
+    items: [{name: one, description: One node, nodes: [{profile: n, count: 1}]}]
+nodeProfiles: [{name: n}]
+"#;
+        let manifest = manifest::parse(text, "app.yaml").unwrap();
+        assert_eq!(
+            about_flavors(&manifest),
+            [
+                "One:\n  a <profile> for tests.",
+                "  one              One node",
+            ]
+        );
     }
 
     #[test]

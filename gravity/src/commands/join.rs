@@ -28,11 +28,11 @@ use rpc::controller::{Error, Refusal, Session as Controller};
 use rpc::peer::MAX_PORTS;
 use spec::layout::Layout;
 use spec::phase::{JoinSecrets, PhaseSpec};
-use spec::{Candidate, ClusterSpec, Membership};
+use spec::{Candidate, ClusterSpec, Membership, RPC_AUTHORITY};
 use tokio::runtime::Handle;
 
 use self::fetch::Fetch;
-use super::install::{content, host_traits, refuse_former, verify};
+use super::install::{content, refuse_former, verify};
 use super::peers::Way;
 use super::{Session, check, require_root, token};
 use crate::cli::Join;
@@ -41,8 +41,6 @@ use crate::cli::Join;
 const TURN: Duration = Duration::from_secs(300);
 /// How often it asks.
 const PAUSE: Duration = Duration::from_secs(2);
-/// The authority that controllers and nodes are known by.
-const RPC: &str = "rpc-ca";
 /// Workers to which the way is measured, at most.
 const WORKERS: usize = 4;
 
@@ -87,16 +85,10 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     let candidate = join::candidate(&options, &manifest, &content, &cluster, &facts, &users)?;
     fits(arguments, &token, &candidate).await?;
     session.console.step("Checking the node's requirements");
-    let network = install::Options {
-        pod_cidr: first(&cluster.pod_cidrs),
-        service_cidr: first(&cluster.service_cidrs),
-        vxlan_port: Some(cluster.vxlan_port),
-        ..install::Options::of_defaults(&options.state_dir)
-    };
     let profile = join::choose_profile(&manifest, options.role.as_deref())?;
     let profile = install::with_mounts(profile, &options.mounts, &options.state_dir)?;
     let mut requirements = check::requirements(
-        &network,
+        &terms(&cluster, &options.state_dir),
         cluster.pod_network,
         choose_address(options.advertise_address, &facts)?,
         profile.as_ref(),
@@ -128,15 +120,14 @@ pub(crate) async fn run(session: &Session, arguments: &Join) -> Result<ExitCode>
     };
     verify(session, &image)?;
     let plan = |membership: &Membership| {
-        let host = host_traits(&facts);
         let mounts = &options.mounts;
         Ok(join::plan(
-            membership, &manifest, &content, &users, &host, mounts,
+            membership, &manifest, &content, &users, &facts, mounts,
         )?)
     };
     let operation = begin(session, arguments, &token, &candidate, plan).await?;
     check::record(&report, &operation)?;
-    super::operation::start(session, &operation, &Action::Run).await
+    super::process::start(session, &operation, &Action::Run).await
 }
 
 /// The image of `--image` or the one that this program carries, if it does.
@@ -160,11 +151,11 @@ async fn measure(
     cluster: &ClusterSpec,
     requirements: &Requirements,
 ) -> Vec<Peer> {
-    let ports = preflight::ports_between(requirements, false, MAX_PORTS);
+    let ports = preflight::ports_between(requirements, preflight::Other::Master, MAX_PORTS);
     let mut peers = way.measure(session, &cluster.controllers(), &ports).await;
     let address = |worker| SocketAddr::new(worker, spec::CONTROLLER_PORT);
     let workers = fastrand::choose_multiple(cluster.workers().map(address), WORKERS);
-    let ports = preflight::ports_between(requirements, true, MAX_PORTS);
+    let ports = preflight::ports_between(requirements, preflight::Other::Worker, MAX_PORTS);
     peers.extend(way.measure(session, &workers, &ports).await);
     peers
 }
@@ -181,6 +172,17 @@ fn reachable(session: &Session, mut peers: Vec<Peer>) -> Vec<Peer> {
         }
     });
     peers
+}
+
+/// What the cluster has decided of what a node must offer.
+fn terms(cluster: &ClusterSpec, state_dir: &Path) -> install::Options {
+    install::Options {
+        pod_cidr: first(&cluster.pod_cidrs),
+        service_cidr: first(&cluster.service_cidrs),
+        vxlan_port: Some(cluster.vxlan_port),
+        service_uid: cluster.service_user.uid,
+        ..install::Options::of_defaults(state_dir)
+    }
 }
 
 fn first(cidrs: &[String]) -> String {
@@ -368,7 +370,9 @@ async fn forget(
 ) {
     sink.step("Taking this node out of the cluster");
     let forgotten = async {
-        let authority = authorities.get(RPC).context("find its authority")?;
+        let authority = authorities
+            .get(RPC_AUTHORITY)
+            .context("find its authority")?;
         let trust = Trust::Authority(authority.clone());
         let mut controller = Controller::open(controllers, &trust, Some(&identity?)).await?;
         anyhow::Ok(controller.leave(true, sink).await?)
@@ -399,9 +403,29 @@ fn keep_identity(layout: &Layout, request: &Request, membership: &Membership) ->
 mod tests {
     use operation::{Phase, Plan};
     use spec::ServiceUser;
-    use spec::phase::Register;
+    use spec::phase::Joining;
 
     use super::*;
+
+    #[test]
+    fn a_node_is_judged_by_what_its_cluster_has_decided() {
+        let mut cluster = spec::sample::cluster();
+        cluster.service_user.uid = 1234;
+        cluster.vxlan_port = 8473;
+        cluster.pod_cidrs = vec!["10.77.0.0/16".into()];
+        cluster.service_cidrs = vec!["10.78.0.0/16".into()];
+        let requirements = check::requirements(
+            &terms(&cluster, Path::new("/state")),
+            cluster.pod_network,
+            "10.0.0.1".parse().unwrap(),
+            None,
+            None,
+        );
+        assert_eq!(requirements.service_uid, 1234);
+        assert_eq!(requirements.vxlan_port, 8473);
+        assert_eq!(requirements.pod_cidrs, cluster.pod_cidrs);
+        assert_eq!(requirements.service_cidrs, cluster.service_cidrs);
+    }
 
     #[test]
     fn a_try_that_was_not_to_be_takes_back_its_own_and_not_what_was_mended() {
@@ -450,12 +474,12 @@ mod tests {
                 gid: 1,
             },
             controllers: vec!["10.0.0.1:3009".parse().unwrap()],
-            authorities: BTreeMap::from([(RPC.into(), "pem".into())]),
+            authorities: BTreeMap::from([(RPC_AUTHORITY.into(), "pem".into())]),
             certificates: Vec::new(),
             kubeconfigs: Vec::new(),
             cluster_keys: Vec::new(),
         };
-        let register = PhaseSpec::Register(Register {
+        let register = PhaseSpec::Register(Joining {
             controllers: Vec::new(),
             operation: "one".into(),
         });

@@ -63,24 +63,25 @@ pub(crate) fn lost_address(node: &NodeSpec, here: &[IpAddr]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use spec::{Role, sample};
+
     use super::*;
 
-    /// A cluster's description, with nodes of these names.
-    fn cluster(names: &[&str]) -> serde_json::Value {
-        let node = |(number, name): (usize, &&str)| {
-            serde_json::json!({
-                "id": uuid::Uuid::from_u128(number as u128), "hostname": name,
-                "advertise_addresses": [format!("10.0.0.{number}")], "profile": "",
-                "role": "worker", "pod_cidrs": [], "labels": {}, "state_dir": "/x",
-            })
+    /// A cluster with nodes of these names.
+    fn cluster(names: &[&str]) -> ClusterSpec {
+        let node = |(number, name): (u8, &&str)| NodeSpec {
+            id: uuid::Uuid::from_u128(number.into()),
+            ..sample::node(
+                name,
+                [10, 0, 0, number].into(),
+                Role::Worker,
+                "10.244.0.0/24",
+            )
         };
-        serde_json::json!({
-            "version": 1, "id": uuid::Uuid::nil(), "name": "c",
-            "image": {"name": "i", "version": "1.0.0", "digest": "", "resources": ""},
-            "flavor": null, "service_user": {"name": "planet", "uid": 1, "gid": 1},
-            "pod_cidrs": [], "service_cidrs": [], "vxlan_port": 1, "domain": "x",
-            "nodes": (0..).zip(names).map(node).collect::<Vec<_>>(),
-        })
+        ClusterSpec {
+            nodes: (0..).zip(names).map(node).collect(),
+            ..sample::cluster()
+        }
     }
 
     #[test]
@@ -91,7 +92,8 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             host::atomic::write(path, json.to_string().as_bytes(), 0o644).unwrap();
         };
-        write(&layout.cluster(), cluster(&["one", "two"]));
+        let both = serde_json::to_value(cluster(&["one", "two"])).unwrap();
+        write(&layout.cluster(), both);
         assert!(node(&layout).is_err(), "it has no planet");
         let planet = serde_json::json!({
             "version": 1, "hostname": "two", "rootfs": "/r", "overlay": "/o", "mounts": [],
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn a_host_that_has_changed_is_told_of() {
-        let cluster: ClusterSpec = serde_json::from_value(cluster(&["one"])).unwrap();
+        let cluster = cluster(&["one"]);
         let node = &cluster.nodes[0];
         assert_eq!(renamed(node, "one"), None);
         let told = renamed(node, "other").unwrap();

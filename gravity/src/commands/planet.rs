@@ -1,6 +1,7 @@
 //! Commands of the planet: the container's daemon and supervisor, and programs
 //! inside. They must run before this process has a second thread.
 
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -60,7 +61,10 @@ fn client(name: &str) -> Result<()> {
     let rootfs = config(&layout)?.rootfs;
     let program = rootfs.join("usr/local/bin").join(name);
     let mut command = Command::new(program);
-    command.arg0(name).args(std::env::args_os().skip(1));
+    command
+        .arg0(name)
+        .args(std::env::args_os().skip(1))
+        .envs(no_proxy());
     if std::env::var_os("KUBECONFIG").is_none() {
         command.env("KUBECONFIG", layout.admin_kubeconfig());
     }
@@ -69,6 +73,29 @@ fn client(name: &str) -> Result<()> {
         command.env("KUBECACHEDIR", layout.service("kubectl-cache"));
     }
     Err(command.exec()).with_context(|| format!("run {name}"))
+}
+
+/// The environment of a client that speaks with the API server past the host's proxy, which
+/// doesn't reach 169.254.20.10.
+pub(crate) fn no_proxy() -> [(&'static str, OsString); 2] {
+    let [upper, lower] = ["NO_PROXY", "no_proxy"].map(std::env::var_os);
+    [
+        ("NO_PROXY", with_leader(&upper, &lower)),
+        ("no_proxy", with_leader(&lower, &upper)),
+    ]
+}
+
+/// One of these variables and the leader. Who takes the first that is not empty must not
+/// miss what only the `other` has.
+fn with_leader(own: &Option<OsString>, other: &Option<OsString>) -> OsString {
+    let mut known = [own, other].into_iter().flatten();
+    let known = known.find(|value| !value.is_empty());
+    let mut value = known.cloned().unwrap_or_default();
+    if !value.is_empty() {
+        value.push(",");
+    }
+    value.push(spec::LEADER_ADDRESS.to_string());
+    value
 }
 
 /// The state directory that this program is installed in: `<it>/bin/gravity`.
@@ -82,11 +109,10 @@ fn state_dir() -> Result<std::path::PathBuf> {
 
 pub(crate) fn config(layout: &Layout) -> Result<planet::config::PlanetConfig> {
     let path = layout.planet_config();
-    let json = match std::fs::read(&path) {
-        Ok(json) => json,
-        Err(_) => bail!("there is no planet on this node; `gravity install` makes one"),
-    };
-    serde_json::from_slice(&json).with_context(|| format!("read {}", path.display()))
+    if !path.exists() {
+        bail!("there is no planet on this node; `gravity install` makes one");
+    }
+    Ok(planet::container::load(&path)?)
 }
 
 /// Runs `command` inside the running planet and ends with its exit code.
@@ -100,4 +126,27 @@ pub(crate) fn enter(layout: &Layout, command: &[String]) -> Result<std::convert:
     let code =
         planet::enter::exec(process, &command, &env, terminal).context("enter the planet")?;
     std::process::exit(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_leader_is_reached_past_a_proxy_and_whatever_else_was() {
+        let given = |text: &str| Some(OsString::from(text));
+        for (own, other, wanted) in [
+            (None, None, "169.254.20.10"),
+            (given(""), None, "169.254.20.10"),
+            (
+                given(".a,10.0.0.1"),
+                given(".b"),
+                ".a,10.0.0.1,169.254.20.10",
+            ),
+            (given(""), given(".b"), ".b,169.254.20.10"),
+            (None, given("*"), "*,169.254.20.10"),
+        ] {
+            assert_eq!(with_leader(&own, &other), wanted);
+        }
+    }
 }

@@ -3,11 +3,14 @@
 //! The vendor's hooks speak of the application as a whole: they run on masters,
 //! whose administrator's rights they need; a worker stops and starts without.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 use console::ExitCode;
 use event::Sink;
 use installer::coordinator::Operation;
 use manifest::HookName;
+use spec::layout::Layout;
 use spec::phase::{Health, PhaseSpec};
 
 use super::{Session, hook, own, require_root};
@@ -16,7 +19,9 @@ use crate::cli::Stop;
 pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode> {
     require_root()?;
     session.cluster()?;
-    let question = "All services and pods on this node will be stopped. Go on?";
+    // A manifest that can't be read is told below.
+    let hooks = session.manifest().map(|manifest| manifest.hooks);
+    let question = question(&session.layout, &hooks.unwrap_or_default());
     session.go_on(arguments.confirm, question)?;
     let _lock = host::lock::Lock::acquire(&session.layout.operation_lock())?;
     match run_hook(session, HookName::Stop).await {
@@ -35,6 +40,17 @@ pub(crate) async fn stop(session: &Session, arguments: &Stop) -> Result<ExitCode
         .console
         .info("Stopped; `gravity start` starts it again");
     Ok(ExitCode::Ok)
+}
+
+/// What is asked before a stop: the hook ends more than this node.
+fn question(layout: &Layout, hooks: &BTreeMap<HookName, String>) -> &'static str {
+    match hooks.contains_key(&HookName::Stop) && layout.admin_kubeconfig().exists() {
+        true => {
+            "All services and pods on this node will be stopped. Before that the image's stop hook \
+             ends the application on all nodes. Go on?"
+        }
+        false => "All services and pods on this node will be stopped. Go on?",
+    }
 }
 
 pub(crate) async fn start(session: &Session) -> Result<ExitCode> {
@@ -82,4 +98,21 @@ async fn run_hook(session: &Session, name: HookName) -> Result<()> {
         return Ok(());
     }
     hook::by_hand(session, name, &[], session.console.clone()).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_stops_a_master_is_told_that_the_hook_is_for_all_nodes() {
+        let directory = tempfile::tempdir().unwrap();
+        let layout = Layout::new(directory.path());
+        let hooks = BTreeMap::from([(HookName::Stop, String::new())]);
+        assert!(!question(&layout, &hooks).contains("hook"), "on a worker");
+        std::fs::create_dir_all(layout.planet_secrets()).unwrap();
+        host::atomic::write(&layout.admin_kubeconfig(), b"{}", 0o600).unwrap();
+        assert!(question(&layout, &hooks).contains("on all nodes"));
+        assert!(!question(&layout, &BTreeMap::new()).contains("hook"));
+    }
 }

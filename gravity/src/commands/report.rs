@@ -10,9 +10,8 @@ mod redact;
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -25,7 +24,7 @@ use host::command::Cmd;
 use host::facts::{HostFacts, Interest};
 use jiff::Timestamp;
 use manifest::HookName;
-use planet::client::Request;
+use planet::client::Client;
 use serde::Serialize;
 use spec::layout::Layout;
 use tokio::sync::mpsc::{self, Sender};
@@ -75,6 +74,7 @@ const KINDS: &[&str] = &[
 const PROGRAMS: &[(&str, &[&str])] = &[
     ("ip", &["address"]),
     ("ip", &["route"]),
+    ("ip", &["rule"]),
     ("ss", &["-tulnp"]),
     ("df", &["-h"]),
     ("df", &["-i"]),
@@ -346,7 +346,7 @@ impl Archive {
         if layout.planet_config().exists() {
             match services(layout) {
                 Ok(services) => self.add("services.json", &services)?,
-                Err(error) => self.miss("services.json", &error.to_string()),
+                Err(error) => self.miss("services.json", &format!("{error:#}")),
             }
         }
         Ok(())
@@ -354,18 +354,19 @@ impl Archive {
 
     fn kubernetes(&mut self, layout: &Layout) -> Result<()> {
         let config = layout.admin_kubeconfig();
-        let planet = std::fs::read(layout.planet_config())
-            .ok()
-            .and_then(|json| serde_json::from_slice::<planet::config::PlanetConfig>(&json).ok());
+        let planet = planet::container::load(&layout.planet_config()).ok();
         let Some(planet) = planet.filter(|_| config.exists()) else {
             self.miss("kubernetes", "this node has no planet of a master");
             return Ok(());
         };
         let kubectl = planet.rootfs.join("usr/local/bin/kubectl");
+        let [upper, lower] = super::planet::no_proxy();
         let get = |arguments: &[&str]| {
             Cmd::new(&kubectl)
                 .args(["get", "--all-namespaces", "--request-timeout=10s"])
                 .args(arguments)
+                .env(upper.0, &upper.1)
+                .env(lower.0, &lower.1)
                 .env("KUBECONFIG", &config)
                 .env("KUBECACHEDIR", layout.service("kubectl-cache"))
                 .timeout(PATIENCE)
@@ -493,14 +494,10 @@ fn output<A: AsRef<OsStr>>(program: impl AsRef<OsStr>, arguments: &[A]) -> Resul
 }
 
 /// How the services are, as the supervisor answers.
-fn services(layout: &Layout) -> std::io::Result<String> {
-    let mut stream = UnixStream::connect(layout.planet_socket())?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    serde_json::to_writer(&mut stream, &Request::Status)?;
-    stream.write_all(b"\n")?;
-    let mut answer = String::new();
-    BufReader::new(stream.take(MAX_FILE)).read_line(&mut answer)?;
-    Ok(answer)
+fn services(layout: &Layout) -> Result<String> {
+    let client = Client::new(&layout.planet_socket());
+    let status = super::block_on_one_thread(async { Ok(client.status().await?) })?;
+    Ok(serde_json::to_string_pretty(&status)?)
 }
 
 /// What it takes a while to tell, above all where something is broken.

@@ -8,7 +8,7 @@ use installer::attach::Follower;
 use installer::coordinator::{Action, Operation};
 use installer::recover;
 
-use super::{Session, etcd, operation, require_root};
+use super::{Session, etcd, process, require_root};
 
 pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
     require_root()?;
@@ -20,7 +20,7 @@ pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
             "Following the operation that runs (pid {})",
             follower.pid()
         ));
-        return operation::follow(session, follower).await;
+        return process::follow(session, follower).await;
     }
     let last = Operation::last(&session.layout)?;
     if last.state()?.is_completed() {
@@ -32,5 +32,5 @@ pub(crate) async fn run(session: &Session) -> Result<ExitCode> {
     if last.plan.kind == recover::KIND {
         etcd::may_go_on(session, &last).await?;
     }
-    operation::start(session, &last, &Action::Run).await
+    process::start(session, &last, &Action::Run).await
 }

@@ -7,7 +7,7 @@ use host::lock::Lock;
 use installer::coordinator::{Action, Operation};
 use serde::Serialize;
 
-use super::{Session, operation, require_root};
+use super::{Session, process, require_root};
 use crate::cli::Rollback;
 
 /// What a rollback would do.
@@ -32,13 +32,13 @@ pub(crate) async fn run(session: &Session, arguments: &Rollback) -> Result<ExitC
     }
     let question = "All that the operation has done will be taken back. Go on?";
     session.go_on(arguments.confirm, question)?;
-    operation::start(session, &last, &Action::RollBackAll).await
+    process::start(session, &last, &Action::RollBackAll).await
 }
 
 fn preview(session: &Session, last: &Operation) -> Result<()> {
     let phases = last.to_roll_back()?;
     let phases = phases.iter().map(|phase| phase.id.clone()).collect();
-    let changes = match operation::FIRST.contains(&last.plan.kind.as_str()) {
+    let changes = match process::FIRST.contains(&last.plan.kind.as_str()) {
         true => Journal::read(&session.layout.host_changes())?,
         // The node stays in its cluster.
         false => Vec::new(),

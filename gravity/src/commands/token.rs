@@ -8,6 +8,7 @@ use console::{ExitCode, render};
 use jiff::{SignedDuration, Timestamp};
 use pki::JoinToken;
 use serde::Serialize;
+use spec::ClusterSpec;
 
 use super::{Session, WrongUsage, copy_of_this, require_root};
 use crate::cli::Token;
@@ -41,11 +42,10 @@ pub(crate) async fn run(session: &Session, arguments: &Token) -> Result<ExitCode
     }
 }
 
-/// A token that is kept, and the masters that know it.
-pub(crate) struct Made {
-    pub(crate) stored: cluster::StoredToken,
-    /// Their addresses, with commas.
-    pub(crate) masters: String,
+/// Addresses of the masters, as `gravity join` takes them.
+pub(crate) fn masters(cluster: &ClusterSpec) -> String {
+    let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
+    masters.join(",")
 }
 
 /// The token of `--token` or `--token-file`.
@@ -73,10 +73,10 @@ pub(crate) fn stored(token: &JoinToken, ttl: SignedDuration) -> Result<cluster::
 /// Makes a token; `own` is one that the user chose.
 pub(crate) async fn make(
     session: &Session,
+    client: &cluster::Client,
     ttl: SignedDuration,
     own: Option<JoinToken>,
-) -> Result<Made> {
-    let client = session.administrator().await?;
+) -> Result<cluster::StoredToken> {
     let token = match own {
         Some(token) => token,
         None => {
@@ -88,12 +88,7 @@ pub(crate) async fn make(
     };
     let stored = stored(&token, ttl)?;
     client.add_join_token(&stored).await?;
-    let cluster = installer::controller::description(&client).await?;
-    let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
-    Ok(Made {
-        stored,
-        masters: masters.join(","),
-    })
+    Ok(stored)
 }
 
 /// The token that is good the longest, `life` at least, of those that may be
@@ -114,7 +109,9 @@ pub(crate) async fn valid(
 
 async fn create(session: &Session, ttl: SignedDuration, file: Option<&Path>) -> Result<ExitCode> {
     let own = file.map(read).transpose()?;
-    let Made { stored, masters } = make(session, ttl, own).await?;
+    let client = session.administrator().await?;
+    let stored = make(session, &client, ttl, own).await?;
+    let masters = masters(&installer::controller::description(&client).await?);
     // One of the user's own choice is not shown again.
     let shown = match file {
         Some(_) => "TOKEN".to_owned(),

@@ -61,9 +61,6 @@ pub struct Blob {
     pub size: u64,
     /// OCI media type of the content.
     pub media_type: String,
-    /// What it runs on, where that means something.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub platform: Option<String>,
     /// How it is stored.
     pub encoding: Encoding,
     /// Where it begins in the file.

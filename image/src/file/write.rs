@@ -192,7 +192,16 @@ impl Writer {
                 expected,
             });
         }
-        self.push(digest, size, media_type, encoding, offset, length, frames)
+        self.push(Blob {
+            digest: digest.to_owned(),
+            size,
+            media_type: media_type.to_owned(),
+            encoding,
+            offset,
+            length,
+            frames,
+        });
+        Ok(())
     }
 
     /// Adds a small blob; returns its digest.
@@ -206,15 +215,15 @@ impl Writer {
             self.position = offset;
             self.put(bytes)?;
             let size = bytes.len() as u64;
-            self.push(
-                &digest,
+            self.push(Blob {
+                digest: digest.clone(),
                 size,
-                media_type,
-                Encoding::Raw,
+                media_type: media_type.to_owned(),
+                encoding: Encoding::Raw,
                 offset,
-                size,
-                Vec::new(),
-            )?;
+                length: size,
+                frames: Vec::new(),
+            });
         }
         Ok(digest)
     }
@@ -294,32 +303,9 @@ impl Writer {
         })
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "the fields of an index entry, once"
-    )]
-    fn push(
-        &mut self,
-        digest: &str,
-        size: u64,
-        media_type: &str,
-        encoding: Encoding,
-        offset: u64,
-        length: u64,
-        frames: Vec<Frame>,
-    ) -> Result<()> {
-        self.seen.insert(digest.into());
-        self.blobs.push(Blob {
-            digest: digest.into(),
-            size,
-            media_type: media_type.into(),
-            platform: None,
-            encoding,
-            offset,
-            length,
-            frames,
-        });
-        Ok(())
+    fn push(&mut self, blob: Blob) {
+        self.seen.insert(blob.digest.clone());
+        self.blobs.push(blob);
     }
 
     fn check_later(&self, mut job: Job) {

@@ -17,13 +17,12 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 
 use super::tree::{
-    Directories, Meta, Owner, Tree, children, is_directory, is_symlink, refuse, safe, shown,
-    stays_inside,
+    Directories, Meta, Owner, Tree, children, is_directory, is_symlink, safe, shown, stays_inside,
 };
 use super::writers::{Failure, Job, Target};
 use super::{Devices, Options, Report};
 use crate::chunks::Chunks;
-use crate::tarstream::{Entry, Kind, TarStream};
+use crate::tarstream::{Entry, Kind, TarStream, refuse};
 use crate::{Error, Result};
 
 /// Pieces that a writer is handed at once: waking it for each small file costs

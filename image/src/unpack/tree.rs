@@ -14,6 +14,7 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid
 use rustix::io::Errno;
 
 use super::Limits;
+use crate::tarstream::refuse;
 use crate::{Error, Result};
 
 /// Owner, mode, time and attributes of an entry.
@@ -71,13 +72,6 @@ pub(super) struct Owner {
 
 pub(super) fn shown(path: &[u8]) -> PathBuf {
     PathBuf::from(OsStr::from_bytes(path))
-}
-
-pub(super) fn refuse(entry: &[u8], reason: impl Into<String>) -> Error {
-    Error::Layer {
-        entry: String::from_utf8_lossy(entry).into_owned(),
-        reason: reason.into(),
-    }
 }
 
 /// Components of a path that [`safe`] made.

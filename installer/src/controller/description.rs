@@ -12,11 +12,11 @@ use ipnet::Ipv4Net;
 use pki::Leaf;
 use rpc::controller::{Refusal, member_name};
 use spec::phase::Certificate;
-use spec::{Candidate, ClusterSpec, NodeSpec, Role};
+use spec::{Candidate, ClusterSpec, KUBERNETES_AUTHORITY, NodeSpec, RPC_AUTHORITY, Role};
 use uuid::Uuid;
 
 use crate::install::NODE_PREFIX;
-use crate::secrets::{self, RPC_AUTHORITY};
+use crate::secrets;
 
 /// Largest description in bytes: a ConfigMap of Kubernetes has at most 1 MiB.
 const MAX_DESCRIPTION: usize = 1_000_000;
@@ -98,7 +98,7 @@ pub(super) fn take_in(
         )));
     }
     check_candidate(cluster, candidate)?;
-    if !is_dns_name(hostname) {
+    if !manifest::is_dns_name(hostname) {
         return Err(Refusal::Refused(format!(
             "\"{hostname}\" can't be a node's name: use lower-case letters, digits, - and ."
         )));
@@ -302,18 +302,6 @@ fn check_candidate(cluster: &ClusterSpec, candidate: &Candidate) -> Result<(), R
     Ok(())
 }
 
-/// RFC 1123, as Kubernetes has it for names of nodes.
-fn is_dns_name(name: &str) -> bool {
-    let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    let label = |label: &str| {
-        !label.is_empty()
-            && label.chars().all(good)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    name.len() <= 253 && name.split('.').all(label)
-}
-
 fn free_pod_cidr(cluster: &ClusterSpec) -> Result<String, Refusal> {
     let text = cluster.pod_cidrs.first().map_or("", String::as_str);
     let full = || {
@@ -399,7 +387,7 @@ pub(super) fn leaves(cluster: &ClusterSpec, node: &NodeSpec) -> BTreeMap<String,
         let name = kubeconfig.certificate();
         let (user, groups) = (&kubeconfig.common_name, &kubeconfig.organizations);
         let leaf = Leaf::client(user, groups, life);
-        (name, ("kubernetes-ca".into(), leaf))
+        (name, (KUBERNETES_AUTHORITY.into(), leaf))
     });
     let identity = (
         spec::NODE_IDENTITY.to_owned(),

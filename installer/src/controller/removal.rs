@@ -190,82 +190,13 @@ impl Removal<'_> {
 #[cfg(test)]
 mod tests {
     use std::path::Path;
-    use std::sync::{Mutex, PoisonError};
 
-    use serde_json::{Value, json};
+    use serde_json::json;
     use spec::layout::Layout;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
+    use crate::controller::tests::api;
     use crate::install::tests::planned;
-
-    /// Methods and paths that an API was asked for.
-    type Asked = Arc<Mutex<Vec<(String, String)>>>;
-
-    /// A client of an API that answers by `answer`; it refuses what that has none for.
-    async fn api(answer: impl Fn(&str, &str) -> Option<Value>) -> (Client, Asked, impl Future) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = format!("http://{}", listener.local_addr().unwrap());
-        let kubeconfig = json!({
-            "clusters": [{"name": "x", "cluster": {"server": server}}],
-            "users": [{"name": "x", "user": {}}],
-            "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
-            "current-context": "x",
-        });
-        let client = Client::from_kubeconfig(&kubeconfig.to_string()).await;
-        let asked = Asked::default();
-        let remembered = asked.clone();
-        let serving = async move {
-            loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
-                let (method, path) = read(&mut stream).await;
-                let (code, body) = match answer(&method, &path) {
-                    Some(body) => (200, body),
-                    None => (
-                        403,
-                        json!({
-                            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-                            "message": "no", "reason": "Forbidden", "code": 403,
-                        }),
-                    ),
-                };
-                let asked = remembered.lock();
-                asked
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push((method, path));
-                let body = body.to_string();
-                let head = format!(
-                    "HTTP/1.1 {code} x\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                    body.len()
-                );
-                stream.write_all((head + &body).as_bytes()).await.unwrap();
-            }
-        };
-        (client.unwrap(), asked, serving)
-    }
-
-    /// Reads all of a request; returns its method and its path.
-    async fn read(stream: &mut TcpStream) -> (String, String) {
-        let mut text = String::new();
-        let mut bytes = [0; 4096];
-        loop {
-            let length = stream.read(&mut bytes).await.unwrap();
-            text += &String::from_utf8_lossy(&bytes[..length]);
-            let Some((head, body)) = text.split_once("\r\n\r\n") else {
-                continue;
-            };
-            let lower = head.to_lowercase();
-            let mut lengths = lower
-                .lines()
-                .filter_map(|line| line.strip_prefix("content-length: "));
-            let whole = lengths.next().map_or(0, |length| length.parse().unwrap());
-            if body.len() >= whole {
-                let mut words = head.split(['?', ' ']).map(str::to_owned);
-                return (words.next().unwrap(), words.next().unwrap());
-            }
-        }
-    }
 
     #[tokio::test]
     async fn the_last_hook_has_begun_when_nobody_knows_the_node_any_more() {

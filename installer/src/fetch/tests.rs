@@ -38,7 +38,7 @@ impl Source for Fake {
         self.name.into()
     }
 
-    async fn connect(&self) -> Result<(), Failure> {
+    async fn connect(&self) -> Result<(), Refusal> {
         while self
             .after
             .as_ref()
@@ -49,15 +49,15 @@ impl Source for Fake {
         Ok(())
     }
 
-    async fn end(&self) -> Result<Vec<u8>, Failure> {
+    async fn end(&self) -> Result<Vec<u8>, Refusal> {
         match self.manner {
-            Manner::Empty => Err(Failure::Lost("it does not have the cluster image".into())),
+            Manner::Empty => Err(Refusal::NotNow("it does not have the cluster image".into())),
             Manner::Wrong => Ok(vec![0; 1000]),
             _ => Ok(self.image.end().unwrap()),
         }
     }
 
-    async fn have(&self, image: &str) -> Result<Have, Failure> {
+    async fn have(&self, image: &str) -> Result<Have, Refusal> {
         assert_eq!(image, self.image.index_digest());
         match self.manner {
             Manner::Has(most) => {
@@ -68,17 +68,17 @@ impl Source for Fake {
         }
     }
 
-    async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure> {
+    async fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
         tokio::task::yield_now().await;
         let count = self.asked.fetch_add(1, Ordering::SeqCst);
         assert_eq!(range.image, self.image.index_digest());
         let stored = self
             .image
             .read_stored(&range.digest, range.offset, range.length);
-        let mut bytes = stored.map_err(|error| Failure::Refused(error.to_string()))?;
+        let mut bytes = stored.map_err(|error| Refusal::Refused(error.to_string()))?;
         match self.manner {
-            Manner::Dies(after) if count >= after => return Err(Failure::Lost("gone".into())),
-            Manner::Empty => return Err(Failure::Refused("nothing here".into())),
+            Manner::Dies(after) if count >= after => return Err(Refusal::NotNow("gone".into())),
+            Manner::Empty => return Err(Refusal::Refused("nothing here".into())),
             Manner::Wrong => bytes[range.length / 2] ^= 1,
             Manner::Good | Manner::Dies(_) | Manner::Has(_) => {}
         }

@@ -222,7 +222,7 @@ pub(super) fn dns_listen(
                 available: has.clone(),
             });
         }
-        match listen == address && port == crate::services::dns_service_port() {
+        match listen == address && port == spec::DNS_SERVICE_PORT {
             true => Err(Error::DnsTaken(listen, port)),
             false => Ok(SocketAddr::new(listen, port)),
         }

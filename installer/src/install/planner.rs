@@ -11,8 +11,8 @@ use spec::phase::{self, PhaseSpec, Volume};
 
 use super::choice::{node_labels, wanted_nodes};
 use super::{
-    CONFIG_FILE, Error, ImageContent, LICENSE_FILE, NODES_PHASE, Rootfs, TOKEN_FILE, TOKEN_PHASE,
-    VALUES_FILE,
+    CONFIG_FILE, Error, ImageContent, LICENSE_FILE, NODES_PHASE, Options, Rootfs, TOKEN_FILE,
+    TOKEN_PHASE, VALUES_FILE,
 };
 use crate::services::Context;
 use crate::{addons, hooks, planet_config, secrets};
@@ -29,6 +29,20 @@ pub(crate) fn group(id: &str, description: &str, phases: Vec<Phase>) -> Phase {
     }
 }
 
+/// A phase that a node executes.
+pub(crate) fn leaf(
+    node: &str,
+    id: &str,
+    description: &str,
+    payload: PhaseSpec,
+) -> Result<Phase, serde_json::Error> {
+    Ok(Phase {
+        node: Some(node.into()),
+        payload: serde_json::to_value(payload)?,
+        ..Phase::new(id, description)
+    })
+}
+
 /// Makes phases.
 pub(crate) struct Planner<'a> {
     pub(crate) context: &'a Context<'a>,
@@ -36,19 +50,13 @@ pub(crate) struct Planner<'a> {
     pub(crate) image: &'a ImageContent,
     pub(crate) volumes: &'a [Volume],
     pub(crate) devices: Vec<Device>,
-    /// Whether there are resources of `--config`.
-    pub(crate) config: bool,
-    /// Whether there is a token of the user's own.
-    pub(crate) token: bool,
-    /// Whether there are values for hooks.
-    pub(crate) values: bool,
     pub(crate) operation: &'a str,
 }
 
 impl Planner<'_> {
     /// All phases: the ones of a group overlap where they can, so that images
     /// are copied while Kubernetes starts.
-    pub(super) fn phases(&self) -> Result<Vec<Phase>, Error> {
+    pub(super) fn phases(&self, options: &Options) -> Result<Vec<Phase>, Error> {
         let mut phases = vec![
             self.bootstrap()?,
             group(
@@ -62,7 +70,7 @@ impl Planner<'_> {
                 self.start()?,
             ),
         ];
-        phases.extend(self.of_hooks()?);
+        phases.extend(self.of_hooks(options)?);
         if let Some(job) = self.manifest.hooks.get(&HookName::NetworkInstall) {
             let name = HookName::NetworkInstall;
             let hook = hooks::hook(self.context.cluster, name, job, self.operation);
@@ -77,20 +85,14 @@ impl Planner<'_> {
         });
         phases.push(self.leaf("/health", "Wait until the node is ready", health)?);
         // The application's hooks use them, those of nodes that join too.
-        if self.config {
-            let config = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: CONFIG_FILE.into(),
-            });
-            phases.push(self.leaf("/config", "Create the resources of --config", config)?);
+        if options.config {
+            let description = "Create the resources of --config";
+            phases.push(self.given("/config", description, CONFIG_FILE)?);
         }
         phases.push(self.keep()?);
-        if self.token {
-            let token = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: TOKEN_FILE.into(),
-            });
-            phases.push(self.leaf(TOKEN_PHASE, "Keep the token that nodes join with", token)?);
+        if options.token {
+            let description = "Keep the token that nodes join with";
+            phases.push(self.given(TOKEN_PHASE, description, TOKEN_FILE)?);
         }
         let wanted = wanted_nodes(self.manifest, self.context.cluster.flavor.as_deref());
         if !wanted.is_empty() {
@@ -126,27 +128,26 @@ impl Planner<'_> {
 
     /// What hooks may read; those of nodes that join run while this install waits
     /// for them.
-    fn of_hooks(&self) -> Result<Vec<Phase>, Error> {
+    fn of_hooks(&self, options: &Options) -> Result<Vec<Phase>, Error> {
         let mut phases = Vec::new();
-        if self.context.cluster.license.is_some() {
-            let license = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: LICENSE_FILE.into(),
-            });
-            phases.push(self.leaf("/license", "Keep the license in the cluster", license)?);
+        if options.license.is_some() {
+            let description = "Keep the license in the cluster";
+            phases.push(self.given("/license", description, LICENSE_FILE)?);
         }
-        if self.values {
-            let values = PhaseSpec::Config(phase::Config {
-                operation: self.operation.into(),
-                file: VALUES_FILE.into(),
-            });
-            phases.push(self.leaf(
-                "/values",
-                "Keep the values for hooks in the cluster",
-                values,
-            )?);
+        if options.values {
+            let description = "Keep the values for hooks in the cluster";
+            phases.push(self.given("/values", description, VALUES_FILE)?);
         }
         Ok(phases)
+    }
+
+    /// Applies a file that the user has given, in the operation's directory.
+    fn given(&self, id: &str, description: &str, file: &str) -> Result<Phase, Error> {
+        let given = phase::Config {
+            operation: self.operation.into(),
+            file: file.into(),
+        };
+        self.leaf(id, description, PhaseSpec::Config(given))
     }
 
     pub(crate) fn bootstrap(&self) -> Result<Phase, Error> {
@@ -305,10 +306,7 @@ impl Planner<'_> {
         description: &str,
         payload: PhaseSpec,
     ) -> Result<Phase, Error> {
-        Ok(Phase {
-            node: Some(self.context.node.hostname.clone()),
-            payload: serde_json::to_value(payload)?,
-            ..Phase::new(id, description)
-        })
+        let node = &self.context.node.hostname;
+        Ok(leaf(node, id, description, payload)?)
     }
 }

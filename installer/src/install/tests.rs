@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 
-use host::facts::{Address, Cgroup, HostFacts, Os};
+use host::facts::{Address, Cgroup, HostFacts, Interface, Os};
 use planet::config::PlanetConfig;
 use spec::phase::PhaseSpec;
 use spec::{PodNetwork, ServiceUser};
@@ -53,7 +53,6 @@ pub(crate) fn facts() -> HostFacts {
             address("lo", "127.0.0.1", 8),
             address("eth0", "192.168.7.9", 24),
         ],
-        default_route: false,
         routes: Vec::new(),
         listening: Vec::new(),
         cgroup: Cgroup::V2,
@@ -104,10 +103,7 @@ fn plan_with(change: impl FnOnce(&mut Options), users: &KnownUsers) -> Result<Pr
     let mut options = options();
     change(&mut options);
     let manifest = manifest::parse(MANIFEST, "app.yaml").unwrap();
-    let host = HostTraits {
-        can_lower_oom_score: true,
-    };
-    prepare(&options, &manifest, &image(), &facts(), users, &host)
+    prepare(&options, &manifest, &image(), &facts(), users)
 }
 
 fn refused(change: impl FnOnce(&mut Options)) -> String {
@@ -154,7 +150,7 @@ fn a_node_knows_what_it_has_to_care_for() {
     assert_eq!(care.leaf_seconds, 240);
     let has = |name: &str| care.certificates.iter().any(|one| one.name == name);
     assert!(has("etcd") && has("apiserver") && has("kubelet"));
-    assert_eq!(care.kubeconfigs.len(), 7);
+    assert_eq!(care.kubeconfigs.len(), 6);
     let state = spec::care::Care::layout();
     for path in [state.secrets(), state.etcd_snapshots()] {
         let mount = planet.mounts.iter().find(|mount| mount.target == path);
@@ -186,6 +182,8 @@ fn a_node_looks_for_all_that_it_may_be_short_of() {
         let missing = signals.iter().find(|signal| !limits.contains_key(**signal));
         assert_eq!(missing, None, "{what} can't be seen");
     }
+    // Other data fill a disk, too: images are removed where room is short, and not before.
+    assert_eq!(settings["imageGCHighThresholdPercent"], 100);
 }
 
 #[test]
@@ -271,11 +269,8 @@ fn a_plan_is_whole_and_runs_hooks_last() {
 fn only_a_manifest_with_a_status_hook_has_a_service_that_runs_it() {
     let services = |manifest: &str| {
         let manifest = manifest::parse(manifest, "app.yaml").unwrap();
-        let host = HostTraits {
-            can_lower_oom_score: true,
-        };
         let users = KnownUsers::default();
-        let prepared = prepare(&options(), &manifest, &image(), &facts(), &users, &host).unwrap();
+        let prepared = prepare(&options(), &manifest, &image(), &facts(), &users).unwrap();
         serde_json::to_string(&prepared.plan).unwrap()
     };
     assert!(!services(MANIFEST).contains("status-hook"));
@@ -545,17 +540,19 @@ fn the_nodes_of_a_flavor_are_waited_for_before_the_hooks() {
 
 /// What is planned with more in the manifest.
 fn planned_with(more: &str, vxlan_port: Option<u16>) -> Result<Prepared, Error> {
+    planned_on(&facts(), more, vxlan_port)
+}
+
+/// The same on a host that is otherwise.
+fn planned_on(facts: &HostFacts, more: &str, vxlan_port: Option<u16>) -> Result<Prepared, Error> {
     let text = format!("{MANIFEST}{more}");
     let manifest = manifest::parse(&text, "app.yaml").unwrap();
-    let host = HostTraits {
-        can_lower_oom_score: true,
-    };
     let options = Options {
         vxlan_port,
         ..options()
     };
     let users = KnownUsers::default();
-    prepare(&options, &manifest, &image(), &facts(), &users, &host)
+    prepare(&options, &manifest, &image(), facts, &users)
 }
 
 fn planet_of(prepared: &Prepared) -> PlanetConfig {
@@ -643,6 +640,67 @@ fn wireguard_keeps_its_key_from_all_but_root() {
         "--vxlan-port 8472: the pods of this image have no VXLAN, they have WireGuard at UDP port \
          51820; leave it out"
     );
+}
+
+#[test]
+fn flannel_asks_as_its_node() {
+    let config = planet_of(&planned_with("", None).unwrap());
+    let kubeconfig = |service: &str, flag: &str| -> String {
+        let mut services = config.services.iter();
+        let service = services.find(|one| one.name == service).unwrap();
+        let mut values = service.command.iter();
+        let value = values.find_map(|argument| argument.strip_prefix(flag));
+        value.unwrap().to_owned()
+    };
+    assert_eq!(
+        kubeconfig("flannel", "--kubeconfig-file="),
+        kubeconfig("kubelet", "--kubeconfig=")
+    );
+}
+
+#[test]
+fn packets_of_pods_fit_into_those_of_the_host() {
+    let mtu = |interface: &str, mtu, more: &str| {
+        let mut facts = facts();
+        facts.network.interfaces = vec![Interface {
+            name: interface.into(),
+            mtu,
+            ..Interface::default()
+        }];
+        let config = planet_of(&planned_on(&facts, more, None).unwrap());
+        let mut files = config.files.iter();
+        let file = files.find(|file| file.path.ends_with("10-planet.conflist"));
+        let network: serde_json::Value = serde_json::from_str(&file.unwrap().content).unwrap();
+        network["plugins"][0]["mtu"].as_u64()
+    };
+    assert_eq!(mtu("eth0", 9000, ""), Some(8950));
+    assert_eq!(mtu("eth0", 1500, WIREGUARD), Some(1420));
+    // Not told, or of another interface.
+    assert_eq!(mtu("eth0", 0, ""), None);
+    assert_eq!(mtu("eth1", 9000, ""), None);
+}
+
+#[test]
+fn strangers_have_the_cluster_resolve_no_names_of_others() {
+    let mut facts = facts();
+    facts.addresses[1].address = "198.51.100.9".parse().unwrap();
+    let config = planet_of(&planned_on(&facts, "", None).unwrap());
+    let mut files = config.files.iter();
+    let file = files.find(|file| file.path.ends_with("Corefile.forwarding"));
+    let text = &file.unwrap().content;
+    let (before, open) = text
+        .split_once(".:1053 {\n    bind 198.51.100.9\n")
+        .unwrap();
+    assert!(
+        before.contains("cache") && !before.contains("acl"),
+        "{text}"
+    );
+    let list = "    acl {\n        allow net 10.0.0.0/8 100.64.0.0/10 172.16.0.0/12 192.168.0.0/16 \
+                fc00::/7 198.51.100.0/24 10.244.0.0/16\n        block\n    }\n";
+    assert!(open.contains(list), "{open}");
+    assert!(open.contains("    acl cluster.local leader.telekube.local {\n        allow\n    }\n"));
+    // It would answer from what others have asked for.
+    assert!(!open.contains("cache"), "{open}");
 }
 
 #[test]

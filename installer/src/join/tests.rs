@@ -126,12 +126,16 @@ fn a_mount_takes_the_place_of_the_profiles_path() {
         authorities: BTreeMap::new(),
     };
     let users = KnownUsers::default();
-    let host = HostTraits {
-        can_lower_oom_score: true,
-    };
     let plan = |name: &str| {
         let mounts = BTreeMap::from([(name.to_owned(), "/mnt/disk".into())]);
-        plan(&membership, &manifest(), &image(), &users, &host, &mounts)
+        plan(
+            &membership,
+            &manifest(),
+            &image(),
+            &users,
+            &facts(),
+            &mounts,
+        )
     };
     let planned = plan("data").unwrap();
     let leaves = planned.leaves();
@@ -157,15 +161,12 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         certificate: String::new(),
         authorities: BTreeMap::new(),
     };
-    let host = HostTraits {
-        can_lower_oom_score: true,
-    };
     let plan = plan(
         &membership,
         &manifest(),
         &image(),
         &KnownUsers::default(),
-        &host,
+        &facts(),
         &BTreeMap::new(),
     )
     .unwrap();
@@ -222,7 +223,7 @@ fn a_workers_plan_has_no_part_of_the_control_plane() {
         &manifest(),
         &image(),
         &KnownUsers::default(),
-        &host,
+        &facts(),
         &BTreeMap::new(),
     );
     assert!(matches!(error, Err(Error::NotTaken)));
@@ -250,16 +251,13 @@ fn joined(masters: usize) -> (planet::config::PlanetConfig, Vec<String>) {
         certificate: String::new(),
         authorities: BTreeMap::new(),
     };
-    let host = HostTraits {
-        can_lower_oom_score: true,
-    };
     let users = KnownUsers::default();
     let plan = plan(
         &membership,
         &manifest(),
         &image(),
         &users,
-        &host,
+        &facts(),
         &BTreeMap::new(),
     )
     .unwrap();

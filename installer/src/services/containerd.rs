@@ -37,7 +37,6 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
         .into(),
     ];
     // The shims outlive it: pods don't notice a restart.
-    service.stop_timeout_seconds = 10;
     service.keep_children = true;
     let mut registry = context.file("", hosts());
     registry.path = "/etc/containerd/certs.d/_default/hosts.toml".into();
@@ -58,7 +57,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
 }
 
 fn settings(context: &Context<'_>) -> String {
-    let restrict_oom_score = !context.host.can_lower_oom_score;
+    let restrict_oom_score = !context.facts.can_lower_oom_score;
     let options = context.options;
     let level = options.runtime_log_level.as_deref().unwrap_or("info");
     let downloads = match options.max_concurrent_downloads {
@@ -133,20 +132,24 @@ fn network(context: &Context<'_>) -> String {
         .iter()
         .map(|cidr| serde_json::json!([{ "subnet": cidr }]))
         .collect();
+    let mut bridge = serde_json::json!({
+        "type": "bridge",
+        "bridge": "cni0",
+        "isGateway": true,
+        "isDefaultGateway": true,
+        "ipMasq": false,
+        // A pod reaches itself through its Service.
+        "hairpinMode": true,
+        "ipam": { "type": "host-local", "ranges": ranges },
+    });
+    if let Some(mtu) = mtu(context) {
+        bridge["mtu"] = mtu.into();
+    }
     let conflist = serde_json::json!({
         "cniVersion": "1.0.0",
         "name": "planet",
         "plugins": [
-            {
-                "type": "bridge",
-                "bridge": "cni0",
-                "isGateway": true,
-                "isDefaultGateway": true,
-                "ipMasq": false,
-                // A pod reaches itself through its Service.
-                "hairpinMode": true,
-                "ipam": { "type": "host-local", "ranges": ranges },
-            },
+            bridge,
             {
                 "type": "portmap",
                 "backend": "nftables",
@@ -155,4 +158,18 @@ fn network(context: &Context<'_>) -> String {
         ],
     });
     format!("{conflist:#}\n")
+}
+
+/// Largest packets of pods: those that the overlay sends to other nodes in one piece, as
+/// flannel counts it, too. `None` where the host doesn't say.
+fn mtu(context: &Context<'_>) -> Option<u32> {
+    let overhead = match context.cluster.pod_network {
+        PodNetwork::Vxlan => 50,
+        PodNetwork::Wireguard => 80,
+        PodNetwork::Vendor => return None,
+    };
+    let name = &context.host_address()?.interface;
+    let mut interfaces = context.facts.network.interfaces.iter();
+    let interface = interfaces.find(|interface| interface.name == *name)?;
+    interface.mtu.checked_sub(overhead)
 }

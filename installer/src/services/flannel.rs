@@ -28,7 +28,8 @@ pub(crate) fn define(context: &Context<'_>) -> Option<Definition> {
         "flanneld",
         &[
             ("kube-subnet-mgr", "true".into()),
-            ("kubeconfig-file", secret("flannel.kubeconfig")),
+            // It may write to this node's object and to no other.
+            ("kubeconfig-file", secret("kubelet.kubeconfig")),
             ("net-config-path", config("flannel.json")),
             ("iface", context.address().to_string()),
             ("ip-masq", "true".into()),

@@ -1,6 +1,7 @@
 //! The Kubernetes API server.
 
 use planet::config::Probe;
+use serde_json::json;
 
 use super::{Context, Definition, config, control_plane_command, secret};
 
@@ -37,21 +38,77 @@ plugins:
         namespaces: [kube-system]
 ";
 
-/// Who changed what, without contents; reads and the control plane's own
+/// Service accounts, in `kube-system`, of the controllers that write while an application
+/// just works. By name: hooks have accounts in that namespace, too, and all rights.
+const CONTROLLERS: &[&str] = &[
+    "attachdetach-controller",
+    "cronjob-controller",
+    "daemon-set-controller",
+    "deployment-controller",
+    "disruption-controller",
+    "endpoint-controller",
+    "endpointslice-controller",
+    "endpointslicemirroring-controller",
+    "ephemeral-volume-controller",
+    "generic-garbage-collector",
+    "horizontal-pod-autoscaler",
+    "job-controller",
+    "namespace-controller",
+    "node-controller",
+    "persistent-volume-binder",
+    "pod-garbage-collector",
+    "pv-protection-controller",
+    "pvc-protection-controller",
+    "replicaset-controller",
+    "replication-controller",
+    "resource-claim-controller",
+    "resourcequota-controller",
+    "root-ca-cert-publisher",
+    "service-account-controller",
+    "statefulset-controller",
+    "ttl-after-finished-controller",
+    "ttl-controller",
+];
+
+/// Who changed what, without contents; reads, signs of life and the control plane's own
 /// chatter are left out.
-const AUDIT: &str = "\
-apiVersion: audit.k8s.io/v1
-kind: Policy
-omitStages: [RequestReceived]
-rules:
-  - level: None
-    users: ['system:apiserver', 'system:kube-controller-manager', 'system:kube-scheduler']
-  - level: None
-    userGroups: ['system:nodes', 'system:serviceaccounts:kube-system']
-  - level: None
-    verbs: [get, list, watch]
-  - level: Metadata
-";
+fn audit() -> serde_json::Value {
+    let controllers = CONTROLLERS.iter();
+    let controllers = controllers.map(|name| format!("system:serviceaccount:kube-system:{name}"));
+    let control_plane = [
+        "system:apiserver",
+        "system:kube-controller-manager",
+        "system:kube-scheduler",
+    ];
+    let users: Vec<_> = control_plane
+        .map(String::from)
+        .into_iter()
+        .chain(controllers)
+        .collect();
+    json!({
+        "apiVersion": "audit.k8s.io/v1",
+        "kind": "Policy",
+        "omitStages": ["RequestReceived"],
+        "rules": [
+            { "level": "None", "verbs": ["get", "list", "watch"] },
+            { "level": "None", "resources": [
+                { "group": "", "resources": ["events"] },
+                { "group": "events.k8s.io" },
+                { "group": "coordination.k8s.io", "resources": ["leases"] },
+                // Questions, which change nothing.
+                { "group": "authentication.k8s.io" },
+                { "group": "authorization.k8s.io" },
+            ] },
+            { "level": "None", "users": users },
+            // What a kubelet does all the time. All else that it writes, or is refused, is
+            // told.
+            { "level": "None", "userGroups": ["system:nodes"], "resources": [{
+                "group": "", "resources": ["nodes/status", "pods/status", "serviceaccounts/token"],
+            }] },
+            { "level": "Metadata" },
+        ],
+    })
+}
 
 pub(crate) fn define(context: &Context<'_>) -> Definition {
     let address = context.address();
@@ -125,10 +182,82 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
     let files = vec![
         context.file("authentication.yaml", AUTHENTICATION.into()),
         context.file("admission.yaml", ADMISSION.into()),
-        context.file("audit.yaml", AUDIT.into()),
+        context.file("audit.yaml", format!("{:#}\n", audit())),
     ];
     Definition {
         files,
         ..service.into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    /// The level at which a request is logged: that of the first rule that fits it.
+    fn level(user: &str, groups: &[&str], verb: &str, group: &str, resource: &str) -> String {
+        let has = |list: &Value, word: &str| {
+            let list = list.as_array();
+            list.is_none_or(|list| list.iter().any(|one| one.as_str() == Some(word)))
+        };
+        let fits = |rule: &&Value| {
+            let among = |one: &Value| one["group"] == group && has(&one["resources"], resource);
+            let all = rule["userGroups"].is_null();
+            let resources = rule["resources"].as_array();
+            has(&rule["users"], user)
+                && (all || groups.iter().any(|group| has(&rule["userGroups"], group)))
+                && has(&rule["verbs"], verb)
+                && resources.is_none_or(|list| list.iter().any(among))
+        };
+        let policy = super::audit();
+        let rule = policy["rules"].as_array().unwrap().iter().find(fits);
+        rule.unwrap()["level"].as_str().unwrap().to_owned()
+    }
+
+    #[test]
+    fn changes_by_hooks_and_of_nodes_are_logged_and_chatter_is_not() {
+        let system = &["system:serviceaccounts:kube-system"];
+        let account = |name: &str, verb, group, resource| {
+            let user = format!("system:serviceaccount:kube-system:{name}");
+            level(&user, system, verb, group, resource)
+        };
+        let roles = "rbac.authorization.k8s.io";
+        for (verb, group, resource) in [
+            ("create", "apps", "deployments"),
+            ("patch", "", "secrets"),
+            ("delete", roles, "clusterrolebindings"),
+        ] {
+            let level = account("gravity-hook-5f6a7b", verb, group, resource);
+            assert_eq!(level, "Metadata", "{verb} {resource}");
+        }
+        assert_eq!(account("gravity-hook-5f6a7b", "get", "", "secrets"), "None");
+        assert_eq!(
+            account("replicaset-controller", "create", "", "pods"),
+            "None"
+        );
+        let leases = "coordination.k8s.io";
+        assert_eq!(account("vendor", "update", leases, "leases"), "None");
+
+        let node = |verb, group, resource| {
+            let groups = ["system:nodes", "system:authenticated"];
+            level("system:node:one", &groups, verb, group, resource)
+        };
+        assert_eq!(node("patch", "", "nodes/status"), "None");
+        assert_eq!(node("update", leases, "leases"), "None");
+        for (verb, group, resource) in [
+            ("patch", "", "nodes"),
+            ("create", "", "secrets"),
+            ("create", roles, "clusterrolebindings"),
+        ] {
+            assert_eq!(node(verb, group, resource), "Metadata", "{verb} {resource}");
+        }
+        let admin = level(
+            "kubernetes-admin",
+            &["system:masters"],
+            "create",
+            "batch",
+            "jobs",
+        );
+        assert_eq!(admin, "Metadata");
     }
 }

@@ -34,7 +34,7 @@ pub(crate) fn define(context: &Context<'_>) -> Definition {
 }
 
 fn settings(context: &Context<'_>) -> String {
-    let oom_score = if context.host.can_lower_oom_score {
+    let oom_score = if context.facts.can_lower_oom_score {
         -999
     } else {
         0
@@ -66,6 +66,9 @@ fn settings(context: &Context<'_>) -> String {
         // kube-proxy has no need of kubelet's iptables chains.
         "makeIPTablesUtilChains": false,
         "serializeImagePulls": false,
+        // Off: it removes every unused image where other data fill that share of the disk,
+        // every five minutes. Eviction removes them when room is short.
+        "imageGCHighThresholdPercent": 100,
         // Absolute, not percent: a large disk that is mostly full has room. What is not
         // here is not looked at: one of these takes the place of all defaults.
         "evictionHard": {

@@ -142,8 +142,11 @@ impl Client {
         };
         let mut text = String::new();
         std::fs::File::open(path)
-            .and_then(|file| file.take(MAX_KUBECONFIG).read_to_string(&mut text))
+            .and_then(|file| file.take(MAX_KUBECONFIG + 1).read_to_string(&mut text))
             .map_err(failed)?;
+        if text.len() as u64 > MAX_KUBECONFIG {
+            return Err(failed(std::io::ErrorKind::FileTooLarge.into()));
+        }
         Self::from_kubeconfig(&text).await
     }
 
@@ -328,6 +331,24 @@ pub(crate) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 
+/// Whether the object of a request was there; that it was not is no failure.
+pub(crate) fn unless_missing<T>(answer: Result<T, kube::Error>) -> Result<bool, kube::Error> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(error) if is_missing(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether a request made its object; that it is there already is no failure.
+pub(crate) fn unless_there<T>(answer: Result<T, kube::Error>) -> Result<bool, kube::Error> {
+    match answer {
+        Ok(_) => Ok(true),
+        Err(error) if is_conflict(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -415,6 +436,10 @@ mod tests {
             missing.to_string(),
             "reading kubeconfig /nonexistent/kubeconfig"
         );
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(MAX_KUBECONFIG + 1).unwrap();
+        let large = Client::connect(file.path()).await.unwrap_err();
+        assert!(matches!(large, Error::Read { .. }), "{large:?}");
         for text in ["", "{}", "clusters: 7", "a: ["] {
             let error = Client::from_kubeconfig(text).await.unwrap_err();
             assert!(matches!(error, Error::Kubeconfig(_)), "{text}");

@@ -11,7 +11,7 @@ use kube::{Api, ResourceExt};
 use serde_json::Value;
 
 use crate::apply::Identity;
-use crate::client::{Client, DEADLINE, Error, is_missing, retry};
+use crate::client::{Client, DEADLINE, Error, retry, unless_missing};
 use crate::hooks::{BY_HAND, HOOK_LABEL, OPERATION_LABEL, end};
 
 /// Jobs of a hook that are kept of those run by hand.
@@ -35,7 +35,7 @@ impl Client {
             let api = self.api(&identity, &resource, &scope);
             let params = DeleteParams::background();
             retry(&what, DEADLINE, || async {
-                gone(api.delete(&identity.name, &params).await.map(drop))
+                unless_missing(api.delete(&identity.name, &params).await)
             })
             .await?;
         }
@@ -78,7 +78,7 @@ impl Client {
             let jobs: Api<Job> = Api::namespaced(self.0.clone(), &namespace);
             let name = job.name_any();
             retry(what, DEADLINE, || async {
-                gone(jobs.delete(&name, &params).await.map(drop))
+                unless_missing(jobs.delete(&name, &params).await)
             })
             .await?;
         }
@@ -96,13 +96,6 @@ fn older(mut jobs: Vec<Job>) -> Vec<Job> {
     let mut older = jobs.split_off(jobs.len().min(KEPT_JOBS));
     older.retain(|job| end(job).is_some());
     older
-}
-
-fn gone(result: Result<(), kube::Error>) -> Result<(), kube::Error> {
-    match result {
-        Err(error) if is_missing(&error) => Ok(()),
-        result => result,
-    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use kube::{Api, ResourceExt};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use crate::client::{Client, DEADLINE, Error, is_missing, request, retry};
+use crate::client::{Client, DEADLINE, Error, is_missing, request, retry, unless_missing};
 
 /// Wait before pods are looked at again.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -108,11 +108,7 @@ impl Client {
         let api: Api<Node> = Api::all(self.0.clone());
         let (params, patch) = (PatchParams::default(), Patch::Merge(patch));
         retry(what, DEADLINE, || async {
-            match api.patch(node, &params, &patch).await {
-                Ok(_) => Ok(true),
-                Err(error) if is_missing(&error) => Ok(false),
-                Err(error) => Err(error),
-            }
+            unless_missing(api.patch(node, &params, &patch).await)
         })
         .await
     }
@@ -151,12 +147,10 @@ impl Client {
         let api: Api<Node> = Api::all(self.0.clone());
         let params = DeleteParams::default();
         retry(&format!("deleting node {node}"), DEADLINE, || async {
-            match api.delete(node, &params).await {
-                Err(error) if is_missing(&error) => Ok(()),
-                other => other.map(drop),
-            }
+            unless_missing(api.delete(node, &params).await)
         })
         .await
+        .map(drop)
     }
 
     /// Whether Kubernetes has a node of that name.

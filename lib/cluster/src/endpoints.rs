@@ -9,13 +9,11 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{Node, Service, ServicePort};
 use kube::Api;
 use kube::api::ListParams;
-use serde::{Deserialize, Serialize};
 
-use crate::client::{Client, DEADLINE, Error, is_missing, retry};
-use crate::status::internal_address;
+use crate::client::{Client, DEADLINE, Error, retry};
 
 /// How a Service is found, as the manifest has it.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Endpoint {
     /// Namespace of the Service; all namespaces where none is given.
     pub namespace: Option<String>,
@@ -29,12 +27,22 @@ pub struct Endpoint {
     pub port: Option<u16>,
 }
 
+/// A URL of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Url {
+    /// As it is typed.
+    pub text: String,
+    /// Whether it is an address of the cluster's own, which others don't reach.
+    pub inside: bool,
+}
+
 impl Client {
-    /// URLs of an endpoint; none while its Service doesn't exist.
+    /// URLs of an endpoint; none while its Service doesn't exist, or has no address or
+    /// no such port.
     ///
     /// # Errors
     /// When the API doesn't answer or refuses us.
-    pub async fn endpoints(&self, endpoint: &Endpoint) -> Result<Vec<String>, Error> {
+    pub async fn endpoints(&self, endpoint: &Endpoint) -> Result<Vec<Url>, Error> {
         let what = "looking up services";
         let all: Api<Service> = match &endpoint.namespace {
             Some(namespace) => Api::namespaced(self.0.clone(), namespace),
@@ -42,13 +50,7 @@ impl Client {
         };
         let services = match (&endpoint.service, &endpoint.namespace) {
             (Some(name), Some(_)) => {
-                let found = retry(what, DEADLINE, || async {
-                    match all.get(name).await {
-                        Ok(service) => Ok(Some(service)),
-                        Err(error) if is_missing(&error) => Ok(None),
-                        Err(error) => Err(error),
-                    }
-                });
+                let found = retry(what, DEADLINE, || all.get_opt(name));
                 found.await?.into_iter().collect()
             }
             (Some(name), None) => {
@@ -66,16 +68,13 @@ impl Client {
                 self.list(what, &all, params).await?
             }
         };
-        let nodes: Api<Node> = Api::all(self.0.clone());
-        let nodes = self
-            .list("listing nodes", &nodes, ListParams::default())
-            .await?;
+        let nodes = self.list_nodes().await?;
         let addresses: Vec<_> = nodes.iter().filter_map(internal_address).collect();
         Ok(urls(endpoint, &services, &addresses))
     }
 }
 
-fn urls(endpoint: &Endpoint, services: &[Service], nodes: &[String]) -> Vec<String> {
+fn urls(endpoint: &Endpoint, services: &[Service], nodes: &[String]) -> Vec<Url> {
     let mut urls = Vec::new();
     for service in services {
         let Some(spec) = &service.spec else { continue };
@@ -97,24 +96,34 @@ fn urls(endpoint: &Endpoint, services: &[Service], nodes: &[String]) -> Vec<Stri
                 continue;
             }
             let scheme = endpoint.protocol.as_deref().unwrap_or_else(|| scheme(port));
-            let mut add = |host: &str, port: i32| urls.push(url(scheme, host, port));
+            let mut add = |host: &str, port: i32, inside| {
+                let text = url(scheme, host, port);
+                urls.push(Url { text, inside });
+            };
             for host in &outside {
-                add(host, port.port);
+                add(host, port.port, false);
             }
             if let Some(node_port) = port.node_port {
                 for node in nodes {
-                    add(node, node_port);
+                    add(node, node_port, false);
                 }
             } else if outside.is_empty()
                 && let Some(address) = spec.cluster_ip.as_deref().filter(|ip| *ip != "None")
             {
-                add(address, port.port);
+                add(address, port.port, true);
             }
         }
     }
     urls.sort();
     urls.dedup();
     urls
+}
+
+/// The first internal address of a node.
+fn internal_address(node: &Node) -> Option<String> {
+    let addresses = node.status.as_ref()?.addresses.as_ref()?;
+    let mut internal = addresses.iter().filter(|one| one.type_ == "InternalIP");
+    internal.next().map(|one| one.address.clone())
 }
 
 fn scheme(port: &ServicePort) -> &'static str {
@@ -156,9 +165,27 @@ mod tests {
         serde_json::from_value(json!({ "spec": spec, "status": status })).unwrap()
     }
 
-    fn run(endpoint: &Endpoint, spec: Value, status: Value) -> Vec<String> {
+    fn found(endpoint: &Endpoint, spec: Value, status: Value) -> Vec<Url> {
         let nodes = ["10.0.0.1".to_owned(), "fd00::1".to_owned()];
         urls(endpoint, &[service(spec, status)], &nodes)
+    }
+
+    fn run(endpoint: &Endpoint, spec: Value, status: Value) -> Vec<String> {
+        let found = found(endpoint, spec, status).into_iter();
+        found.map(|url| url.text).collect()
+    }
+
+    #[test]
+    fn only_an_address_of_the_cluster_is_inside() {
+        let inside = |spec: Value| {
+            let found = found(&Endpoint::default(), spec, json!({})).into_iter();
+            found.map(|url| url.inside).collect::<Vec<_>>()
+        };
+        let plain = json!({"clusterIP": "10.96.0.7", "ports": [{"port": 80}]});
+        assert_eq!(inside(plain), [true]);
+        let external =
+            json!({"externalIPs": ["10.0.0.9"], "ports": [{"port": 80, "nodePort": 30080}]});
+        assert_eq!(inside(external), [false; 3]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! What the nodes of a cluster share: its description and join tokens.
+//! What the nodes of a cluster share: its description, its history and join tokens.
 //!
 //! In and out: text, which Kubernetes keeps; tokens as Secrets, encrypted at
 //! rest. A change is made to what was read, or not at all.
@@ -13,14 +13,17 @@ use kube::api::{DeleteParams, ListParams, ObjectMeta, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
 
-use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, retry};
+use crate::client::{Client, DEADLINE, Error, retry, unless_missing, unless_there};
 
 /// Namespace of all that nodes share.
-pub(crate) const NAMESPACE: &str = "kube-system";
+const NAMESPACE: &str = "kube-system";
 /// ConfigMap with the description.
 pub const DESCRIPTION: &str = "gravity-cluster";
 /// Key in it.
 pub const DESCRIPTION_KEY: &str = "cluster.json";
+/// ConfigMap with the history, and the key in it.
+const HISTORY: &str = "gravity-history";
+const HISTORY_KEY: &str = "history.json";
 /// Label of Secrets that are join tokens.
 const KIND_LABEL: &str = "gravitational.io/kind";
 const TOKEN_KIND: &str = "join-token";
@@ -28,11 +31,13 @@ const TOKEN_PREFIX: &str = "gravity-join-token-";
 const TOKEN_KEY: &str = "token";
 const EXPIRES: &str = "gravitational.io/expires";
 
-/// A cluster's description as it was read.
+/// The cluster's description or history as it was read.
 #[derive(Debug, Clone)]
-pub struct Description {
-    /// JSON.
+pub struct Document {
+    /// JSON; empty where nothing was kept yet.
     pub text: String,
+    what: &'static str,
+    key: &'static str,
     map: ConfigMap,
 }
 
@@ -78,7 +83,7 @@ impl StoredToken {
 }
 
 impl Client {
-    pub(crate) fn maps(&self) -> Api<ConfigMap> {
+    fn maps(&self) -> Api<ConfigMap> {
         Api::namespaced(self.0.clone(), NAMESPACE)
     }
 
@@ -90,16 +95,16 @@ impl Client {
     ///
     /// # Errors
     /// When the API doesn't answer, or there is no description.
-    pub async fn description(&self) -> Result<Description, Error> {
-        let api = self.maps();
-        let what = "reading the cluster's description";
-        let map = retry(what, DEADLINE, || api.get(DESCRIPTION)).await?;
-        let text = map.data.as_ref().and_then(|data| data.get(DESCRIPTION_KEY));
-        let text = text.cloned().ok_or_else(|| Error::Incomplete {
-            object: DESCRIPTION.into(),
-            field: DESCRIPTION_KEY,
-        })?;
-        Ok(Description { text, map })
+    pub async fn description(&self) -> Result<Document, Error> {
+        let what = "the cluster's description";
+        let read = self.read(what, DESCRIPTION, DESCRIPTION_KEY).await?;
+        match read.text.is_empty() {
+            true => Err(Error::Incomplete {
+                object: DESCRIPTION.into(),
+                field: DESCRIPTION_KEY,
+            }),
+            false => Ok(read),
+        }
     }
 
     /// Whether it is said anywhere what the cluster is.
@@ -127,37 +132,55 @@ impl Client {
             })
     }
 
+    /// What has happened to the cluster.
+    ///
+    /// # Errors
+    /// When the API doesn't answer or refuses us.
+    pub async fn history(&self) -> Result<Document, Error> {
+        self.read("the cluster's history", HISTORY, HISTORY_KEY)
+            .await
+    }
+
+    async fn read(
+        &self,
+        what: &'static str,
+        name: &str,
+        key: &'static str,
+    ) -> Result<Document, Error> {
+        let api = self.maps();
+        let map = retry(&format!("reading {what}"), DEADLINE, || api.get_opt(name)).await?;
+        let map = map.unwrap_or_else(|| ConfigMap {
+            metadata: ObjectMeta {
+                name: Some(name.into()),
+                namespace: Some(NAMESPACE.into()),
+                ..ObjectMeta::default()
+            },
+            ..ConfigMap::default()
+        });
+        let text = map.data.as_ref().and_then(|data| data.get(key));
+        Ok(Document {
+            text: text.cloned().unwrap_or_default(),
+            what,
+            key,
+            map,
+        })
+    }
+
     /// Replaces what was read; `false` where somebody else was faster.
     ///
     /// # Errors
     /// When the API doesn't answer or refuses us.
-    pub async fn replace_description(
-        &self,
-        read: Description,
-        text: String,
-    ) -> Result<bool, Error> {
+    pub async fn replace(&self, read: Document, text: String) -> Result<bool, Error> {
         let mut map = read.map;
-        map.data
-            .get_or_insert_default()
-            .insert(DESCRIPTION_KEY.into(), text);
-        self.keep("changing the cluster's description", &map).await
-    }
-
-    /// Keeps a ConfigMap as it is after a change of what was read, or of nothing;
-    /// `false` where somebody else was faster.
-    pub(crate) async fn keep(&self, what: &str, map: &ConfigMap) -> Result<bool, Error> {
-        let api = self.maps();
-        let params = PostParams::default();
-        retry(what, DEADLINE, || async {
-            let kept = match map.metadata.resource_version {
-                None => api.create(&params, map).await,
-                Some(_) => api.replace(&map.name_any(), &params, map).await,
-            };
-            match kept {
-                Ok(_) => Ok(true),
-                Err(error) if is_conflict(&error) => Ok(false),
-                Err(error) => Err(error),
-            }
+        let data = map.data.get_or_insert_default();
+        data.insert(read.key.into(), text);
+        let (api, params) = (self.maps(), PostParams::default());
+        let what = format!("replacing {}", read.what);
+        retry(&what, DEADLINE, || async {
+            unless_there(match map.metadata.resource_version {
+                None => api.create(&params, &map).await,
+                Some(_) => api.replace(&map.name_any(), &params, &map).await,
+            })
         })
         .await
     }
@@ -185,13 +208,11 @@ impl Client {
         let secret = token.secret();
         let (api, params) = (self.secrets(), PostParams::default());
         retry("keeping a join token", DEADLINE, || async {
-            match api.create(&params, &secret).await {
-                // Made by a request whose answer was lost.
-                Err(error) if is_conflict(&error) => Ok(()),
-                other => other.map(drop),
-            }
+            // It is there already where the answer to a request was lost.
+            unless_there(api.create(&params, &secret).await)
         })
         .await
+        .map(drop)
     }
 
     /// Ends a join token; `false` where there is none of that name.
@@ -202,11 +223,7 @@ impl Client {
         let (api, params) = (self.secrets(), DeleteParams::default());
         let name = format!("{TOKEN_PREFIX}{name}");
         retry("ending a join token", DEADLINE, || async {
-            match api.delete(&name, &params).await {
-                Ok(_) => Ok(true),
-                Err(error) if is_missing(&error) => Ok(false),
-                Err(error) => Err(error),
-            }
+            unless_missing(api.delete(&name, &params).await)
         })
         .await
     }

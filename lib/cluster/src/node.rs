@@ -16,7 +16,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::client::{Client, DEADLINE, Error, is_conflict, request, retry};
+use crate::client::{Client, DEADLINE, Error, request, retry, unless_there};
 
 /// Annotation of a node with the state of its services, which it writes itself.
 pub(crate) const SERVICES: &str = "gravitational.io/services";
@@ -52,11 +52,7 @@ impl Client {
         let node = planned(name, labels, taints, pod_cidrs);
         let params = PostParams::default();
         let created = retry(&what, DEADLINE, || async {
-            match api.create(&params, &node).await {
-                Ok(_) => Ok(true),
-                Err(error) if is_conflict(&error) => Ok(false),
-                Err(error) => Err(error),
-            }
+            unless_there(api.create(&params, &node).await)
         });
         if created.await? {
             return Ok(());

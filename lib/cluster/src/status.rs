@@ -1,35 +1,33 @@
 //! What state a cluster is in.
 //!
-//! In: its nodes and pods. Out: a [`Status`], which can be serialised.
+//! In: its nodes and pods. Out: a [`Status`]; or of the nodes alone, now or whenever
+//! something about them changes.
 
+use std::collections::BTreeMap;
+
+use futures::{Stream, StreamExt};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::ListParams;
+use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
-use serde::{Deserialize, Serialize};
 
 use crate::client::{Client, Error};
 use crate::node::{SERVICES, pressure, readiness};
 
 /// Nodes, and pods that don't do their work.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Status {
     /// All nodes by name.
     pub nodes: Vec<NodeStatus>,
-    /// How many pods there are, finished ones included.
-    pub pods: usize,
     /// Pods that are neither ready nor finished.
     pub problems: Vec<PodProblem>,
 }
 
 /// One node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeStatus {
     /// Name in Kubernetes.
     pub name: String,
-    /// First internal address.
-    pub address: Option<String>,
-    /// Version of its kubelet.
-    pub version: Option<String>,
     /// Whether it is ready.
     pub ready: bool,
     /// Why it isn't.
@@ -41,7 +39,7 @@ pub struct NodeStatus {
 }
 
 /// A pod that is neither ready nor finished.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodProblem {
     /// Its namespace.
     pub namespace: String,
@@ -59,52 +57,81 @@ impl Client {
     /// # Errors
     /// When the API doesn't answer or refuses us.
     pub async fn status(&self) -> Result<Status, Error> {
-        let nodes: Api<Node> = Api::all(self.0.clone());
         let pods: Api<Pod> = Api::all(self.0.clone());
         let (nodes, pods) = tokio::try_join!(
-            self.list("listing nodes", &nodes, ListParams::default()),
+            self.nodes(),
             self.list("listing pods", &pods, ListParams::default()),
         )?;
-        Ok(status(&nodes, &pods))
+        let mut problems: Vec<_> = pods.iter().filter_map(problem).collect();
+        problems.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
+        Ok(Status { nodes, problems })
+    }
+
+    /// The state of all nodes, by name. Pods are not asked for: there may be many.
+    ///
+    /// # Errors
+    /// When the API doesn't answer or refuses us.
+    pub async fn nodes(&self) -> Result<Vec<NodeStatus>, Error> {
+        let nodes = self.list_nodes().await?;
+        let mut nodes: Vec<_> = nodes.iter().map(node_status).collect();
+        nodes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(nodes)
+    }
+
+    /// All nodes, as Kubernetes has them.
+    pub(crate) async fn list_nodes(&self) -> Result<Vec<Node>, Error> {
+        let nodes: Api<Node> = Api::all(self.0.clone());
+        self.list("listing nodes", &nodes, ListParams::default())
+            .await
+    }
+
+    /// All nodes, now and after each change of one. It goes on for ever, also
+    /// while the API can't be reached.
+    pub fn watch_nodes(&self) -> impl Stream<Item = Vec<NodeStatus>> {
+        let nodes: Api<Node> = Api::all(self.0.clone());
+        let mut known = BTreeMap::new();
+        let mut listed = BTreeMap::new();
+        watcher::watcher(nodes, watcher::Config::default())
+            .default_backoff()
+            .filter_map(move |event| {
+                let changed = match event {
+                    Ok(watcher::Event::Init) => {
+                        listed.clear();
+                        false
+                    }
+                    Ok(watcher::Event::InitApply(node)) => {
+                        listed.insert(node.name_any(), node_status(&node));
+                        false
+                    }
+                    Ok(watcher::Event::InitDone) => {
+                        known = std::mem::take(&mut listed);
+                        true
+                    }
+                    Ok(watcher::Event::Apply(node)) => {
+                        let status = node_status(&node);
+                        known.insert(node.name_any(), status.clone()) != Some(status)
+                    }
+                    Ok(watcher::Event::Delete(node)) => known.remove(&node.name_any()).is_some(),
+                    Err(error) => {
+                        tracing::debug!(?error, "watching the cluster's nodes again");
+                        false
+                    }
+                };
+                let all = changed.then(|| known.values().cloned().collect());
+                std::future::ready(all)
+            })
     }
 }
 
-fn status(nodes: &[Node], pods: &[Pod]) -> Status {
-    let mut nodes: Vec<_> = nodes.iter().map(node_status).collect();
-    nodes.sort_by(|a, b| a.name.cmp(&b.name));
-    let mut problems: Vec<_> = pods.iter().filter_map(problem).collect();
-    problems.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-    Status {
-        nodes,
-        pods: pods.len(),
-        problems,
-    }
-}
-
-pub(crate) fn node_status(node: &Node) -> NodeStatus {
+fn node_status(node: &Node) -> NodeStatus {
     let reason = readiness(node).err();
-    let info = node
-        .status
-        .as_ref()
-        .and_then(|status| status.node_info.as_ref());
     NodeStatus {
         name: node.metadata.name.clone().unwrap_or_default(),
-        address: internal_address(node),
-        version: info.map(|info| info.kubelet_version.clone()),
         ready: reason.is_none(),
         reason,
         pressure: pressure(node),
         services: node.annotations().get(SERVICES).cloned(),
     }
-}
-
-/// The first internal address of a node.
-pub(crate) fn internal_address(node: &Node) -> Option<String> {
-    let addresses = node.status.as_ref()?.addresses.as_ref()?;
-    addresses
-        .iter()
-        .find(|a| a.type_ == "InternalIP")
-        .map(|a| a.address.clone())
 }
 
 fn problem(pod: &Pod) -> Option<PodProblem> {
@@ -202,26 +229,5 @@ mod tests {
                 .reason,
             "not ready"
         );
-    }
-
-    #[test]
-    fn a_status_is_in_order() {
-        let node = |name: &str| -> Node {
-            serde_json::from_value(json!({
-                "metadata": { "name": name },
-                "status": {
-                    "addresses": [
-                        {"type": "Hostname", "address": name},
-                        {"type": "InternalIP", "address": "10.0.0.1"},
-                    ],
-                },
-            }))
-            .unwrap()
-        };
-        let status = status(&[node("b"), node("a")], &[]);
-        let names: Vec<_> = status.nodes.iter().map(|n| n.name.as_str()).collect();
-        assert_eq!(names, ["a", "b"]);
-        assert_eq!(status.nodes[0].address.as_deref(), Some("10.0.0.1"));
-        assert!(!status.nodes[0].ready);
     }
 }

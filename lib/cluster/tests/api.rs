@@ -246,7 +246,7 @@ spec:
 
 /// Waits until the sink has a line that contains `text`.
 async fn seen(sink: &Memory, text: &str) {
-    for _ in 0..600 {
+    for _ in 0..2400 {
         let found = sink
             .events()
             .iter()
@@ -627,7 +627,8 @@ async fn services_are_found(client: &Client) {
     };
     for endpoint in [by_name, by_labels] {
         let urls = client.endpoints(&endpoint).await.unwrap();
-        assert_eq!(urls, ["http://127.0.0.1:30080"]);
+        let texts: Vec<_> = urls.iter().map(|url| url.text.as_str()).collect();
+        assert_eq!(texts, ["http://127.0.0.1:30080"]);
     }
     let none = Endpoint {
         service: Some("none".into()),

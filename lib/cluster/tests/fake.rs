@@ -217,6 +217,29 @@ async fn nothing_is_asked_of_jobs_when_no_right_is_over() {
 }
 
 #[tokio::test]
+async fn nodes_are_told_in_order_without_their_pods() {
+    let (client, asked) = fake(|method, path| match (method, path) {
+        ("GET", "/api/v1/nodes") => list(
+            "Node",
+            "v1",
+            &json!([
+                { "metadata": { "name": "b" } },
+                {
+                    "metadata": { "name": "a" },
+                    "status": { "conditions": [{ "type": "Ready", "status": "True" }] },
+                },
+            ]),
+        ),
+        _ => failure(403),
+    })
+    .await;
+    let nodes = client.nodes().await.unwrap();
+    let told: Vec<_> = nodes.iter().map(|node| (&*node.name, node.ready)).collect();
+    assert_eq!(told, [("a", true), ("b", false)]);
+    assert_eq!(asked.lock().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn logs_of_a_node_are_read_at_their_end_unless_they_are_old() {
     let (client, asked) = fake(|_, path| match path {
         "/api/v1/nodes/b/proxy/logs/planet/" => (

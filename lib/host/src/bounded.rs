@@ -10,7 +10,10 @@ pub(crate) const MAX_TEXT: u64 = 16 << 20;
 
 /// Reads a file of at most `limit` bytes. Files of `/proc` say a size of 0, so
 /// the size is found out by reading.
-pub(crate) fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it can't be read; of kind `FileTooLarge` when it is larger.
+pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?
         .take(limit + 1)

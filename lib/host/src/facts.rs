@@ -57,8 +57,6 @@ pub struct HostFacts {
     pub architecture: String,
     /// Addresses of all interfaces that are up, loopback included.
     pub addresses: Vec<Address>,
-    /// Whether there is a default route.
-    pub default_route: bool,
     /// Routes of the main table.
     pub routes: Vec<Route>,
     /// Ports that somebody listens on.
@@ -228,7 +226,6 @@ impl HostFacts {
             kernel_release: release,
             architecture: kernel(|k| k.machine()),
             addresses: addresses(),
-            default_route: routes.iter().any(Route::is_default),
             routes,
             cgroup: cgroup(&mounts),
             uid: nix::unistd::geteuid().as_raw(),

@@ -7,6 +7,8 @@
 
 pub mod atomic;
 pub mod background;
+pub mod bounded;
+pub mod causes;
 pub mod changes;
 pub mod command;
 pub mod facts;
@@ -17,5 +19,3 @@ pub mod modules;
 pub mod mounts;
 pub mod sysctl;
 pub mod users;
-
-mod bounded;

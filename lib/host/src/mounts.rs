@@ -103,7 +103,7 @@ pub fn below<'a>(mounts: &'a [Mount], path: &Path) -> Vec<&'a Mount> {
 }
 
 /// The mount that `path` lies on. `path` is absolute and has no links.
-pub(crate) fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
+pub fn holding<'a>(mounts: &'a [Mount], path: &Path) -> Option<&'a Mount> {
     mounts
         .iter()
         .enumerate()

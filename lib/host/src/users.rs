@@ -191,16 +191,6 @@ pub(crate) fn group_by_name(name: &str) -> Result<Option<Group>, UserError> {
     Ok(Host.group(name)?.filter(|group| group.name == name))
 }
 
-/// The group of this id.
-///
-/// # Errors
-/// When `/etc/group` can't be read.
-pub fn group_by_id(gid: u32) -> Result<Option<Group>, UserError> {
-    Ok(Host
-        .group(&gid.to_string())?
-        .filter(|group| group.gid == gid))
-}
-
 /// What of a service user is not there yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Missing {

@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::environment;
-use crate::layout::read_bounded;
 
 const MAX_SIZE: u64 = 1 << 20;
 
@@ -91,9 +90,5 @@ impl Certificates {
 }
 
 pub(crate) fn read(path: &Path) -> Result<Vec<u8>, String> {
-    match read_bounded(path, MAX_SIZE) {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(format!("{} does not exist", path.display())),
-        Err(error) => Err(error.to_string()),
-    }
+    host::bounded::bytes(path, MAX_SIZE).map_err(|error| format!("{}: {error}", path.display()))
 }

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use base64::Engine;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::environment;
-use crate::layout::read_bounded;
 
 const MAX_SIZE: u64 = 1 << 20;
 
@@ -307,23 +307,31 @@ fn files() -> Vec<PathBuf> {
 
 /// The whole file; nothing when there is none.
 fn document(path: &Path) -> Result<Option<Value>, SaveError> {
-    let malformed = |reason: String| SaveError::Malformed {
+    parse(path).map_err(|reason| SaveError::Malformed {
         path: path.to_owned(),
         reason,
+    })
+}
+
+/// What a file holds, an empty one nothing; `None` where there is no file.
+fn parse<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, String> {
+    let bytes = match host::bounded::bytes(path, MAX_SIZE) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error.to_string()),
     };
-    let bytes = read_bounded(path, MAX_SIZE).map_err(|error| malformed(error.to_string()))?;
-    let Some(bytes) = bytes.filter(|bytes| !bytes.is_empty()) else {
-        return Ok(None);
+    let text: &[u8] = match bytes.as_slice() {
+        [] => b"{}",
+        text => text,
     };
     // What serde tells may quote a secret: the place alone.
-    let value = serde_json::from_slice(&bytes).map_err(|error| {
-        malformed(format!(
+    serde_json::from_slice(text).map(Some).map_err(|error| {
+        format!(
             "malformed at line {} column {}",
             error.line(),
             error.column()
-        ))
-    })?;
-    Ok(Some(value))
+        )
+    })
 }
 
 fn write(path: &Path, document: &Value) -> Result<(), SaveError> {
@@ -349,23 +357,10 @@ fn encode(login: &Login) -> String {
 }
 
 fn read(path: &Path) -> File {
-    let size = match std::fs::metadata(path) {
-        Ok(meta) => meta.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return File::Missing,
-        Err(error) => return File::Unusable(error.to_string()),
-    };
-    if size > MAX_SIZE {
-        return File::Unusable(format!("it has {size} bytes"));
-    }
-    match std::fs::read(path).map(|bytes| serde_json::from_slice(&bytes)) {
-        Ok(Ok(document)) => File::Read(document),
-        // What serde tells may quote a secret: the place alone.
-        Ok(Err(error)) => File::Unusable(format!(
-            "malformed at line {} column {}",
-            error.line(),
-            error.column()
-        )),
-        Err(error) => File::Unusable(error.to_string()),
+    match parse(path) {
+        Ok(Some(document)) => File::Read(document),
+        Ok(None) => File::Missing,
+        Err(reason) => File::Unusable(reason),
     }
 }
 

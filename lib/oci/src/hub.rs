@@ -165,13 +165,7 @@ pub fn default_dir() -> Option<PathBuf> {
 /// The user's own hub: `gravity/hub` in the user's data directory. Nothing when
 /// the user has no home either.
 pub fn user_dir() -> Option<PathBuf> {
-    choose(environment::path)
-}
-
-fn choose(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
-    variable("XDG_DATA_HOME")
-        .map(|data| data.join("gravity/hub"))
-        .or_else(|| variable("HOME").map(|home| home.join(".local/share/gravity/hub")))
+    environment::data_dir().map(|data| data.join("gravity/hub"))
 }
 
 /// The repository of a name: its lower case.
@@ -654,30 +648,6 @@ pub(crate) fn reach(layout: &Layout, descriptor: &Descriptor, found: &mut HashSe
 mod tests {
     use super::*;
     use crate::{Credentials, Registries, Retry};
-
-    #[test]
-    fn the_most_specific_variable_wins() {
-        let with = |set: &[(&str, &str)]| {
-            choose(|name| {
-                set.iter()
-                    .find(|(n, _)| *n == name)
-                    .map(|(_, v)| PathBuf::from(v))
-            })
-        };
-        assert_eq!(with(&[]), None);
-        assert_eq!(
-            with(&[("HOME", "/h")]),
-            Some("/h/.local/share/gravity/hub".into())
-        );
-        assert_eq!(
-            with(&[("HOME", "/h"), ("XDG_DATA_HOME", "/d")]),
-            Some("/d/gravity/hub".into())
-        );
-        assert_eq!(
-            with(&[("HOME", "/h"), ("XDG_DATA_HOME", "/d")]),
-            Some("/d/gravity/hub".into())
-        );
-    }
 
     #[test]
     fn an_address_is_shown_without_its_password() {

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::io::{self, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use oci_spec::image::{Descriptor, DescriptorBuilder, ImageIndex, ImageManifest, MediaType};
@@ -223,15 +223,8 @@ impl Layout {
     pub fn put_blob_file(&self, path: &Path, media_type: &str) -> Result<Descriptor> {
         let mut file = File::open(path).map_err(at("open", path))?;
         let mut blob = self.begin_blob()?;
-        let mut buffer = vec![0; 256 << 10];
-        loop {
-            match file.read(&mut buffer).map_err(at("read", path))? {
-                0 => return blob.finish(media_type),
-                n => blob
-                    .write_all(&buffer[..n])
-                    .map_err(at("write to", &self.dir))?,
-            }
-        }
+        io::copy(&mut file, &mut blob).map_err(at("copy", path))?;
+        blob.finish(media_type)
     }
 
     /// Begins a blob whose digest is known only at its end.
@@ -548,26 +541,16 @@ fn name_of(descriptor: &Descriptor) -> Option<&str> {
 }
 
 /// The content of a file, or nothing where there is none.
-pub(crate) fn read_bounded(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(at("open", path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(max.saturating_add(1))
-        .read_to_end(&mut bytes)
-        .map_err(at("read", path))?;
-    match bytes.len() as u64 > max {
-        true => {
-            let size = std::fs::metadata(path).map_or(max + 1, |meta| meta.len());
-            Err(LayoutError::TooLarge {
-                path: path.into(),
-                size,
-                limit: max,
-            })
-        }
-        false => Ok(Some(bytes)),
+fn read_bounded(path: &Path, max: u64) -> Result<Option<Vec<u8>>> {
+    match host::bounded::bytes(path, max) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(LayoutError::TooLarge {
+            path: path.into(),
+            size: std::fs::metadata(path).map_or(max + 1, |meta| meta.len()),
+            limit: max,
+        }),
+        Err(error) => Err(at("read", path)(error)),
     }
 }
 

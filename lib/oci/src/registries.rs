@@ -43,8 +43,16 @@ struct Mirror {
     location: String,
     #[serde(default)]
     insecure: bool,
-    #[serde(default)]
-    pull_from_mirror: Option<String>,
+    pull_from_mirror: Option<PullFromMirror>,
+}
+
+/// Which images a mirror is asked for.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum PullFromMirror {
+    All,
+    DigestOnly,
+    TagOnly,
 }
 
 #[derive(Debug, Deserialize)]
@@ -150,19 +158,12 @@ impl Registries {
     pub fn load(files: &[PathBuf]) -> Result<Self, RegistriesError> {
         let mut all = Self::default();
         for path in files {
-            let read = |source| RegistriesError::Read {
-                path: path.clone(),
-                source,
-            };
-            let size = std::fs::metadata(path).map_err(read)?.len();
-            if size > MAX_SIZE {
-                let reason = format!("it has {size} bytes; at most {MAX_SIZE} are read");
-                return Err(RegistriesError::Malformed {
+            let text = host::bounded::bytes(path, MAX_SIZE)
+                .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
+                .map_err(|source| RegistriesError::Read {
                     path: path.clone(),
-                    reason,
-                });
-            }
-            let text = std::fs::read_to_string(path).map_err(read)?;
+                    source,
+                })?;
             all.add(&text, path)?;
         }
         Ok(all)
@@ -200,15 +201,6 @@ impl Registries {
             {
                 return Err(malformed(format!("the location of `{prefix}` is empty")));
             }
-            for mirror in &rule.mirror {
-                if !matches!(
-                    mirror.pull_from_mirror.as_deref(),
-                    None | Some("all" | "digest-only" | "tag-only")
-                ) {
-                    let reason = "pull-from-mirror is all, digest-only or tag-only";
-                    return Err(malformed(format!("mirror `{}`: {reason}", mirror.location)));
-                }
-            }
             self.rules
                 .retain(|other| other.prefix.as_deref() != Some(prefix.as_str()));
             self.rules.push(Rule {
@@ -241,10 +233,10 @@ impl Registries {
         }
         let rest = &name[length..];
         let pinned = image.digest().is_some();
-        let wanted = |mirror: &&Mirror| match mirror.pull_from_mirror.as_deref() {
-            Some("digest-only") => pinned,
-            Some("tag-only") => !pinned,
-            _ => pinned || !rule.mirror_by_digest_only,
+        let wanted = |mirror: &&Mirror| match mirror.pull_from_mirror {
+            Some(PullFromMirror::DigestOnly) => pinned,
+            Some(PullFromMirror::TagOnly) => !pinned,
+            Some(PullFromMirror::All) | None => pinned || !rule.mirror_by_digest_only,
         };
         let mut places: Vec<Endpoint> = rule
             .mirror

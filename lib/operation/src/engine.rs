@@ -26,8 +26,6 @@ pub struct Engine {
     pub attempts: u32,
     /// How long the first pause between tries is; each is twice the last.
     pub first_pause: Duration,
-    /// The longest pause.
-    pub longest_pause: Duration,
 }
 
 impl Default for Engine {
@@ -37,7 +35,6 @@ impl Default for Engine {
         Self {
             attempts: 5,
             first_pause: Duration::from_secs(1),
-            longest_pause: Duration::from_secs(30),
         }
     }
 }
@@ -128,20 +125,10 @@ impl Engine {
                 .await;
         }
         plan.validate()?;
-        let below = |leaf: &&Phase| is_within(&leaf.id, &chosen.id);
-        for leaf in plan.leaves().into_iter().filter(below) {
-            let again = || executor.execute_again(leaf, sink.clone());
-            let failed = self
-                .recorded(leaf, journal, &*sink, State::Completed, again)
-                .await?;
-            if let Some(source) = failed {
-                return Err(RunError::Phase {
-                    phase: leaf.id.clone(),
-                    source,
-                });
-            }
-        }
-        Ok(())
+        let mut leaves = plan.leaves();
+        leaves.retain(|leaf| is_within(&leaf.id, &chosen.id));
+        self.each(leaves, journal, executor, sink, State::Completed)
+            .await
     }
 
     /// Runs the leaves of `top`, a phase or the empty name of all.
@@ -238,13 +225,9 @@ impl Engine {
         sink: Arc<dyn Sink>,
     ) -> Result<(), RunError> {
         plan.validate()?;
-        self.undo(
-            to_roll_back(plan, journal.records()),
-            journal,
-            executor,
-            sink,
-        )
-        .await
+        let leaves = to_roll_back(plan, journal.records());
+        self.each(leaves, journal, executor, sink, State::RolledBack)
+            .await
     }
 
     /// Takes one phase back, a leaf or a group. With `force` also where others
@@ -281,54 +264,40 @@ impl Engine {
                 after,
             });
         }
-        self.undo(mine, journal, executor, sink).await
+        self.each(mine, journal, executor, sink, State::RolledBack)
+            .await
     }
 
-    async fn undo(
+    /// Executes leaves again, or takes them back where they are `done` as rolled back, one
+    /// after the other up to the first failure. The beginning of each is in the journal
+    /// first: a phase that is half done, or half taken back, is not complete.
+    async fn each(
         &self,
         leaves: Vec<&Phase>,
         journal: &mut Journal,
         executor: &dyn Executor,
         sink: Arc<dyn Sink>,
+        done: State,
     ) -> Result<(), RunError> {
-        for phase in leaves {
-            let undo = || executor.undo(phase, sink.clone());
-            let failed = self
-                .recorded(phase, journal, &*sink, State::RolledBack, undo)
-                .await?;
+        let undoes = done == State::RolledBack;
+        for leaf in leaves {
+            record(journal, &*sink, &[(leaf, State::InProgress, None)])?;
+            let attempt = || match undoes {
+                true => executor.undo(leaf, sink.clone()),
+                false => executor.execute_again(leaf, sink.clone()),
+            };
+            let failed = self.retry(leaf, &*sink, attempt).await.err();
+            let state = failed.as_ref().map_or(done, |_| State::Failed);
+            record(journal, &*sink, &[(leaf, state, failed.as_ref())])?;
             if let Some(source) = failed {
-                return Err(RunError::Rollback {
-                    phase: phase.id.clone(),
-                    source,
+                let phase = leaf.id.clone();
+                return Err(match undoes {
+                    true => RunError::Rollback { phase, source },
+                    false => RunError::Phase { phase, source },
                 });
             }
         }
         Ok(())
-    }
-
-    /// Attempts something with a phase; its beginning, and its end as `done` or
-    /// as a failure, which is returned, are in the journal. The beginning is first:
-    /// a phase that is half done, or half taken back, is not complete.
-    async fn recorded<F>(
-        &self,
-        phase: &Phase,
-        journal: &mut Journal,
-        sink: &dyn Sink,
-        done: State,
-        attempt: impl FnMut() -> F,
-    ) -> Result<Option<PhaseError>, RunError>
-    where
-        F: Future<Output = Result<(), PhaseError>>,
-    {
-        record(journal, sink, &[(phase, State::InProgress, None)])?;
-        let failed = self.retry(phase, sink, attempt).await.err();
-        let state = if failed.is_some() {
-            State::Failed
-        } else {
-            done
-        };
-        record(journal, sink, &[(phase, state, failed.as_ref())])?;
-        Ok(failed)
     }
 
     async fn execute(
@@ -363,7 +332,7 @@ impl Engine {
                         pause.as_secs_f32()
                     ));
                     tokio::time::sleep(pause).await;
-                    pause = (pause * 2).min(self.longest_pause);
+                    pause *= 2;
                 }
                 result => return result,
             }

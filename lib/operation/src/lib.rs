@@ -19,4 +19,4 @@ pub use executor::{Executor, PhaseError};
 pub use journal::{Journal, JournalError, Record};
 pub use plan::{PLAN_VERSION, Phase, Plan, PlanError};
 pub use state::{PhaseState, PlanState, State, replay};
-pub use view::{PhaseView, PlanView, render, view};
+pub use view::{PhaseView, PlanView, view};

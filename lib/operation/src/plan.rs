@@ -39,7 +39,7 @@ pub struct Phase {
     pub id: String,
     /// What it does, for people.
     pub description: String,
-    /// Name of the node that executes it; nothing for the coordinator's own.
+    /// Name of the node that executes it; `None` for a group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
     /// Ids of phases that have to be complete before.
@@ -121,6 +121,18 @@ impl Phase {
 }
 
 impl Plan {
+    /// A plan of this version of the program. `kind` is what it does, such as `install`,
+    /// `operation` the operation's id.
+    pub fn new(kind: impl Into<String>, operation: impl Into<String>, phases: Vec<Phase>) -> Self {
+        Self {
+            version: PLAN_VERSION,
+            operation_id: operation.into(),
+            kind: kind.into(),
+            created_by_version: env!("CARGO_PKG_VERSION").into(),
+            phases,
+        }
+    }
+
     /// Checks that the plan can be run: known version, unique ids, requirements
     /// that exist and that some order satisfies.
     ///
@@ -205,13 +217,7 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn plan(phases: Vec<Phase>) -> Plan {
-        Plan {
-            version: PLAN_VERSION,
-            operation_id: "op".into(),
-            kind: "install".into(),
-            created_by_version: "6.0.0".into(),
-            phases,
-        }
+        Plan::new("install", "op", phases)
     }
 
     pub(crate) fn leaf(id: &str, requires: &[&str]) -> Phase {

@@ -54,7 +54,7 @@ impl fmt::Display for State {
 }
 
 /// State of one phase.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PhaseState {
     /// The state.
     pub state: State,

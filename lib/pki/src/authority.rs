@@ -6,7 +6,6 @@
 
 use std::fmt;
 use std::fs::DirBuilder;
-use std::io::Read;
 use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
@@ -386,21 +385,10 @@ pub(crate) fn parameters(
 }
 
 fn read(path: &Path) -> Result<String, Error> {
-    let failed = |source| Error::Read {
+    let bytes = host::bounded::bytes(path, MAX_PEM).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
-    };
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_PEM + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() as u64 > MAX_PEM {
-        return Err(Error::Damaged {
-            path: path.to_owned(),
-            what: format!("it is larger than {MAX_PEM} bytes"),
-        });
-    }
+    })?;
     String::from_utf8(bytes).map_err(|_| Error::Damaged {
         path: path.to_owned(),
         what: "it is not text".into(),

@@ -15,8 +15,9 @@ use crate::{Error, token};
 const ID: usize = 4;
 /// Bytes of a secret.
 const RANDOM: usize = 16;
-/// Characters that a token chosen by a user must at least have.
-pub const CHOSEN_MIN: usize = 6;
+/// Characters that a token chosen by a user must at least have: a shorter one could be
+/// guessed, at the cluster's address or from a proof that was recorded.
+pub const CHOSEN_MIN: usize = 16;
 /// Most characters of a token chosen by a user.
 pub const CHOSEN_MAX: usize = 128;
 
@@ -116,7 +117,8 @@ mod tests {
 
     #[test]
     fn what_is_no_token_is_refused() {
-        for text in ["", "short", "with space in it", &"x".repeat(CHOSEN_MAX + 1)] {
+        let (short, long) = ("x".repeat(CHOSEN_MIN - 1), "x".repeat(CHOSEN_MAX + 1));
+        for text in ["", &short, "with a space in it", &long] {
             assert_eq!(JoinToken::parse(text), None, "{text}");
         }
     }

@@ -14,12 +14,12 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::WebPkiClientVerifier;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme, version,
-};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme, version};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::Error;
+
+pub use rustls::ServerConfig;
 
 /// Bytes of [`Channel`] and of a fingerprint.
 pub const SECRET: usize = 32;

@@ -156,6 +156,8 @@ pub(crate) struct Caller {
     /// Our end.
     pub(crate) local: SocketAddr,
     has_proven: Arc<AtomicBool>,
+    /// What proofs of its address take permits of.
+    proofs: Arc<Semaphore>,
     /// It counts as one while nobody knows who it is.
     guest: Arc<Mutex<Option<Guest>>>,
 }
@@ -174,6 +176,8 @@ impl Caller {
         id: &str,
         hmac: &[u8],
     ) -> Result<Vec<u8>, Status> {
+        // It is never closed.
+        let permit = self.proofs.clone().acquire_owned().await.ok();
         let fits = |token: &&JoinToken| {
             id == token.id && tls::is_proof(hmac, &token.secret, &self.channel, NODE)
         };
@@ -185,7 +189,14 @@ impl Caller {
             }
             None => {
                 tracing::warn!(address = %self.remote, "refused a token");
-                sleep(PAUSE).await;
+                // Whoever ends the call or the connection before has no more guesses for
+                // it: the permit stays taken, and the guest counts.
+                let held = (permit, self.guest.clone());
+                let pause = tokio::spawn(async move {
+                    sleep(PAUSE).await;
+                    drop(held);
+                });
+                drop(pause.await);
                 Err(Status::unauthenticated(
                     "the token is wrong or has expired: `gravity token create` on a master makes another",
                 ))
@@ -241,6 +252,7 @@ impl Connection {
             remote: socket.peer_addr()?,
             local: socket.local_addr()?,
             has_proven: Arc::default(),
+            proofs: guest.proofs(),
             guest: Arc::new(Mutex::new(Some(guest))),
         };
         // A certificate of ours: the handshake takes no others.

@@ -40,12 +40,23 @@ pub struct Here {
     /// Largest packets, by the address of the interface.
     mtus: BTreeMap<IpAddr, u32>,
     clock: fn() -> i64,
-    /// Ports that can't be tried here.
+    reserved: Reserved,
+}
+
+/// Ports that are opened for nobody.
+#[derive(Debug, Clone)]
+struct Reserved {
+    /// TCP ports of the cluster's own services: one that restarts must find its port free.
+    own: &'static [u16],
+    /// Ports that can't be tried.
     taken: RangeInclusive<u16>,
 }
 
 /// No ports at all.
-const NOTHING: RangeInclusive<u16> = RangeInclusive::new(1, 0);
+const NOTHING: Reserved = Reserved {
+    own: &[],
+    taken: RangeInclusive::new(1, 0),
+};
 /// Where Kubernetes gives ports to services (its own default): packets to them go
 /// to pods, whoever listens.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
@@ -65,7 +76,7 @@ impl Here {
             who: Introduction::of(facts),
             mtus,
             clock: now_us,
-            taken: NOTHING,
+            reserved: NOTHING,
         }
     }
 
@@ -73,7 +84,10 @@ impl Here {
     #[must_use]
     pub fn in_cluster(self) -> Self {
         Self {
-            taken: NODE_PORTS,
+            reserved: Reserved {
+                own: &spec::SERVICE_PORTS,
+                taken: NODE_PORTS,
+            },
             ..self
         }
     }

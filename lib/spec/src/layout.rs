@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::RPC_AUTHORITY;
+
 /// The state directory and what lies in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout(PathBuf);
@@ -132,7 +134,7 @@ impl Layout {
 
     /// Certificate of the authority that controllers and nodes are known by.
     pub fn rpc_authority(&self) -> PathBuf {
-        self.planet_secrets().join("rpc-ca.crt")
+        self.planet_secrets().join(format!("{RPC_AUTHORITY}.crt"))
     }
 
     /// Operations, a directory each.

@@ -50,12 +50,39 @@ pub const API_PORT: u16 = 6443;
 /// Port at which the controllers of a cluster listen, on masters.
 pub const CONTROLLER_PORT: u16 = 3009;
 
+/// Port of the cluster's DNS on the advertise addresses of masters, for the `kube-dns`
+/// Service.
+pub const DNS_SERVICE_PORT: u16 = 1053;
+
+/// TCP ports that services of a node listen on: those of DNS, etcd, the controller, the
+/// registry, the API, kubelet, kube-proxy, kube-controller-manager and kube-scheduler.
+pub const SERVICE_PORTS: [u16; 12] = [
+    DNS_SERVICE_PORT,
+    2379,
+    2380,
+    CONTROLLER_PORT,
+    REGISTRY_PORT,
+    API_PORT,
+    10248,
+    10249,
+    10250,
+    10256,
+    10257,
+    10259,
+];
+
 /// UDP port at which nodes take what WireGuard has encrypted.
 pub const WIREGUARD_PORT: u16 = 51820;
 
 /// Name under which a controller signs the certificate that a worker is known
 /// to controllers by.
 pub const NODE_IDENTITY: &str = "node";
+
+/// Authority of Kubernetes, also of what kubeconfigs hold.
+pub const KUBERNETES_AUTHORITY: &str = "kubernetes-ca";
+
+/// Authority that controllers and nodes know each other by.
+pub const RPC_AUTHORITY: &str = "rpc-ca";
 
 /// What is known of a cluster; the same on all of its nodes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

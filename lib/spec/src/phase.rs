@@ -36,9 +36,9 @@ pub enum PhaseSpec {
     JoinSecrets(JoinSecrets),
     /// Has the cluster's controller make the Kubernetes node object, and a
     /// master a member of etcd.
-    Register(Register),
+    Register(Joining),
     /// Tells the cluster's controller that the node works.
-    Added(Added),
+    Added(Joining),
     /// Starts the planet and waits for some of its services.
     Planet(Planet),
     /// Makes the Kubernetes node object as planned.
@@ -58,7 +58,7 @@ pub enum PhaseSpec {
     /// The same on a node that joined.
     CompleteJoin(CompleteJoin),
     /// Stops etcd and makes a snapshot of all that its data hold.
-    EtcdCollect(EtcdCollect),
+    EtcdCollect(EtcdSnapshot),
     /// Makes data of etcd from a snapshot, beside those that it has.
     EtcdRestore(EtcdRestore),
     /// Stops etcd and what uses it, and exchanges its data with those.
@@ -68,7 +68,7 @@ pub enum PhaseSpec {
     /// Takes all masters but one, which are lost, out of the cluster.
     ForgetMasters(ForgetMasters),
     /// Removes the data that etcd had before.
-    EtcdClean(EtcdClean),
+    EtcdClean(EtcdSnapshot),
 }
 
 impl PhaseSpec {
@@ -211,28 +211,19 @@ pub struct JoinSecrets {
     pub cluster_keys: Vec<String>,
 }
 
-/// See [`PhaseSpec::Register`].
+/// See [`PhaseSpec::Register`] and [`PhaseSpec::Added`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Register {
+pub struct Joining {
     /// Where the controllers listen.
     pub controllers: Vec<SocketAddr>,
     /// Identity of the operation.
     pub operation: String,
 }
 
-/// See [`PhaseSpec::Added`].
+/// See [`PhaseSpec::EtcdCollect`] and [`PhaseSpec::EtcdClean`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Added {
-    /// Where the controllers listen.
-    pub controllers: Vec<SocketAddr>,
-    /// Identity of the operation.
-    pub operation: String,
-}
-
-/// See [`PhaseSpec::EtcdCollect`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EtcdCollect {
-    /// The operation, whose directory gets the snapshot as
+pub struct EtcdSnapshot {
+    /// The operation, whose directory has the snapshot as
     /// [`EtcdRestore::SNAPSHOT`].
     pub operation: String,
 }
@@ -281,13 +272,6 @@ pub struct ForgetMasters {
     /// Runs for each master that is gone; one that fails is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hook: Option<Hook>,
-}
-
-/// See [`PhaseSpec::EtcdClean`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EtcdClean {
-    /// The operation, whose directory holds the snapshot.
-    pub operation: String,
 }
 
 /// A certificate and its key.

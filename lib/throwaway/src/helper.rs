@@ -80,9 +80,6 @@ pub(crate) fn program() -> Result<Command> {
     if own.file_name().is_some_and(|name| name == "testnode") {
         return Ok(Command::new(own));
     }
-    if let Some(path) = std::env::var_os("GRAVITY_TESTNODE") {
-        return Ok(Command::new(path));
-    }
     // Tests are in `deps` below the programs.
     let beside = own
         .ancestors()

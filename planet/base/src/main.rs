@@ -103,7 +103,9 @@ fn run(options: &Options, console: &Console) -> Result<()> {
     let versions = Versions::load(&source, &options.base)?;
     let cache = match &options.cache {
         Some(cache) => cache.clone(),
-        None => home("XDG_CACHE_HOME", ".cache")?.join("gravity"),
+        None => oci::environment::cache_dir()
+            .context("neither XDG_CACHE_HOME nor HOME is set")?
+            .join("gravity"),
     };
     let cache = std::path::absolute(cache)?.join("base");
     let workshop = Workshop {
@@ -177,15 +179,6 @@ fn run(options: &Options, console: &Console) -> Result<()> {
         render::duration(started.elapsed())
     ));
     Ok(())
-}
-
-fn home(variable: &str, otherwise: &str) -> Result<PathBuf> {
-    if let Some(directory) = std::env::var_os(variable).filter(|value| !value.is_empty()) {
-        return Ok(directory.into());
-    }
-    let home = std::env::var_os("HOME").filter(|value| !value.is_empty());
-    let home = home.with_context(|| format!("neither {variable} nor HOME is set"))?;
-    Ok(PathBuf::from(home).join(otherwise))
 }
 
 /// Keeps two runs from building the same twice.

@@ -13,7 +13,7 @@ use std::fs;
 use std::hash::{BuildHasher, Hasher};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, chown};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -372,14 +372,7 @@ impl Unit {
             self.group.set_cpu_weight(weight)?;
         }
         for directory in &service.directories {
-            let mut builder = fs::DirBuilder::new();
-            builder
-                .recursive(true)
-                .mode(0o700)
-                .create(directory)
-                .at("create", directory)?;
-            chown(directory, Some(service.uid), Some(service.gid))
-                .at("change the owner of", directory)?;
+            make_directory(directory, service.uid, service.gid)?;
         }
         self.run_each(&service.pre_start)
             .await
@@ -687,6 +680,22 @@ impl Unit {
     }
 }
 
+/// Makes a directory of a user. A link in its place, which that user may have made, is
+/// not followed: what it leads to would be given away.
+fn make_directory(path: &Path, uid: u32, gid: u32) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .at("create", path)?;
+    let directory = fs::File::options()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW)
+        .open(path)
+        .at("open", path)?;
+    fchown(&directory, Some(uid), Some(gid)).at("change the owner of", path)
+}
+
 /// The next command that matters to a service that runs.
 async fn told_running(commands: &mut mpsc::Receiver<Command>) -> Command {
     loop {
@@ -770,6 +779,24 @@ mod tests {
         };
         assert_eq!(lost(&tables, Duration::ZERO, exists).await, "ip later");
         assert_eq!(looks.get(), 12);
+    }
+
+    #[test]
+    fn a_directory_is_never_given_away_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let (own, link) = (
+            directory.path().join("log/audit"),
+            directory.path().join("link"),
+        );
+        let (uid, gid) = (
+            nix::unistd::getuid().as_raw(),
+            nix::unistd::getgid().as_raw(),
+        );
+        make_directory(&own, uid, gid).unwrap();
+        // It may be there already.
+        make_directory(&own, uid, gid).unwrap();
+        std::os::unix::fs::symlink(&own, &link).unwrap();
+        assert!(make_directory(&link, uid, gid).is_err());
     }
 
     #[test]

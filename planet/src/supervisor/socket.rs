@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
@@ -42,12 +42,7 @@ pub(super) fn listen(path: &Path) -> Result<UnixListener> {
 type Commands = Arc<Vec<(String, mpsc::Sender<Command>)>>;
 
 /// Answers for ever.
-pub(super) async fn serve(
-    listener: UnixListener,
-    board: Board,
-    commands: Commands,
-    stop: Arc<watch::Sender<bool>>,
-) {
+pub(super) async fn serve(listener: UnixListener, board: Board, commands: Commands) {
     let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
     loop {
@@ -58,22 +53,17 @@ pub(super) async fn serve(
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (board, commands, stop) = (board.clone(), commands.clone(), stop.clone());
+        let (board, commands) = (board.clone(), commands.clone());
         connections.spawn(async move {
             // Who hangs up early wants no answer.
-            drop(answer(stream, &board, &commands, &stop).await);
+            drop(answer(stream, &board, &commands).await);
             drop(permit);
         });
         while connections.try_join_next().is_some() {}
     }
 }
 
-async fn answer(
-    mut stream: UnixStream,
-    board: &Board,
-    commands: &Commands,
-    stop: &watch::Sender<bool>,
-) -> std::io::Result<()> {
+async fn answer(mut stream: UnixStream, board: &Board, commands: &Commands) -> std::io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::new(reader.take(MAX_REQUEST));
     let mut line = String::new();
@@ -97,10 +87,6 @@ async fn answer(
                     _ = reader.read_u8() => return Ok(()),
                 }
             }
-        }
-        Request::Stop => {
-            stop.send_replace(true);
-            Answer::Accepted
         }
         Request::Restart { service } => tell(commands, &service, Command::Restart).await,
         Request::Hold { service } => tell(commands, &service, Command::Hold).await,

@@ -1,5 +1,6 @@
 //! The kernel has, or can load, what networks of pods are made of.
 
+use host::facts::Kernel;
 use host::modules::Presence;
 use spec::PodNetwork;
 
@@ -7,13 +8,15 @@ use crate::{Check, Finding, Input, Reads};
 
 pub(super) const CHECK: Check = Check {
     id: "kernel-modules",
-    about: "/proc/modules, modules.builtin and modules.dep of the running kernel, its configuration",
+    about: "/proc/modules, modules.builtin and modules.dep of the running kernel, its configuration, \
+            modprobe.d and kernel.modules_disabled",
     limit: "modules of the overlay, bridge and VXLAN, connection tracking, and the nftables \
-            expressions that kube-proxy and flannel use are loaded, built in or loadable; in place \
-            of VXLAN's that of WireGuard where the image has `type: wireguard`, and none where the \
-            vendor's hook installs the network",
+            expressions that kube-proxy and flannel use are loaded, built in or loadable, and not \
+            forbidden; in place of VXLAN's that of WireGuard where the image has `type: wireguard`, \
+            and none where the vendor's hook installs the network",
     remedy: "install the modules of the running kernel (linux-modules-extra, kernel-modules); after \
-             an update of the kernel, restart the host",
+             an update of the kernel, restart the host; remove `install` and `blacklist` lines \
+             about them from modprobe.d",
     strict: true,
     reads: Reads {
         modules: &[
@@ -48,11 +51,20 @@ pub(super) const CHECK: Check = Check {
             "CONFIG_NFT_FIB_IPV4",
             "CONFIG_NFT_REJECT_IPV4",
         ],
+        sysctls: &[MODULES_DISABLED],
         ..Reads::NOTHING
     },
     run: check,
     ..Check::PLAIN
 };
+
+/// The kernel loads no more modules, where it is 1.
+const MODULES_DISABLED: &str = "kernel.modules_disabled";
+
+/// Modules that come with those that need them, whatever a `blacklist` says: it is about
+/// the aliases by which the kernel asks for the others, and about the list of modules for
+/// the boot, where br_netfilter is.
+const DEPENDENCIES: [&str; 2] = ["bridge", "nf_conntrack"];
 
 fn check(input: &Input<'_>) -> Vec<Finding> {
     let kernel = &input.facts.kernel;
@@ -68,10 +80,14 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
             .options
             .as_ref()
             .and_then(|options| options.get(*option));
-        match kernel.modules.get(*name) {
-            Some(Presence::Loaded | Presence::Builtin | Presence::Loadable) => {}
+        let presence = kernel.modules.get(*name);
+        let known = kernel.options.is_some() || kernel.has_module_files;
+        match (presence, forbidden(name, kernel)) {
+            (Some(Presence::Loaded | Presence::Builtin), _) => {}
             _ if value.is_some_and(|value| value == "y") => {}
-            _ if kernel.options.is_some() || kernel.has_module_files => missing.push(*name),
+            (_, Some(by)) if known => missing.push(format!("{name} ({by} forbids it)")),
+            (Some(Presence::Loadable), _) => {}
+            _ if known => missing.push((*name).to_owned()),
             _ => unknown.push(*name),
         }
     }
@@ -86,6 +102,23 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
             .finding(title, format!("without {}", missing.join(", ")), wanted)
             .fails(CHECK.remedy),
     }]
+}
+
+/// What forbids to load a module.
+fn forbidden(module: &str, kernel: &Kernel) -> Option<String> {
+    if kernel
+        .sysctls
+        .get(MODULES_DISABLED)
+        .is_some_and(|set| set == "1")
+    {
+        return Some(MODULES_DISABLED.to_owned());
+    }
+    let listed = || match DEPENDENCIES.contains(&module) {
+        true => None,
+        false => kernel.blacklisted.get(module),
+    };
+    let file = kernel.forbidden.get(module).or_else(listed)?;
+    Some(file.display().to_string())
 }
 
 /// The network of pods that alone needs a module.
@@ -128,6 +161,45 @@ mod tests {
             facts.kernel.options = None;
             facts.kernel.has_module_files = false;
         });
+    }
+
+    #[test]
+    fn modules_that_the_host_forbids_fail() {
+        let loadable = |facts: &mut host::facts::HostFacts, name: &str| {
+            let kernel = &mut facts.kernel;
+            kernel.options = None;
+            kernel.modules.insert(name.into(), Presence::Loadable);
+        };
+        let file = || std::path::PathBuf::from("/etc/modprobe.d/cis.conf");
+        let trouble = only(Severity::Failure, "kernel-modules", |facts| {
+            loadable(facts, "overlay");
+            facts.kernel.forbidden.insert("overlay".into(), file());
+        });
+        let expected = "without overlay (/etc/modprobe.d/cis.conf forbids it)";
+        assert_eq!(trouble.measured, expected);
+        only(Severity::Failure, "kernel-modules", |facts| {
+            loadable(facts, "vxlan");
+            facts.kernel.blacklisted.insert("vxlan".into(), file());
+        });
+        let trouble = only(Severity::Failure, "kernel-modules", |facts| {
+            loadable(facts, "vxlan");
+            let sysctls = &mut facts.kernel.sysctls;
+            sysctls.insert(MODULES_DISABLED.into(), "1".into());
+        });
+        let expected = "without vxlan (kernel.modules_disabled forbids it)";
+        assert_eq!(trouble.measured, expected);
+        let loaded = spoiled(|facts| {
+            facts.kernel.forbidden.insert("overlay".into(), file());
+            let sysctls = &mut facts.kernel.sysctls;
+            sysctls.insert(MODULES_DISABLED.into(), "1".into());
+        });
+        assert_eq!(troubles(&loaded), []);
+        let dependency = spoiled(|facts| {
+            loadable(facts, "nf_conntrack");
+            let name = "nf_conntrack".into();
+            facts.kernel.blacklisted.insert(name, file());
+        });
+        assert_eq!(troubles(&dependency), []);
     }
 
     #[test]

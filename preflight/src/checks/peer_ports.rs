@@ -16,16 +16,25 @@ pub(super) const CHECK: Check = Check {
     ..Check::PLAIN
 };
 
+/// What the other node is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Other {
+    /// A master, or a node that may become one.
+    Master,
+    /// A worker: it has none of the ports that only masters offer.
+    Worker,
+}
+
 /// Ports that nodes have to reach of each other, `most` at most: all of the cluster's,
 /// and of large ranges of the profile some, evenly spread, the first and the last among
-/// them. What only masters offer is left out `with_worker`.
-pub fn needed(requirements: &Requirements, with_worker: bool, most: usize) -> Vec<Port> {
+/// them.
+pub fn needed(requirements: &Requirements, other: Other, most: usize) -> Vec<Port> {
     let wanted = wanted(requirements);
     let (own, others): (Vec<_>, Vec<_>) = wanted
         .iter()
         .filter(|wanted| match wanted.remote {
             Remote::Nobody => false,
-            Remote::Masters | Remote::AllToMasters => !with_worker,
+            Remote::Masters | Remote::AllToMasters => other == Other::Master,
             Remote::All => true,
         })
         .partition(|wanted| wanted.range.first == wanted.range.last);
@@ -157,22 +166,22 @@ mod tests {
 
     #[test]
     fn what_stays_on_a_node_is_not_tried_and_ranges_are_spread() {
-        let with = |requirements: &_, with_worker, most| -> Vec<u16> {
-            let needed = needed(requirements, with_worker, most).into_iter();
+        let with = |requirements: &_, other, most| -> Vec<u16> {
+            let needed = needed(requirements, other, most).into_iter();
             needed.map(|port| port.number).collect()
         };
-        let numbers = |requirements: &_, most| with(requirements, false, most);
-        // Workers have neither etcd nor the API.
+        let numbers = |requirements: &_, most| with(requirements, Other::Master, most);
+        // Workers have neither etcd nor the API, nor the DNS of the Service.
         let of_workers = [3009, 5000, 10250, 8472];
-        assert_eq!(with(&requirements(), true, 256), of_workers);
-        let own = [2379, 2380, 3009, 5000, 6443, 10250, 8472];
+        assert_eq!(with(&requirements(), Other::Worker, 256), of_workers);
+        let own = [1053, 2379, 2380, 3009, 5000, 6443, 10250, 8472, 1053];
         assert_eq!(numbers(&requirements(), 256), own);
         let profile =
             with_profile("{network: {ports: [{ranges: ['9000-9100', '80'], protocol: tcp}]}}");
-        let found = numbers(&profile, 11);
-        assert_eq!(found[..8], [2379, 2380, 3009, 5000, 6443, 10250, 8472, 80]);
-        assert_eq!(found[8..], [9000, 9050, 9100]);
-        assert_eq!(numbers(&profile, 1000).len(), 8 + 101);
+        let found = numbers(&profile, 13);
+        assert_eq!((&found[..9], found[9]), (&own[..], 80));
+        assert_eq!(found[10..], [9000, 9050, 9100]);
+        assert_eq!(numbers(&profile, 1000).len(), 10 + 101);
         assert_eq!(numbers(&profile, 3), own[..3]);
     }
 }

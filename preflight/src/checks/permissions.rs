@@ -1,12 +1,18 @@
-//! Services that don't run as root reach the state directory.
+//! Services that don't run as root reach the state directory, and root alone decides
+//! what is there.
+
+use std::path::PathBuf;
 
 use crate::{Check, Finding, Input};
 
 pub(super) const CHECK: Check = Check {
     id: "permissions",
     about: "the state directory and all above it",
-    limit: "everyone may enter them (o+x): etcd and the API server run as the service user",
-    remedy: "let everyone enter it: `chmod o+x`, or use another directory with --state-dir",
+    limit: "everyone may enter them (o+x), as etcd and the API server run as the service user; they \
+            are root's and nobody else may write to them, but above it where the sticky bit is set: \
+            who could put another directory there would have root run programs of theirs",
+    remedy: "let everyone enter them: `chmod o+x`, and root alone change them: `chown root`, \
+             `chmod go-w`; or use another directory with --state-dir",
     strict: true,
     run: check,
     ..Check::PLAIN
@@ -17,22 +23,37 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
         return Vec::new();
     };
     let title = format!("way to {}", input.requirements.state_dir.display());
-    let closed: Vec<_> = place
-        .closed
+    let (mut measured, mut remedies) = (Vec::new(), Vec::new());
+    if !place.closed.is_empty() {
+        measured.push(format!("only some may enter {}", join(&place.closed, ", ")));
+        remedies.push(format!("chmod o+x {}", join(&place.closed, " ")));
+    }
+    if !place.open.is_empty() {
+        let open = join(&place.open, " ");
+        measured.push(format!(
+            "others than root may change {}",
+            join(&place.open, ", ")
+        ));
+        remedies.push(format!("chown root {open} && chmod go-w {open}"));
+    }
+    let wanted = "everyone may enter, only root may change";
+    vec![match measured.is_empty() {
+        true => CHECK.finding(title, wanted, wanted),
+        false => CHECK
+            .finding(title, measured.join("; "), wanted)
+            .fails(format!(
+                "use another directory with --state-dir, or `{}`",
+                remedies.join(" && ")
+            )),
+    }]
+}
+
+fn join(paths: &[PathBuf], separator: &str) -> String {
+    let paths: Vec<_> = paths
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    let wanted = "everyone may enter";
-    vec![match closed.as_slice() {
-        [] => CHECK.finding(title, wanted, wanted),
-        closed => CHECK
-            .finding(
-                title,
-                format!("only some may enter {}", closed.join(", ")),
-                wanted,
-            )
-            .fails(format!("chmod o+x {}", closed.join(" "))),
-    }]
+    paths.join(separator)
 }
 
 #[cfg(test)]
@@ -44,6 +65,13 @@ mod tests {
     fn a_closed_parent_fails() {
         only_at(Severity::Failure, "permissions", |place| {
             place.closed.push("/var/lib".into())
+        });
+    }
+
+    #[test]
+    fn a_parent_that_others_may_change_fails() {
+        only_at(Severity::Failure, "permissions", |place| {
+            place.open.push("/var/lib".into())
         });
     }
 }

@@ -9,9 +9,13 @@ use spec::{API_PORT, LEADER_ADDRESS, REGISTRY_PORT};
 
 use crate::{Check, Finding, Input, Requirements};
 
+/// Who answers for names.
+const DNS: &str = "cluster DNS";
+
 /// TCP ports of the services of a node: what they are and who listens, and who
 /// connects.
 const OWN: &[(u16, &str, Remote)] = &[
+    (spec::DNS_SERVICE_PORT, DNS, Remote::AllToMasters),
     (2379, "etcd", Remote::Masters),
     (2380, "etcd", Remote::Masters),
     (
@@ -102,9 +106,17 @@ pub fn wanted(requirements: &Requirements) -> Vec<Wanted<'static>> {
         protocol,
         range: single(53),
         address: Some(LEADER_ADDRESS),
-        user: "cluster DNS",
+        user: DNS,
         remote: Remote::Nobody,
     });
+    let dns_service = Wanted {
+        protocol: Protocol::Udp,
+        range: single(spec::DNS_SERVICE_PORT),
+        address: None,
+        user: DNS,
+        remote: Remote::AllToMasters,
+    };
+    let dns = dns.into_iter().chain([dns_service]);
     let mut wanted: Vec<_> = own.chain(overlay).chain(dns).collect();
     for port in &requirements.profile.network.ports {
         let protocol = match port.protocol {
@@ -248,6 +260,12 @@ mod tests {
     }
 
     #[test]
+    fn services_have_the_ports_that_no_peer_has_opened() {
+        let own: Vec<u16> = OWN.iter().map(|(port, ..)| *port).collect();
+        assert_eq!(own, spec::SERVICE_PORTS);
+    }
+
+    #[test]
     fn each_network_of_pods_has_its_port() {
         let udp = |pod_network| -> Vec<u16> {
             let requirements = crate::Requirements {
@@ -255,7 +273,7 @@ mod tests {
                 ..requirements()
             };
             let wanted = wanted(&requirements).into_iter();
-            let remote = wanted.filter(|wanted| wanted.remote != Remote::Nobody);
+            let remote = wanted.filter(|wanted| wanted.remote == Remote::All);
             let udp = remote.filter(|wanted| wanted.protocol == Protocol::Udp);
             udp.map(|wanted| wanted.range.first).collect()
         };

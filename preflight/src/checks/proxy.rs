@@ -9,7 +9,8 @@ use crate::{Check, Finding, Input, Severity};
 pub(super) const CHECK: Check = Check {
     id: "proxy",
     about: "http_proxy, https_proxy and no_proxy in the environment",
-    limit: "no_proxy names the advertised address, the pod and the service network (kubeadm)",
+    limit: "no_proxy names the advertised address, the pod and the service network (kubeadm), and \
+            169.254.20.10, where admin.kubeconfig finds the API",
     remedy: "add them to no_proxy",
     run: check,
     severities: &[Severity::Warning],
@@ -38,8 +39,10 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
     let networks = networks.filter_map(|cidr| cidr.parse::<IpNet>().ok());
     let address = requirements.advertise_address;
     let own = (!address.is_unspecified()).then(|| IpNet::from(address));
+    let leader = IpNet::from(spec::LEADER_ADDRESS);
     let caught: Vec<_> = own
         .into_iter()
+        .chain([leader])
         .chain(networks)
         .filter(|network| !excepted(exceptions, network))
         .map(
@@ -93,8 +96,9 @@ mod tests {
             "proxy",
             set("192.168.1.5, 10.100.0.0/16"),
         );
-        assert_eq!(trouble.measured, "http://proxy:3128 catches 10.244.0.0/16");
-        for good in ["10.0.0.0/8,192.168.0.0/16", "*"] {
+        let expected = "http://proxy:3128 catches 169.254.20.10, 10.244.0.0/16";
+        assert_eq!(trouble.measured, expected);
+        for good in ["10.0.0.0/8,192.168.0.0/16,169.254.0.0/16", "*"] {
             assert_eq!(troubles(&spoiled(set(good))), []);
         }
     }

@@ -5,8 +5,9 @@ use crate::{Check, Finding, Input, Severity};
 pub(super) const CHECK: Check = Check {
     id: "service-user",
     about: "users of /etc/passwd with a login shell",
-    limit: "none with the service user's id: that person could read the cluster's data and stop \
-            its services",
+    limit: "none with the service user's id: the data of etcd is that user's, so on a master this \
+            person could do all that an administrator of the cluster can, and on any node stop its \
+            services",
     remedy: "use an id of its own with --service-uid",
     run: check,
     severities: &[Severity::Warning],

@@ -11,6 +11,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
+use host::causes::causes;
 use host::command::{Cmd, CommandError, installed};
 use host::facts::HostFacts;
 use ipnet::Ipv4Net;
@@ -94,7 +95,7 @@ fn between([one, other]: [Pair; 2]) -> Result<Forwarding, String> {
                         .unwrap_or_else(|_| Err("the client's thread ended".into()))
                 })
             }
-            Err(error) => Err(chain(&error)),
+            Err(error) => Err(causes(&error)),
         };
         // Those that still wait give up.
         drop((to_server, to_client));
@@ -173,7 +174,7 @@ fn serve(
         return Ok(());
     }
     let listen = || -> Result<(TcpListener, UdpSocket), String> {
-        configure(pair).map_err(|error| chain(&error))?;
+        configure(pair).map_err(|error| causes(&error))?;
         let at = SocketAddr::new(IpAddr::V4(pair.pod), PORT);
         let text = |error: Error| format!("listen in the namespace: {error}");
         let tcp = TcpListener::bind(at).map_err(text)?;
@@ -222,7 +223,7 @@ fn ask(
     if go.recv().is_err() {
         return Err("the links were not made".into());
     }
-    configure(pair).map_err(|error| chain(&error))?;
+    configure(pair).map_err(|error| causes(&error))?;
     let server = SocketAddr::new(IpAddr::V4(server), PORT);
     Ok(Forwarding {
         udp: udp(server).is_ok(),
@@ -250,13 +251,6 @@ fn udp(server: SocketAddr) -> Result<(), Error> {
         }
     }
     last
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

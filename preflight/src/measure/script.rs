@@ -9,6 +9,7 @@ use std::io::Write;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
+use host::causes::causes;
 use host::command::{Cmd, CommandError, Ended};
 use manifest::CustomCheck;
 use serde::{Deserialize, Serialize};
@@ -56,7 +57,7 @@ pub(crate) fn run(checks: &[CustomCheck], effort: &Effort) -> Vec<Script> {
             Err(error) => Script {
                 title,
                 passed: false,
-                end: chain(&error),
+                end: causes(&error),
                 output: String::new(),
             },
         }
@@ -115,17 +116,6 @@ fn output(ended: &Ended) -> String {
         (text, true) => format!("{text}\n(it wrote more than {MAX_OUTPUT} bytes)\n"),
     };
     part(&ended.stdout, ended.stdout_cut) + &part(&ended.stderr, ended.stderr_cut)
-}
-
-/// An error and its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

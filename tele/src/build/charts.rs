@@ -20,7 +20,7 @@ use image::{ReadChunks, unpack};
 use manifest::yaml::Node;
 use spec::layout::PLANET_RESOURCES;
 
-use super::images::{ANNOTATION, Named, scan};
+use super::images::{ANNOTATION, Named, listed, scan};
 use super::yaml::documents;
 
 const TIMEOUT: Duration = Duration::from_secs(300);
@@ -476,10 +476,7 @@ impl Description {
             });
         };
         if let Some((names, place)) = annotation(ANNOTATION) {
-            names
-                .split(|c: char| c == ',' || c.is_whitespace())
-                .filter(|name| !name.is_empty())
-                .for_each(|name| add(name, &place));
+            listed(names).for_each(|name| add(name, &place));
         }
         if let Some((list, place)) = annotation(HUB_IMAGES) {
             let list = super::yaml::documents(list).map_err(|error| {
@@ -495,9 +492,8 @@ impl Description {
         described.has_renderings = annotation(VALUES).is_some();
         if let Some(((text, place), chart)) = annotation(VALUES).zip(chart) {
             for line in text.lines() {
-                let names = line.split(|c: char| c == ',' || c.is_whitespace());
                 let mut files = Vec::new();
-                for name in names.filter(|name| !name.is_empty()) {
+                for name in listed(line) {
                     let path = chart.join(name);
                     if !path.is_file() {
                         bail!("{place}: {VALUES} names {name}, which is no file beside Chart.yaml");

@@ -94,15 +94,19 @@ pub(crate) fn scan(text: &str, place: &str) -> Result<Scanned> {
             continue;
         };
         let line = node.at.line;
-        let names = text.split(|c: char| c == ',' || c.is_whitespace());
-        let names = names.filter(|name| !name.is_empty());
-        scanned.annotated.extend(names.map(|name| Named {
+        scanned.annotated.extend(listed(text).map(|name| Named {
             name: name.into(),
             source: None,
             place: format!("{place}:{line}"),
         }));
     }
     Ok(scanned)
+}
+
+/// Names in a text, separated by commas or white space.
+pub(super) fn listed(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|c: char| c == ',' || c.is_whitespace())
+        .filter(|name| !name.is_empty())
 }
 
 /// Finds containers, image volumes and annotations, however deep.

@@ -22,7 +22,7 @@ const VERSION: u32 = 2;
 /// The earliest that is read: it knows no planets.
 const EARLIEST: u32 = 1;
 /// Most bytes of the file.
-const MAX_SIZE: u64 = 16 << 20;
+const MAX_SIZE: usize = 16 << 20;
 
 /// The lock file of a manifest: `app.lock` beside `app.yaml`.
 pub(crate) fn path(manifest: &Path) -> PathBuf {
@@ -161,18 +161,11 @@ fn name(image: &Wanted) -> Option<String> {
 
 fn read(path: &Path) -> Result<Option<Document>> {
     let what = || format!("cannot read the lock file {}", path.display());
-    match std::fs::metadata(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error).with_context(what),
-        Ok(meta) if !meta.is_file() || meta.len() > MAX_SIZE => {
-            bail!(
-                "{} is not a lock file: it is no file of at most {MAX_SIZE} bytes",
-                path.display()
-            )
-        }
-        Ok(_) => {}
+    if !path.try_exists().with_context(what)? {
+        return Ok(None);
     }
-    let text = std::fs::read(path).with_context(what)?;
+    let text = super::manifest::read(path, MAX_SIZE)
+        .map_err(|message| anyhow::anyhow!("{}: {message}", what()))?;
     let document: serde_json::Value = serde_json::from_slice(&text).with_context(|| {
         format!(
             "{} is not a lock file of tele: move it away",

@@ -3,7 +3,6 @@
 //! In: a path. Out: a manifest without URIs that this release can build; or
 //! everything that is wrong with it at once.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -268,20 +267,10 @@ pub(crate) fn content(uri: &Uri, bytes: Vec<u8>) -> Result<String, String> {
 pub(crate) fn read(path: &Path, max: usize) -> Result<Vec<u8>, String> {
     let text = |error: std::io::Error| error.to_string();
     // Before it is opened: that of a pipe would wait.
-    let meta = std::fs::metadata(path).map_err(text)?;
-    if !meta.is_file() {
+    if !std::fs::metadata(path).map_err(text)?.is_file() {
         return Err("it is not a file".into());
     }
-    let file = std::fs::File::open(path).map_err(text)?;
-    let mut bytes = Vec::new();
-    file.take(max as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(text)?;
-    if bytes.len() > max {
-        let size = meta.len().max(bytes.len() as u64);
-        return Err(format!("it has {size} bytes; at most {max} are taken"));
-    }
-    Ok(bytes)
+    host::bounded::bytes(path, max as u64).map_err(text)
 }
 
 fn image_type(bytes: &[u8]) -> Option<&'static str> {

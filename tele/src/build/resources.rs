@@ -244,16 +244,15 @@ impl Discovery<'_> {
         found: &mut Found,
     ) -> Result<()> {
         let place = self.source.shown(&relative).display().to_string();
-        let size = std::fs::metadata(path)
-            .with_context(|| format!("cannot read {place}"))?
-            .len();
-        if size > MAX_FILE {
-            self.sink.warning(&format!(
-                "{place} is not looked into: it has {size} bytes, the limit is {MAX_FILE}"
-            ));
-            return Ok(());
-        }
-        let bytes = std::fs::read(path).with_context(|| format!("cannot read {place}"))?;
+        let bytes = match host::bounded::bytes(path, MAX_FILE) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+                self.sink
+                    .warning(&format!("{place} is not looked into: it is {error}"));
+                return Ok(());
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {place}")),
+        };
         let Ok(text) = String::from_utf8(bytes) else {
             self.sink
                 .warning(&format!("{place} is not looked into: it is not UTF-8 text"));

@@ -45,14 +45,13 @@ const PODS: &str = "--pod-network-cidr=172.16.0.0/12";
 /// Where the program is in a node.
 const PROGRAM: &str = "/root/testnode";
 /// Certificates that a worker has made.
-const CERTIFICATES: [&str; 9] = [
+const CERTIFICATES: [&str; 8] = [
     "kubelet",
     "registry",
     "registry-client",
     "images",
     "kubelet.kubeconfig",
     "kube-proxy.kubeconfig",
-    "flannel.kubeconfig",
     "coredns.kubeconfig",
     spec::NODE_IDENTITY,
 ];
@@ -476,7 +475,7 @@ async fn join(number: u16, master: SocketAddr, token: &JoinToken, image: &str) -
         .await?;
     let authority = membership
         .authorities
-        .get("rpc-ca")
+        .get(spec::RPC_AUTHORITY)
         .context("no authority")?;
     let identity = Identity {
         certificate_pem: membership.certificate,

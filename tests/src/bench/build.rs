@@ -4,11 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use event::Sink;
 
 use super::{Bench, Row, Target};
-use crate::registry::{Registry, component};
+use crate::registry::{Registry, component, tele};
 use crate::scenario::{Setup, path_with};
 use crate::{process, sample};
 
@@ -26,12 +26,7 @@ pub(super) fn row(bench: &Bench<'_>, setup: &Setup) -> Row {
 }
 
 fn fill(bench: &Bench<'_>, setup: &Setup, row: &mut Row) -> Result<()> {
-    let own = std::env::current_exe().context("finding this program")?;
-    let tele = setup
-        .tele
-        .clone()
-        .unwrap_or_else(|| own.with_file_name("tele"));
-    ensure!(tele.is_file(), "{} is not built", tele.display());
+    let tele = tele()?;
     bench.console.step("Building the sample with a warm cache");
     let (images, mirrors) = (bench.path("sample-images"), bench.path("registries.conf"));
     sample::make_images(&images)?;

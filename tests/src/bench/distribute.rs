@@ -15,7 +15,7 @@ use console::render;
 use event::{Discard, Progress, Sink};
 use futures::future::try_join_all;
 use image::{Encoding, Image, Partial, Writer, digest};
-use installer::fetch::{self, Failure, Remote, Source};
+use installer::fetch::{self, Remote, Source};
 use installer::images::Coming;
 use pki::tls::{self, Identity, Trust};
 use pki::{Authority, Leaf};
@@ -268,19 +268,19 @@ impl Source for Downlink {
         self.0.name()
     }
 
-    async fn connect(&self) -> Result<(), Failure> {
+    async fn connect(&self) -> Result<(), Refusal> {
         self.0.connect().await
     }
 
-    async fn end(&self) -> Result<Vec<u8>, Failure> {
+    async fn end(&self) -> Result<Vec<u8>, Refusal> {
         self.0.end().await
     }
 
-    async fn have(&self, image: &str) -> Result<Have, Failure> {
+    async fn have(&self, image: &str) -> Result<Have, Refusal> {
         self.0.have(image).await
     }
 
-    async fn read(&self, range: &Range) -> Result<Vec<u8>, Failure> {
+    async fn read(&self, range: &Range) -> Result<Vec<u8>, Refusal> {
         let bytes = self.0.read(range).await?;
         tokio::time::sleep_until(self.1.take(bytes.len()).into()).await;
         Ok(bytes)

@@ -15,7 +15,7 @@ use event::Sink;
 
 use super::{Disk, Kept, Machine, Options, SECOND_DISK, SLOW_DISK};
 use crate::checks::{Report, demand};
-use crate::scenario::Setup;
+use crate::registry::tele;
 use crate::snapshot;
 
 /// How long all of it may take.
@@ -82,8 +82,8 @@ const ALLOWED: &[&str] = &["sysctl net.bridge"];
 ///
 /// # Errors
 /// At the first thing that is not as it should be.
-pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
-    let gravity = setup.tele()?.with_file_name("gravity");
+pub fn run(kept: &Kept, console: &Console) -> Result<()> {
+    let gravity = tele()?.with_file_name("gravity");
     let size = fs::metadata(&gravity)
         .with_context(|| gravity.display().to_string())?
         .len();

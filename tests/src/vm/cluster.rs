@@ -40,7 +40,8 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     first.wait_well(1, &addresses[..1])?;
     done("the first is a cluster");
 
-    second.run(&second.join(&first), console)?;
+    let join = second.join(&mut first)?;
+    second.run(&join, console)?;
     first.wait_well(2, &addresses)?;
     done("the second has joined");
 

@@ -1,6 +1,7 @@
 //! The sample in a machine of its own: its install under systemd is cut off by a
 //! reboot and gone on with, its daemon and its planet killed, the cluster stopped and
-//! started, and removed, after which the machine is as it was.
+//! started, a volume's disk taken and mounted again, and all removed, after which the
+//! machine is as it was.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -15,11 +16,13 @@ use crate::sample;
 use crate::scenario::{IMAGE, Setup, check_status};
 
 /// How long the whole of it may take.
-const LIMIT: Duration = Duration::from_secs(35 * 60);
+const LIMIT: Duration = Duration::from_secs(45 * 60);
 /// After which the planet has a unit that is enabled, and much is to be done yet.
 const PLANET_STARTED: &str = "/start/planet completed";
 /// The group of the daemon, which has none below it.
 const NESTED: &str = "/sys/fs/cgroup/system.slice/gravity.service/daemon";
+/// Where the sample's volume is, on a disk of its own.
+const VOLUME: &str = "/srv/pages";
 /// What `gravity stop` leaves, in words of the shell.
 const STOPPED: &str = "
     test $(systemctl is-active gravity.service) = inactive
@@ -84,7 +87,7 @@ impl Test<'_> {
 /// cgroup v2, checks it and removes it.
 ///
 /// # Errors
-/// At the first check that fails, or after 35 minutes.
+/// At the first check that fails, or after 45 minutes.
 pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result<()> {
     let started = Instant::now();
     let image = setup.image(console)?;
@@ -105,6 +108,10 @@ pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result
     test.tell("It is up");
     test.must(&format!(
         "head -c {size} {SECOND_DISK} >{IMAGE} && chmod 755 {IMAGE}"
+    ))?;
+    test.must(&format!(
+        "mkdir {VOLUME} && echo 'pages {VOLUME} tmpfs nofail,size=200m 0 0' >>/etc/fstab &&
+        systemctl daemon-reload && mount {VOLUME}"
     ))?;
     let before = snapshot(&mut test.machine)?;
     install(&mut test)?;
@@ -130,6 +137,12 @@ pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result
     test.wait_well()?;
     test.tell("The cluster is started");
 
+    console.step("Taking the volume's disk, and mounting it again");
+    test.must("systemctl stop srv-pages.mount && ! systemctl --quiet is-active gravity.service")?;
+    test.must(&format!("mount {VOLUME}"))?;
+    test.wait_well()?;
+    test.tell("The cluster is back with the disk");
+
     test.gravity("leave --force --confirm")?;
     let units = test.must("systemctl list-units --all 'gravity*' --no-legend")?;
     ensure!(units.trim().is_empty(), "units are left: {units}");
@@ -144,7 +157,8 @@ pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result
 fn install(test: &mut Test<'_>) -> Result<()> {
     // Disks of test machines are what they are.
     let install = format!(
-        "install --advertise-addr={ADDRESS} --flavor=one --accept-eula --ignore=disk-latency"
+        "install --advertise-addr={ADDRESS} --flavor=one --accept-eula --ignore=disk-latency \
+         --mount=pages:{VOLUME}"
     );
     test.console.step(&format!("machine: ./gravity {install}"));
     let left = test.left();

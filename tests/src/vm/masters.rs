@@ -40,7 +40,7 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     first.begin(&install, (1, WAITS), None)?;
     done("the first waits for others");
     for member in [&mut second, &mut third] {
-        let join = member.join_as(MASTER, &first);
+        let join = member.join_as(MASTER, &mut first)?;
         member.run(&join, console)?;
         done("another one has joined");
     }

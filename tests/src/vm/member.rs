@@ -114,18 +114,22 @@ impl Member {
     }
 
     /// Arguments with which it joins the cluster of another one, as a worker.
-    pub(super) fn join(&self, master: &Self) -> String {
+    pub(super) fn join(&mut self, master: &mut Self) -> Result<String> {
         self.join_as(WORKER, master)
     }
 
-    /// Arguments with which it joins with another profile.
-    pub(super) fn join_as(&self, profile: &str, master: &Self) -> String {
-        format!(
+    /// Arguments with which it joins with another profile. Both are told the time: the
+    /// join compares their clocks.
+    pub(super) fn join_as(&mut self, profile: &str, master: &mut Self) -> Result<String> {
+        for member in [&mut *self, &mut *master] {
+            member.machine.tell_time(PATIENCE)?;
+        }
+        Ok(format!(
             "join {} --advertise-addr={} --role={profile} --token-file={TOKEN} \
              --ignore=disk-latency",
             master.address(),
             self.address()
-        )
+        ))
     }
 
     pub(super) fn reboot(&mut self) -> Result<()> {

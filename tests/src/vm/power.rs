@@ -245,7 +245,7 @@ impl Power<'_> {
     /// A join that is cut off, `most` times at the most. Returns how often.
     fn join(&mut self, second: &mut Member, most: u32) -> Result<u32> {
         self.become_cluster()?;
-        let join = second.join(&self.first);
+        let join = second.join(&mut self.first)?;
         let addresses = [self.first.address(), second.address()];
         let mut cuts = 0;
         let ended = self.strike(|power| {

@@ -122,7 +122,8 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     done("two machines are up");
     first.run(&first.install(), console)?;
     done("the first is a cluster");
-    second.run(&second.join(&first), console)?;
+    let join = second.join(&mut first)?;
+    second.run(&join, console)?;
     done("the second has joined");
     first.must(
         "set -e

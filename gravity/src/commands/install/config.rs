@@ -3,7 +3,6 @@
 //! In: YAML. Out: what Kubernetes gets at the end of the install, and what resources of
 //! Gravity say of the cluster. Always holds: nothing was changed when a file is refused.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use cluster::is_of_gravity;
@@ -40,15 +39,12 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<Config, String> {
-    let mut config = Config::default();
-    let file = std::fs::File::open(path).map_err(|error| error.to_string())?;
-    let limit = manifest::MAX_SIZE as u64;
-    file.take(limit + 1)
-        .read_to_string(&mut config.text)
-        .map_err(|error| error.to_string())?;
-    if config.text.len() as u64 > limit {
-        return Err(format!("it has more than {limit} bytes"));
-    }
+    let bytes = host::bounded::bytes(path, manifest::MAX_SIZE as u64);
+    let bytes = bytes.map_err(|error| error.to_string())?;
+    let mut config = Config {
+        text: String::from_utf8(bytes).map_err(|error| error.to_string())?,
+        ..Config::default()
+    };
     let documents = cluster::documents(&config.text).map_err(|error| error.to_string())?;
     if documents.is_empty() {
         return Err("it holds no resources".into());

@@ -4,7 +4,6 @@
 //! was built with. Out: a license that one of them has signed, for this image
 //! and for today; or the reason why there is none, before anything is changed.
 
-use std::io::Read;
 use std::path::Path;
 
 use anyhow::Result;
@@ -99,12 +98,9 @@ fn read(path: &Path) -> Result<String, WrongLicense> {
         path: path.display().to_string(),
         reason,
     };
-    let file = std::fs::File::open(path).map_err(|error| unreadable(error.to_string()))?;
-    let mut text = String::new();
-    file.take(MAX_LICENSE as u64 + 1)
-        .read_to_string(&mut text)
-        .map_err(|error| unreadable(error.to_string()))?;
-    Ok(text)
+    let bytes = host::bounded::bytes(path, MAX_LICENSE as u64);
+    let bytes = bytes.map_err(|error| unreadable(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 //! and is itself, in memory.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
@@ -146,13 +146,12 @@ fn read(path: &Path) -> Result<String, WrongValues> {
         path: path.to_owned(),
         reason,
     };
-    let mut text = String::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES as u64 + 1).read_to_string(&mut text))
-        .map_err(|error| wrong(error.to_string()))?;
-    if text.len() > MAX_BYTES {
-        return Err(WrongValues::Long);
-    }
+    let bytes = host::bounded::bytes(path, MAX_BYTES as u64);
+    let bytes = bytes.map_err(|error| match error.kind() {
+        ErrorKind::FileTooLarge => WrongValues::Long,
+        _ => wrong(error.to_string()),
+    })?;
+    let text = String::from_utf8(bytes).map_err(|error| wrong(error.to_string()))?;
     let value: serde_json::Value = serde_saphyr::from_str(&text)
         // What is around the place may be a secret.
         .map_err(|error| wrong(format!("not YAML: {}", error.without_snippet())))?;

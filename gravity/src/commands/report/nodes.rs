@@ -27,8 +27,8 @@ const ANSWER: Duration = Duration::from_secs(20);
 
 /// Sends files of all nodes but `here`, whose own ones are at hand.
 pub(super) async fn collect(client: &Client, here: &str, since: Timestamp, files: &Sender<Found>) {
-    let names = match timeout(ANSWER, client.status()).await {
-        Ok(Ok(status)) => status.nodes.into_iter().map(|node| node.name),
+    let names = match timeout(ANSWER, client.nodes()).await {
+        Ok(Ok(nodes)) => nodes.into_iter().map(|node| node.name),
         Ok(Err(error)) => return drop(files.send(Found::missing("nodes", error)).await),
         Err(_) => {
             let why = "the cluster did not say in time which there are";

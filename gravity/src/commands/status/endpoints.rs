@@ -11,7 +11,24 @@ pub(crate) struct Endpoint {
     pub(super) name: String,
     pub(super) description: String,
     pub(super) urls: Vec<String>,
+    /// Those of them that only the cluster itself reaches.
+    pub(super) inside: Vec<String>,
 }
+
+impl Endpoint {
+    /// URLs as a person reads them.
+    fn shown(&self) -> impl Iterator<Item = String> {
+        self.urls
+            .iter()
+            .map(move |url| match self.inside.contains(url) {
+                true => format!("{url} (inside the cluster)"),
+                false => url.clone(),
+            })
+    }
+}
+
+/// What is told where there is no URL.
+const NONE: &str = "no such service with an address is there";
 
 /// The endpoints that the manifest shows to the user.
 pub(crate) async fn endpoints(
@@ -50,10 +67,12 @@ async fn look_up(
             .endpoints(&wanted)
             .await
             .with_context(|| format!("look up endpoint {}", endpoint.name))?;
+        let inside = urls.iter().filter(|url| url.inside);
         found.push(Endpoint {
             name: endpoint.name.clone(),
             description: endpoint.description.clone().unwrap_or_default(),
-            urls,
+            inside: inside.map(|url| url.text.clone()).collect(),
+            urls: urls.into_iter().map(|url| url.text).collect(),
         });
     }
     Ok(found)
@@ -63,10 +82,11 @@ async fn look_up(
 pub(crate) fn setup_text(endpoint: &Endpoint) -> Vec<String> {
     match endpoint.urls.is_empty() {
         true => vec![format!(
-            "Finish the setup at the endpoint {}, whose service can't be reached from outside yet",
+            "Finish the setup at the endpoint {}: {NONE}",
             endpoint.name
         )],
-        false => (endpoint.urls.iter())
+        false => endpoint
+            .shown()
             .map(|url| format!("Finish the setup at {url}"))
             .collect(),
     }
@@ -85,9 +105,9 @@ pub(crate) fn endpoints_text(endpoints: &[Endpoint]) -> Vec<String> {
         };
         lines.push(format!("  * {}{description}", endpoint.name));
         if endpoint.urls.is_empty() {
-            lines.push("      - not reachable from outside: its service has no node port".into());
+            lines.push(format!("      - {NONE}"));
         }
-        lines.extend(endpoint.urls.iter().map(|url| format!("      - {url}")));
+        lines.extend(endpoint.shown().map(|url| format!("      - {url}")));
     }
     lines
 }
@@ -102,16 +122,46 @@ mod tests {
             name: "Setup".into(),
             description: String::new(),
             urls: Vec::new(),
+            inside: Vec::new(),
         };
-        let text = setup_text(&endpoint);
-        assert!(
-            text.len() == 1 && text[0].contains("endpoint Setup"),
-            "{text:?}"
+        assert_eq!(
+            setup_text(&endpoint),
+            ["Finish the setup at the endpoint Setup: no such service with an address is there"]
         );
         endpoint.urls = vec!["http://10.0.0.1:30090".into()];
         assert_eq!(
             setup_text(&endpoint),
             ["Finish the setup at http://10.0.0.1:30090"]
+        );
+        endpoint.inside = endpoint.urls.clone();
+        assert_eq!(
+            setup_text(&endpoint),
+            ["Finish the setup at http://10.0.0.1:30090 (inside the cluster)"]
+        );
+    }
+
+    #[test]
+    fn what_only_the_cluster_reaches_is_told_from_what_is_not_there() {
+        let endpoint = |name: &str, urls: &[&str], inside: &[&str]| Endpoint {
+            name: name.into(),
+            description: String::new(),
+            urls: urls.iter().map(ToString::to_string).collect(),
+            inside: inside.iter().map(ToString::to_string).collect(),
+        };
+        let (web, own) = ("http://10.0.0.1:30080", "http://10.100.0.7");
+        assert_eq!(
+            endpoints_text(&[
+                endpoint("Web", &[web, own], &[own]),
+                endpoint("Gone", &[], &[]),
+            ]),
+            [
+                "Cluster endpoints:",
+                "  * Web",
+                "      - http://10.0.0.1:30080",
+                "      - http://10.100.0.7 (inside the cluster)",
+                "  * Gone",
+                "      - no such service with an address is there",
+            ]
         );
     }
 }

@@ -5,6 +5,7 @@
 //! told of, and holds nobody else up.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -52,16 +53,47 @@ async fn in_time<T, E>(
     None
 }
 
-/// The services of this node.
-pub(super) async fn services(session: &Session, reasons: &mut Vec<String>) -> Vec<ServiceStatus> {
-    let client = planet::client::Client::new(&session.layout.planet_socket());
+/// The services of this node, by the supervisor behind `socket`; it warns of what does
+/// not work and is no service.
+pub(super) async fn services(
+    socket: &Path,
+    reasons: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) -> Vec<ServiceStatus> {
+    let client = planet::client::Client::new(socket);
     let status = in_time(
         client.status(),
         reasons,
         |error| format!("the planet does not run: {error}"),
         "the planet's supervisor does not answer",
     );
-    status.await.map_or(Vec::new(), |status| status.services)
+    let status = status.await.unwrap_or_default();
+    let told = status.warnings.into_iter();
+    warnings.extend(told.map(|told| format!("since its start the planet has warned: {told}")));
+    status.services
+}
+
+/// What to say where the kernel's table of connections is almost full: what it can't hold
+/// is dropped.
+pub(super) fn connections() -> Option<String> {
+    let read = |name: &str| -> Option<u64> {
+        let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+        std::fs::read_to_string(path).ok()?.trim().parse().ok()
+    };
+    // Without packet filters that look at connections there is no table.
+    almost_full(read("count")?, read("max")?)
+}
+
+fn almost_full(count: u64, max: u64) -> Option<String> {
+    // 0 is no limit.
+    (max > 0 && count > max / 10 * 8).then(|| {
+        format!(
+            "{count} of {max} connections that the kernel can track are in use, and of more it \
+             drops packets: raise it by `sysctl -w net.netfilter.nf_conntrack_max={}`, and at \
+             every boot in /etc/sysctl.d with `nf_conntrack` in /etc/modules-load.d, or end what makes so many",
+            max.saturating_mul(2)
+        )
+    })
 }
 
 /// Which services are not ready, and why.
@@ -282,6 +314,46 @@ async fn recent(client: &cluster::Client, warnings: &mut Vec<String>) -> Vec<Cha
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn what_the_supervisor_warns_of_is_told() {
+        use planet::client::{Answer, Status};
+        use tokio::io::AsyncWriteExt;
+
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("planet.sock");
+        let (mut reasons, mut warnings) = (Vec::new(), vec!["other".to_owned()]);
+        services(&socket, &mut reasons, &mut warnings).await;
+        assert_eq!((reasons.len(), warnings.len()), (1, 1), "{reasons:?}");
+
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let status = Status {
+            warnings: vec!["listen at 169.254.20.10:6443: in use".into()],
+            ..Status::default()
+        };
+        let answer = serde_json::to_string(&Answer::Status(status)).unwrap();
+        let answers = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream
+                .write_all(format!("{answer}\n").as_bytes())
+                .await
+                .unwrap();
+            stream
+        };
+        let asked = services(&socket, &mut reasons, &mut warnings);
+        let (_stream, services) = tokio::join!(answers, asked);
+        assert!(services.is_empty() && reasons.len() == 1, "{reasons:?}");
+        let told = "since its start the planet has warned: listen at 169.254.20.10:6443: in use";
+        assert_eq!(warnings, ["other", told]);
+    }
+
+    #[test]
+    fn a_table_of_connections_is_told_of_before_it_is_full() {
+        assert_eq!(almost_full(80_000, 100_000), None);
+        assert_eq!(almost_full(80_000, 0), None);
+        let told = almost_full(80_001, 100_000).unwrap();
+        assert!(told.contains("nf_conntrack_max=200000"), "{told}");
+    }
 
     #[test]
     fn a_status_hook_that_does_not_end_is_told_unless_it_was_just_started() {

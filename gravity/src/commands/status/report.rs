@@ -21,8 +21,8 @@ use tokio::time::timeout;
 use super::endpoints::Endpoint;
 use super::etcd::{etcd, of_masters};
 use super::probes::{
-    PATIENCE, Runs, Stored, connect, down, kubernetes, others, own_node, services, stands_by,
-    stored,
+    PATIENCE, Runs, Stored, connect, connections, down, kubernetes, others, own_node, services,
+    stands_by, stored,
 };
 use crate::commands::{Session, cert, own};
 
@@ -104,7 +104,9 @@ pub(super) async fn report(session: &Session) -> Result<Report> {
     let mut reasons = Vec::from_iter(own::lost_address(&node, &own::addresses()));
     let mut warnings = certificates(session);
     warnings.extend(own::renamed(&node, &own::host_name()?));
-    let services = services(session, &mut reasons).await;
+    warnings.extend(connections());
+    let socket = session.layout.planet_socket();
+    let services = services(&socket, &mut reasons, &mut warnings).await;
     let here = Here {
         cluster,
         node,
@@ -388,22 +390,21 @@ fn progress(operation: Operation) -> Result<Progress> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use spec::{Role, sample};
+
     use super::*;
 
     /// A cluster with one node.
     pub(in super::super) fn cluster() -> ClusterSpec {
-        serde_json::from_value(serde_json::json!({
-            "version": 1, "id": "00000000-0000-0000-0000-000000000000", "name": "c",
-            "image": {"name": "i", "version": "1.0.0", "digest": "", "resources": ""},
-            "flavor": null, "service_user": {"name": "planet", "uid": 1, "gid": 1},
-            "pod_cidrs": [], "service_cidrs": [], "vxlan_port": 1, "domain": "x",
-            "nodes": [{
-                "id": "00000000-0000-0000-0000-000000000000", "hostname": "one",
-                "advertise_addresses": ["10.0.0.1"], "profile": "", "role": "master",
-                "pod_cidrs": [], "labels": {}, "state_dir": "/x",
-            }],
-        }))
-        .unwrap()
+        let address = [10, 0, 0, 1].into();
+        let node = NodeSpec {
+            profile: String::new(),
+            ..sample::node("one", address, Role::Master, "10.244.0.0/24")
+        };
+        ClusterSpec {
+            nodes: vec![node],
+            ..sample::cluster()
+        }
     }
 
     #[test]
@@ -448,7 +449,7 @@ pub(super) mod tests {
             cluster: cluster(),
             manifest: String::new(),
         });
-        let clean = PhaseSpec::EtcdClean(spec::phase::EtcdClean {
+        let clean = PhaseSpec::EtcdClean(spec::phase::EtcdSnapshot {
             operation: "1".into(),
         });
         assert_eq!(becomes(&plan(&install)), Some(("installing", cluster())));

@@ -315,7 +315,6 @@ fn a_worker_gets_its_own_names_and_none_of_the_masters() {
     let names: Vec<_> = leaves.keys().map(String::as_str).collect();
     let expected = [
         "coredns.kubeconfig",
-        "flannel.kubeconfig",
         "images",
         "kube-proxy.kubeconfig",
         "kubelet",

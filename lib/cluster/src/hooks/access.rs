@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use super::run::end;
 use super::values::VALUES_SECRET;
 use super::{OPERATION_LABEL, SERVICE_ACCOUNT, service_account};
-use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, retry};
+use crate::client::{Client, DEADLINE, Error, is_conflict, retry, unless_missing, unless_there};
 
 /// Annotation of what hooks are allowed by: the time until which it stays, whether
 /// a Job uses it or not.
@@ -48,13 +48,10 @@ impl Client {
         };
         let params = PostParams::default();
         retry(&what, DEADLINE, || async {
-            match api.create(&params, &namespace).await {
-                Ok(_) => Ok(()),
-                Err(error) if is_conflict(&error) => Ok(()),
-                Err(error) => Err(error),
-            }
+            unless_there(api.create(&params, &namespace).await)
         })
         .await
+        .map(drop)
     }
 
     /// Ends what the hooks of an operation were allowed: deletes their service
@@ -176,11 +173,9 @@ impl Right {
     async fn end(&self, params: &DeleteParams) -> Result<bool, Error> {
         let name = self.object.name_any();
         retry(REVOKING, DEADLINE, || async {
-            match self.api.delete(&name, params).await {
-                Ok(_) => Ok(true),
-                Err(error) if is_missing(&error) => Ok(false),
+            match unless_missing(self.api.delete(&name, params).await) {
                 Err(error) if params.preconditions.is_some() && is_conflict(&error) => Ok(false),
-                Err(error) => Err(error),
+                answer => answer,
             }
         })
         .await

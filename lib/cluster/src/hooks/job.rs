@@ -35,6 +35,10 @@ const KEPT_SECONDS: i32 = 30 * 24 * 60 * 60;
 /// Longest name of a Job: it becomes a label's value.
 const MAX_NAME: usize = 63;
 
+/// Label of masters. The kubelet of a worker can't give it to its own node, as it could
+/// one outside of `kubernetes.io`: the API server's `NodeRestriction` refuses that.
+const MASTER: &str = "node-role.kubernetes.io/control-plane";
+
 /// Field of nodes with their name.
 const NODE_NAME: &str = "metadata.name";
 
@@ -169,17 +173,20 @@ pub(super) fn job(hook: &HookRun) -> Result<Job, JobError> {
 
 /// Nodes on which the pods of a Job would only wait, as they tolerate everything: those
 /// that are not ready or shall take no pods. Nothing where there is no better one that
-/// its `nodeSelector` and `avoided` leave, or where its vendor chooses nodes otherwise.
+/// its `nodeSelector`, `avoided` and its place on masters leave, or where its vendor
+/// chooses nodes otherwise.
 pub(super) fn unfit(job: &Job, nodes: &[Node], avoided: Option<&str>) -> Vec<String> {
     let pod = pod_of(job);
     if pod.is_some_and(chooses_nodes) {
         return Vec::new();
     }
     let selector = pod.and_then(|pod| pod.node_selector.as_ref());
+    let on_masters = pod.is_some_and(|pod| requirements(pod).any(is_master));
     let is_left = |node: &Node| {
         let mut wanted = selector.into_iter().flatten();
         node.metadata.name.as_deref() != avoided
             && wanted.all(|(key, value)| node.labels().get(key) == Some(value))
+            && (!on_masters || node.labels().contains_key(MASTER))
     };
     let is_fit = |node: &Node| {
         let cordoned = node.spec.as_ref().and_then(|spec| spec.unschedulable);
@@ -195,6 +202,42 @@ pub(super) fn unfit(job: &Job, nodes: &[Node], avoided: Option<&str>) -> Vec<Str
 /// Whether a vendor wants certain nodes by more than labels, or the nodes of other pods.
 fn chooses_nodes(pod: &PodSpec) -> bool {
     let affinity = pod.affinity.as_ref();
+    let pods = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
+    let pods = pods.and_then(|pods| {
+        pods.required_during_scheduling_ignored_during_execution
+            .as_ref()
+    });
+    // That it keeps away from nodes, or is on a master, may be ours.
+    pod.node_name.is_some()
+        || requirements(pod).any(|wanted| wanted.operator != "NotIn" && !is_master(wanted))
+        || pods.is_some_and(|pods| !pods.is_empty())
+}
+
+/// Whether a vendor says anything of where a pod runs. What a node may have and others
+/// don't does: a volume, a device, a runtime.
+fn is_placed(pod: &PodSpec) -> bool {
+    let selector = pod.node_selector.as_ref();
+    let mut volumes = pod.volumes.iter().flatten();
+    let containers = pod.containers.iter();
+    let containers = containers.chain(pod.init_containers.iter().flatten());
+    let resources = containers.filter_map(|container| container.resources.as_ref());
+    let mut names = resources
+        .flat_map(|wanted| [&wanted.requests, &wanted.limits])
+        .flatten()
+        .flat_map(|wanted| wanted.keys());
+    chooses_nodes(pod)
+        || requirements(pod).next().is_some()
+        || selector.is_some_and(|selector| !selector.is_empty())
+        || volumes
+            .any(|volume| volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some())
+        || names.any(|name| name.contains('/'))
+        || pod.resource_claims.is_some()
+        || pod.runtime_class_name.is_some()
+}
+
+/// What a pod requires of its node.
+fn requirements(pod: &PodSpec) -> impl Iterator<Item = &NodeSelectorRequirement> {
+    let affinity = pod.affinity.as_ref();
     let nodes = affinity.and_then(|affinity| affinity.node_affinity.as_ref());
     let required = nodes.and_then(|nodes| {
         nodes
@@ -202,21 +245,29 @@ fn chooses_nodes(pod: &PodSpec) -> bool {
             .as_ref()
     });
     let terms = required
-        .iter()
+        .into_iter()
         .flat_map(|required| &required.node_selector_terms);
-    let wanted = terms.flat_map(|term| {
+    terms.flat_map(|term| {
         let expressions = term.match_expressions.iter().flatten();
         expressions.chain(term.match_fields.iter().flatten())
-    });
-    let pods = affinity.and_then(|affinity| affinity.pod_affinity.as_ref());
-    let pods = pods.and_then(|pods| {
-        pods.required_during_scheduling_ignored_during_execution
-            .as_ref()
-    });
-    // Nodes to keep away from may be ours.
-    pod.node_name.is_some()
-        || wanted.into_iter().any(|wanted| wanted.operator != "NotIn")
-        || pods.is_some_and(|pods| !pods.is_empty())
+    })
+}
+
+fn is_master(wanted: &NodeSelectorRequirement) -> bool {
+    wanted.key == MASTER && wanted.operator == "Exists"
+}
+
+/// What nodes have to be for a pod. One of these must be met, so what holds for the pod
+/// is said in each; there is at least one.
+fn terms(pod: &mut PodSpec) -> &mut Vec<NodeSelectorTerm> {
+    let affinity = pod.affinity.get_or_insert_default();
+    let affinity = affinity.node_affinity.get_or_insert_default();
+    let required = &mut affinity.required_during_scheduling_ignored_during_execution;
+    let terms = &mut required.get_or_insert_default().node_selector_terms;
+    if terms.is_empty() {
+        terms.push(NodeSelectorTerm::default());
+    }
+    terms
 }
 
 /// Keeps the pods of a Job away from nodes, whatever else they want of nodes.
@@ -232,16 +283,7 @@ pub(super) fn avoid(job: &mut Job, nodes: &[String]) {
         values: Some(vec![node.clone()]),
     });
     let spec = job.spec.get_or_insert_default();
-    let pod = spec.template.spec.get_or_insert_default();
-    let affinity = pod.affinity.get_or_insert_default();
-    let affinity = affinity.node_affinity.get_or_insert_default();
-    let required = &mut affinity.required_during_scheduling_ignored_during_execution;
-    let terms = &mut required.get_or_insert_default().node_selector_terms;
-    if terms.is_empty() {
-        terms.push(NodeSelectorTerm::default());
-    }
-    // One of them must be met, so each has to say it.
-    for term in terms {
+    for term in terms(spec.template.spec.get_or_insert_default()) {
         let fields = term.match_fields.get_or_insert_default();
         fields.extend(elsewhere.clone());
     }
@@ -409,6 +451,9 @@ fn complete_pod(hook: &HookRun, spec: &mut JobSpec) {
     pod.restart_policy.get_or_insert_with(|| "OnFailure".into());
     if pod.service_account_name.is_none() && pod.service_account.is_none() {
         pod.service_account_name = Some(super::service_account(&hook.operation_id));
+        if !is_placed(pod) {
+            keep_on_masters(pod);
+        }
     }
     let security = pod
         .security_context
@@ -437,6 +482,19 @@ fn complete_pod(hook: &HookRun, spec: &mut JobSpec) {
     let init = pod.init_containers.iter_mut().flatten();
     for container in init.chain(&mut pod.containers) {
         complete_container(hook, container);
+    }
+}
+
+/// Root on a node can read the tokens of its pods. Those of our account allow
+/// everything, as root on a master may do anyway.
+fn keep_on_masters(pod: &mut PodSpec) {
+    for term in terms(pod) {
+        let expressions = term.match_expressions.get_or_insert_default();
+        expressions.push(NodeSelectorRequirement {
+            key: MASTER.into(),
+            operator: "Exists".into(),
+            values: None,
+        });
     }
 }
 
@@ -574,6 +632,11 @@ spec:
                 "serviceAccountName": crate::hooks::service_account("5f6a"),
                 "securityContext": { "runAsUser": 0, "runAsNonRoot": false, "fsGroup": 0 },
                 "tolerations": [{ "operator": "Exists" }],
+                "affinity": { "nodeAffinity": {
+                    "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": [{
+                        "matchExpressions": [{ "key": MASTER, "operator": "Exists" }],
+                    }]},
+                }},
                 "volumes": [
                     { "name": "gravity-resources", "hostPath": {
                         "path": "/var/lib/gravity/resources/ab", "type": "Directory" } },
@@ -820,7 +883,10 @@ spec:
         });
         let containers = "containers: [{name: a, image: b}]";
         let plain = format!("{{kind: Job, spec: {{template: {{spec: {{{containers}}}}}}}}}");
-        let expected = serde_json::json!([{ "matchFields": [elsewhere] }]);
+        let expected = serde_json::json!([{
+            "matchExpressions": [{ "key": MASTER, "operator": "Exists" }],
+            "matchFields": [elsewhere],
+        }]);
         assert_eq!(nodes(&plain), expected);
         let own = "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
                    {nodeSelectorTerms: [{matchExpressions: [{key: a, operator: Exists}]}, \
@@ -835,10 +901,48 @@ spec:
     }
 
     #[test]
+    fn what_may_do_everything_is_on_masters_unless_it_says_where() {
+        let with = |more: &str| {
+            let more = format!("      {more}\n      containers:");
+            let job = job(&hook(&PAGE.replace("      containers:", &more))).unwrap();
+            pod_of(&job).is_some_and(|pod| requirements(pod).any(is_master))
+        };
+        assert!(with(""));
+        assert!(with("volumes: [{name: data, emptyDir: {}}]"));
+        assert!(with("nodeSelector: {}"));
+        assert!(with(
+            "initContainers: [{name: a, image: b, resources: {limits: {cpu: 1}}}]"
+        ));
+        for more in [
+            "serviceAccountName: own",
+            "serviceAccount: own",
+            "nodeName: a",
+            "nodeSelector: {disk: fast}",
+            "volumes: [{name: data, persistentVolumeClaim: {claimName: data}}]",
+            "volumes: [{name: data, ephemeral: {volumeClaimTemplate: {spec: {}}}}]",
+            "resourceClaims: [{name: gpu, resourceClaimName: gpu}]",
+            "runtimeClassName: gvisor",
+            "initContainers: [{name: a, image: b, resources: {limits: {nvidia.com/gpu: 1}}}]",
+            // Such as one that keeps away from masters.
+            "affinity: {nodeAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+             {nodeSelectorTerms: [{matchExpressions: [{key: role, operator: NotIn, \
+             values: [master]}]}]}}}",
+            "affinity: {podAffinity: {requiredDuringSchedulingIgnoredDuringExecution: \
+             [{topologyKey: kubernetes.io/hostname}]}}",
+        ] {
+            assert!(!with(more), "{more}");
+        }
+    }
+
+    #[test]
     fn nodes_that_do_not_work_are_unfit_where_there_is_another() {
         let node = |name: &str, ready: &str, cordoned: bool| -> Node {
+            let mut labels = BTreeMap::from([("disk", name)]);
+            if name != "worker" {
+                labels.insert(MASTER, "");
+            }
             let node = serde_json::json!({
-                "metadata": { "name": name, "labels": { "disk": name } },
+                "metadata": { "name": name, "labels": labels },
                 "spec": { "unschedulable": cordoned },
                 "status": { "conditions": [{ "type": "Ready", "status": ready }] },
             });
@@ -848,6 +952,7 @@ spec:
             node("a", "True", false),
             node("b", "Unknown", false),
             node("c", "True", true),
+            node("worker", "True", false),
         ];
         let found = |text: &str, avoided: Option<&str>| {
             let job = job(&hook(text)).unwrap();
@@ -855,7 +960,13 @@ spec:
         };
         assert_eq!(found(PAGE, None), ["b", "c"]);
         assert_eq!(found(PAGE, Some("b")), ["b", "c"]);
+        // A worker is no better one.
         assert!(found(PAGE, Some("a")).is_empty());
+        let own = PAGE.replace(
+            "      containers:",
+            "      serviceAccountName: own\n      containers:",
+        );
+        assert_eq!(found(&own, Some("a")), ["b", "c"]);
         let on = |disk: &str| {
             let selector = format!("      nodeSelector: {{disk: {disk}}}\n      containers:");
             found(&PAGE.replace("      containers:", &selector), None)

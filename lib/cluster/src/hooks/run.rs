@@ -14,7 +14,7 @@ use event::Sink;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{Event as ApiEvent, Node, Pod};
+use k8s_openapi::api::core::v1::{Event as ApiEvent, Pod};
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, ResourceExt};
@@ -24,7 +24,7 @@ use super::job::{self, JobError};
 use super::logs::{self, Tails};
 use super::observe::Observer;
 use super::{BY_HAND, HookRun, NETWORK_INSTALL, service_account};
-use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, request, retry};
+use crate::client::{Client, DEADLINE, Error, request, retry, unless_missing, unless_there};
 use crate::node::refusal;
 
 /// How much longer than its own deadline a Job is waited for. Kubernetes ends a
@@ -115,11 +115,7 @@ pub async fn begin(client: &Client, hook: &HookRun, sink: &dyn Sink) -> Result<B
     };
     // Before the network is there no node is ready.
     if hook.name != NETWORK_INSTALL {
-        let nodes: Api<Node> = Api::all(client.0.clone());
-        let nodes = client
-            .list("listing nodes", &nodes, ListParams::default())
-            .await
-            .map_err(cluster)?;
+        let nodes = client.list_nodes().await.map_err(cluster)?;
         let unfit = job::unfit(&job, &nodes, hook.avoid.as_deref());
         job::avoid(&mut job, &unfit);
     }
@@ -263,11 +259,7 @@ impl<'a> Run<'a> {
         // The second attempt follows the removal of a failed Job.
         for _ in 0..2 {
             let created = retry(&what, DEADLINE, || async {
-                match jobs.create(&params, job).await {
-                    Ok(_) => Ok(true),
-                    Err(error) if is_conflict(&error) => Ok(false),
-                    Err(error) => Err(error),
-                }
+                unless_there(jobs.create(&params, job).await)
             });
             if created.await? {
                 self.sink.info(&format!("Created {}", self.described()));
@@ -314,11 +306,7 @@ impl<'a> Run<'a> {
         let end = Instant::now() + GRACE;
         loop {
             retry(&what, DEADLINE, || async {
-                match jobs.delete(&self.name, &params).await {
-                    Ok(_) => Ok(()),
-                    Err(error) if is_missing(&error) => Ok(()),
-                    Err(error) => Err(error),
-                }
+                unless_missing(jobs.delete(&self.name, &params).await)
             })
             .await?;
             let left = end.saturating_duration_since(Instant::now());

@@ -16,7 +16,9 @@ use serde_json::json;
 use tokio::time::{Instant, interval, sleep};
 
 use super::{DEFAULT_NAMESPACE, HookError, HookRun, remove, run};
-use crate::client::{Client, DEADLINE, Error, is_conflict, is_missing, request, retry};
+use crate::client::{
+    Client, DEADLINE, Error, is_conflict, is_missing, request, retry, unless_missing,
+};
 
 /// Name of the Lease, in [`DEFAULT_NAMESPACE`].
 const LEASE: &str = "gravity-status-hook";
@@ -66,13 +68,10 @@ impl Client {
         let leases = self.leases();
         let params = DeleteParams::default();
         retry("stopping the status hook", DEADLINE, || async {
-            match leases.delete(LEASE, &params).await {
-                Ok(_) => Ok(()),
-                Err(error) if is_missing(&error) => Ok(()),
-                Err(error) => Err(error),
-            }
+            unless_missing(leases.delete(LEASE, &params).await)
         })
         .await
+        .map(drop)
     }
 
     /// How the status hook ended last; `None` where it has not run yet.
@@ -176,14 +175,11 @@ async fn publish(client: &Client, result: &LastCheck) -> Result<(), Error> {
     let patch = json!({ "metadata": { "annotations": { RESULT: result } } });
     let (params, patch) = (PatchParams::default(), Patch::Merge(&patch));
     retry(what, DEADLINE, || async {
-        match leases.patch(LEASE, &params, &patch).await {
-            Ok(_) => Ok(()),
-            // Nobody wants to know any more.
-            Err(error) if is_missing(&error) => Ok(()),
-            Err(error) => Err(error),
-        }
+        // Where it is gone nobody wants to know any more.
+        unless_missing(leases.patch(LEASE, &params, &patch).await)
     })
     .await
+    .map(drop)
 }
 
 struct Holder<'a> {

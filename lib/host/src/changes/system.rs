@@ -56,22 +56,25 @@ pub(super) fn sync(path: &Path) -> std::io::Result<()> {
     }
 }
 
-/// Where systemd has which units are enabled: the second for those of ours.
-const ENABLED: [&str; 2] = [
-    "/etc/systemd/system",
-    "/etc/systemd/system/multi-user.target.wants",
-];
+/// Where systemd has its units, and in directories below it which are enabled by what.
+const UNITS: &str = "/etc/systemd/system";
 
 /// Makes durable which units are enabled: `systemctl` doesn't.
 ///
 /// # Errors
 /// When the kernel can't.
 pub fn sync_units() -> std::io::Result<()> {
-    ENABLED
-        .into_iter()
-        .map(Path::new)
-        .filter(|directory| directory.is_dir())
-        .try_for_each(sync)
+    let units = Path::new(UNITS);
+    if !units.is_dir() {
+        return Ok(());
+    }
+    for entry in units.read_dir()? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|name| name == "wants") && path.is_dir() {
+            sync(&path)?;
+        }
+    }
+    sync(units)
 }
 
 /// The machine that this process runs on.

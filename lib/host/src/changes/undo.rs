@@ -15,6 +15,7 @@ use super::{
     Attributes, Change, Daemon, Journal, Live, MAX_PREVIOUS, Previous, Record, remove_if_there,
     replace_link, sha256, sync_units,
 };
+use crate::causes::causes;
 use crate::mounts::{self, Mount};
 use crate::{atomic, bounded, sysctl};
 
@@ -349,16 +350,9 @@ impl fmt::Display for Change {
     }
 }
 
-/// An error with its causes on one line.
-fn chain(error: impl std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
+/// Why something is left.
+fn chain(error: impl std::error::Error + 'static) -> String {
+    causes(&error)
 }
 
 fn restore_attributes(path: &Path, written: Attributes, previous: Attributes) -> Undone {

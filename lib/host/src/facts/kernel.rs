@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::Interest;
-use crate::modules::{Modules, Presence};
+use crate::modules::{Ban, Modules, Presence};
 use crate::{bounded, sysctl};
 
 /// The running kernel.
@@ -22,6 +22,12 @@ pub struct Kernel {
     pub options: Option<BTreeMap<String, String>>,
     /// How it has each module that was asked for.
     pub modules: BTreeMap<String, Presence>,
+    /// Files of modprobe's configuration by the modules that nobody gets loaded because of
+    /// them (`install NAME /bin/false`), of those asked for.
+    pub forbidden: BTreeMap<String, PathBuf>,
+    /// Those by the modules that neither the kernel nor systemd loads by itself because of
+    /// them (`blacklist NAME`).
+    pub blacklisted: BTreeMap<String, PathBuf>,
     /// Whether the files of its modules are on the host.
     pub has_module_files: bool,
     /// Parameters that were asked for and that it has.
@@ -55,6 +61,14 @@ impl Kernel {
     pub(super) fn collect(interest: &Interest, release: &str) -> Self {
         let read = |path: &str| bounded::text(Path::new(path)).unwrap_or_default();
         let modules = Modules::read(release);
+        let banned = |ban: Ban| -> BTreeMap<String, PathBuf> {
+            let names = interest.modules.iter();
+            names
+                .filter_map(|name| {
+                    Some(((*name).to_owned(), modules.banned(name, ban)?.to_owned()))
+                })
+                .collect()
+        };
         let sysctls = interest.sysctls.iter().filter_map(|name| {
             let value = sysctl::get(name).ok()?;
             Some(((*name).to_owned(), value))
@@ -66,6 +80,8 @@ impl Kernel {
                 .iter()
                 .map(|name| ((*name).to_owned(), modules.presence(name)))
                 .collect(),
+            forbidden: banned(Ban::Install),
+            blacklisted: banned(Ban::Blacklist),
             has_module_files: modules.has_files(),
             sysctls: sysctls.collect(),
             filesystems: parse_filesystems(&read("/proc/filesystems")),

@@ -1,6 +1,6 @@
 //! Names, interfaces, proxies and packet filters.
 //!
-//! In: files of `/etc`, the environment, `nft` and `iptables-save` where they
+//! In: files of `/etc`, the environment, `ip`, `nft` and `iptables-save` where they
 //! are installed. Out: what they say. Passwords of proxies are left out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +33,9 @@ pub struct Network {
     /// Tables of nftables (`ip kube-proxy`) and chains of iptables
     /// (`KUBE-SERVICES`); `None` where no program lists them.
     pub filters: Option<BTreeSet<String>>,
+    /// Rules of IPv4 routing in their order, as `ip rule` lists them; none where it isn't
+    /// installed.
+    pub rules: Vec<String>,
     /// Whether ufw is to do anything where its unit is started: Ubuntu has that enabled
     /// with a ufw that is off.
     pub ufw: bool,
@@ -86,6 +89,7 @@ impl Network {
             localhost: read("/etc/hosts").map(|text| parse_localhost(&text)),
             proxies: proxies(std::env::vars_os()),
             filters: filters(),
+            rules: rules(),
             ufw: read("/etc/ufw/ufw.conf").is_some_and(|text| parse_ufw(&text)),
             firewalld: firewalld(),
         }
@@ -209,6 +213,15 @@ fn filters() -> Option<BTreeSet<String>> {
         .lines()
         .filter_map(|line| line.strip_prefix(':')?.split(' ').next());
     Some(tables.chain(chains).map(str::to_owned).collect())
+}
+
+fn rules() -> Vec<String> {
+    if !installed("ip") {
+        return Vec::new();
+    }
+    let output = Cmd::new("ip").arg("rule").timeout(PATIENCE).run();
+    let text = output.map(|output| output.stdout).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
 }
 
 #[cfg(test)]

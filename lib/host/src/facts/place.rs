@@ -3,10 +3,11 @@
 //! In: a path that need not exist. Out: what is there, and what the filesystem
 //! is like that holds it or would. Nothing is written.
 
-use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use glob::{MatchOptions, glob_with};
 use nix::dir::Dir;
 use nix::fcntl::OFlag;
 use nix::sys::stat::Mode;
@@ -39,6 +40,9 @@ pub struct Place {
     /// Directories on the way, itself included, that others than the owner
     /// can't enter.
     pub closed: Vec<PathBuf>,
+    /// Directories on the way, itself included, in which others than root can put
+    /// something else in the place of what comes next.
+    pub open: Vec<PathBuf>,
 }
 
 /// What is at a path.
@@ -66,7 +70,13 @@ impl Place {
             kind: kind(path),
             is_link: is_link(path),
             link: link(path),
-            closed: closed(path),
+            closed: directories(path, |_, metadata| metadata.mode() & 0o001 == 0),
+            open: directories(path, |at, metadata| {
+                // Nobody replaces what is root's in a sticky directory, but all can add
+                // to it: at the end of the way that is as bad.
+                let sticky = if at == path { 0 } else { STICKY };
+                is_open(metadata.uid(), metadata.gid(), metadata.mode(), sticky)
+            }),
             ..Self::default()
         };
         match space {
@@ -137,16 +147,28 @@ fn link(path: &Path) -> Option<PathBuf> {
         .map(Path::to_owned)
 }
 
-fn closed(path: &Path) -> Vec<PathBuf> {
-    let is_closed = |path: &&Path| {
+/// Those directories on the way that are so.
+fn directories(path: &Path, are: impl Fn(&Path, &Metadata) -> bool) -> Vec<PathBuf> {
+    let is = |path: &&Path| {
         path.metadata()
-            .is_ok_and(|metadata| metadata.is_dir() && metadata.permissions().mode() & 0o001 == 0)
+            .is_ok_and(|metadata| metadata.is_dir() && are(path, &metadata))
     };
     downwards(path)
         .into_iter()
-        .filter(is_closed)
+        .filter(is)
         .map(Path::to_owned)
         .collect()
+}
+
+/// In a directory with this bit only owners remove and rename.
+const STICKY: u32 = 0o1000;
+
+/// Whether others than root can replace what is in a directory, unless it has the bit
+/// that guards it.
+fn is_open(owner: u32, group: u32, mode: u32, guard: u32) -> bool {
+    // Root's group is as good as root.
+    let others = if group == 0 { 0o002 } else { 0o022 };
+    owner != 0 || (mode & others != 0 && mode & guard == 0)
 }
 
 /// Whether entries of a directory have types. Every directory has the entry
@@ -162,24 +184,32 @@ fn entry_types(directory: &Path) -> Option<bool> {
     Some(entry.file_type().is_some())
 }
 
-/// Paths that a shell pattern means; at most `limit` of them, sorted.
+/// More matches than this are a mistake in the pattern.
+const MAX_MATCHES: usize = 4096;
+
+/// Paths that a shell pattern means now, sorted: `*`, `?` and `[...]` match within one
+/// component and never a leading dot. None is not an error; what can't be read is left
+/// out.
 ///
 /// # Errors
-/// When the pattern is none, or more paths match.
-pub fn matches(pattern: &str, limit: usize) -> Result<Vec<PathBuf>, std::io::Error> {
-    let bad = |message: String| std::io::Error::new(ErrorKind::InvalidInput, message);
-    let found = glob::glob(pattern).map_err(|error| bad(error.to_string()))?;
-    // What can't be read isn't there for us either.
-    let found: Vec<_> = found.flatten().take(limit + 1).collect();
-    match found.len() > limit {
-        true => Err(bad(format!("more than {limit} paths match"))),
+/// A text, when it is no pattern or thousands of paths match.
+pub fn matches(pattern: &str) -> Result<Vec<PathBuf>, String> {
+    let options = MatchOptions {
+        case_sensitive: true,
+        require_literal_separator: true,
+        require_literal_leading_dot: true,
+    };
+    let found = glob_with(pattern, options).map_err(|error| format!("{pattern}: {error}"))?;
+    let found: Vec<_> = found.flatten().take(MAX_MATCHES + 1).collect();
+    match found.len() > MAX_MATCHES {
+        true => Err(format!("{pattern} matches more than {MAX_MATCHES} paths")),
         false => Ok(found),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     use super::*;
 
@@ -206,15 +236,52 @@ mod tests {
     }
 
     #[test]
-    fn patterns_mean_paths_and_have_a_limit() {
+    fn only_root_replaces_what_is_on_the_way() {
+        for (owner, group, mode, open) in [
+            (0, 0, 0o755, false),
+            (0, 0, 0o1777, false),
+            (0, 0, 0o777, true),
+            (0, 0, 0o775, false),
+            (0, 50, 0o775, true),
+            (1000, 0, 0o755, true),
+            (1000, 0, 0o1777, true),
+        ] {
+            assert_eq!(
+                is_open(owner, group, mode, STICKY),
+                open,
+                "{owner} {group} {mode:o}"
+            );
+        }
         let directory = tempfile::tempdir().unwrap();
-        for name in ["dir-001", "dir-002", "other"] {
+        let root = directory.path();
+        let set = |path: &Path, mode| {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        };
+        set(root, 0o777);
+        let state = root.join("gravity");
+        assert!(Place::look(&state).open.contains(&root.to_owned()));
+        // Whoever runs this, all can add something there.
+        std::fs::create_dir(&state).unwrap();
+        set(&state, 0o1777);
+        assert!(Place::look(&state).open.contains(&state));
+    }
+
+    #[test]
+    fn patterns_mean_what_they_do_in_a_shell() {
+        let directory = tempfile::tempdir().unwrap();
+        // The directory's own name begins with a dot: what is spelled out matches.
+        for name in ["dir-002", "dir-001", "other", ".snapshot"] {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
-        let pattern = directory.path().join("dir-???");
-        let pattern = pattern.to_str().unwrap();
-        assert_eq!(matches(pattern, 2).unwrap().len(), 2);
-        assert!(matches(pattern, 1).is_err());
-        assert!(matches("/x/[", 1).is_err());
+        let find = |pattern: &str| {
+            let pattern = directory.path().join(pattern);
+            let found = matches(pattern.to_str().unwrap()).unwrap();
+            let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+            found.iter().map(name).collect::<Vec<_>>()
+        };
+        assert_eq!(find("dir-???"), ["dir-001", "dir-002"]);
+        assert_eq!(find("*"), ["dir-001", "dir-002", "other"]);
+        assert_eq!(find("none-*"), Vec::<String>::new());
+        assert!(matches("/x/[").is_err());
     }
 }

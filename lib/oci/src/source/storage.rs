@@ -38,10 +38,8 @@ impl Storage {
     /// The user's storage, where there is one and a program that reads it. It
     /// is not asked otherwise: the programs would make one.
     pub fn from_environment() -> Option<Self> {
-        let data = environment::path("XDG_DATA_HOME")
-            .or_else(|| environment::path("HOME").map(|home| home.join(".local/share")));
         let usual = [
-            data.map(|data| data.join("containers/storage")),
+            environment::data_dir().map(|data| data.join("containers/storage")),
             Some("/var/lib/containers/storage".into()),
         ];
         let there = environment::path("CONTAINERS_STORAGE_CONF").is_some()

@@ -81,7 +81,6 @@ impl Executor for Fake {
 const ENGINE: Engine = Engine {
     attempts: 3,
     first_pause: Duration::ZERO,
-    longest_pause: Duration::ZERO,
 };
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

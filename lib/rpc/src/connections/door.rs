@@ -17,7 +17,9 @@ pub(super) const AT_A_TIME: usize = 128;
 /// Connections of one address with those that wait; many nodes may be behind one
 /// router.
 pub(super) const WAITING: usize = 1024;
-/// Those of all addresses.
+/// Proofs of one address that are looked at at a time; wrong ones stay for a while.
+pub(super) const PROOFS: usize = 4;
+/// Connections of all addresses.
 const MAX_GUESTS: usize = 4 * WAITING;
 
 /// Counts guests.
@@ -34,6 +36,7 @@ struct Guests {
 struct OfAddress {
     all: usize,
     turns: Arc<Semaphore>,
+    proofs: Arc<Semaphore>,
 }
 
 impl Default for OfAddress {
@@ -41,6 +44,7 @@ impl Default for OfAddress {
         Self {
             all: 0,
             turns: Arc::new(Semaphore::new(AT_A_TIME)),
+            proofs: Arc::new(Semaphore::new(PROOFS)),
         }
     }
 }
@@ -61,12 +65,13 @@ impl Door {
             return None;
         }
         of_address.all += 1;
-        let turns = of_address.turns.clone();
+        let (turns, proofs) = (of_address.turns.clone(), of_address.proofs.clone());
         guests.all += 1;
         Some(Guest {
             door: self.clone(),
             address,
             turns,
+            proofs,
             turn: None,
         })
     }
@@ -78,6 +83,7 @@ pub(super) struct Guest {
     door: Arc<Door>,
     address: IpAddr,
     turns: Arc<Semaphore>,
+    proofs: Arc<Semaphore>,
     turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -86,6 +92,11 @@ impl Guest {
     pub(super) async fn turn(&mut self) {
         // It is never closed.
         self.turn = self.turns.clone().acquire_owned().await.ok();
+    }
+
+    /// What each proof of its address takes a permit of.
+    pub(super) fn proofs(&self) -> Arc<Semaphore> {
+        self.proofs.clone()
     }
 }
 

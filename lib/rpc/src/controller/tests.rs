@@ -127,7 +127,7 @@ async fn start() -> Served {
         authority,
         tokens: vec![
             JoinToken::generate(print).unwrap(),
-            JoinToken::parse("chosen-token").unwrap(),
+            JoinToken::parse("a-token-that-was-chosen").unwrap(),
         ],
         asked: Mutex::default(),
     });
@@ -238,7 +238,7 @@ async fn who_is_admitted_is_asked_for_nothing_but_the_image() {
         .unwrap();
     let request = pki::request().unwrap();
     let admitted = session.admit(token, &request.request_pem).await.unwrap();
-    let unknown = JoinToken::parse("wrong-token").unwrap();
+    let unknown = JoinToken::parse("a-token-that-is-wrong").unwrap();
     session.admit(&unknown, "not looked at").await.unwrap_err();
     // A token alone is not enough.
     session.fetching().await.unwrap_err();
@@ -280,7 +280,7 @@ async fn wrong_tokens_are_refused_and_nothing_is_done() {
     for token in [
         other_secret,
         unknown,
-        JoinToken::parse("wrong-token").unwrap(),
+        JoinToken::parse("a-token-that-is-wrong").unwrap(),
     ] {
         let mut session = Session::open(&[served.address], &trust(&token), None)
             .await
@@ -305,7 +305,7 @@ async fn wrong_tokens_are_refused_and_nothing_is_done() {
 async fn a_server_that_does_not_know_the_token_is_not_believed() {
     // It has taken the place of the cluster and accepts every proof.
     let served = start().await;
-    let token = JoinToken::parse("chosen-token").unwrap();
+    let token = JoinToken::parse("a-token-that-was-chosen").unwrap();
     let mut session = Session::open(&[served.address], &Trust::Proof, None)
         .await
         .unwrap();

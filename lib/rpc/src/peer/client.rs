@@ -164,7 +164,8 @@ impl Session {
     /// Opens ports and has the other side try them.
     async fn back(&mut self, here: &Here, ports: &[Port], rates: bool) -> Result<Way, Error> {
         let secrets = Secrets::generate()?;
-        let open = Ports::open(self.connection.local.ip(), ports, &secrets, &here.taken).await;
+        let local = self.connection.local.ip();
+        let open = Ports::open(local, ports, &secrets, &here.reserved).await;
         let request = ProbeRequest {
             question: secrets.question,
             answer: secrets.answer,

@@ -7,7 +7,6 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::Secrets;
+use super::{Reserved, Secrets};
 
 /// How long a port may take to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -77,22 +76,21 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    /// Opens what can be opened at an address, but what is `taken`.
+    /// Opens what can be opened at an address, but what is `reserved`.
     pub(super) async fn open(
         address: IpAddr,
         ports: &[Port],
         secrets: &Secrets,
-        taken: &RangeInclusive<u16>,
+        reserved: &Reserved,
     ) -> Self {
         let mut tasks = JoinSet::new();
         let mut opened = Vec::new();
         for port in ports {
-            if taken.contains(&port.number) {
-                let state = State::Failed("services of the cluster have these ports".into());
+            let at = SocketAddr::new(address, port.number);
+            if let Some(state) = reserved.state(*port, at).await {
                 opened.push(Opened { port: *port, state });
                 continue;
             }
-            let at = SocketAddr::new(address, port.number);
             let secrets = secrets.clone();
             let bound = match port.protocol {
                 Protocol::Tcp => TcpListener::bind(at)
@@ -120,6 +118,28 @@ impl Ports {
     /// Closes them; whoever wants them can have them then.
     pub(super) async fn close(mut self) {
         self.tasks.shutdown().await;
+    }
+}
+
+impl Reserved {
+    /// What is said of a port that isn't opened; nothing of others.
+    async fn state(&self, port: Port, at: SocketAddr) -> Option<State> {
+        if self.taken.contains(&port.number) {
+            let reason = "services of the cluster have these ports";
+            return Some(State::Failed(reason.into()));
+        }
+        let is_own = match port.protocol {
+            Protocol::Tcp => self.own.contains(&port.number),
+            // Its TCP twin tells whether it runs.
+            Protocol::Udp => port.number == spec::DNS_SERVICE_PORT && !self.own.is_empty(),
+        };
+        if !is_own {
+            return None;
+        }
+        Some(match listens(at).await {
+            true => State::Held,
+            false => State::Failed("the cluster's service there doesn't run".into()),
+        })
     }
 }
 
@@ -424,7 +444,6 @@ mod tests {
     use super::*;
 
     const HERE: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    const NONE: RangeInclusive<u16> = NOTHING;
     const ROUTE: Route = Route {
         from: HERE,
         to: HERE,
@@ -443,7 +462,7 @@ mod tests {
     async fn what_was_opened_is_reached_with_packet_and_rates() {
         let secrets = Secrets::generate().unwrap();
         let ports = [free(Protocol::Tcp), free(Protocol::Udp)];
-        let open = Ports::open(HERE, &ports, &secrets, &NONE).await;
+        let open = Ports::open(HERE, &ports, &secrets, &NOTHING).await;
         assert!(open.opened.iter().all(|port| port.state == State::Open));
         let way = probe(ROUTE, &open.opened, &secrets, Some(u64::MAX)).await;
         let reached: Vec<_> = ports.iter().map(|port| (*port, Reach::Reached)).collect();
@@ -484,7 +503,7 @@ mod tests {
         let held = port(Protocol::Tcp, listener.local_addr().unwrap().port());
         let silent = std::net::UdpSocket::bind(SocketAddr::new(HERE, 0)).unwrap();
         let mute = port(Protocol::Udp, silent.local_addr().unwrap().port());
-        let open = Ports::open(HERE, &[held, mute], &secrets, &NONE).await;
+        let open = Ports::open(HERE, &[held, mute], &secrets, &NOTHING).await;
         assert!(open.opened.iter().all(|port| port.state == State::Held));
         let way = probe(ROUTE, &open.opened, &secrets, Some(u64::MAX)).await;
         assert_eq!(way.ports[0].1, Reach::Reached);
@@ -494,10 +513,29 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn ports_of_the_clusters_own_services_are_left_to_them() {
+        let secrets = Secrets::generate().unwrap();
+        let own = free(Protocol::Tcp);
+        let reserved = Reserved {
+            own: vec![own.number].leak(),
+            ..NOTHING
+        };
+        let down = Ports::open(HERE, &[own], &secrets, &reserved).await;
+        let way = probe(ROUTE, &down.opened, &secrets, None).await;
+        assert!(matches!(way.ports[0].1, Reach::Unknown(_)), "{way:?}");
+        // The service starts meanwhile.
+        let _service = std::net::TcpListener::bind((HERE, own.number)).unwrap();
+        let up = Ports::open(HERE, &[own], &secrets, &reserved).await;
+        assert_eq!(up.opened[0].state, State::Held);
+        let way = probe(ROUTE, &up.opened, &secrets, None).await;
+        assert_eq!(way.ports, [(own, Reach::Reached)]);
+    }
+
+    #[tokio::test]
     async fn who_does_not_know_the_secrets_gets_nothing_and_is_not_believed() {
         let (ours, others) = (Secrets::generate().unwrap(), Secrets::generate().unwrap());
         let ports = [free(Protocol::Tcp), free(Protocol::Udp)];
-        let open = Ports::open(HERE, &ports, &ours, &NONE).await;
+        let open = Ports::open(HERE, &ports, &ours, &NOTHING).await;
         let way = probe(ROUTE, &open.opened, &others, Some(u64::MAX)).await;
         // The way is open, whoever it is.
         assert!(matches!(way.ports[0].1, Reach::Unknown(_)), "{way:?}");

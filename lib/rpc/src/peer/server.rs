@@ -127,7 +127,8 @@ impl peer_server::Peer for Service {
         let message = request.into_inner();
         let secrets = secrets(message.question, message.answer)?;
         let ports: Vec<Port> = limited(&message.ports)?;
-        let open = Ports::open(caller.local.ip(), &ports, &secrets, &self.here.taken).await;
+        let (at, reserved) = (caller.local.ip(), &self.here.reserved);
+        let open = Ports::open(at, &ports, &secrets, reserved).await;
         let reply = OpenReply {
             opened: json(&open.opened)?,
         };

@@ -35,7 +35,7 @@ fn here(hostname: &str, clock: fn() -> i64) -> Here {
         },
         mtus: BTreeMap::from([(LOCAL, 1500), (OTHER, 1500)]),
         clock,
-        taken: NOTHING,
+        reserved: NOTHING,
     }
 }
 

@@ -3,6 +3,7 @@
 //! The one that a person starts ([`start`]) only shows what the other
 //! ([`operate`]) tells: a lost terminal ends the former, not the latter.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,9 +20,9 @@ use installer::install::{NODES_PHASE, TOKEN_PHASE};
 use jiff::SignedDuration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use operation::RunError;
+use operation::{Plan, RunError};
 use spec::layout::Layout;
-use spec::phase::Nodes;
+use spec::phase::{Nodes, PhaseSpec};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Session, copy_of_this, join, report, status, token};
@@ -191,18 +192,18 @@ async fn show_joins(session: &Session) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let masters: Vec<_> = cluster.masters().map(|master| master.to_string()).collect();
-    let masters = masters.join(",");
+    let masters = token::masters(&cluster);
     // One of the user's own choice is not shown again.
     let token = match own {
         true => "TOKEN".to_owned(),
         // Whoever looks at the same install again gets the same one.
         false => match token::valid(&client, TOKEN_LIFE / 2).await? {
             Some(token) => token.text,
-            None => token::make(session, TOKEN_LIFE, None).await?.stored.text,
+            None => token::make(session, &client, TOKEN_LIFE, None).await?.text,
         },
     };
     let program = copy_of_this();
+    let descriptions = descriptions(&plan);
     let mut text =
         String::from("On the other nodes, in the directory of a copy of this file, run as root:");
     for (profile, count) in missing {
@@ -211,9 +212,32 @@ async fn show_joins(session: &Session) -> Result<()> {
             text,
             "\n  {count} node{s}: {program} join {masters} --token={token} --role={profile}"
         );
+        if let Some(description) = descriptions.get(profile) {
+            // A shell that gets the whole line takes this for a comment.
+            let _ = write!(text, "  # {description}");
+        }
     }
     session.console.print(&text);
     Ok(())
+}
+
+/// What the vendor says of each profile, on a line; the manifest is in the plan until the
+/// install is complete.
+fn descriptions(plan: &Plan) -> BTreeMap<String, String> {
+    let leaves = plan.leaves().into_iter().rev();
+    let mut payloads =
+        leaves.filter_map(|phase| serde_json::from_value(phase.payload.clone()).ok());
+    let manifest = payloads.find_map(|payload| match payload {
+        PhaseSpec::Complete(complete) => manifest::parse(&complete.manifest, "app.yaml").ok(),
+        _ => None,
+    });
+    let profiles = manifest.map(|manifest| manifest.node_profiles);
+    let described = profiles.into_iter().flatten().filter_map(|profile| {
+        let text = profile.description?;
+        let words: Vec<_> = text.split_whitespace().collect();
+        (!words.is_empty()).then(|| (profile.name, words.join(" ")))
+    });
+    described.collect()
 }
 
 async fn show_cluster(session: &Session) -> Result<()> {
@@ -374,6 +398,27 @@ async fn roll_back(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_plan_of_an_install_tells_what_its_profiles_are_for() {
+        let manifest = "metadata: {name: a, resourceVersion: 1.0.0}\n\
+                        nodeProfiles:\n\
+                        - {name: db, description: \"Keeps\\n  data \"}\n\
+                        - {name: web}\n";
+        let complete = PhaseSpec::Complete(spec::phase::Complete {
+            operation: "one".into(),
+            cluster: spec::sample::cluster(),
+            manifest: manifest.into(),
+        });
+        let plan = |phases| Plan::new("install", "one", phases);
+        let phase = operation::Phase {
+            payload: serde_json::to_value(complete).unwrap(),
+            ..operation::Phase::new("/complete", "Write it down")
+        };
+        let told = descriptions(&plan(vec![phase]));
+        assert_eq!(told, BTreeMap::from([("db".into(), "Keeps data".into())]));
+        assert!(descriptions(&plan(Vec::new())).is_empty());
+    }
 
     #[test]
     fn the_process_of_an_operation_is_told_its_id_and_no_secrets() {
