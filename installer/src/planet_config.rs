@@ -12,13 +12,17 @@ use spec::phase::Volume;
 
 use crate::services::{self, Context};
 
-/// What the services need of the kernel; kubelet and the bridge check for it.
+/// What the services need of the kernel. Kubelet sets those from `vm.overcommit_memory` on by
+/// itself where they differ (its `setupKernelTunables`), which no journal would know of.
 pub const SYSCTLS: &[(&str, &str)] = &[
     ("net.ipv4.ip_forward", "1"),
     ("net.bridge.bridge-nf-call-iptables", "1"),
     ("vm.overcommit_memory", "1"),
+    ("vm.panic_on_oom", "0"),
     ("kernel.panic", "10"),
     ("kernel.panic_on_oops", "1"),
+    ("kernel.keys.root_maxkeys", "1000000"),
+    ("kernel.keys.root_maxbytes", "25000000"),
 ];
 
 /// Makes the planet's configuration. `rootfs` is the unpacked base image;

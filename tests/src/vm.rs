@@ -46,6 +46,7 @@ pub const SUITES: [&str; 2] = [rootfs::SUITE, "trixie"];
 const FORMAT: u32 = 1;
 /// What the machine's Debian has beyond the minimum.
 const PACKAGES: &[&str] = &[
+    "apparmor",
     "ca-certificates",
     "curl",
     "dbus",

@@ -202,14 +202,12 @@ impl<'a> Unpacker<'a> {
                 ));
             }
         }
-        if !self.options.owners {
-            xattrs.retain(|(name, _)| name != "security.capability");
-        }
-        // A file of the caller must not run as the caller for others.
-        let mode = if self.options.owners {
-            entry.mode
-        } else {
-            entry.mode & 0o777
+        // The directory lies on a host, whose users must not get rights by its programs:
+        // nothing in a planet needs that.
+        xattrs.retain(|(name, _)| name != "security.capability");
+        let mode = match self.options.owners {
+            true => entry.mode & 0o1777,
+            false => entry.mode & 0o777,
         };
         Ok(Meta {
             mode,

@@ -174,6 +174,8 @@ impl Background {
             "--property=KillMode=mixed",
             // A program that it runs and that takes too much memory ends alone.
             "--property=OOMPolicy=continue",
+            // A host that shuts down doesn't wait for a step: it may end anywhere.
+            "--property=TimeoutStopSec=10s",
             "--property=OOMScoreAdjust=-500",
             "--property=StandardError=inherit",
         ]
@@ -236,6 +238,7 @@ mod tests {
                 "--service-type=exec",
                 "--property=KillMode=mixed",
                 "--property=OOMPolicy=continue",
+                "--property=TimeoutStopSec=10s",
                 "--property=OOMScoreAdjust=-500",
                 "--property=StandardError=inherit",
                 "--unit=gravity-agent.service",

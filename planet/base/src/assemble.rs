@@ -19,7 +19,7 @@ use crate::versions::Versions;
 use crate::{file, pause, sbom};
 
 /// Part of the hash: raise it when the way of assembling changes.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 1;
 
 /// Assembled root filesystems that the cache keeps.
 const KEPT: usize = 3;

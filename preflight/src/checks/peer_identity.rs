@@ -1,6 +1,8 @@
 //! No two nodes are taken for one.
 
-use host::facts::Introduction;
+use std::net::IpAddr;
+
+use host::facts::{HostFacts, Introduction};
 
 use crate::{Check, Finding, Input};
 
@@ -17,7 +19,7 @@ pub(super) const CHECK: Check = Check {
 };
 
 fn check(input: &Input<'_>) -> Vec<Finding> {
-    let own = Introduction::of(input.facts);
+    let own = own(input.facts, input.requirements.advertise_address);
     let seen = input.peers();
     seen.map(|(address, seen)| {
         let shared = shared(&own, &seen.who);
@@ -29,6 +31,20 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
         }
     })
     .collect()
+}
+
+/// Who this host is. Other interfaces than that of its address are on networks that it
+/// needn't share with the peers: a NAT of each machine's own, a management controller's.
+fn own(facts: &HostFacts, advertised: IpAddr) -> Introduction {
+    let mut own = Introduction::of(facts);
+    let mut addresses = facts.addresses.iter();
+    if let Some(advertised) = addresses.find(|address| address.address == advertised) {
+        own.macs.retain(|mac| {
+            let mut interfaces = facts.network.interfaces.iter();
+            interfaces.any(|one| one.name == advertised.interface && one.mac == *mac)
+        });
+    }
+    own
 }
 
 fn shared(own: &Introduction, other: &Introduction) -> Vec<String> {
@@ -70,6 +86,22 @@ mod tests {
         for (finding, what) in found.iter().zip(["name", "machine-id", "hardware"]) {
             assert!(finding.measured.contains(what), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn interfaces_of_other_networks_may_share_an_address() {
+        let mut facts = facts();
+        let mut nat = facts.network.interfaces[0].clone();
+        (nat.name, nat.mac) = ("nat".into(), "08:00:27:8d:c0:4d".into());
+        facts.network.interfaces.push(nat);
+        let mut address = facts.addresses[1].clone();
+        (address.interface, address.address) = ("nat".into(), [10, 0, 2, 15].into());
+        facts.addresses.push(address);
+        let macs = |advertised: [u8; 4]| super::own(&facts, advertised.into()).macs;
+        assert_eq!(macs([192, 168, 1, 5]), ["02:00:00:00:00:01"]);
+        assert_eq!(macs([10, 0, 2, 15]), ["08:00:27:8d:c0:4d"]);
+        // Which one it is, isn't known.
+        assert_eq!(macs([0, 0, 0, 0]).len(), 2);
     }
 
     #[test]

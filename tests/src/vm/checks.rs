@@ -70,8 +70,8 @@ const SNAPSHOT: &str = "
         -o -path /usr/bin -o -path /usr/sbin -o -path /usr/lib \\) \\
         -prune -o -type f -printf 'file %p %m %U:%G %s\\n' -o -printf 'entry %p %m %U:%G %l\\n'
     find /etc -xdev -type f -exec sha256sum {} + | sed 's/^\\([^ ]*\\) *\\(.*\\)/content \\2 \\1/'
-    sysctl -a 2>/dev/null | grep -E '^(net.ipv4.(ip_forward|conf.all)|net.bridge|fs.inotify)' |
-        sed 's/^\\([^ ]*\\) = /sysctl \\1 /'";
+    sysctl -a 2>/dev/null | grep -E '^(net.ipv4.(ip_forward|conf.all)|net.bridge|fs.inotify|\
+vm.(overcommit_memory|panic_on_oom)|kernel.(panic|keys))' | sed 's/^\\([^ ]*\\) = /sysctl \\1 /'";
 
 /// What stays after `gravity leave` beside what may on any node
 /// ([`snapshot::ALLOWED`]), and why: br_netfilter stays loaded, with its parameters, as

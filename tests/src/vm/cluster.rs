@@ -50,16 +50,17 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     first.wait_well(2, &addresses)?;
     done("well again after the network devices of both were away for a minute");
 
+    first.must("kubectl create configmap written --from-literal=before=reboot")?;
     on_both(|| first.reboot(), || second.reboot())?;
     done("both have been rebooted");
     first.wait_well(2, &addresses)?;
-    done("the cluster is back by itself");
+    first.must("kubectl get configmap written && kubectl create configmap after-reboot")?;
+    done("the cluster is back by itself, with what was written before");
 
-    first.must("kubectl create configmap written --from-literal=before=power-cut")?;
     on_both(|| first.cut_power(), || second.cut_power())?;
     done("both have lost power and have it again");
     first.wait_well(2, &addresses)?;
-    first.must("kubectl get configmap written")?;
+    first.must("kubectl get configmap written after-reboot")?;
     done("the cluster is back, with what was written before");
 
     for (member, left) in [(&mut second, 1), (&mut first, 0)] {

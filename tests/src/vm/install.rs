@@ -113,6 +113,11 @@ pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result
         "mkdir {VOLUME} && echo 'pages {VOLUME} tmpfs nofail,size=200m 0 0' >>/etc/fstab &&
         systemctl daemon-reload && mount {VOLUME}"
     ))?;
+    // As hosts have it that rather fail over than go on. Kubelet wants it otherwise.
+    test.must(
+        "echo vm.panic_on_oom=1 >/etc/sysctl.d/50-theirs.conf && \
+         sysctl -q -p /etc/sysctl.d/50-theirs.conf",
+    )?;
     let before = snapshot(&mut test.machine)?;
     install(&mut test)?;
     test.gravity("status")?;
@@ -132,6 +137,10 @@ pub fn run(setup: &Setup, suite: &str, kept: &Kept, console: &Console) -> Result
     test.gravity("stop --confirm")?;
     test.must(&format!("set -e; {STOPPED}"))?;
     test.tell("The cluster is stopped");
+    let left = test.left();
+    test.machine.reboot(left)?;
+    test.must(&format!("set -e; {STOPPED}"))?;
+    test.tell("The cluster is stopped after a reboot, too");
     test.gravity("start")?;
     test.must(&format!("set -e; {STARTED}"))?;
     test.wait_well()?;

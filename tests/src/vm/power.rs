@@ -20,6 +20,8 @@ use crate::scenario::{Setup, Timeline};
 
 /// Numbers of writes that were answered, each synced, in the machine.
 const ANSWERED: &str = "/root/answered";
+/// Ends what makes them.
+const END_WRITES: &str = "pkill -f '[w]rite-'";
 /// What an operation says of each of its records.
 const RECORD: &str = " completed: ";
 /// How many of them a cut waits for: fewer than this.
@@ -34,6 +36,8 @@ const RUN: Duration = Duration::from_secs(20);
 /// One of so many cuts of a cluster finds all well with it; the others come while it
 /// starts.
 const WELL_BEFORE: u32 = 4;
+/// One of so many cuts of a join takes the power of the cluster's machine, too.
+const BOTH: u32 = 4;
 /// How long machines live beside the cuts, and for one cut of each kind.
 const LIMIT: Duration = Duration::from_secs(3600);
 const LIMIT_OF_CUT: Duration = Duration::from_secs(3600);
@@ -242,14 +246,18 @@ impl Power<'_> {
         Ok(cuts)
     }
 
-    /// A join that is cut off, `most` times at the most. Returns how often.
+    /// A join that is cut off, `most` times at the most, with what is in the cluster. Returns
+    /// how often.
     fn join(&mut self, second: &mut Member, most: u32) -> Result<u32> {
         self.become_cluster()?;
         let join = second.join(&mut self.first)?;
         let addresses = [self.first.address(), second.address()];
         let mut cuts = 0;
+        begin_writes(&mut self.first)?;
+        self.first.must(END_WRITES)?;
         let ended = self.strike(|power| {
             power.cut_off(Some(&mut *second), &join, most, &mut cuts)?;
+            all_there(&mut power.first)?;
             power.first.wait_well(2, &addresses)?;
             // Not by force: the cluster is to go on without it.
             second.run("leave --confirm", power.console)?;
@@ -271,14 +279,17 @@ impl Power<'_> {
     /// each as a user does. Counts the `cuts`.
     fn cut_off(
         &mut self,
-        other: Option<&mut Member>,
+        mut other: Option<&mut Member>,
         arguments: &str,
         most: u32,
         cuts: &mut u32,
     ) -> Result<()> {
-        let member = other.unwrap_or(&mut self.first);
         let mut command = arguments;
         loop {
+            let member = match &mut other {
+                Some(other) => &mut **other,
+                None => &mut self.first,
+            };
             let is_last = *cuts >= most;
             let (records, most) = if is_last {
                 (u32::MAX, None)
@@ -304,6 +315,11 @@ impl Power<'_> {
                 *cuts += 1;
                 let last = said.lines().last().unwrap_or_default();
                 self.timeline.tell(&format!("cut {cuts} after {last:?}"));
+                if other.is_some() && self.random.u32(..BOTH) == 0 {
+                    self.first.cut_power()?;
+                    all_there(&mut self.first)?;
+                    self.timeline.tell("and of the cluster that it joins");
+                }
             }
         }
     }

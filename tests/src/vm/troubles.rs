@@ -60,6 +60,17 @@ const TROUBLES: &[(&str, &str, Option<&str>, &str)] = &[
         None,
         "true",
     ),
+    // As fast as this the kernel ends it before kubelet has looked.
+    (
+        "a pod takes memory until the kernel ends it",
+        "set -e
+         of() { kubectl get pods -l app=web -o \"jsonpath={.items[0].spec.containers[0].$1}\"; }
+         kubectl run hog --image=$(of image) --restart=Never -- tail /dev/zero
+         kubectl wait pod/hog --for=jsonpath={.status.phase}=Failed --timeout=10m
+         kubectl get pod hog -o yaml | grep 'reason: OOMKilled'",
+        None,
+        "kubectl delete pod hog",
+    ),
     // Kubelet wants a GiB to be free.
     (
         "the disk fills up",
@@ -68,6 +79,9 @@ const TROUBLES: &[(&str, &str, Option<&str>, &str)] = &[
         "rm /filler",
     ),
 ];
+
+/// AppArmor's profiles.
+const PROFILES: &str = "sort /sys/kernel/security/apparmor/profiles";
 
 /// Runs all of it.
 ///
@@ -85,6 +99,8 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     let host = machine
         .must("ls /proc/sys/net/ipv6 2>/dev/null; cat /sys/module/apparmor/parameters/enabled")?;
     ensure!(host.trim() == "Y", "IPv6 or no AppArmor: {host}");
+    let profiles = machine.must(PROFILES)?;
+    ensure!(profiles.contains(" (enforce)"), "it has {profiles:?}");
     let install = format!("{} {FLAVOR}", machine.install());
     machine.run(&install, console)?;
     machine.wait_well(1, &addresses)?;
@@ -106,8 +122,11 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     machine.must(&plugged)?;
     timeline.tell("the planet reads a disk that was plugged in");
     machine.leave(console)?;
-    let left = machine.must("aa-status 2>/dev/null | grep gravity; true")?;
-    ensure!(left.trim().is_empty(), "AppArmor still knows {left}");
+    let after = machine.must(PROFILES)?;
+    ensure!(
+        after == profiles,
+        "AppArmor had {profiles}, and has {after}"
+    );
     machine.end();
     Ok(())
 }

@@ -109,6 +109,14 @@ fn join() -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
+/// When the second machine's pods of this test were started.
+const STARTED: &str = "kubectl get pods -l 'app in (pods,hosts)' \
+    --field-selector=spec.nodeName=machine-2 \
+    -o jsonpath='{.items[*].status.containerStatuses[0].state.running.startedAt}'";
+/// The half of its key that others know.
+const PUBLIC_KEY: &str = "kubectl get node machine-2 \
+    -o jsonpath='{.metadata.annotations.flannel\\.alpha\\.coreos\\.com/backend-data}'";
+
 /// Runs all of it.
 ///
 /// # Errors
@@ -134,6 +142,18 @@ pub fn run(setup: &Setup, kept: &Kept, console: &Console) -> Result<()> {
     for member in [&mut first, &mut second] {
         keys(member, console)?;
     }
+
+    let key = first.must(PUBLIC_KEY)?;
+    let started = first.must(STARTED)?;
+    second.reboot()?;
+    first.must(&format!(
+        "until now=$({STARTED}) && [ $(echo $now | wc -w) = 2 ] &&
+             ! echo $now | grep -qE '{}'; do sleep 2; done",
+        started.split_whitespace().collect::<Vec<_>>().join("|")
+    ))?;
+    let now = first.must(PUBLIC_KEY)?;
+    ensure!(now != key, "it has the key of before its reboot, {key}");
+    done("the second has been rebooted, and has another key");
 
     for (app, encrypted) in [("hosts", false), ("pods", true)] {
         let (lines, seen) = listen(|| tell(&mut first, app))?;
