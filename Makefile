@@ -4,7 +4,7 @@ CARGO ?= cargo
 CACHE := $(or $(GRAVITY_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/gravity)
 BIN := $(or $(CARGO_TARGET_DIR),target)/x86_64-unknown-linux-gnu/release
 
-.PHONY: demo demo-clean test unit e2e masters quorum faults crash power distributions vm vm-power vm-vagrant fuzz lint base binaries bench setup help
+.PHONY: demo demo-clean test unit e2e long masters quorum faults crash power distributions vm vm-power vm-vagrant fuzz lint base binaries bench setup help
 
 help: ## this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,9 +40,7 @@ e2e: base ## tests on nodes in namespaces; needs root
 	GRAVITY_TEST_BIN=$(CACHE)/programs $(CARGO) test -p gravity-cluster --test api
 	$(BIN)/testnode e2e
 	$(BIN)/testnode crash --shard 3/60
-	$(BIN)/testnode crash --nodes --at 3 --only "join of a worker: kill operation and agent" \
-		--only "leave of a worker: kill the operation"
-	$(BIN)/testnode crash --power --cuts 1
+	$(BIN)/testnode crash --nodes --at 3 --only "join of a worker: kill operation and agent"
 	$(BIN)/testnode faults --only refusals --only agreement --only abort --only lost-terminal
 	$(BIN)/testnode checks
 	$(BIN)/testnode hosts
@@ -53,10 +51,14 @@ e2e: base ## tests on nodes in namespaces; needs root
 	$(BIN)/testnode hooks
 	$(BIN)/testnode network
 	$(BIN)/testnode page
-	$(BIN)/testnode page --five-nodes
 	$(BIN)/testnode care
 	$(BIN)/testnode offline
 	$(BIN)/testnode vm checks
+
+long: base ## what make test has no time for: five nodes, a leave that is killed, power cuts; needs root
+	$(BIN)/testnode page --five-nodes
+	$(BIN)/testnode crash --nodes --at 3 --only "leave of a worker: kill the operation"
+	$(BIN)/testnode crash --power --cuts 1
 
 masters: base ## three masters and a worker: one dies, is removed, another one joins; needs root
 	$(BIN)/testnode masters
