@@ -18,7 +18,7 @@ use crate::scenario::{IMAGE, Setup, check_status};
 /// How long all of it may take, under emulation.
 const LIMIT: Duration = Duration::from_secs(90 * 60);
 /// How long one step may take, beside other work.
-const PATIENCE: Duration = Duration::from_secs(20 * 60);
+const PATIENCE: Duration = Duration::from_secs(30 * 60);
 /// What an install of the sample needs beside.
 pub(super) const FLAVOR: &str = "--flavor=one --accept-eula";
 /// File of the token.
