@@ -60,17 +60,6 @@ const TROUBLES: &[(&str, &str, Option<&str>, &str)] = &[
         None,
         "true",
     ),
-    // As fast as this the kernel ends it before kubelet has looked.
-    (
-        "a pod takes memory until the kernel ends it",
-        "set -e
-         of() { kubectl get pods -l app=web -o \"jsonpath={.items[0].spec.containers[0].$1}\"; }
-         kubectl run hog --image=$(of image) --restart=Never -- tail /dev/zero
-         kubectl wait pod/hog --for=jsonpath={.status.phase}=Failed --timeout=10m
-         kubectl get pod hog -o yaml | grep 'reason: OOMKilled'",
-        None,
-        "kubectl delete pod hog",
-    ),
     // Kubelet wants a GiB to be free.
     (
         "the disk fills up",
