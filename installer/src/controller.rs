@@ -142,9 +142,7 @@ fn node_hooks(path: &Path) -> Result<NodeHooks, Error> {
 }
 
 pub(crate) fn read(path: &Path) -> Result<String, Error> {
-    let text = host::bounded::bytes(path, MAX_FILE)
-        .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
-    text.map_err(|source| Error::Read {
+    host::bounded::string(path, MAX_FILE).map_err(|source| Error::Read {
         path: path.to_owned(),
         source,
     })

@@ -178,9 +178,7 @@ impl Context<'_> {
 
     /// The same as the host has it.
     pub(crate) fn host_address(&self) -> Option<&Address> {
-        let address = self.address();
-        let mut all = self.facts.addresses.iter();
-        all.find(|one| one.address == address)
+        self.facts.address(self.address())
     }
 
     /// First CIDR of the pod network.

@@ -161,9 +161,8 @@ fn certificate(path: &Path) -> Result<Option<String>> {
     if !matches!(extension, Some("crt" | "kubeconfig")) {
         return Ok(None);
     }
-    let named = || format!("read {}", path.display());
-    let bytes = host::bounded::bytes(path, MAX_FILE).with_context(named)?;
-    let text = String::from_utf8(bytes).with_context(named)?;
+    let text = host::bounded::string(path, MAX_FILE)
+        .with_context(|| format!("read {}", path.display()))?;
     if extension == Some("crt") {
         return Ok(Some(text));
     }

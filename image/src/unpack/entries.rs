@@ -188,13 +188,13 @@ impl<'a> Unpacker<'a> {
 
     fn meta(&self, path: &[u8], entry: &mut Entry) -> Result<Meta> {
         let mut xattrs = std::mem::take(&mut entry.xattrs);
-        // The host's policy gives labels.
-        xattrs.retain(|(name, _)| name != "security.selinux");
+        // The host's policy gives labels, and its users must not get rights by programs
+        // that lie on it: nothing in a planet needs that, nor setuid bits.
+        let kept = |name: &str| !["security.selinux", "security.capability"].contains(&name);
+        xattrs.retain(|(name, _)| kept(name));
         for (name, _) in &xattrs {
             // `trusted.overlay.*` would steer the overlay that is put on top.
-            let known = name.starts_with("user.")
-                || name == "security.capability"
-                || name.starts_with("system.posix_acl_");
+            let known = name.starts_with("user.") || name.starts_with("system.posix_acl_");
             if !known || name.contains('\0') {
                 return Err(refuse(
                     path,
@@ -202,9 +202,6 @@ impl<'a> Unpacker<'a> {
                 ));
             }
         }
-        // The directory lies on a host, whose users must not get rights by its programs:
-        // nothing in a planet needs that.
-        xattrs.retain(|(name, _)| name != "security.capability");
         let mode = match self.options.owners {
             true => entry.mode & 0o1777,
             false => entry.mode & 0o777,

@@ -169,7 +169,6 @@ fn mtu(context: &Context<'_>) -> Option<u32> {
         PodNetwork::Vendor => return None,
     };
     let name = &context.host_address()?.interface;
-    let mut interfaces = context.facts.network.interfaces.iter();
-    let interface = interfaces.find(|interface| interface.name == *name)?;
+    let interface = context.facts.network.interface(name)?;
     interface.mtu.checked_sub(overhead)
 }

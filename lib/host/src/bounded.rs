@@ -27,6 +27,14 @@ pub fn bytes(path: &Path, limit: u64) -> Result<Vec<u8>> {
     }
 }
 
+/// Reads a file of UTF-8 of at most `limit` bytes.
+///
+/// # Errors
+/// As [`bytes`] has them, and when it is not UTF-8.
+pub fn string(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(bytes(path, limit)?).map_err(Error::other)
+}
+
 /// Reads a file of text; bytes that are not UTF-8 are replaced.
 pub(crate) fn text(path: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&bytes(path, MAX_TEXT)?).into_owned())

@@ -180,6 +180,11 @@ pub struct Space {
 }
 
 impl HostFacts {
+    /// An address of this host, with where it is.
+    pub fn address(&self, address: IpAddr) -> Option<&Address> {
+        self.addresses.iter().find(|one| one.address == address)
+    }
+
     /// Finds out what this host is like. Slow sources are asked at the same
     /// time.
     pub fn collect(interest: &Interest) -> Self {

@@ -158,12 +158,11 @@ impl Registries {
     pub fn load(files: &[PathBuf]) -> Result<Self, RegistriesError> {
         let mut all = Self::default();
         for path in files {
-            let text = host::bounded::bytes(path, MAX_SIZE)
-                .and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other))
-                .map_err(|source| RegistriesError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
+            let text = host::bounded::string(path, MAX_SIZE);
+            let text = text.map_err(|source| RegistriesError::Read {
+                path: path.clone(),
+                source,
+            })?;
             all.add(&text, path)?;
         }
         Ok(all)

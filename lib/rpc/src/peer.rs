@@ -64,13 +64,10 @@ const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 impl Here {
     /// A host as its facts have it.
     pub fn of(facts: &HostFacts) -> Self {
-        let mtu = |name: &str| {
-            let mut interfaces = facts.network.interfaces.iter();
-            interfaces.find(|interface| interface.name == name)
-        };
+        let mtu = |name: &str| Some(facts.network.interface(name)?.mtu);
         let addresses = facts.addresses.iter();
         let mtus = addresses
-            .filter_map(|address| Some((address.address, mtu(&address.interface)?.mtu)))
+            .filter_map(|address| Some((address.address, mtu(&address.interface)?)))
             .collect();
         Self {
             who: Introduction::of(facts),

@@ -37,12 +37,10 @@ fn check(input: &Input<'_>) -> Vec<Finding> {
 /// needn't share with the peers: a NAT of each machine's own, a management controller's.
 fn own(facts: &HostFacts, advertised: IpAddr) -> Introduction {
     let mut own = Introduction::of(facts);
-    let mut addresses = facts.addresses.iter();
-    if let Some(advertised) = addresses.find(|address| address.address == advertised) {
-        own.macs.retain(|mac| {
-            let mut interfaces = facts.network.interfaces.iter();
-            interfaces.any(|one| one.name == advertised.interface && one.mac == *mac)
-        });
+    if let Some(advertised) = facts.address(advertised) {
+        let interface = facts.network.interface(&advertised.interface);
+        own.macs
+            .retain(|mac| interface.is_some_and(|interface| interface.mac == *mac));
     }
     own
 }

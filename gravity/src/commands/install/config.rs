@@ -39,10 +39,9 @@ impl Config {
 }
 
 fn read(path: &Path) -> Result<Config, String> {
-    let bytes = host::bounded::bytes(path, manifest::MAX_SIZE as u64);
-    let bytes = bytes.map_err(|error| error.to_string())?;
+    let text = host::bounded::string(path, manifest::MAX_SIZE as u64);
     let mut config = Config {
-        text: String::from_utf8(bytes).map_err(|error| error.to_string())?,
+        text: text.map_err(|error| error.to_string())?,
         ..Config::default()
     };
     let documents = cluster::documents(&config.text).map_err(|error| error.to_string())?;

@@ -94,13 +94,11 @@ fn check(value: &str, config: &ClusterConfig) -> Result<License, WrongLicense> {
 }
 
 fn read(path: &Path) -> Result<String, WrongLicense> {
-    let unreadable = |reason: String| WrongLicense::Unreadable {
+    let text = host::bounded::string(path, MAX_LICENSE as u64);
+    text.map_err(|error| WrongLicense::Unreadable {
         path: path.display().to_string(),
-        reason,
-    };
-    let bytes = host::bounded::bytes(path, MAX_LICENSE as u64);
-    let bytes = bytes.map_err(|error| unreadable(error.to_string()))?;
-    String::from_utf8(bytes).map_err(|error| unreadable(error.to_string()))
+        reason: error.to_string(),
+    })
 }
 
 #[cfg(test)]

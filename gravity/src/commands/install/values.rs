@@ -146,12 +146,11 @@ fn read(path: &Path) -> Result<String, WrongValues> {
         path: path.to_owned(),
         reason,
     };
-    let bytes = host::bounded::bytes(path, MAX_BYTES as u64);
-    let bytes = bytes.map_err(|error| match error.kind() {
+    let text = host::bounded::string(path, MAX_BYTES as u64);
+    let text = text.map_err(|error| match error.kind() {
         ErrorKind::FileTooLarge => WrongValues::Long,
         _ => wrong(error.to_string()),
     })?;
-    let text = String::from_utf8(bytes).map_err(|error| wrong(error.to_string()))?;
     let value: serde_json::Value = serde_saphyr::from_str(&text)
         // What is around the place may be a secret.
         .map_err(|error| wrong(format!("not YAML: {}", error.without_snippet())))?;

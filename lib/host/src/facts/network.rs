@@ -81,6 +81,11 @@ pub struct ResolvConf {
 }
 
 impl Network {
+    /// The interface of this name.
+    pub fn interface(&self, name: &str) -> Option<&Interface> {
+        self.interfaces.iter().find(|one| one.name == name)
+    }
+
     pub(super) fn collect() -> Self {
         let read = |path: &str| bounded::text(Path::new(path)).ok();
         Self {
